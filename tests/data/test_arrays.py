@@ -1,0 +1,118 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from vqjax.data import materialize
+from vqjax.data.arrays import array_splits
+from vqjax.errors import UserError
+
+
+def load(path, **changes):
+    options = {"image_size": 8, "train_split": "train", "eval_split": "test", "eval_fraction": 0.2} | changes
+    return array_splits(str(path), **options)
+
+
+def numbered(count, shape=(8, 8, 3)):
+    return np.arange(count, dtype=np.uint8).reshape(-1, *[1] * len(shape)) * np.ones(shape, np.uint8)
+
+
+def test_npy_is_divided_into_disjoint_repeatable_splits(tmp_path):
+    np.save(tmp_path / "images.npy", numbered(10))
+    first, second = load(tmp_path / "images.npy"), load(tmp_path / "images.npy")
+    train, heldout = materialize(first.train), materialize(first.heldout)
+    assert (train.shape, heldout.shape) == ((8, 8, 8, 3), (2, 8, 8, 3))
+    assert sorted(np.concatenate([train, heldout])[:, 0, 0, 0].tolist()) == list(range(10))
+    np.testing.assert_array_equal(materialize(second.heldout), heldout)
+    assert (first.train.name, first.heldout.name) == ("images.npy/train", "images.npy/heldout")
+
+
+def test_npy_is_read_as_needed(tmp_path):
+    np.save(tmp_path / "images.npy", numbered(10))
+    assert isinstance(load(tmp_path / "images.npy").train._images, np.memmap)
+
+
+def test_npz_has_the_splits_by_name_beside_anything_else(tmp_path):
+    np.savez(tmp_path / "images.npz", train=numbered(6), test=numbered(3), labels=np.arange(6))
+    splits = load(tmp_path / "images.npz")
+    assert (len(splits.train), len(splits.heldout)) == (6, 3)
+    assert splits.heldout.name == "images.npz/test"
+    swapped = load(tmp_path / "images.npz", train_split="test", eval_split="train")
+    assert (len(swapped.train), len(swapped.heldout)) == (3, 6)
+
+
+def test_npz_of_one_array_is_divided(tmp_path):
+    np.savez_compressed(tmp_path / "images.npz", numbered(10))
+    assert len(load(tmp_path / "images.npz").heldout) == 2
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1)])
+def test_grayscale_is_repeated_to_three_channels(tmp_path, shape):
+    np.save(tmp_path / "images.npy", numbered(4, shape))
+    image = load(tmp_path / "images.npy").train[0]
+    assert image.shape == (8, 8, 3)
+    assert (image == image[..., :1]).all()
+
+
+def test_other_sizes_are_resized_and_center_cropped(tmp_path):
+    images = np.zeros((4, 16, 32, 3), np.uint8)
+    images[:, :, 8:24] = 200
+    np.save(tmp_path / "images.npy", images)
+    np.testing.assert_allclose(load(tmp_path / "images.npy").train[0], np.full((8, 8, 3), 200), atol=12)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((4, 8, 8, 3), np.float32), r"is float32 of shape \[4, 8, 8, 3\]; allowed is uint8"),
+        (np.zeros((4, 3, 8, 8), np.uint8), r"move the channels to the end with numpy.moveaxis\(images, 1, -1\)"),
+        (np.zeros((4, 8, 8, 4), np.uint8), r"is uint8 of shape \[4, 8, 8, 4\]"),
+        (np.zeros((64, 3), np.uint8), r"is uint8 of shape \[64, 3\]"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"is uint8 of shape \[0, 8, 8, 3\]"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"has 1 readable image"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, images, message):
+    np.save(tmp_path / "images.npy", images)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "images.npy")
+
+
+def test_missing_names_are_refused_with_those_there_are(tmp_path):
+    np.savez(tmp_path / "images.npz", training=numbered(4), validation=numbered(4))
+    with pytest.raises(UserError, match=r"has the arrays \['training', 'validation'\], not 'train' and 'test'"):
+        load(tmp_path / "images.npz")
+
+
+def test_pickled_arrays_are_never_loaded(tmp_path):
+    objects = np.array([{"code": "to be executed"}, None], dtype=object)
+    np.save(tmp_path / "images.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "images.npz", train=objects, test=objects, allow_pickle=True)
+    for name in ("images.npy", "images.npz"):
+        with pytest.raises(UserError, match=r"cannot be read \(.*; save it again"):
+            load(tmp_path / name)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    np.save(tmp_path / "whole.npy", numbered(4))
+    np.savez_compressed(tmp_path / "whole.npz", numbered(4))
+    for name in ("whole.npy", "whole.npz"):
+        content = (tmp_path / name).read_bytes()
+        for length in (0, 5, len(content) // 2):
+            (tmp_path / f"cut{name[-4:]}").write_bytes(content[:length])
+            with pytest.raises(UserError, match="cannot be read"):
+                load(tmp_path / f"cut{name[-4:]}")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("train.npy", "no array")
+    with pytest.raises(UserError):
+        load(tmp_path / "text.npz")
+
+
+def test_other_paths_are_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "missing.npy")
+    with pytest.raises(UserError, match=r"is not a \.npy or \.npz file"):
+        load(tmp_path)
+    (tmp_path / "images.h5").touch()
+    with pytest.raises(UserError, match=r"is not a \.npy or \.npz file"):
+        load(tmp_path / "images.h5")

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from vqjax.data import ImageDataset, materialize
+from vqjax.data.arrays import ArrayDataset
+from vqjax.errors import UserError
+
+
+def test_any_class_with_the_three_members_is_a_dataset(numbered_images):
+    assert isinstance(numbered_images(3), ImageDataset)
+
+
+def test_materialize_keeps_the_order(numbered_images):
+    images = materialize(numbered_images(200))
+    assert images.shape == (200, 4, 4, 3)
+    np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(200))
+
+
+def test_materialize_keeps_the_order_over_several_chunks():
+    # One megabyte is read at a time, so 30 images of 196,608 bytes take six chunks.
+    source = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 256, 256, 3), np.uint8)
+    np.testing.assert_array_equal(materialize(ArrayDataset("large", source, image_size=256)), source)
+
+
+def test_unreadable_images_are_left_out_named_up_to_five_and_counted(numbered_images, warnings_logged):
+    images = materialize(numbered_images(20, broken=[0, 3, 4, 7, 8, 9, 19]))
+    assert images[:, 0, 0, 0].tolist() == [1, 2, 5, 6, 10, 11, 12, 13, 14, 15, 16, 17, 18]
+    assert warnings_logged[0] == "numbered: skipped unreadable image image-0.png: broken on purpose"
+    assert warnings_logged[-1] == "numbered: skipped 7 unreadable images of 20"
+    assert len(warnings_logged) == 6
+
+
+def test_readable_data_is_not_talked_about(numbered_images, warnings_logged, capfd):
+    materialize(numbered_images(20))
+    assert warnings_logged == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_readable_is_an_error(numbered_images):
+    with pytest.raises(UserError, match="numbered: none of its 3 images can be read"):
+        materialize(numbered_images(3, broken=range(3)))
+
+
+def test_defects_in_a_dataset_are_not_taken_for_unreadable_images(numbered_images):
+    class Defective(numbered_images):
+        def __getitem__(self, index):
+            if index == 2:
+                raise ZeroDivisionError
+            return super().__getitem__(index)
+
+    with pytest.raises(ZeroDivisionError):
+        materialize(Defective(5))

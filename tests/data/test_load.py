@@ -1,0 +1,58 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vqjax.data import ImageDataset, load_splits
+from vqjax.errors import UserError
+
+
+def config(**changes):
+    defaults = {
+        "source": "photos",
+        "name": "",
+        "image_size": 16,
+        "train_split": "train",
+        "eval_split": "test",
+        "eval_fraction": 0.5,
+    }
+    return ConfigDict(defaults | changes)
+
+
+def test_photographs():
+    assert load_splits(config()).train.name == "photos/train"
+
+
+def test_arrays(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((6, 8, 8, 3), np.uint8))
+    splits = load_splits(config(source="arrays", name=str(tmp_path / "images.npy")))
+    assert isinstance(splits.heldout, ImageDataset)
+    assert (len(splits.train), splits.train[0].shape) == (3, (16, 16, 3))
+
+
+def test_an_image_folder(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    splits = load_splits(config(source="image_folder", name=str(tmp_path)))
+    assert (len(splits.heldout), splits.heldout[0].shape) == (1, (16, 16, 3))
+
+
+def test_an_unknown_source_is_refused_with_the_nearest_right_one():
+    with pytest.raises(UserError, match=r"data.source='image_foler' .* did you mean 'image_folder'\?$"):
+        load_splits(config(source="image_foler"))
+    with pytest.raises(UserError, match=r"use one of 'tfds', 'photos', 'image_folder', 'arrays'$"):
+        load_splits(config(source="qqq"))
+
+
+def test_an_image_size_without_pixels_is_refused():
+    with pytest.raises(UserError, match=r"data.image_size=0 must be at least 1"):
+        load_splits(config(image_size=0))
+
+
+def test_importing_the_package_loads_no_dataset_library_it_may_not_need():
+    command = "import sys, vqjax.data; print({'tensorflow', 'tensorflow_datasets', 'skimage'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

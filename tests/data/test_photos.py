@@ -1,0 +1,73 @@
+import socket
+
+import numpy as np
+import pytest
+
+from vqjax.data import materialize
+from vqjax.data.photos import PhotoCrops, photo_splits
+from vqjax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return photo_splits(image_size=32)
+
+
+def test_the_number_and_the_size_of_the_crops(splits):
+    assert (len(splits.train), len(splits.heldout)) == (6144, 512)
+    assert (splits.train.name, splits.heldout.name) == ("photos/train", "photos/heldout")
+    assert splits.train[0].shape == (32, 32, 3)
+
+
+def test_training_and_held_out_crops_come_from_different_photographs(splits):
+    def photographs(dataset):
+        return {photo.tobytes() for photo in {id(photo): photo for photo, _ in dataset._crops}.values()}
+
+    assert (len(photographs(splits.train)), len(photographs(splits.heldout))) == (7, 2)
+    assert not photographs(splits.train) & photographs(splits.heldout)
+
+
+def test_the_crops_are_the_same_in_every_run(splits):
+    again = photo_splits(image_size=32)
+    for index in (0, 100, 511):
+        np.testing.assert_array_equal(again.train[index], splits.train[index])
+        np.testing.assert_array_equal(again.heldout[index], splits.heldout[index])
+
+
+def test_the_crops_show_near_and_far_and_stay_inside_the_photograph(splits):
+    sides = []
+    for photo, (left, upper, right, lower) in splits.train._crops:
+        assert 0 <= left < right <= photo.width
+        assert 0 <= upper < lower <= photo.height
+        assert right - left == lower - upper
+        sides.append(right - left)
+    assert (min(sides), max(sides)) == (32, 128)
+
+
+def test_hardly_any_crop_is_constant(splits):
+    contrast = materialize(splits.heldout).mean(-1).std((1, 2))
+    assert (contrast < 3).mean() < 0.01
+
+
+def test_the_first_few_crops_already_come_from_several_photographs(splits):
+    assert len({id(photo) for photo, _ in splits.train._crops[:32]}) == 7
+    assert len({id(photo) for photo, _ in splits.heldout._crops[:8]}) == 2
+
+
+def test_nothing_is_downloaded(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("tried to open a connection")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert photo_splits(image_size=8).train[0].shape == (8, 8, 3)
+
+
+def test_image_sizes_up_to_the_smallest_photograph_work_and_larger_ones_are_refused():
+    assert photo_splits(image_size=300).heldout[0].shape == (300, 300, 3)
+    with pytest.raises(UserError, match=r"data.image_size=301 is larger .* \(300 pixels\); use 300 or less"):
+        photo_splits(image_size=301)
+
+
+def test_an_incomplete_scikit_image_is_reported():
+    with pytest.raises(UserError, match=r"needs missing\.png, which the installed scikit-image lacks"):
+        PhotoCrops("photos", (("missing.png",),), crops_per_scene=1, image_size=8)

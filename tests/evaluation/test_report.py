@@ -1,0 +1,48 @@
+"""Reports that can be published, and survive an interruption."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vqjax.evaluation import PROTOCOL, EvaluationResult, terminal_table, write_report
+
+CONTEXT = {"dataset": "cifar10", "split": "test", "checkpoint_step": 500}
+
+
+def result(**changes):
+    images = np.zeros([2, 8, 8, 3], np.uint8)
+    metrics = {name: 0.5 for name in PROTOCOL} | {"ssim": None, "psnr": float("nan")} | changes
+    return EvaluationResult(metrics, images, images, None)
+
+
+def test_metrics_file_is_valid_json_with_protocol_context_and_versions(tmp_path):
+    write_report(tmp_path, result(), context=CONTEXT)
+    content = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert content["metrics"]["ssim"] is content["metrics"]["psnr"] is None
+    assert list(content["metrics"]) == list(content["protocol"]) == list(PROTOCOL)
+    assert CONTEXT.items() <= content["context"].items()
+    assert {"vqjax_version", "jax_version", "flax_version"} <= content["context"].keys()
+
+
+def test_every_metric_is_in_the_report_and_in_the_table_with_its_protocol(tmp_path):
+    write_report(tmp_path, result(), context=CONTEXT)
+    report, table = (tmp_path / "report.md").read_text(), terminal_table(result(), CONTEXT)
+    for name, protocol in PROTOCOL.items():
+        assert f"| {name} |" in report
+        assert protocol in report
+        assert f"\n{name} " in table
+    assert "(reconstructions.png)" in report
+
+
+def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):
+    write_report(tmp_path, result(mse_01=0.25), context=CONTEXT)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path, result(mse_01=0.75), context=CONTEXT)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

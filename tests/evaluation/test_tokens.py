@@ -1,0 +1,73 @@
+"""Token files: what goes in comes out, and a damaged file is named."""
+
+import numpy as np
+import pytest
+
+from vqjax.errors import UserError
+from vqjax.evaluation import load_tokens, save_tokens
+
+CONTEXT = {"dataset": "cifar10", "split": "train", "checkpoint_step": 500}
+
+
+@pytest.mark.parametrize(
+    ("num_codes", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32")]
+)
+def test_round_trip_in_the_narrowest_type(tmp_path, num_codes, dtype):
+    indices = np.random.default_rng(0).integers(0, num_codes, [5, 2, 3])
+    indices[0, 0, 0] = num_codes - 1
+    save_tokens(tmp_path / "tokens.npz", indices, num_codes=num_codes, context=CONTEXT)
+    with np.load(tmp_path / "tokens.npz", allow_pickle=False) as arrays:
+        assert arrays["indices"].dtype == dtype
+    tokens = load_tokens(tmp_path / "tokens.npz")
+    np.testing.assert_array_equal(tokens.indices, indices)
+    assert tokens.indices.dtype == np.int32
+    assert (tokens.num_codes, tokens.context) == (num_codes, CONTEXT)
+
+
+@pytest.mark.parametrize("wrong", [-1, 16])
+def test_indices_out_of_range_are_not_written(tmp_path, wrong):
+    with pytest.raises(UserError, match="num_codes=16 does not allow"):
+        save_tokens(tmp_path / "tokens.npz", np.full([1, 1, 1], wrong), num_codes=16, context={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_not_a_file(tmp_path):
+    with pytest.raises(UserError, match="is a directory; name a file in it"):
+        save_tokens(tmp_path, np.zeros([1, 1, 1], int), num_codes=16, context={})
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        save_tokens(tmp_path / "file" / "tokens.npz", np.zeros([1, 1, 1], int), num_codes=16, context={})
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "tokens.npz"
+    save_tokens(path, np.arange(600).reshape(6, 10, 10), num_codes=1024, context=CONTEXT)
+    whole = path.read_bytes()
+    damaged = [whole[: len(whole) // 2], b"", b"text", whole[:60] + bytes(40) + whole[100:]]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is not a whole token file"):
+            load_tokens(path)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"tokens": np.zeros([1, 1, 1])},
+        {"indices": np.array([None]), "num_codes": 4, "context": "{}"},
+        {"indices": np.zeros([1, 1, 1], np.uint8), "num_codes": 4, "context": "not JSON"},
+    ],
+)
+def test_other_archives_are_refused(tmp_path, arrays):
+    np.savez(tmp_path / "tokens.npz", allow_pickle=True, **arrays)
+    with pytest.raises(UserError, match="is not a whole token file"):
+        load_tokens(tmp_path / "tokens.npz")
+
+
+def test_an_index_beyond_the_codebook_is_refused_on_reading(tmp_path):
+    np.savez(tmp_path / "tokens.npz", indices=np.full([1, 1, 1], 9, np.uint8), num_codes=4, context="{}")
+    with pytest.raises(UserError, match="holds indices from 9 to 9 but says num_codes=4"):
+        load_tokens(tmp_path / "tokens.npz")

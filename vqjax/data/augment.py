@@ -1,0 +1,96 @@
+"""Random flips and shifts of image batches, and the pixel range models see. Pure JAX, used inside the step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Key, UInt8
+
+from vqjax.errors import UserError
+
+
+def augment(
+    key: Key[Array, ""],
+    images: UInt8[Array, "batch height width channels"],
+    *,
+    flip: bool,
+    crop_padding: int,
+) -> UInt8[Array, "batch height width channels"]:
+    """Flips half of the images left to right, and shifts each by up to `crop_padding` pixels either way.
+
+    What a shift uncovers shows the image's reflection. Each image is treated independently.
+
+    Args:
+        key: a typed key; the same key gives the same result.
+        images: uint8 in [0, 255].
+        flip: whether to flip.
+        crop_padding: the largest shift in pixels along either axis; 0 for none.
+
+    Returns:
+        images of the same shape, made of the same pixel values.
+
+    Raises:
+        UserError: `crop_padding` is negative or not smaller than the image.
+
+    Example:
+        >>> images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
+        >>> augment(jax.random.key(0), images, flip=True, crop_padding=2).shape
+        (2, 8, 8, 3)
+    """
+    flip_key, crop_key = jax.random.split(key)
+    if flip:
+        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(flipped, images[:, :, ::-1], images)
+    if crop_padding:
+        images = _random_shift(crop_key, images, crop_padding)
+    return images
+
+
+def _random_shift(
+    key: Key[Array, ""], images: UInt8[Array, "batch height width channels"], crop_padding: int
+) -> UInt8[Array, "batch height width channels"]:
+    batch, height, width, _ = images.shape
+    if not 0 <= crop_padding < min(height, width):
+        raise UserError(
+            f"crop_padding={crop_padding} must lie in [0, {min(height, width) - 1}] for {height} x {width} images; "
+            "use 0 for no random crop"
+        )
+    spatial = (crop_padding, crop_padding)
+    padded = jnp.pad(images, ((0, 0), spatial, spatial, (0, 0)), mode="reflect")
+    corners = jax.random.randint(key, (batch, 2), 0, 2 * crop_padding + 1)
+
+    def crop(image: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
+
+    return jax.vmap(crop)(padded, corners)
+
+
+def to_model_range(images: UInt8[Array | np.ndarray, "*shape"]) -> Float32[Array, "*shape"]:
+    """Pixels as the models see them: x / 127.5 - 1.
+
+    Args:
+        images: uint8 in [0, 255].
+
+    Returns:
+        float32 in [-1, 1].
+
+    Example:
+        >>> to_model_range(jnp.array([0, 255], jnp.uint8)).tolist()
+        [-1.0, 1.0]
+    """
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
+    """The inverse of `to_model_range`: rounded to the nearest pixel value, and clipped to [0, 255].
+
+    Args:
+        images: any float type, nominally in [-1, 1].
+
+    Returns:
+        uint8 in [0, 255].
+
+    Example:
+        >>> to_uint8(jnp.array([-1.5, 0.0, 1.0])).tolist()
+        [0, 128, 255]
+    """
+    return jnp.clip(jnp.round((images.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

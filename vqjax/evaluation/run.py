@@ -1,0 +1,82 @@
+"""Evaluates a model on a dataset, and says everything that has to stand beside the numbers."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Bool, Float
+
+from vqjax.data import ImageDataset, evaluation_batches
+from vqjax.evaluation.evaluate import EvaluationResult, Reconstruction, evaluate
+
+
+def evaluate_model(
+    model: nn.Module,
+    variables: Any,
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    collect_indices: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> EvaluationResult:
+    """Reconstructs a dataset with a model and measures the result; changes nothing.
+
+    Args:
+      model: The autoencoder.
+      variables: Its variables.
+      dataset: The images.
+      batch_size: Images per batch, over which ``perplexity_batch`` is measured.
+      collect_indices: Keep the indices of all images.
+      progress: Called with the number of images done.
+
+    Returns:
+      Numbers, first pictures, and indices if asked.
+    """
+    return evaluate(
+        jax.tree_util.Partial(_reconstruct_with(model), variables),
+        evaluation_batches(dataset, min(batch_size, len(dataset))),
+        num_codes=model.quantizer.num_codes,
+        collect_indices=collect_indices,
+        progress=progress,
+    )
+
+
+def evaluation_context(config: Any, dataset: ImageDataset, step: int, split: str) -> dict[str, Any]:
+    """What was evaluated, for the head of a report.
+
+    Args:
+      config: The run's config.
+      dataset: The evaluated images.
+      step: The checkpoint's training step.
+      split: Name of the split.
+
+    Returns:
+      Facts by name.
+    """
+    return {
+        "dataset": dataset.name,
+        "split": split,
+        "image_size": config.data.image_size,
+        "checkpoint_step": step,
+        "model": config.model.name,
+        "num_codes": config.quantizer.num_codes,
+        "estimator": config.quantizer.estimator,
+        "codebook_update": config.quantizer.codebook_update,
+        "seed": config.seed,
+    }
+
+
+# One function object per model: evaluations during training then share one compilation.
+@functools.cache
+def _reconstruct_with(model: nn.Module) -> Callable[..., Reconstruction]:
+    def reconstruct(
+        variables: Any, images: Float[Array, "batch height width channels"], mask: Bool[Array, " batch"]
+    ) -> Reconstruction:
+        output = model.apply(variables, images, mask)
+        metrics = output.quantizer.metrics
+        losses = (metrics[name] for name in ("quantization_error", "codebook_loss", "commitment_loss"))
+        return Reconstruction(output.reconstruction, output.quantizer.indices, *losses)
+
+    return reconstruct

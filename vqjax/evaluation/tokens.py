@@ -1,0 +1,118 @@
+"""The indices of a split as a file that NumPy alone can read."""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from vqjax.errors import UserError
+from vqjax.reporting import atomic_file, strict_json
+
+_WIDTHS = (np.uint8, np.uint16, np.uint32)
+
+
+class Tokens(NamedTuple):
+    """The content of a token file: int32 indices in [0, num_codes), and where they come from."""
+
+    indices: Int32[np.ndarray, "images latent_height latent_width"]
+    num_codes: int
+    context: dict[str, Any]
+
+
+def save_tokens(
+    path: str | os.PathLike[str],
+    indices: Int[np.ndarray, "images latent_height latent_width"],
+    *,
+    num_codes: int,
+    context: Mapping[str, Any],
+) -> None:
+    """Writes indices as a compressed .npz with the arrays `indices`, `num_codes` and `context`.
+
+    `indices` takes the narrowest of uint8, uint16 and uint32 that holds every code; `context` is JSON text.
+
+    Args:
+      path: Where to write; an older file is replaced only when the new one is whole.
+      indices: Codes in [0, num_codes), in the order of the split.
+      num_codes: Number of codes of the codebook.
+      context: Where the indices come from, such as dataset, split and checkpoint step.
+
+    Raises:
+      UserError: An index is out of range, or the file cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> path = os.path.join(tempfile.mkdtemp(), "tokens.npz")
+      >>> save_tokens(path, np.array([[[0, 511]]]), num_codes=512, context={"split": "test"})
+      >>> load_tokens(path).indices.tolist(), np.load(path)["indices"].dtype.name
+      ([[[0, 511]]], 'uint16')
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"path={str(path)!r} is a directory; name a file in it, such as {path.name}/tokens.npz.")
+    if not _within(indices, num_codes):
+        raise UserError(
+            f"indices reach from {indices.min()} to {indices.max()}, which num_codes={num_codes} does not allow "
+            f"(0 to {num_codes - 1}); pass the num_codes of the codebook that made them."
+        )
+    narrowest = next(width for width in _WIDTHS if num_codes - 1 <= np.iinfo(width).max)
+    try:
+        with atomic_file(path) as file:
+            np.savez_compressed(
+                file,
+                indices=indices.astype(narrowest),
+                num_codes=np.int64(num_codes),
+                context=np.array(strict_json(context)),
+            )
+    except OSError as error:
+        raise UserError(f"path={str(path)!r} cannot be written ({error.strerror}); choose another place.") from error
+
+
+def load_tokens(path: str | os.PathLike[str]) -> Tokens:
+    """Reads a file that `save_tokens` wrote.
+
+    Args:
+      path: The .npz file.
+
+    Returns:
+      The indices, the number of codes, and the context.
+
+    Raises:
+      UserError: The file is missing, is damaged, is no token file, or holds indices outside [0, num_codes).
+
+    Example:
+      >>> load_tokens("nowhere.npz")
+      Traceback (most recent call last):
+      vqjax.errors.UserError: path='nowhere.npz' does not exist; write it with `eval.py --export_tokens=nowhere.npz`.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            tokens = Tokens(
+                indices=arrays["indices"].astype(np.int32),
+                num_codes=int(arrays["num_codes"]),
+                context=json.loads(str(arrays["context"])),
+            )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"path={str(path)!r} does not exist; write it with `eval.py --export_tokens={path}`."
+        ) from error
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"path={str(path)!r} is not a whole token file ({error}); write it again with "
+            f"`eval.py --export_tokens={path}`."
+        ) from error
+    if not _within(tokens.indices, tokens.num_codes):
+        raise UserError(
+            f"path={str(path)!r} holds indices from {tokens.indices.min()} to {tokens.indices.max()} but says "
+            f"num_codes={tokens.num_codes}; write it again with `eval.py --export_tokens={path}`."
+        )
+    return tokens
+
+
+def _within(indices: Int[np.ndarray, "..."], num_codes: int) -> bool:
+    return indices.size == 0 or bool(indices.min() >= 0 and indices.max() < num_codes)

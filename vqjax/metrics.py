@@ -1,0 +1,108 @@
+"""What a quantizer reports about a batch."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vqjax.estimators import norm_ratio
+from vqjax.norms import length_and_direction
+
+
+def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
+    r"""The effective number of codes in use.
+
+    .. math:: \exp\big(-\sum_k p_k \log p_k\big),\quad p_k = n_k / \sum_j n_j
+
+    Args:
+      counts: Tokens per code.
+
+    Returns:
+      A scalar in ``[1, codes]``; one where there are no tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> round(float(perplexity(jnp.array([5.0, 5.0, 0.0]))), 4)
+      2.0
+    """
+    share = counts / jnp.maximum(jnp.sum(counts), 1.0)
+    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
+
+
+def usage(counts: Float[Array, " codes"]) -> Float[Array, ""]:
+    """The fraction of codes that received at least one token.
+
+    Args:
+      counts: Tokens per code.
+
+    Returns:
+      A scalar in ``[0, 1]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(usage(jnp.array([5.0, 0.0, 1.0, 0.0])))
+      0.5
+    """
+    return jnp.mean(counts > 0, dtype=jnp.float32)
+
+
+def masked_mean(
+    values: Float[Array, "*batch"], mask: Bool[Array, "*batch"] | None, axis_name: str | None = None
+) -> Float[Array, ""]:
+    """The mean over unmasked tokens; zero where there are none.
+
+    Args:
+      values: One value per token.
+      mask: True for the tokens that count; all by default.
+      axis_name: Mapped axis over which the batch is split. The mean of the results over that axis is then the mean
+        over all tokens, also where the parts hold different numbers of unmasked tokens.
+
+    Returns:
+      A scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False])))
+      2.0
+    """
+    mask = jnp.ones(values.shape, bool) if mask is None else mask
+    total = jnp.sum(jnp.where(mask, values, 0.0))
+    count = jnp.sum(mask, dtype=jnp.float32)
+    if axis_name is not None:
+        count = jax.lax.pmean(count, axis_name)
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
+
+
+def geometry(
+    z: Float[Array, "*batch dim"],
+    q: Float[Array, "*batch dim"],
+    mask: Bool[Array, "*batch"] | None = None,
+    axis_name: str | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """How far codes are from their tokens, in length and in angle.
+
+    Args:
+      z: Encoder vectors.
+      q: The codes chosen for them.
+      mask: True for the tokens that count.
+      axis_name: See :func:`masked_mean`.
+
+    Returns:
+      ``norm_ratio``, the mean of :math:`|q|/|z|` (the factor by which the rotation trick scales gradients), and
+      ``angle``, the mean angle between the two in radians, in ``[0, pi]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> {k: round(float(v), 3) for k, v in geometry(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]])).items()}
+      {'norm_ratio': 0.5, 'angle': 1.571}
+    """
+    z, q = jax.lax.stop_gradient((z, q))
+    _, z_direction = length_and_direction(z)
+    _, q_direction = length_and_direction(q)
+    # The arc cosine of an inner product loses half of the digits at small angles; this form loses none.
+    apart, _ = length_and_direction(z_direction - q_direction)
+    together, _ = length_and_direction(z_direction + q_direction)
+    angle = 2 * jnp.arctan2(apart, together)
+    return {
+        "norm_ratio": masked_mean(norm_ratio(z, q)[..., 0], mask, axis_name),
+        "angle": masked_mean(angle[..., 0], mask, axis_name),
+    }

@@ -1,0 +1,83 @@
+"""The vector-quantized autoencoder: an encoder, a quantizer and a decoder."""
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vqjax.models.convolutions import Images
+from vqjax.quantizers import QuantizerOutput
+
+
+@flax.struct.dataclass
+class VQVAEOutput:
+    """The result of one pass through the autoencoder.
+
+    Attributes:
+      reconstruction: Images of the input's shape.
+      quantizer: What the quantizer returned for the encoder's grid.
+    """
+
+    reconstruction: Images
+    quantizer: QuantizerOutput
+
+
+class VQVAE(nn.Module):
+    """Joins any encoder, quantizer and decoder that fit together.
+
+    Attributes:
+      encoder: Images ``[batch, height, width, channels]`` to a grid ``[batch, rows, columns, dim]``.
+      quantizer: Any quantizer of this package.
+      decoder: The grid of codes back to images.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from vqjax import VectorQuantizer
+      >>> from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
+      >>> model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
+      >>> images = jnp.zeros((2, 16, 16, 3))
+      >>> variables = model.init(jax.random.key(0), images)
+      >>> indices = model.apply(variables, images, method="encode")
+      >>> indices.shape, model.apply(variables, indices, method="decode").shape
+      ((2, 4, 4), (2, 16, 16, 3))
+
+    Source: van den Oord et al., 2017 (arXiv 1711.00937).
+    """
+
+    encoder: nn.Module
+    quantizer: nn.Module
+    decoder: nn.Module
+
+    def __call__(
+        self, images: Images, mask: Bool[Array, " batch"] | None = None, *, train: bool = False
+    ) -> VQVAEOutput:
+        """Encodes, quantizes and decodes images.
+
+        Args:
+          images: In [-1, 1].
+          mask: True for the images whose tokens count; all by default.
+          train: Update the codebook.
+
+        Returns:
+          Reconstructions and the quantizer's output.
+        """
+        z = self.encoder(images)
+        token_mask = None if mask is None else jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
+        quantized = self.quantizer(z, token_mask, train=train)
+        return VQVAEOutput(reconstruction=self.decoder(quantized.quantized), quantizer=quantized)
+
+    def encode(self, images: Images) -> Int[Array, "batch rows columns"]:
+        """Turns images in [-1, 1] into a grid of code indices."""
+        return self.quantizer.encode(self.encoder(images))
+
+    def decode(self, indices: Int[Array, "batch rows columns"]) -> Images:
+        """Turns a grid of code indices into images."""
+        return self.decoder(self.quantizer.decode(indices))
+
+    def reconstruct(self, images: Images) -> Images:
+        """Passes images through the tokens: ``decode(encode(images))``."""
+        return self.decode(self.encode(images))
+
+    def latents(self, images: Images) -> Float[Array, "batch rows columns dim"]:
+        """Returns the encoder's grid, before the quantizer."""
+        return self.encoder(images)

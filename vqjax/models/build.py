@@ -1,0 +1,45 @@
+"""Builds the autoencoder that a config describes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from vqjax.models.autoencoder import VQVAE
+from vqjax.models.residual import ResidualDecoder, ResidualEncoder
+from vqjax.models.sonnet import SonnetDecoder, SonnetEncoder
+from vqjax.quantizers import VectorQuantizer
+
+QUANTIZERS: dict[str, type[nn.Module]] = {"vector": VectorQuantizer}
+"""The quantizers by their name in a config."""
+
+ENCODERS = ("residual", "sonnet")
+"""The architectures by their name in a config."""
+
+
+def build_model(model: Mapping[str, Any], quantizer: Mapping[str, Any]) -> VQVAE:
+    """Builds the autoencoder.
+
+    Args:
+      model: The config's group ``model``.
+      quantizer: The config's group ``quantizer``: ``name`` and the arguments of that class.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: The quantizer refuses its arguments.
+
+    Example:
+      >>> options = {"name": "sonnet", "width": 8, "num_residual_blocks": 2, "num_scalings": 2, "code_dim": 4}
+      >>> build_model(options, {"name": "vector", "num_codes": 16}).quantizer.num_codes
+      16
+    """
+    arguments = {k: v for k, v in quantizer.items() if k not in ("name", "kmeans_init")}
+    module = QUANTIZERS[quantizer["name"]](**arguments)
+    size = {"width": model["width"], "num_residual_blocks": model["num_residual_blocks"]}
+    if model["name"] == "sonnet":
+        encoder = SonnetEncoder(**size, code_dim=model["code_dim"] or model["width"])
+        return VQVAE(encoder, module, SonnetDecoder(**size))
+    size["num_scalings"] = model["num_scalings"]
+    return VQVAE(ResidualEncoder(**size, code_dim=model["code_dim"]), module, ResidualDecoder(**size))

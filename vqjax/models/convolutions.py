@@ -1,0 +1,96 @@
+"""Strided 4x4 convolutions, written without dilation.
+
+The gradient of a strided convolution, and a transposed convolution itself, dilate their input with zeros, which XLA
+runs slowly on CPUs. Folding each 2x2 block of pixels into channels gives the same function of the same parameters as
+a plain 2x2 convolution.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Images = Float[Array, "batch height width channels"]
+
+
+class DownsamplingConv(nn.Module):
+    """A 4x4 convolution of stride 2 with one pixel of padding: halves height and width.
+
+    The parameters are those of ``nn.Conv(features, (4, 4), strides=2, padding=1)``.
+
+    Attributes:
+      features: Number of output channels.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> layer = DownsamplingConv(features=5)
+      >>> y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+      >>> y.shape, variables["params"]["kernel"].shape
+      ((1, 4, 4, 5), (4, 4, 3, 5))
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        channels = x.shape[-1]
+        kernel, bias = _parameters(self, channels)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
+        folded = folded.reshape(2, 2, 4 * channels, self.features)
+        return _convolve(_space_to_depth(padded), folded) + bias[None, None, None]
+
+
+class UpsamplingConv(nn.Module):
+    """A 4x4 transposed convolution of stride 2: doubles height and width.
+
+    The parameters are those of ``nn.ConvTranspose(features, (4, 4), strides=(2, 2), padding="SAME")``, and the
+    function is that of PyTorch's ``ConvTranspose2d(..., 4, stride=2, padding=1)`` with the kernel mirrored.
+
+    Attributes:
+      features: Number of output channels.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> layer = UpsamplingConv(features=5)
+      >>> y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
+      >>> y.shape, variables["params"]["kernel"].shape
+      ((1, 8, 8, 5), (4, 4, 3, 5))
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        channels = x.shape[-1]
+        kernel, bias = _parameters(self, channels)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        # Output pixel 2i + p of phase p sees input pixels i - 1 + p and i + p, through kernel taps p and 2 + p.
+        folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 4, 1, 3, 5)
+        folded = folded.reshape(2, 2, channels, 4 * self.features)
+        phases = _convolve(padded, folded)
+        batch, rows, columns, _ = phases.shape
+        height, width = rows - 1, columns - 1
+        phases = phases.reshape(batch, rows, columns, 2, 2, self.features)
+        rows_of_phase = [phases[:, p : p + height, :, p] for p in (0, 1)]
+        pixels = [[row[:, :, p : p + width, p] for p in (0, 1)] for row in rows_of_phase]
+        y = jnp.stack([jnp.stack(row, axis=3) for row in pixels], axis=2)
+        return y.reshape(batch, 2 * height, 2 * width, self.features) + bias[None, None, None]
+
+
+def _parameters(
+    module: nn.Module, channels: int
+) -> tuple[Float[Array, "4 4 channels features"], Float[Array, " features"]]:
+    kernel = module.param("kernel", nn.initializers.lecun_normal(), (4, 4, channels, module.features))
+    bias = module.param("bias", nn.initializers.zeros, (module.features,))
+    return kernel, bias
+
+
+def _convolve(x: Images, kernel: Float[Array, "rows columns channels features"]) -> Images:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _space_to_depth(x: Images) -> Images:
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // 2, width // 2, 4 * channels)

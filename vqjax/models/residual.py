@@ -1,0 +1,86 @@
+"""The encoder and decoder of the CIFAR-10 study of the rotation trick."""
+
+import flax.linen as nn
+
+from vqjax.models.convolutions import DownsamplingConv, Images, UpsamplingConv
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a ReLU between, and a ReLU after the sum with the input."""
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        channels = x.shape[-1]
+        h = nn.Conv(channels, (3, 3))(nn.relu(nn.Conv(channels, (3, 3))(x)))
+        return nn.relu(x + h)
+
+
+class ResidualEncoder(nn.Module):
+    """Images to a grid of vectors, ``2 ** num_scalings`` times smaller in each direction.
+
+    Strided 4x4 convolutions, each followed by a ReLU and doubling the channels up to ``width``, then residual
+    blocks. Without ``code_dim`` the output follows a ReLU, so all its vectors lie within 90 degrees of each other.
+
+    Attributes:
+      width: Channels of the latent grid.
+      num_scalings: Number of strided convolutions.
+      num_residual_blocks: Number of residual blocks.
+      code_dim: Features of the output, by a 1x1 convolution; ``None`` leaves it out, as the study does.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> encoder = ResidualEncoder(width=8)
+      >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 32, 32, 3)))[0].shape
+      (1, 8, 8, 8)
+
+    Source: the model code published with the study (see docs/results.md).
+    """
+
+    width: int = 256
+    num_scalings: int = 2
+    num_residual_blocks: int = 2
+    code_dim: int | None = None
+
+    @nn.compact
+    def __call__(self, images: Images) -> Images:
+        x = images
+        for level in reversed(range(self.num_scalings)):
+            x = nn.relu(DownsamplingConv(max(1, self.width >> level))(x))
+        for _ in range(self.num_residual_blocks):
+            x = ResidualBlock()(x)
+        return x if self.code_dim is None else nn.Conv(self.code_dim, (1, 1))(x)
+
+
+class ResidualDecoder(nn.Module):
+    """A grid of codes to images in [-1, 1], ``2 ** num_scalings`` times larger in each direction.
+
+    Residual blocks, then transposed 4x4 convolutions that halve the channels, and a hyperbolic tangent.
+
+    Attributes:
+      width: Channels of the residual blocks; codes of another dimension pass a 1x1 convolution first.
+      num_scalings: Number of transposed convolutions.
+      num_residual_blocks: Number of residual blocks.
+      image_channels: Channels of the images.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> decoder = ResidualDecoder(width=8)
+      >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 8)))[0].shape
+      (1, 32, 32, 3)
+
+    Source: the model code published with the study (see docs/results.md).
+    """
+
+    width: int = 256
+    num_scalings: int = 2
+    num_residual_blocks: int = 2
+    image_channels: int = 3
+
+    @nn.compact
+    def __call__(self, codes: Images) -> Images:
+        x = codes if codes.shape[-1] == self.width else nn.Conv(self.width, (1, 1))(codes)
+        for _ in range(self.num_residual_blocks):
+            x = ResidualBlock()(x)
+        for level in range(1, self.num_scalings):
+            x = nn.relu(UpsamplingConv(max(1, self.width >> level))(x))
+        return nn.tanh(UpsamplingConv(self.image_channels)(x))

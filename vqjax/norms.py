@@ -1,0 +1,60 @@
+"""Lengths and directions of vectors, safe at zero and at the ends of the floating-point range."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+SHORTEST = 1e-6
+"""Vectors shorter than this have no usable direction (the peers clamp norms at the same value)."""
+
+
+def length_and_direction(
+    x: Float[Array, "*batch dim"],
+) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch dim"]]:
+    """Splits vectors into Euclidean length and unit direction, in float32.
+
+    The largest component is divided out first, so squares neither overflow nor underflow.
+
+    Args:
+      x: Vectors along the last axis; any floating-point dtype.
+
+    Returns:
+      The lengths, and the unit vectors. The direction of a zero vector is the zero vector.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> length, direction = length_and_direction(jnp.array([3e30, 4e30]))
+      >>> print(length, direction)
+      [5.e+30] [0.6 0.8]
+    """
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    scaled = x / jnp.where(largest > 0, largest, 1.0)
+    norm = jnp.sqrt(jnp.sum(jnp.square(scaled), axis=-1, keepdims=True))
+    return largest * norm, scaled / jnp.where(norm > 0, norm, 1.0)
+
+
+def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+    """Scales vectors to unit length, differentiably; vectors shorter than ``SHORTEST`` become zero.
+
+    The gradient of a vector that is too short is zero rather than enormous.
+
+    Args:
+      x: Vectors along the last axis.
+
+    Returns:
+      Vectors of length one (or zero), of the input's dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+      [[0.6 0.8]
+       [0.  0. ]]
+    """
+    long_enough = length_and_direction(jax.lax.stop_gradient(x))[0] >= SHORTEST
+    # Double `where`: the untaken branch must not put NaN into the gradient either.
+    safe = jnp.where(long_enough, x, jnp.ones_like(x)).astype(jnp.float32)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(safe), axis=-1, keepdims=True))
+    scaled = safe / largest
+    unit = scaled * jax.lax.rsqrt(jnp.sum(jnp.square(scaled), axis=-1, keepdims=True))
+    return jnp.where(long_enough, unit, 0.0).astype(x.dtype)

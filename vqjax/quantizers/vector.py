@@ -1,0 +1,404 @@
+"""The vector quantizer: one codebook, one nearest code per token."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vqjax.codebook import (
+    Assignment,
+    Codebook,
+    assign,
+    dead_codes,
+    ema_update,
+    fresh_codebook,
+    kmeans,
+    replace_codes,
+    update_usage,
+)
+from vqjax.errors import UserError
+from vqjax.estimators import Estimator, get_estimator
+from vqjax.metrics import geometry, masked_mean, perplexity, usage
+from vqjax.nearest import nearest_codes
+from vqjax.norms import normalize
+from vqjax.quantizers.output import QuantizerOutput
+
+# Uniform with variance 1/dim, so that a code's expected squared length is one for any dim and number of codes.
+unit_scale_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=1, out_axis=0)
+
+
+class VectorQuantizer(nn.Module):
+    r"""Replaces each vector by its nearest code, and lets the gradient cross by an estimator.
+
+    The code :math:`q = e_i,\ i = \arg\min_k |z - e_k|^2` is the output bit for bit; its gradient with respect to
+    ``z`` is the estimator's (by default the rotation trick). The loss is
+
+    .. math:: \beta\, |z - \mathrm{sg}(q)|^2 + \alpha\, |\mathrm{sg}(z) - q|^2
+
+    averaged over unmasked tokens and dimensions, where :math:`\alpha = 0` unless ``codebook_update="gradient"``.
+    ``dim`` is taken from the last axis of the input; all other axes are batch axes.
+
+    Variables:
+      The collection ``codebook`` holds, in float32 under any input dtype, ``codes``, ``counts``, ``sums`` and
+      ``usage`` (see :class:`vqjax.codebook.Codebook`). With ``codebook_update="gradient"`` the codes are
+      ``params["codes"] + codebook["offsets"]``: the optimizer moves the first, and k-means and dead-code
+      replacement, which are no gradient steps, write the second. With ``"none"`` there are only ``codes``.
+
+    State and randomness:
+      ``train=False`` changes nothing. ``train=True`` looks codes up first and updates the collection ``codebook``
+      afterwards, so it has to be mutable. Random numbers come from the stream ``quantizer`` (initial codes,
+      k-means, dead-code replacement). Under ``jit`` over a global batch the statistics are global.
+
+    Attributes:
+      num_codes: Size of the codebook.
+      metric: ``"euclidean"``, or ``"cosine"``: tokens and codes are scaled to unit length before the lookup, and
+        output, estimator, losses and averages live on the unit sphere.
+      estimator: A name from :data:`vqjax.estimators.ESTIMATORS` or a callable ``(z, q) -> q'``.
+      codebook_update: ``"ema"`` (moving averages), ``"gradient"`` (learned through the codebook loss) or
+        ``"none"`` (frozen).
+      decay: Of the moving averages per batch, in ``[0, 1)``.
+      commitment_weight: :math:`\beta`.
+      codebook_weight: :math:`\alpha`, 1 by default; only for ``codebook_update="gradient"``.
+      dead_code_threshold: A code is dead while its moving-average use is below this fraction of the average use
+        (tokens / codes).
+      replace_dead_codes: Replace dead codes by random tokens of the batch after each update.
+      codebook_init: Initializer of the ``[num_codes, dim]`` codes.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Not needed, and
+        wrong, under plain ``jit``. Pass every device the same ``quantizer`` key; average gradients over the axis.
+
+    Raises:
+      UserError: An argument is out of range or has no effect with the others; at construction.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import VectorQuantizer
+      >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+      >>> vq = VectorQuantizer(num_codes=16)
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> out, updates = vq.apply(variables, z, train=True, mutable=["codebook"])
+      >>> variables = variables | updates
+      >>> out.quantized.shape, out.indices.shape, sorted(variables["codebook"])
+      ((2, 8, 8, 4), (2, 8, 8), ['codes', 'counts', 'sums', 'usage'])
+      >>> indices = vq.apply(variables, z, method="encode")
+      >>> vectors = vq.apply(variables, indices, method="decode")
+      >>> bool((vectors == vq.apply(variables, z).quantized).all())
+      True
+
+    Source: van den Oord et al., 2017 (arXiv 1711.00937); Fifty et al., ICLR 2025 (arXiv 2410.06424).
+    """
+
+    num_codes: int
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    estimator: str | Estimator = "rotation"
+    codebook_update: Literal["ema", "gradient", "none"] = "ema"
+    decay: float = 0.99
+    commitment_weight: float = 0.25
+    codebook_weight: float | None = None
+    dead_code_threshold: float = 0.01
+    replace_dead_codes: bool = False
+    codebook_init: Callable = unit_scale_uniform
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_arguments(self)
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Float[Array, "*batch dim"],
+        mask: Bool[Array, "*batch"] | None = None,
+        *,
+        train: bool = False,
+    ) -> QuantizerOutput:
+        """Quantizes vectors.
+
+        Args:
+          z: Vectors along the last axis, any leading axes, any floating-point dtype.
+          mask: True for valid tokens. The others take no part in losses, statistics or sampling, receive no
+            gradient, and come back as zero vectors with index -1.
+          train: Update the codebook after the lookup.
+
+        Returns:
+          Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``commitment_loss`` and
+          ``codebook_loss`` (unweighted; equal in value, different in gradient), ``perplexity`` and ``usage`` of
+          this batch, ``norm_ratio`` (mean |q|/|z|), ``angle`` (mean, radians) and, unless the codebook is frozen,
+          ``dead_codes`` (number, by the moving average, before any replacement).
+
+        Raises:
+          UserError: ``train=True`` with an immutable ``codebook``; no ``quantizer`` key where one is needed; a
+            ``z`` or ``mask`` of the wrong kind.
+        """
+        _check_input(z, mask)
+        self._create_variables(z.shape[-1])
+        if mask is not None:
+            z = jnp.where(mask[..., None], z, jnp.zeros_like(z))
+        vectors, codes = self._lookup_space(z), self._codes()
+        indices = nearest_codes(vectors, codes)
+        chosen = codes[indices]
+        quantized = get_estimator(self.estimator)(vectors, chosen.astype(z.dtype))
+        batch = self._assign(vectors, indices, mask)
+        loss, metrics = self._losses(vectors, chosen, mask)
+        metrics |= {"perplexity": perplexity(batch.counts), "usage": usage(batch.counts)}
+        metrics |= geometry(vectors, chosen, mask, self.axis_name)
+        if self.codebook_update != "none":
+            metrics["dead_codes"] = self._update(vectors, batch, mask, train and not self.is_initializing())
+        if mask is not None:
+            quantized = jnp.where(mask[..., None], quantized, jnp.zeros_like(quantized))
+            indices = jnp.where(mask, indices, -1)
+        return QuantizerOutput(quantized, indices, loss, jax.lax.stop_gradient(metrics))
+
+    def encode(self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None) -> Int[Array, "*batch"]:
+        """Returns the index of each vector's nearest code.
+
+        Args:
+          z: Vectors along the last axis.
+          mask: True for valid tokens; the others get index -1.
+
+        Returns:
+          int32 indices.
+        """
+        _check_input(z, mask)
+        indices = nearest_codes(self._lookup_space(z), self._codes())
+        return indices if mask is None else jnp.where(mask, indices, -1)
+
+    def decode(self, indices: Int[Array, "*batch"]) -> Float[Array, "*batch dim"]:
+        """Returns the codes of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
+
+        Args:
+          indices: In ``[0, num_codes)``; -1 (a masked token) becomes the zero vector. Anything else becomes NaN,
+            which shows, instead of another code, which would not.
+
+        Returns:
+          Vectors in float32.
+        """
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise UserError(f"indices has dtype {indices.dtype}: decode takes integers, as encode returns them.")
+        codes = self._codes()
+        valid = (indices >= 0) & (indices < self.num_codes)
+        vectors = codes[jnp.where(valid, indices, 0)]
+        invalid = jnp.where(indices == -1, 0.0, jnp.nan)
+        return jnp.where(valid[..., None], vectors, invalid[..., None])
+
+    def kmeans_init(
+        self,
+        z: Float[Array, "*batch dim"],
+        mask: Bool[Array, "*batch"] | None = None,
+        *,
+        iterations: int = 10,
+    ) -> None:
+        """Starts the codebook from the clusters of a batch.
+
+        Call it once, before training, as
+        ``_, updates = vq.apply(variables, z, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": key})``.
+
+        Args:
+          z: The vectors to cluster, better many times ``num_codes``.
+          mask: True for valid tokens.
+          iterations: Of Lloyd's algorithm.
+
+        Raises:
+          UserError: The collection ``codebook`` is immutable, or there is no ``quantizer`` key.
+        """
+        _check_input(z, mask)
+        self._require_mutable("kmeans_init(z)")
+        unit_norm = self.metric == "cosine"
+        tokens, mask = self._all_tokens(self._lookup_space(z), mask)
+        self._store(
+            kmeans(
+                self._key("kmeans_init"),
+                tokens,
+                self.num_codes,
+                iterations=iterations,
+                unit_norm=unit_norm,
+                mask=mask,
+            )
+        )
+
+    def _create_variables(self, dim: int) -> None:
+        shape = (self.num_codes, dim)
+
+        def initial() -> Codebook:
+            codes = self.codebook_init(self.make_rng("quantizer"), shape, jnp.float32)
+            return fresh_codebook(normalize(codes) if self.metric == "cosine" else codes)
+
+        if self.codebook_update == "gradient":
+            self.param("codes", self.codebook_init, shape, jnp.float32)
+            self.variable("codebook", "offsets", jnp.zeros, shape)
+            self.variable("codebook", "usage", jnp.ones, self.num_codes)
+        elif not self.has_variable("codebook", "codes"):
+            fresh = initial()
+            for name in ["codes"] if self.codebook_update == "none" else fresh._fields:
+                self.variable("codebook", name, getattr(fresh, name).copy)
+        stored = self._codes().shape
+        if stored != shape:
+            raise UserError(
+                f"z has {dim} features and num_codes={self.num_codes}, but the codebook in the variables has shape "
+                f"{stored}: pass z of {stored[-1]} features, or initialize anew."
+            )
+
+    def _codes(self) -> Float[Array, "codes dim"]:
+        if not self.has_variable("codebook", "usage" if self.codebook_update != "none" else "codes"):
+            raise UserError(
+                "The variables hold no codebook: create them with init(key, z), and pass all collections on "
+                "to apply, not params alone."
+            )
+        if self.codebook_update != "gradient":
+            return self.get_variable("codebook", "codes")
+        codes = self.get_variable("params", "codes") + self.get_variable("codebook", "offsets")
+        return normalize(codes) if self.metric == "cosine" else codes
+
+    def _lookup_space(self, z: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        z = z.astype(jnp.float32)
+        return normalize(z) if self.metric == "cosine" else z
+
+    def _assign(
+        self,
+        vectors: Float[Array, "*batch dim"],
+        indices: Int[Array, "*batch"],
+        mask: Bool[Array, "*batch"] | None,
+    ) -> Assignment:
+        tokens, mask = _flatten(vectors, mask)
+        batch = assign(tokens, indices.reshape(-1), self.num_codes, mask)
+        return batch if self.axis_name is None else jax.lax.psum(batch, self.axis_name)
+
+    def _losses(
+        self,
+        vectors: Float[Array, "*batch dim"],
+        chosen: Float[Array, "*batch dim"],
+        mask: Bool[Array, "*batch"] | None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        def distance(x: Float[Array, "*batch dim"], y: Float[Array, "*batch dim"]) -> Float[Array, ""]:
+            return masked_mean(jnp.mean(jnp.square(x - y), axis=-1), mask, self.axis_name)
+
+        commitment = distance(vectors, jax.lax.stop_gradient(chosen))
+        codebook = distance(jax.lax.stop_gradient(vectors), chosen)
+        loss = self.commitment_weight * commitment
+        if self.codebook_update == "gradient":
+            loss += (1.0 if self.codebook_weight is None else self.codebook_weight) * codebook
+        metrics = {"quantization_error": commitment, "commitment_loss": commitment, "codebook_loss": codebook}
+        return loss, metrics
+
+    def _update(
+        self,
+        vectors: Float[Array, "*batch dim"],
+        batch: Assignment,
+        mask: Bool[Array, "*batch"] | None,
+        train: bool,
+    ) -> Float[Array, ""]:
+        """Updates the state when training; returns the number of dead codes before replacement."""
+        state = self._current_codebook()
+        if train:
+            self._require_mutable("train=True")
+            if self.codebook_update == "ema":
+                state = ema_update(state, batch, decay=self.decay, unit_norm=self.metric == "cosine")
+            state = state._replace(usage=update_usage(state.usage, batch.counts, decay=self.decay))
+        dead = dead_codes(state.usage, self.dead_code_threshold)
+        if train:
+            if self.replace_dead_codes:
+                tokens, mask = self._all_tokens(vectors, mask)
+                state = replace_codes(self._key("replace_dead_codes=True"), state, dead, tokens, mask)
+            self._store(state)
+        return jnp.sum(dead, dtype=jnp.float32)
+
+    def _current_codebook(self) -> Codebook:
+        if self.codebook_update == "ema":
+            return Codebook(**{name: self.get_variable("codebook", name) for name in Codebook._fields})
+        return fresh_codebook(jax.lax.stop_gradient(self._codes()))._replace(
+            usage=self.get_variable("codebook", "usage")
+        )
+
+    def _store(self, state: Codebook) -> None:
+        values = state._asdict()
+        if self.codebook_update == "gradient":
+            moved = jnp.any(state.codes != self._codes(), axis=-1, keepdims=True)
+            learned = self.get_variable("params", "codes")
+            offsets = jnp.where(moved, state.codes - learned, self.get_variable("codebook", "offsets"))
+            values = {"offsets": offsets, "usage": state.usage}
+        elif self.codebook_update == "none":
+            values = {"codes": state.codes}
+        for name, value in values.items():
+            self.put_variable("codebook", name, jax.lax.stop_gradient(value))
+
+    def _all_tokens(
+        self, vectors: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None
+    ) -> tuple[Float[Array, "tokens dim"], Bool[Array, " tokens"] | None]:
+        flat = _flatten(vectors, mask)
+        if self.axis_name is None:
+            return flat
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True), flat)
+
+    def _require_mutable(self, what: str) -> None:
+        if not self.is_mutable_collection("codebook"):
+            raise UserError(
+                f"{what} updates the collection 'codebook', which is immutable in this apply. Write\n"
+                "  out, updates = vq.apply(variables, z, train=True, mutable=['codebook'])\n"
+                "  variables = variables | updates\n"
+                "or pass train=False to leave the codebook as it is."
+            )
+
+    def _key(self, what: str) -> Array:
+        if not self.has_rng("quantizer"):
+            raise UserError(f"{what} draws random tokens: pass rngs={{'quantizer': key}} to apply.")
+        return self.make_rng("quantizer")
+
+
+def _flatten(
+    vectors: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None
+) -> tuple[Float[Array, "tokens dim"], Bool[Array, " tokens"] | None]:
+    return vectors.reshape(-1, vectors.shape[-1]), None if mask is None else mask.reshape(-1)
+
+
+def _check_arguments(vq: VectorQuantizer) -> None:
+    def require(valid: bool, name: str, allowed: str) -> None:
+        if not valid:
+            raise UserError(f"{name}={getattr(vq, name)!r} is not allowed: {allowed}")
+
+    require(
+        isinstance(vq.num_codes, int) and 1 <= vq.num_codes < 2**31,
+        "num_codes",
+        "use a whole number of at least 1.",
+    )
+    require(vq.metric in ("euclidean", "cosine"), "metric", "use 'euclidean' or 'cosine'.")
+    require(
+        vq.codebook_update in ("ema", "gradient", "none"),
+        "codebook_update",
+        "use 'ema', 'gradient' or 'none'.",
+    )
+    get_estimator(vq.estimator)
+    require(0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
+    require(vq.commitment_weight >= 0, "commitment_weight", "use a number of at least 0, such as 0.25.")
+    require(
+        vq.codebook_weight is None or vq.codebook_update == "gradient",
+        "codebook_weight",
+        "it weighs the codebook loss, which only codebook_update='gradient' has. Leave it out.",
+    )
+    require(
+        vq.codebook_weight is None or vq.codebook_weight >= 0,
+        "codebook_weight",
+        "use a number of at least 0.",
+    )
+    require(
+        0 <= vq.dead_code_threshold < 1,
+        "dead_code_threshold",
+        "use a fraction of the average use, in [0, 1).",
+    )
+    require(
+        not vq.replace_dead_codes or vq.codebook_update != "none",
+        "replace_dead_codes",
+        "codebook_update='none' freezes the codebook. Choose one of the two.",
+    )
+
+
+def _check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> None:
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise UserError(f"z has dtype {z.dtype}: pass floating-point vectors (decode takes indices).")
+    if z.ndim < 1 or z.shape[-1] < 1:
+        raise UserError(f"z has shape {z.shape}: its last axis has to hold at least one feature.")
+    if mask is not None and (mask.shape != z.shape[:-1] or mask.dtype != jnp.bool_):
+        raise UserError(
+            f"mask is {mask.dtype}{list(mask.shape)}: pass bool{list(z.shape[:-1])}, one value per token of z."
+        )

@@ -1,0 +1,19 @@
+"""What a run shows and keeps: the progress line, metric files, pictures and tables."""
+
+from vqjax.reporting.atomic import atomic_file
+from vqjax.reporting.pictures import comparison_sheet, save_png
+from vqjax.reporting.progress import Progress
+from vqjax.reporting.strict_json import strict_json
+from vqjax.reporting.tables import markdown_table, metrics_table
+from vqjax.reporting.writers import MetricWriter
+
+__all__ = [
+    "MetricWriter",
+    "Progress",
+    "atomic_file",
+    "comparison_sheet",
+    "markdown_table",
+    "metrics_table",
+    "save_png",
+    "strict_json",
+]

@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a binary file that takes the place of `path` only once it has been written completely.
+
+    Whatever stood at `path` stays untouched until then, so an interrupted run loses nothing. Missing parent
+    directories are made.
+
+    Args:
+      path: Where the finished file shall be.
+
+    Yields:
+      A binary file, open for writing, in the same directory.
+
+    Example:
+      >>> import tempfile
+      >>> directory = Path(tempfile.mkdtemp())
+      >>> with atomic_file(directory / "note.txt") as file:
+      ...     _ = file.write(b"whole")
+      >>> [entry.name for entry in directory.iterdir()]
+      ['note.txt']
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # `open` instead of `tempfile`, whose files only their owner may read.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            # Without it a power cut may leave the new name on an empty file.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

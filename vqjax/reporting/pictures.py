@@ -1,0 +1,106 @@
+"""Pictures of originals above their reconstructions."""
+
+import math
+import os
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from vqjax.errors import UserError
+from vqjax.reporting.atomic import atomic_file
+
+CAPTIONS = ("original", "reconstruction")
+_FONT_SIZE = 15
+_TARGET_WIDTH = 1100
+_LARGEST_CELL = 256
+_MARGIN = 8
+_THIN_GAP = 2
+_PAIR_GAP = 12
+_PAPER = 255
+_INK = 64
+
+
+def comparison_sheet(
+    originals: UInt8[np.ndarray, "images height width 3"],
+    reconstructions: UInt8[np.ndarray, "images height width 3"],
+    *,
+    columns: int = 8,
+    scale: int | None = None,
+) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
+    """Draws pairs of rows, originals above reconstructions, with captions at the left.
+
+    Args:
+      originals: RGB images, 0 to 255.
+      reconstructions: Their reconstructions, in the same order.
+      columns: The most images side by side; large images get fewer, so that the sheet fits a screen.
+      scale: Whole factor by which the pixels are enlarged; None chooses one that is comfortable to look at.
+
+    Returns:
+      One RGB image, 0 to 255, about 1000 to 1400 pixels wide where the images allow it.
+
+    Raises:
+      UserError: There are no images, or `columns` or `scale` is below 1.
+
+    Example:
+      >>> images = np.zeros([3, 32, 32, 3], np.uint8)
+      >>> comparison_sheet(images, images).shape
+      (530, 892, 3)
+    """
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value} must be at least 1; leave it out to get the default.")
+    count, _, image_width, _ = originals.shape
+    if count == 0:
+        raise UserError("originals is empty; a comparison sheet needs at least one image.")
+    # Spreads the images evenly: nine of them at eight columns become 5 + 4 rather than 8 + 1.
+    most_columns = min(columns, max(1, _TARGET_WIDTH // (image_width * (scale or 1))))
+    columns = math.ceil(count / math.ceil(count / most_columns))
+    if scale is None:
+        widest_cell = min(_LARGEST_CELL, _TARGET_WIDTH / columns)
+        scale = max(1, round(widest_cell / image_width))
+    return _draw(np.stack([originals, reconstructions], axis=1), columns, scale)
+
+
+def _draw(
+    pairs: UInt8[np.ndarray, "images 2 height width 3"], columns: int, scale: int
+) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
+    font = ImageFont.load_default(_FONT_SIZE)
+    caption_width = math.ceil(max(font.getlength(caption) for caption in CAPTIONS)) + 2 * _MARGIN
+    cell_height, cell_width = pairs.shape[2] * scale, pairs.shape[3] * scale
+    pair_height = 2 * cell_height + _THIN_GAP
+    rows = math.ceil(len(pairs) / columns)
+    size = (
+        caption_width + columns * (cell_width + _THIN_GAP) - _THIN_GAP + _MARGIN,
+        2 * _MARGIN + rows * (pair_height + _PAIR_GAP) - _PAIR_GAP,
+    )
+    sheet = Image.new("RGB", size, (_PAPER,) * 3)
+    pen = ImageDraw.Draw(sheet)
+    for row in range(rows):
+        for kind, caption in enumerate(CAPTIONS):
+            top = _MARGIN + row * (pair_height + _PAIR_GAP) + kind * (cell_height + _THIN_GAP)
+            anchor = (caption_width - _MARGIN, top + cell_height // 2)
+            pen.text(anchor, caption, fill=(_INK,) * 3, font=font, anchor="rm")
+            for column, pair in enumerate(pairs[row * columns : (row + 1) * columns]):
+                cell = Image.fromarray(pair[kind]).resize((cell_width, cell_height), Image.Resampling.NEAREST)
+                sheet.paste(cell, (caption_width + column * (cell_width + _THIN_GAP), top))
+    return np.array(sheet)
+
+
+def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Writes an RGB image as PNG; an older file of that name is replaced only when the new one is whole.
+
+    Args:
+      path: Where to write it; missing parent directories are made.
+      image: RGB, 0 to 255.
+
+    Example:
+      >>> import tempfile
+      >>> path = os.path.join(tempfile.mkdtemp(), "black.png")
+      >>> save_png(path, np.zeros([4, 6, 3], np.uint8))
+      >>> with Image.open(path) as image:
+      ...     image.size
+      (6, 4)
+    """
+    with atomic_file(path) as file:
+        Image.fromarray(image).save(file, format="PNG")

@@ -1,0 +1,165 @@
+"""Where the numbers and pictures of a run are kept: metrics.jsonl, TensorBoard, Weights & Biases."""
+
+import importlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+
+from vqjax.errors import UserError
+from vqjax.reporting.atomic import atomic_file
+from vqjax.reporting.strict_json import strict_json
+
+METRICS_FILE = "metrics.jsonl"
+_TENSORBOARD_FOLDER = "tensorboard"
+_TENSORBOARD_FLUSH_SECONDS = 10
+_WANDB_ID_FILE = "wandb_run_id.txt"
+
+
+class MetricWriter:
+    """Appends numbers to `metrics.jsonl` and, where asked, to TensorBoard and Weights & Biases.
+
+    What a killed run wrote after its last checkpoint is written again by the run that resumes from it, so those
+    lines are taken out first. Of several processes only process 0 writes; the others may call every method.
+
+    Args:
+      workdir: Directory of the run.
+      resume_step: Step of the checkpoint this run goes on from, or None for a run from the beginning.
+      tensorboard: Write TensorBoard events under `workdir/tensorboard`.
+      wandb: Log to Weights & Biases; the run's id is kept in the working directory, so a resumed run goes on there.
+      config: The configuration, for Weights & Biases.
+
+    Raises:
+      UserError: `wandb` is asked for and not installed.
+
+    Example:
+      >>> import tempfile
+      >>> workdir = Path(tempfile.mkdtemp())
+      >>> writer = MetricWriter(workdir, resume_step=None, tensorboard=False, wandb=False, config={})
+      >>> writer.scalars(100, "train", {"loss": 0.5, "dead_codes": 3})
+      >>> writer.close()
+      >>> print((workdir / "metrics.jsonl").read_text(), end="")
+      {"step": 100, "train/loss": 0.5, "train/dead_codes": 3}
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        resume_step: int | None,
+        tensorboard: bool,
+        wandb: bool,
+        config: Mapping[str, Any],
+    ) -> None:
+        self._lines = self._tensorboard = self._wandb = self._wandb_run = None
+        if jax.process_index() != 0:
+            return
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if wandb:
+            self._wandb = _import_wandb()
+            self._wandb_run = _start_wandb_run(self._wandb, workdir, resume_step, config)
+        _drop_lines_after(workdir / METRICS_FILE, resume_step)
+        self._lines = (workdir / METRICS_FILE).open("a", encoding="utf-8")
+        if tensorboard:
+            self._tensorboard = SummaryWriter(
+                str(workdir / _TENSORBOARD_FOLDER),
+                # TensorBoard then hides the steps that are about to be written again.
+                purge_step=0 if resume_step is None else resume_step + 1,
+                flush_secs=_TENSORBOARD_FLUSH_SECONDS,
+            )
+
+    def scalars(self, step: int, prefix: str, values: Mapping[str, Any]) -> None:
+        """Writes numbers of one step; they are on disk in metrics.jsonl when this returns.
+
+        Args:
+          step: The step they belong to.
+          prefix: What they were measured on, `train` or `eval`; `loss` becomes `train/loss`.
+          values: Numbers by name. None, NaN and infinities are `null` in metrics.jsonl; None is left out elsewhere.
+        """
+        if self._lines is None:
+            return
+        named = {f"{prefix}/{name}": value for name, value in values.items()}
+        self._lines.write(strict_json({"step": step, **named}) + "\n")
+        self._lines.flush()
+        numbers = {name: float(value) for name, value in named.items() if value is not None}
+        if self._tensorboard is not None:
+            for name, number in numbers.items():
+                self._tensorboard.add_scalar(name, number, step)
+        if self._wandb_run is not None:
+            self._wandb_run.log({"step": step, **numbers})
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Writes one picture to TensorBoard and Weights & Biases, where they are on.
+
+        Args:
+          step: The step it belongs to.
+          name: Its name, such as `eval/reconstructions`.
+          image: RGB, 0 to 255.
+        """
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+        if self._wandb_run is not None:
+            self._wandb_run.log({"step": step, name: self._wandb.Image(image)})
+
+    def close(self) -> None:
+        """Flushes and closes everything; call it once, at the end of the run."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+
+
+def _drop_lines_after(path: Path, resume_step: int | None) -> None:
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if resume_step is not None and _is_whole_line_up_to(line, resume_step)]
+    if kept != lines:
+        with atomic_file(path) as file:
+            file.writelines(kept)
+
+
+def _is_whole_line_up_to(line: bytes, last_step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= last_step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _import_wandb() -> ModuleType:
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            'wandb=True needs the package wandb, which is not installed: pip install "vqjax[wandb]", '
+            "or set wandb=False."
+        ) from error
+
+
+def _start_wandb_run(wandb: ModuleType, workdir: Path, resume_step: int | None, config: Mapping[str, Any]) -> Any:
+    id_file = workdir / _WANDB_ID_FILE
+    if resume_step is None or not id_file.exists():
+        with atomic_file(id_file) as file:
+            file.write(uuid.uuid4().hex.encode())
+    run = wandb.init(
+        project="vqjax",
+        id=id_file.read_text(),
+        name=workdir.resolve().name,
+        resume="allow",
+        dir=str(workdir),
+        config=dict(config),
+    )
+    # wandb's own step may not go back, which it does after a resume.
+    run.define_metric("*", step_metric="step")
+    return run

@@ -1,0 +1,173 @@
+"""Saving and restoring a run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from orbax.checkpoint.experimental import v1 as ocp
+
+from vqjax.errors import UserError
+from vqjax.models.build import build_model
+from vqjax.models.tokenizer import Tokenizer
+from vqjax.training.state import TrainState
+
+CHANGEABLE = frozenset(
+    {"num_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch"}
+    | {"tensorboard", "wandb", "data.resident_limit_mb"}
+)
+"""Config fields that may differ between a run and its continuation: none of them changes a step."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, under ``WORKDIR/checkpoints``; writing is atomic.
+
+    Args:
+      workdir: The run's directory.
+      config: The run's config, stored with every checkpoint.
+    """
+
+    def __init__(self, workdir: Path, config: ConfigDict):
+        self._metadata = {
+            "config": config.to_dict(),
+            "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
+        }
+        self._checkpointer = ocp.training.Checkpointer(
+            (workdir / "checkpoints").resolve(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(config.keep_checkpoints),
+            # A save that was killed leaves a temporary directory behind; it never counts as a checkpoint.
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint of the state's step, unless there is one already."""
+        step = int(state.step)
+        latest = self._checkpointer.latest
+        if latest is None or latest.step < step:
+            self._checkpointer.save(step, state, force=True, custom_metadata=self._metadata)
+
+    def restore_latest(self, like: TrainState) -> TrainState | None:
+        """Returns the newest checkpoint, or None before the first one.
+
+        Args:
+          like: A state of the same structure, shapes and sharding.
+
+        Raises:
+          UserError: The checkpoint cannot be read.
+        """
+        latest = self._checkpointer.latest
+        if latest is None:
+            return None
+        with _readable(self._checkpointer.directory, latest.step):
+            return self._checkpointer.load(latest.step, _abstract(like))
+
+    def close(self) -> None:
+        """Ends all writing."""
+        self._checkpointer.close()
+
+
+def check_resumable(workdir: Path, config: ConfigDict) -> None:
+    """Refuses to continue a run with another config.
+
+    Args:
+      workdir: The run's directory; one without checkpoints fits any config.
+      config: What was asked for now.
+
+    Raises:
+      UserError: The first field that differs and matters, with both values.
+    """
+    found = _read_metadata(workdir, None)
+    if found is None:
+        return
+    saved, given = _flat(found[1]["config"]), _flat(config.to_dict())
+    fixed = {"num_steps"} if config.optimizer.schedule == "cosine" else set()
+    for name in sorted(saved.keys() | given.keys()):
+        if (name in fixed or name not in CHANGEABLE) and saved.get(name) != given.get(name):
+            raise UserError(
+                f"config.{name}={given.get(name)!r} is not allowed: --workdir={workdir} holds a run with "
+                f"{saved.get(name)!r}. Use that value to continue it, or another --workdir to start a new run."
+            )
+
+
+def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
+    """Loads the model of a run; its config is in the checkpoint.
+
+    Args:
+      workdir: The run's directory.
+      step: Which checkpoint; the newest by default.
+
+    Returns:
+      The model with its variables.
+
+    Raises:
+      UserError: There is no such checkpoint, or it cannot be read.
+    """
+    workdir = Path(workdir)
+    found = _read_metadata(workdir, step)
+    if found is None:
+        raise UserError(
+            f"--workdir={workdir} holds no checkpoint: pass the directory of a run "
+            f"(train one with python train.py --workdir={workdir})."
+        )
+    step, metadata = found
+    config = ConfigDict(metadata["config"])
+    model = build_model(config.model, config.quantizer)
+    with _checkpointer(workdir) as checkpointer, _readable(checkpointer.directory, step):
+        # The optimizer's moments are twice the parameters: leave them on the disk.
+        saved = checkpointer.load(step)
+    variables = {"params": saved["params"], **saved["collections"]}
+    return Tokenizer(model, variables, config=metadata["config"], step=step)
+
+
+def _read_metadata(workdir: Path, step: int | None) -> tuple[int, dict[str, Any]] | None:
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    with _checkpointer(workdir) as checkpointer:
+        steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+        if not steps:
+            return None
+        if step is None:
+            step = steps[-1]
+        if step not in steps:
+            raise UserError(f"--step={step} is no checkpoint of --workdir={workdir}: use one of {steps}.")
+        with _readable(checkpointer.directory, step):
+            return step, checkpointer.metadata(step).custom_metadata
+
+
+@contextmanager
+def _checkpointer(workdir: Path) -> Iterator[ocp.training.Checkpointer]:
+    checkpointer = ocp.training.Checkpointer((workdir / "checkpoints").resolve())
+    try:
+        yield checkpointer
+    finally:
+        checkpointer.close()
+
+
+@contextmanager
+def _readable(directory: Any, step: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Orbax raises many types for damaged files; the reader needs the place and the first reason.
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(
+            f"The checkpoint {directory}/{step} cannot be read ({reason}). Move that directory away to continue "
+            "from the one before it."
+        ) from error
+
+
+def _abstract(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

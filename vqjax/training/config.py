@@ -1,0 +1,232 @@
+"""The trainer's configuration: every field with its meaning, variants by argument, and validation."""
+
+import difflib
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict, config_dict
+
+from vqjax.data.load import SOURCES
+from vqjax.errors import UserError
+from vqjax.models.build import ENCODERS, QUANTIZERS
+
+LARGEST_CODEBOOK = 2**24
+LARGEST_DIM = 2**13
+
+
+def default_config() -> ConfigDict:
+    """Every field there is, with the values that a config leaves alone.
+
+    Returns:
+      A config without a data source or a number of steps; the files under ``configs/`` set those.
+
+    Example:
+      >>> default_config().quantizer.estimator
+      'rotation'
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.num_steps = config_dict.placeholder(int)  # optimizer steps of the whole run
+    config.batch_size = 128  # images per step, over all devices
+    config.log_every = 100  # steps between lines of metrics.jsonl
+    config.eval_every = 1000  # steps between evaluations on the held-out split
+    config.checkpoint_every = 1000  # steps between checkpoints; one is always written at the end
+    config.keep_checkpoints = 2  # newest checkpoints to keep
+    config.steps_per_dispatch = 0  # steps per call of the compiled program; 0: 1 on CPUs, 20 elsewhere
+    config.tensorboard = True  # scalars and pictures under WORKDIR/tensorboard
+    config.wandb = False  # the same to Weights & Biases
+
+    config.data = ConfigDict()
+    config.data.source = config_dict.placeholder(str)  # tfds, photos, image_folder or arrays
+    config.data.name = ""  # dataset name (tfds), directory (image_folder) or file (arrays)
+    config.data.image_size = 32  # height and width in pixels, after resizing and cropping
+    config.data.train_split = "train"
+    config.data.eval_split = "test"
+    config.data.eval_fraction = 0.1  # of the images, held out where the source has no evaluation split
+    config.data.flip = False  # random horizontal flips
+    config.data.crop_padding = 0  # pixels of reflection padding before a random crop
+    config.data.resident_limit_mb = 1024  # datasets up to this size live on the device, others are streamed
+
+    config.model = ConfigDict()
+    config.model.name = "residual"  # residual (the CIFAR-10 study) or sonnet
+    config.model.width = 256  # channels of the latent grid
+    config.model.num_residual_blocks = 2
+    config.model.num_scalings = 2  # each halves height and width; sonnet has 2
+    config.model.code_dim = config_dict.placeholder(int)  # 1x1 convolution to this dimension; None: width, without one
+
+    config.quantizer = ConfigDict()
+    config.quantizer.name = "vector"
+    config.quantizer.num_codes = 1024
+    config.quantizer.metric = "euclidean"  # or cosine
+    config.quantizer.estimator = "rotation"
+    config.quantizer.codebook_update = "ema"  # ema, gradient or none
+    config.quantizer.decay = 0.99
+    config.quantizer.commitment_weight = 0.25
+    config.quantizer.codebook_weight = config_dict.placeholder(float)  # only for codebook_update="gradient"
+    config.quantizer.dead_code_threshold = 0.01  # fraction of the average use
+    config.quantizer.replace_dead_codes = False
+    config.quantizer.kmeans_init = False  # start the codebook from clusters of the untrained encoder's vectors
+
+    config.loss = ConfigDict()
+    config.loss.divide_by_variance = False  # divide the reconstruction error by the variance of the training pixels
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-4  # of Adam
+    config.optimizer.schedule = "constant"  # or cosine, to zero at num_steps
+    config.optimizer.warmup_steps = 0  # linear, from zero
+    config.optimizer.clip_norm = 0.0  # largest norm of the gradient; 0: no clipping
+    return config
+
+
+def parse_variant(argument: str | None, **defaults: bool | int | float | str) -> ConfigDict:
+    """Reads the text after the colon of ``--config=configs/X.py:codes=512,sonnet``.
+
+    Args:
+      argument: Comma-separated ``name=value`` pairs; a lone ``name`` sets a boolean.
+      **defaults: Every allowed name, with the value it has when left out, which also gives its type.
+
+    Returns:
+      The defaults, overridden.
+
+    Raises:
+      UserError: An unknown name, or a value of another type.
+
+    Example:
+      >>> parse_variant("codes=512,sonnet", codes=1024, beta=0.25, sonnet=False).to_dict()
+      {'beta': 0.25, 'codes': 512, 'sonnet': True}
+    """
+    values = dict(defaults)
+    for part in filter(None, (argument or "").split(",")):
+        name, _, text = part.partition("=")
+        if name not in defaults:
+            raise UserError(f"config argument {name!r} is unknown{nearest_name(name, defaults)}")
+        values[name] = _parse_value(name, text, type(defaults[name]))
+    return ConfigDict(dict(sorted(values.items())))
+
+
+def nearest_name(name: str, allowed) -> str:
+    """The end of an error message: the nearest allowed name, or all of them.
+
+    Args:
+      name: What was given.
+      allowed: What may be given.
+
+    Returns:
+      A half sentence that starts with a colon.
+
+    Example:
+      >>> nearest_name("num_code", ["num_codes", "decay"])
+      ": did you mean 'num_codes'?"
+    """
+    matches = difflib.get_close_matches(name, list(allowed), n=1)
+    return f": did you mean {matches[0]!r}?" if matches else f": use one of {', '.join(sorted(allowed))}."
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses a config that cannot run, before anything is loaded or written.
+
+    Args:
+      config: A config with the fields of :func:`default_config`.
+
+    Raises:
+      UserError: The first field that is out of range, by name, with its value and what is allowed.
+
+    Example:
+      >>> config = default_config()
+      >>> config.data.source, config.num_steps, config.batch_size = "photos", 10, 0
+      >>> validate(config)
+      Traceback (most recent call last):
+      vqjax.errors.UserError: config.batch_size=0 is not allowed: use a whole number of at least 1.
+    """
+    _check_fields(config)
+    for name in ("num_steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
+        _check_range(config, name, 1, 2**31 - 1)
+    _check_range(config, "seed", 0, 2**31 - 1)
+    _check_range(config, "steps_per_dispatch", 0, 1000)
+    _check_choice(config, "data.source", SOURCES)
+    _check_range(config, "data.image_size", 1, 4096)
+    _check_range(config, "data.crop_padding", 0, config.data.image_size - 1)
+    _check_number(config, "data.eval_fraction", 0, 1, open_ends=True)
+    _check_choice(config, "model.name", ENCODERS)
+    _check_range(config, "model.width", 1, LARGEST_DIM)
+    _check_range(config, "model.num_residual_blocks", 0, 100)
+    _check_range(config, "model.num_scalings", 1, 8)
+    if config.model.code_dim is not None:
+        _check_range(config, "model.code_dim", 1, LARGEST_DIM)
+    _check_choice(config, "quantizer.name", QUANTIZERS)
+    _check_range(config, "quantizer.num_codes", 2, LARGEST_CODEBOOK)
+    _check_number(config, "optimizer.learning_rate", 0, 1, open_ends=True)
+    _check_choice(config, "optimizer.schedule", ("constant", "cosine"))
+    _check_range(config, "optimizer.warmup_steps", 0, config.num_steps)
+    _check_number(config, "optimizer.clip_norm", 0, float("inf"))
+    _check_image_size(config)
+
+
+def _parse_value(name: str, text: str, kind: type) -> bool | int | float | str:
+    if kind is bool:
+        if text.lower() in ("", "true", "1"):
+            return True
+        if text.lower() in ("false", "0"):
+            return False
+        raise UserError(f"config argument {name}={text!r} is not allowed: use {name}=true or {name}=false.")
+    try:
+        if text:
+            return kind(text)
+    except ValueError:
+        pass
+    raise UserError(f"config argument {name}={text!r} is not allowed: use a value of type {kind.__name__}.")
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of all fields of a config."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from field_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """A config file that sets a field the trainer never reads would be silently ignored."""
+    known, given = set(field_names(default_config())), set(field_names(config))
+    for name in sorted(given - known):
+        raise UserError(f"config.{name} is unknown{nearest_name(name, known)}")
+    for name in sorted(known - given):
+        raise UserError(f"config.{name} is missing: start from vqjax.training.config.default_config().")
+
+
+def _value(config: ConfigDict, name: str) -> object:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _refuse(config: ConfigDict, name: str, allowed: str) -> None:
+    raise UserError(f"config.{name}={_value(config, name)!r} is not allowed: {allowed}")
+
+
+def _check_range(config: ConfigDict, name: str, low: int, high: int) -> None:
+    value = _value(config, name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        bound = f"of at least {low}" if high >= 2**31 - 1 else f"in [{low}, {high}]"
+        _refuse(config, name, f"use a whole number {bound}.")
+
+
+def _check_number(config: ConfigDict, name: str, low: float, high: float, open_ends: bool = False) -> None:
+    value = _value(config, name)
+    inside = isinstance(value, int | float) and (low < value < high if open_ends else low <= value < high)
+    if not inside:
+        _refuse(config, name, f"use a number {'above' if open_ends else 'of at least'} {low} and below {high}.")
+
+
+def _check_choice(config: ConfigDict, name: str, choices) -> None:
+    value = _value(config, name)
+    if value not in choices:
+        _refuse(config, name, nearest_name(str(value), choices).removeprefix(": "))
+
+
+def _check_image_size(config: ConfigDict) -> None:
+    if config.model.name == "sonnet" and config.model.num_scalings != 2:
+        _refuse(config, "model.num_scalings", "the sonnet model always has 2.")
+    multiple = 2**config.model.num_scalings
+    if config.data.image_size % multiple:
+        _refuse(config, "data.image_size", f"config.model.num_scalings halves it to a multiple of {multiple}.")

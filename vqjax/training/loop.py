@@ -1,0 +1,231 @@
+"""The training loop."""
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from vqjax.data import Feed, ImageDataset, Splits, load_splits, make_feed
+from vqjax.errors import UserError
+from vqjax.evaluation import EvaluationResult, terminal_table, write_report
+from vqjax.evaluation.run import evaluate_model, evaluation_context
+from vqjax.models import VQVAE
+from vqjax.models.build import build_model
+from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
+from vqjax.training.checkpoint import Checkpoints, check_resumable
+from vqjax.training.codebook_start import start_from_kmeans
+from vqjax.training.config import validate
+from vqjax.training.interrupt import Interrupted, StopRequest
+from vqjax.training.optimizer import build_optimizer
+from vqjax.training.state import TrainState, create_state
+from vqjax.training.step import StepOptions, empty_window, make_dispatch, train_step
+from vqjax.training.variance import pixel_variance
+
+
+def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:
+    """Trains a tokenizer, or continues a run where it stopped, and evaluates it.
+
+    Args:
+      config: See :func:`vqjax.training.config.default_config`.
+      workdir: Where checkpoints, metrics and pictures go. A run found there with the same config is continued; it
+        ends bit for bit as if it had never been interrupted (on the same kind of machine).
+      devices: Devices to divide each batch over; all by default.
+
+    Returns:
+      The evaluation of the final state on the held-out split, also written to ``workdir/eval``.
+
+    Raises:
+      UserError: Something that was asked for cannot be done.
+      Interrupted: The process got SIGTERM or SIGINT; a checkpoint has been saved.
+      FloatingPointError: The loss is no finite number; the checkpoint before is intact.
+    """
+    workdir = Path(workdir)
+    validate(config)
+    model = build_model(config.model, config.quantizer)
+    check_resumable(workdir, config)
+    _say(f"vqjax: {config.data.source} {config.data.name or 'images'} on {_describe(devices)}, writing to {workdir}")
+    splits = load_splits(config.data)
+    mesh = jax.make_mesh(
+        (len(devices or jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+    )
+    feed = make_feed(
+        splits.train,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        steps_per_dispatch=_steps_per_dispatch(config),
+        resident_limit=config.data.resident_limit_mb * 2**20,
+        mesh=mesh,
+    )
+    run = _Run(config, workdir, model, splits, feed, mesh)
+    try:
+        with StopRequest() as stop_request:
+            run.to_the_end(stop_request)
+        return run.final_report()
+    finally:
+        run.close()
+
+
+class _Run:
+    """What the steps of one run share: state, compiled step, feed, writers."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, model: VQVAE, splits: Splits, feed: Feed, mesh: Mesh) -> None:
+        self.config, self.workdir, self.model, self.splits, self.feed = config, workdir, model, splits, feed
+        optimizer = build_optimizer(config.optimizer, config.num_steps)
+        options = _step_options(config, splits.train)
+        step = functools.partial(train_step, model=model, optimizer=optimizer, options=options)
+        state = jax.device_put(
+            create_state(model, optimizer, feed.image_shape, config.seed), NamedSharding(mesh, PartitionSpec())
+        )
+        state = state.replace(window=empty_window(state, feed, step))
+        self.checkpoints = Checkpoints(workdir, config)
+        restored = self.checkpoints.restore_latest(like=state)
+        self.state: TrainState = self._started(state) if restored is None else restored
+        self.step = int(self.state.step)
+        _say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
+        self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config))
+        self.writer = MetricWriter(
+            workdir,
+            resume_step=None if restored is None else self.step,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            config=config.to_dict(),
+        )
+        self.evaluated: tuple[int, EvaluationResult] | None = None
+
+    def to_the_end(self, stop_request: StopRequest) -> None:
+        """Takes the remaining steps."""
+        config = self.config
+        with Progress(config.num_steps, self.step, config.batch_size) as progress:
+            loss = None
+            while self.step < config.num_steps:
+                count = self._steps_to_next_event()
+                staged = self.feed.stage(self.step, count)
+                # Waiting for the dispatch before this one keeps the device busy and the progress line honest.
+                _wait_for(loss)
+                self.state, loss = self.dispatch(self.state, staged, np.int32(count))
+                self.step += count
+                self._handle_events(loss, progress)
+                progress.update(self.step)
+                if stop_request.signal_number is not None:
+                    self._save(loss)
+                    raise Interrupted(
+                        f"stopped at step {self.step}; the same command continues from there.",
+                        stop_request.signal_number,
+                    )
+
+    def final_report(self) -> EvaluationResult:
+        """Evaluates the final state, writes the report and prints its table."""
+        result = self._evaluate()
+        context = evaluation_context(self.config, self.splits.heldout, self.step, split=self.config.data.eval_split)
+        write_report(self.workdir / "eval", result, context=context)
+        print(terminal_table(result, context))
+        print(f"checkpoint: {self.workdir}/checkpoints/{self.step}")
+        print(f"report:     {self.workdir}/eval/report.md")
+        print(f"picture:    {self.workdir}/eval/reconstructions.png", flush=True)
+        return result
+
+    def close(self) -> None:
+        """Ends everything that runs in the background."""
+        self.feed.close()
+        self.writer.close()
+        self.checkpoints.close()
+
+    def _started(self, state: TrainState) -> TrainState:
+        if not self.config.quantizer.kmeans_init:
+            return state
+        _say("starting the codebook from k-means")
+        return start_from_kmeans(self.model, state, self.splits.train, self.config)
+
+    def _steps_to_next_event(self) -> int:
+        config = self.config
+        periods = (config.log_every, config.eval_every, config.checkpoint_every, _steps_per_dispatch(config))
+        ends = [self.step - self.step % period + period for period in periods]
+        return min(*ends, config.num_steps) - self.step
+
+    def _handle_events(self, loss: jax.Array, progress: Progress) -> None:
+        config, step = self.config, self.step
+        last = step == config.num_steps
+        if step % config.log_every == 0 or last:
+            self._log(loss, progress)
+        if step % config.checkpoint_every == 0 or last:
+            self._save(loss)
+        if step % config.eval_every == 0 and not last:
+            result = self._evaluate()
+            progress.say(f"step {step}: {_headline(result)}")
+        if last:
+            progress.say(f"step {step}: {_headline(self._evaluate())}")
+
+    def _log(self, loss: jax.Array, progress: Progress) -> None:
+        self._check_finite(loss)
+        sums = {name: float(value) for name, value in jax.device_get(self.state.window).items()}
+        steps = sums.pop("steps")
+        metrics = {name: value / steps for name, value in sums.items()}
+        self.writer.scalars(self.step, "train", metrics)
+        progress.metrics(metrics)
+        self.state = self.state.replace(window=jax.tree.map(lambda x: x - x, self.state.window))
+
+    def _save(self, loss: jax.Array) -> None:
+        self._check_finite(loss)
+        self.checkpoints.save(self.state)
+
+    def _check_finite(self, loss: jax.Array) -> None:
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {float(loss)} at step {self.step}. Lower config.optimizer.learning_rate "
+                f"(={self.config.optimizer.learning_rate}) or set config.optimizer.clip_norm=1.0 in another "
+                "--workdir; the checkpoints written before are intact."
+            )
+
+    def _evaluate(self) -> EvaluationResult:
+        if self.evaluated is not None and self.evaluated[0] == self.step:
+            return self.evaluated[1]
+        result = evaluate_model(
+            self.model, self.state.variables, self.splits.heldout, batch_size=self.config.batch_size
+        )
+        sheet = comparison_sheet(result.originals, result.reconstructions)
+        self.writer.scalars(self.step, "eval", result.metrics)
+        self.writer.image(self.step, "reconstructions", sheet)
+        save_png(self.workdir / "reconstructions.png", sheet)
+        self.evaluated = (self.step, result)
+        return result
+
+
+def _step_options(config: ConfigDict, dataset: ImageDataset) -> StepOptions:
+    scale = 1 / pixel_variance(dataset) if config.loss.divide_by_variance else 1.0
+    return StepOptions(
+        seed=config.seed,
+        flip=config.data.flip,
+        crop_padding=config.data.crop_padding,
+        reconstruction_scale=scale,
+    )
+
+
+def _steps_per_dispatch(config: ConfigDict) -> int:
+    return config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 20)
+
+
+def _wait_for(value: Any) -> None:
+    if value is not None:
+        jax.block_until_ready(value)
+
+
+def _headline(result: EvaluationResult) -> str:
+    metrics = result.metrics
+    return (
+        f"held-out PSNR {metrics['psnr']:.2f} dB ({metrics['psnr_gain']:+.2f} over the mean color), "
+        f"perplexity {metrics['perplexity_batch']:.1f}, codes in use {100 * metrics['usage_split']:.0f} %"
+    )
+
+
+def _describe(devices: list[jax.Device] | None) -> str:
+    devices = devices or jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

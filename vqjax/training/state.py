@@ -1,0 +1,71 @@
+"""Everything that changes during training, as one pytree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from vqjax.models import VQVAE
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a checkpoint holds. The position in the data and all randomness follow from ``step`` and the seed.
+
+    Attributes:
+      step: Number of steps taken.
+      params: What the optimizer moves.
+      collections: All other variables of the model, such as ``codebook``; the optimizer never sees them.
+      opt_state: State of the optimizer.
+      window: Sums of the metrics since the last log line, and under ``steps`` the number of steps in them. Part of
+        the state so that the log of a resumed run equals that of an uninterrupted one.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    collections: Any
+    opt_state: Any
+    window: dict[str, Float[Array, ""]]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All variables of the model, as ``Module.apply`` takes them."""
+        return {"params": self.params, **self.collections}
+
+
+def create_state(
+    model: VQVAE, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int
+) -> TrainState:
+    """Initializes the model and the optimizer.
+
+    Args:
+      model: The autoencoder.
+      optimizer: Its optimizer.
+      image_shape: Height, width and channels.
+      seed: Of the initial values.
+
+    Returns:
+      The state before the first step, with an empty window.
+
+    Raises:
+      UserError: The model refuses images of that shape.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> from vqjax.models import SonnetDecoder, SonnetEncoder
+      >>> model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
+      >>> int(create_state(model, optax.adam(1e-3), (16, 16, 3), seed=0).step)
+      0
+    """
+    params_key, quantizer_key = jax.random.split(jax.random.key(seed))
+    variables = model.init({"params": params_key, "quantizer": quantizer_key}, jnp.zeros((1, *image_shape)))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        collections=variables,
+        opt_state=optimizer.init(params),
+        window={},
+    )

@@ -1,0 +1,133 @@
+"""One training step, and the compiled program that takes several of them per dispatch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from vqjax.data import Feed, augment, to_model_range
+from vqjax.models import VQVAE
+from vqjax.training.state import TrainState
+
+Batch = UInt8[Array, "batch height width channels"]
+Metrics = dict[str, Float[Array, ""]]
+
+
+class StepOptions(NamedTuple):
+    """What a step needs to know besides state and images.
+
+    Attributes:
+      seed: Of augmentation and quantizer; the key of step ``t`` is ``fold_in(key(seed), t)``.
+      flip: Random horizontal flips.
+      crop_padding: Pixels of padding before a random crop.
+      reconstruction_scale: Factor of the mean squared error (pixels in [-1, 1]) in the loss.
+    """
+
+    seed: int
+    flip: bool = False
+    crop_padding: int = 0
+    reconstruction_scale: float = 1.0
+
+
+def train_step(
+    state: TrainState, images: Batch, model: VQVAE, optimizer: optax.GradientTransformation, options: StepOptions
+) -> tuple[TrainState, Metrics]:
+    """Takes one optimizer step and one codebook update.
+
+    Args:
+      state: Before the step.
+      images: The global batch, uint8.
+      model: The autoencoder.
+      optimizer: The optimizer that made ``state.opt_state``.
+      options: Randomness, augmentation and loss.
+
+    Returns:
+      The state after the step (its ``window`` untouched) and the metrics of the batch, measured before the step.
+    """
+    key = jax.random.fold_in(jax.random.key(options.seed), state.step)
+    augment_key, quantizer_key = jax.random.split(key)
+    images = augment(augment_key, images, flip=options.flip, crop_padding=options.crop_padding)
+    images = to_model_range(images)
+
+    def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
+        output, collections = model.apply(
+            {"params": params, **state.collections},
+            images,
+            train=True,
+            mutable=list(state.collections),
+            rngs={"quantizer": quantizer_key},
+        )
+        error = jnp.mean(jnp.square(output.reconstruction - images))
+        loss = options.reconstruction_scale * error + output.quantizer.loss
+        # Pixels span 2, so their peak signal is 2 squared.
+        metrics = {"loss": loss, "reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}
+        return loss, (metrics | output.quantizer.metrics, collections)
+
+    (_, (metrics, collections)), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    metrics["gradient_norm"] = optax.global_norm(gradient)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        collections=collections,
+        opt_state=opt_state,
+    )
+    return state, metrics
+
+
+def empty_window(state: TrainState, feed: Feed, step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]):
+    """The window before its first step: every metric of ``step`` at zero, and ``steps``.
+
+    Args:
+      state: Any state of the run.
+      feed: Where the images come from; only their shape matters.
+      step: :func:`train_step` of state and images.
+
+    Returns:
+      Zeros by name.
+    """
+    staged = feed.stage(int(state.step), 0)
+    _, metrics = jax.eval_shape(lambda state, staged: step(state, feed.select(staged, 0)), state, staged)
+    return {name: jnp.zeros(()) for name in ("steps", *metrics)}
+
+
+def make_dispatch(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    select: Callable[[PyTree, Int[Array, ""] | int], Batch],
+    steps_per_dispatch: int,
+) -> Callable[[TrainState, PyTree, int], tuple[TrainState, Float[Array, ""]]]:
+    """Compiles the program that takes up to ``steps_per_dispatch`` steps without returning to the host.
+
+    The number of steps is an argument of one compiled loop rather than the length of a ``scan``: another length
+    would be another program, and a run that was cut elsewhere would not repeat bit for bit.
+
+    Args:
+      step: :func:`train_step` of state and images.
+      select: Picks the images of the i-th staged step.
+      steps_per_dispatch: The most steps per call; 1 compiles no loop at all. XLA runs convolutions inside a loop
+        tens of times slower on CPUs (jax-ml/jax#12868).
+
+    Returns:
+      A function of the state (donated), the staged data and the number of steps, that returns the state after them
+      and the last loss.
+    """
+
+    def one(state: TrainState, images: Batch) -> tuple[TrainState, Float[Array, ""]]:
+        window = state.window
+        state, metrics = step(state, images)
+        counted = metrics | {"steps": jnp.ones(())}
+        return state.replace(window={k: window[k] + counted[k] for k in window}), metrics["loss"]
+
+    def dispatch(state: TrainState, staged: PyTree, count: Int[Array, ""]) -> tuple[TrainState, Float[Array, ""]]:
+        if steps_per_dispatch == 1:
+            return one(state, select(staged, 0))
+
+        def body(i: Int[Array, ""], carry: tuple[TrainState, Float[Array, ""]]):
+            return one(carry[0], select(staged, i))
+
+        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
+
+    return jax.jit(dispatch, donate_argnames="state")
