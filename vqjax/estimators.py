@@ -136,14 +136,7 @@ def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
 
     Source: the official code of Fifty et al., ICLR 2025, for Tables 3 and 4.
     """
-
-    rotate = _scaled_rotation_map(norm_ratio)
-
-    def tangential_rotation(z: Vectors, q: Vectors, tangent: Vectors) -> Vectors:
-        _, u = length_and_direction(z)
-        return rotate(z, q, tangent - u * _inner(u, tangent))
-
-    return _with_jacobian(tangential_rotation, z, q)
+    return _with_jacobian(_scaled_rotation_map(norm_ratio, radial=False), z, q)
 
 
 def reflection(z: Vectors, q: Vectors) -> Vectors:
@@ -271,13 +264,16 @@ def norm_ratio(z: Vectors, q: Vectors) -> Float[Array, "*batch 1"]:
     return jnp.where(exists, q_length / jnp.where(exists, z_length, 1.0), 1.0)
 
 
-def _scaled_rotation_map(scale: Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> _LinearMap:
+def _scaled_rotation_map(
+    scale: Callable[[Vectors, Vectors], Float[Array, "*batch 1"]], *, radial: bool = True
+) -> _LinearMap:
     def rotate(z: Vectors, q: Vectors, tangent: Vectors) -> Vectors:
         z_length, u = length_and_direction(z)
         q_length, q_hat = length_and_direction(q)
         total, w = length_and_direction(u + q_hat)
+        kept = tangent if radial else tangent - u * _inner(u, tangent)
         # Two reflections in sequence stay a rotation (orthogonal, determinant +1) however w is rounded.
-        reflected = tangent - 2 * u * _inner(u, tangent)
+        reflected = kept - 2 * u * _inner(u, kept)
         rotated = reflected - 2 * w * _inner(w, reflected)
         return jnp.where(_exists(z_length, q_length, total), scale(z, q) * rotated, tangent)
 

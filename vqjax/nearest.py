@@ -71,7 +71,8 @@ def _search_in_chunks(chunk: int):
             index = jnp.where(closer, number * chunk + index, best_index)
             return (jnp.where(closer, score, best_score), index), None
 
-        start = (jnp.full(tokens.shape[0], jnp.inf), jnp.zeros(tokens.shape[0], jnp.int32))
+        # Made from the tokens, for shard_map's check: the carry varies over devices as they do.
+        start = (jnp.full_like(tokens[:, 0], jnp.inf), jnp.zeros_like(tokens[:, 0], jnp.int32))
         numbers = jnp.arange(num_chunks, dtype=jnp.int32)
         (_, index), _ = jax.lax.scan(body, start, (numbers, chunks))
         return index

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+from ml_collections import ConfigDict
 
 from vqjax.models.autoencoder import VQVAE
 from vqjax.models.residual import ResidualDecoder, ResidualEncoder
@@ -17,7 +18,7 @@ ENCODERS = ("residual", "sonnet")
 """The architectures by their name in a config."""
 
 
-def build_model(model: Mapping[str, Any], quantizer: Mapping[str, Any]) -> VQVAE:
+def build_model(model: Mapping[str, Any] | ConfigDict, quantizer: Mapping[str, Any] | ConfigDict) -> VQVAE:
     """Builds the autoencoder.
 
     Args:

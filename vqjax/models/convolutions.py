@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Images = Float[Array, "batch height width channels"]
+Images = Float[Array, "batch _ _ _"]
+"""Images or feature maps, [batch, height, width, channels]; layers change all but the batch."""
 
 
 class DownsamplingConv(nn.Module):

@@ -133,7 +133,9 @@ class VectorQuantizer(nn.Module):
             ``z`` or ``mask`` of the wrong kind.
         """
         _check_input(z, mask)
-        self._create_variables(z.shape[-1])
+        if self.is_initializing():
+            self._create_variables(z.shape[-1])
+        self._check_features(z.shape[-1])
         if mask is not None:
             z = jnp.where(mask[..., None], z, jnp.zeros_like(z))
         vectors, codes = self._lookup_space(z), self._codes()
@@ -143,7 +145,7 @@ class VectorQuantizer(nn.Module):
         batch = self._assign(vectors, indices, mask)
         loss, metrics = self._losses(vectors, chosen, mask)
         metrics |= {"perplexity": perplexity(batch.counts), "usage": usage(batch.counts)}
-        metrics |= geometry(vectors, chosen, mask, self.axis_name)
+        metrics |= geometry(vectors, chosen, mask, self._mapped_axis())
         if self.codebook_update != "none":
             metrics["dead_codes"] = self._update(vectors, batch, mask, train and not self.is_initializing())
         if mask is not None:
@@ -233,20 +235,24 @@ class VectorQuantizer(nn.Module):
             fresh = initial()
             for name in ["codes"] if self.codebook_update == "none" else fresh._fields:
                 self.variable("codebook", name, getattr(fresh, name).copy)
+
+    def _check_features(self, dim: int) -> None:
         stored = self._codes().shape
-        if stored != shape:
+        if stored != (self.num_codes, dim):
             raise UserError(
                 f"z has {dim} features and num_codes={self.num_codes}, but the codebook in the variables has shape "
                 f"{stored}: pass z of {stored[-1]} features, or initialize anew."
             )
 
     def _codes(self) -> Float[Array, "codes dim"]:
-        if not self.has_variable("codebook", "usage" if self.codebook_update != "none" else "codes"):
+        gradient = self.codebook_update == "gradient"
+        needed = {"params": "codes", "codebook": "offsets"} if gradient else {"codebook": "codes"}
+        if not all(self.has_variable(collection, name) for collection, name in needed.items()):
             raise UserError(
                 "The variables hold no codebook: create them with init(key, z), and pass all collections on "
                 "to apply, not params alone."
             )
-        if self.codebook_update != "gradient":
+        if not gradient:
             return self.get_variable("codebook", "codes")
         codes = self.get_variable("params", "codes") + self.get_variable("codebook", "offsets")
         return normalize(codes) if self.metric == "cosine" else codes
@@ -263,7 +269,8 @@ class VectorQuantizer(nn.Module):
     ) -> Assignment:
         tokens, mask = _flatten(vectors, mask)
         batch = assign(tokens, indices.reshape(-1), self.num_codes, mask)
-        return batch if self.axis_name is None else jax.lax.psum(batch, self.axis_name)
+        axis_name = self._mapped_axis()
+        return batch if axis_name is None else jax.lax.psum(batch, axis_name)
 
     def _losses(
         self,
@@ -272,7 +279,7 @@ class VectorQuantizer(nn.Module):
         mask: Bool[Array, "*batch"] | None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         def distance(x: Float[Array, "*batch dim"], y: Float[Array, "*batch dim"]) -> Float[Array, ""]:
-            return masked_mean(jnp.mean(jnp.square(x - y), axis=-1), mask, self.axis_name)
+            return masked_mean(jnp.mean(jnp.square(x - y), axis=-1), mask, self._mapped_axis())
 
         commitment = distance(vectors, jax.lax.stop_gradient(chosen))
         codebook = distance(jax.lax.stop_gradient(vectors), chosen)
@@ -326,10 +333,21 @@ class VectorQuantizer(nn.Module):
     def _all_tokens(
         self, vectors: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None
     ) -> tuple[Float[Array, "tokens dim"], Bool[Array, " tokens"] | None]:
-        flat = _flatten(vectors, mask)
+        """The tokens of all devices, and which of them may become codes."""
+        tokens, mask = _flatten(vectors, mask)
+        if self.metric == "cosine":
+            # A zero token has no direction. As a code it would win every token more than 60 degrees from the others.
+            directed = jnp.any(tokens != 0, axis=-1)
+            mask = directed if mask is None else mask & directed
+        flat = (tokens, mask)
         if self.axis_name is None:
             return flat
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True), flat)
+        # "invarying" tells shard_map that every device holds the same result, which it cannot infer.
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True, to="invarying"), flat)
+
+    def _mapped_axis(self) -> str | None:
+        """The axis of the statistics; none in ``init``, which runs outside of the mapped function."""
+        return None if self.is_initializing() else self.axis_name
 
     def _require_mutable(self, what: str) -> None:
         if not self.is_mutable_collection("codebook"):

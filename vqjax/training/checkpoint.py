@@ -116,8 +116,7 @@ def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
     config = ConfigDict(metadata["config"])
     model = build_model(config.model, config.quantizer)
     with _checkpointer(workdir) as checkpointer, _readable(checkpointer.directory, step):
-        # The optimizer's moments are twice the parameters: leave them on the disk.
-        saved = checkpointer.load(step)
+        saved = checkpointer.load(step, _abstract_model(checkpointer.metadata(step).metadata))
     variables = {"params": saved["params"], **saved["collections"]}
     return Tokenizer(model, variables, config=metadata["config"], step=step)
 
@@ -161,6 +160,22 @@ def _readable(directory: Any, step: int) -> Iterator[None]:
 
 def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def _abstract_model(saved: dict[str, Any]) -> dict[str, Any]:
+    """Asks for the model's variables, on one device wherever they were saved from, and for nothing else."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def wanted(saved: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=device)
+
+    def unwanted(saved: Any) -> Any:
+        return ocp.PLACEHOLDER
+
+    return {
+        name: jax.tree.map(wanted if name in ("params", "collections") else unwanted, tree)
+        for name, tree in saved.items()
+    }
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -84,12 +84,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
     for argument in argv:
         if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             if match[1] in groups:
-                raise UserError(
-                    f"--config.{match[1]} is a group: set one of its fields, such as --config.{_first(match[1], known)}."
-                )
+                field = next(name for name in known if name.startswith(f"{match[1]}."))
+                raise UserError(f"--config.{match[1]} is a group: set one of its fields, such as --config.{field}.")
             if match[1] not in known:
                 raise UserError(f"--config.{match[1]} is unknown{nearest_name(match[1], known)}")
-
-
-def _first(group: str, known: Sequence[str]) -> str:
-    return next(name for name in known if name.startswith(f"{group}."))

@@ -145,7 +145,7 @@ def validate(config: ConfigDict) -> None:
     _check_choice(config, "data.source", SOURCES)
     _check_range(config, "data.image_size", 1, 4096)
     _check_range(config, "data.crop_padding", 0, config.data.image_size - 1)
-    _check_number(config, "data.eval_fraction", 0, 1, open_ends=True)
+    _check_number(config, "data.eval_fraction", 0.0, 1.0, open_ends=True)
     _check_choice(config, "model.name", ENCODERS)
     _check_range(config, "model.width", 1, LARGEST_DIM)
     _check_range(config, "model.num_residual_blocks", 0, 100)
@@ -154,10 +154,10 @@ def validate(config: ConfigDict) -> None:
         _check_range(config, "model.code_dim", 1, LARGEST_DIM)
     _check_choice(config, "quantizer.name", QUANTIZERS)
     _check_range(config, "quantizer.num_codes", 2, LARGEST_CODEBOOK)
-    _check_number(config, "optimizer.learning_rate", 0, 1, open_ends=True)
+    _check_number(config, "optimizer.learning_rate", 0.0, 1.0, open_ends=True)
     _check_choice(config, "optimizer.schedule", ("constant", "cosine"))
     _check_range(config, "optimizer.warmup_steps", 0, config.num_steps)
-    _check_number(config, "optimizer.clip_norm", 0, float("inf"))
+    _check_number(config, "optimizer.clip_norm", 0.0, float("inf"))
     _check_image_size(config)
 
 

@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vqjax.data import Feed, ImageDataset, Splits, load_splits, make_feed
-from vqjax.errors import UserError
 from vqjax.evaluation import EvaluationResult, terminal_table, write_report
 from vqjax.evaluation.run import evaluate_model, evaluation_context
 from vqjax.models import VQVAE
@@ -78,10 +77,9 @@ class _Run:
         optimizer = build_optimizer(config.optimizer, config.num_steps)
         options = _step_options(config, splits.train)
         step = functools.partial(train_step, model=model, optimizer=optimizer, options=options)
-        state = jax.device_put(
-            create_state(model, optimizer, feed.image_shape, config.seed), NamedSharding(mesh, PartitionSpec())
-        )
+        state = create_state(model, optimizer, feed.image_shape, config.seed)
         state = state.replace(window=empty_window(state, feed, step))
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         self.checkpoints = Checkpoints(workdir, config)
         restored = self.checkpoints.restore_latest(like=state)
         self.state: TrainState = self._started(state) if restored is None else restored
@@ -95,7 +93,7 @@ class _Run:
             wandb=config.wandb,
             config=config.to_dict(),
         )
-        self.evaluated: tuple[int, EvaluationResult] | None = None
+        self.final_result: EvaluationResult | None = None
 
     def to_the_end(self, stop_request: StopRequest) -> None:
         """Takes the remaining steps."""
@@ -120,7 +118,8 @@ class _Run:
 
     def final_report(self) -> EvaluationResult:
         """Evaluates the final state, writes the report and prints its table."""
-        result = self._evaluate()
+        # A run that was complete when it started has nothing to log, but still tells its result.
+        result = self.final_result or self._evaluate()
         context = evaluation_context(self.config, self.splits.heldout, self.step, split=self.config.data.eval_split)
         write_report(self.workdir / "eval", result, context=context)
         print(terminal_table(result, context))
@@ -152,13 +151,11 @@ class _Run:
         last = step == config.num_steps
         if step % config.log_every == 0 or last:
             self._log(loss, progress)
+        if step % config.eval_every == 0 or last:
+            progress.say(f"step {step}: {_headline(self._evaluate_and_log())}")
+        # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if step % config.checkpoint_every == 0 or last:
             self._save(loss)
-        if step % config.eval_every == 0 and not last:
-            result = self._evaluate()
-            progress.say(f"step {step}: {_headline(result)}")
-        if last:
-            progress.say(f"step {step}: {_headline(self._evaluate())}")
 
     def _log(self, loss: jax.Array, progress: Progress) -> None:
         self._check_finite(loss)
@@ -182,16 +179,18 @@ class _Run:
             )
 
     def _evaluate(self) -> EvaluationResult:
-        if self.evaluated is not None and self.evaluated[0] == self.step:
-            return self.evaluated[1]
-        result = evaluate_model(
+        return evaluate_model(
             self.model, self.state.variables, self.splits.heldout, batch_size=self.config.batch_size
         )
+
+    def _evaluate_and_log(self) -> EvaluationResult:
+        result = self._evaluate()
         sheet = comparison_sheet(result.originals, result.reconstructions)
         self.writer.scalars(self.step, "eval", result.metrics)
         self.writer.image(self.step, "reconstructions", sheet)
         save_png(self.workdir / "reconstructions.png", sheet)
-        self.evaluated = (self.step, result)
+        if self.step == self.config.num_steps:
+            self.final_result = result
         return result
 
 

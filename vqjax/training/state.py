@@ -6,7 +6,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
 
 from vqjax.models import VQVAE
 
@@ -14,8 +13,10 @@ from vqjax.models import VQVAE
 class TrainState(flax.struct.PyTreeNode):
     """What a checkpoint holds. The position in the data and all randomness follow from ``step`` and the seed.
 
+    The fields hold arrays, or their shapes where only the structure is meant.
+
     Attributes:
-      step: Number of steps taken.
+      step: Number of steps taken, an int32 scalar.
       params: What the optimizer moves.
       collections: All other variables of the model, such as ``codebook``; the optimizer never sees them.
       opt_state: State of the optimizer.
@@ -23,11 +24,11 @@ class TrainState(flax.struct.PyTreeNode):
         the state so that the log of a resumed run equals that of an uninterrupted one.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     collections: Any
     opt_state: Any
-    window: dict[str, Float[Array, ""]]
+    window: dict[str, Any]
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def train_step(
         return loss, (metrics | output.quantizer.metrics, collections)
 
     (_, (metrics, collections)), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-    metrics["gradient_norm"] = optax.global_norm(gradient)
+    metrics["gradient_norm"] = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     state = state.replace(
         step=state.step + 1,

@@ -1,0 +1,137 @@
+"""A run resumes exactly, divides over devices, and leaves what its users expect."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vqjax.data import ResidentFeed
+from vqjax.reporting import MetricWriter
+from vqjax.training import loop
+from vqjax.training.checkpoint import load_tokenizer
+from vqjax.training.interrupt import Interrupted
+from vqjax.training.loop import train
+
+ONE_DEVICE = jax.devices()[:1]
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def variables(workdir: Path) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(load_tokenizer(workdir).variables)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for a, b in zip(variables(one), variables(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert lines(one) == lines(other)
+
+
+def test_a_run_leaves_checkpoints_metrics_report_and_picture(finished):
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "checkpoints",
+        "eval",
+        "metrics.jsonl",
+        "reconstructions.png",
+    ]
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["10", "12"]
+    assert sorted(path.name for path in (finished / "eval").iterdir()) == [
+        "metrics.json",
+        "reconstructions.png",
+        "report.md",
+    ]
+    logged = lines(finished)
+    assert [line["step"] for line in logged if "train/loss" in line] == [4, 8, 12]
+    assert [line["step"] for line in logged if "eval/psnr" in line] == [6, 12]
+    assert {"train/perplexity", "train/dead_codes", "train/angle", "train/norm_ratio"} <= logged[0].keys()
+
+
+def test_a_second_run_in_the_same_directory_changes_nothing(finished, config, capsys):
+    before = variables(finished), lines(finished)
+    result = train(config, finished, devices=ONE_DEVICE)
+    np.testing.assert_equal((variables(finished), lines(finished)), before)
+    assert result.metrics["images"] == 20
+    assert "resuming at step 12" in capsys.readouterr().err
+
+
+def test_a_run_cut_between_checkpoints_and_continued_equals_one_that_was_not(finished, config, tmp_path, monkeypatch):
+    """Killed at step 8, after the checkpoint of step 5 and the log line of step 8, which has to be written again."""
+
+    def die(self, step, prefix, values):
+        real_scalars(self, step, prefix, values)
+        if step == 8:
+            raise MemoryError("killed")
+
+    real_scalars = MetricWriter.scalars
+    monkeypatch.setattr(MetricWriter, "scalars", die)
+    with pytest.raises(MemoryError):
+        train(config, tmp_path, devices=ONE_DEVICE)
+    monkeypatch.undo()
+    assert lines(tmp_path)[-1]["step"] == 8
+    assert load_tokenizer(tmp_path).step == 5
+    train(config, tmp_path, devices=ONE_DEVICE)
+    assert_same_run(finished, tmp_path)
+
+
+def test_a_longer_run_continues_a_shorter_one_exactly(finished, config, tmp_path):
+    """Steps 7 to 12 come after a checkpoint in the middle of a log window, whose sums are part of the state."""
+    config.num_steps = 7
+    train(config, tmp_path, devices=ONE_DEVICE)
+    config.num_steps = 12
+    train(config, tmp_path, devices=ONE_DEVICE)
+    for a, b in zip(variables(finished), variables(tmp_path), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_it_arrived_in(finished, config, tmp_path, monkeypatch, number):
+    stage = ResidentFeed.stage
+
+    def stage_then_signal(self, step, count):
+        if step == 6:
+            os.kill(os.getpid(), number)
+        return stage(self, step, count)
+
+    monkeypatch.setattr(ResidentFeed, "stage", stage_then_signal)
+    with pytest.raises(Interrupted, match="stopped at step 7") as stopped:
+        train(config, tmp_path, devices=ONE_DEVICE)
+    assert stopped.value.signal_number == number
+    monkeypatch.undo()
+    assert load_tokenizer(tmp_path).step == 7
+    train(config, tmp_path, devices=ONE_DEVICE)
+    assert_same_run(finished, tmp_path)
+
+
+def test_several_steps_per_dispatch_are_the_same_steps(finished, config, tmp_path):
+    config.steps_per_dispatch = 3
+    train(config, tmp_path, devices=ONE_DEVICE)
+    for a, b in zip(variables(finished), variables(tmp_path), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_streamed_images_train_like_resident_ones(finished, config, tmp_path):
+    config.data.resident_limit_mb = 0
+    train(config, tmp_path, devices=ONE_DEVICE)
+    for a, b in zip(variables(finished), variables(tmp_path), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_eight_devices_train_like_one(finished, config, tmp_path):
+    """Codes replaced, tokens counted and images augmented are the same; sums differ in their last bits."""
+    train(config, tmp_path, devices=jax.devices())
+    for a, b in zip(variables(finished), variables(tmp_path), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(config, tmp_path, monkeypatch):
+    config.loss.divide_by_variance = True
+    monkeypatch.setattr(loop, "pixel_variance", lambda dataset: float("nan"))
+    with pytest.raises(FloatingPointError, match=r"at step \d+.*config\.optimizer\.learning_rate"):
+        train(config, tmp_path, devices=ONE_DEVICE)
+    assert not any((tmp_path / "checkpoints").iterdir())
