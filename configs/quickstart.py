@@ -10,8 +10,8 @@ from vqjax.training.config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.num_steps = 1500
-    config.batch_size = 32
+    config.num_steps = 2000
+    config.batch_size = 16
     config.log_every = 50
     config.eval_every = 500
     config.checkpoint_every = 500
@@ -20,13 +20,11 @@ def get_config() -> ConfigDict:
     config.data.image_size = 64
     config.data.flip = True
 
-    config.model.name = "sonnet"
     config.model.width = 64
-    config.model.code_dim = 32
 
     config.quantizer.num_codes = 256
-    config.quantizer.kmeans_init = True
     config.quantizer.replace_dead_codes = True
+    config.quantizer.dead_code_threshold = 0.1
 
     config.loss.divide_by_variance = True
     config.optimizer.learning_rate = 1e-3

@@ -61,12 +61,14 @@ def apply(matrix, vector):
     return np.einsum("...ij,...j->...i", matrix, vector.astype(np.float64))
 
 
-def vjp(name, z, q, g):
-    return jax.vjp(lambda z: get_estimator(name)(z, jnp.asarray(q)), jnp.asarray(z))[1](jnp.asarray(g))[0]
+@jax.jit(static_argnames="estimator")
+def vjp(estimator, z, q, g):
+    return jax.vjp(lambda z: get_estimator(estimator)(z, q), z)[1](g)[0]
 
 
-def jvp(name, z, q, t):
-    return jax.jvp(lambda z: get_estimator(name)(z, jnp.asarray(q)), (jnp.asarray(z),), (jnp.asarray(t),))[1]
+@jax.jit(static_argnames="estimator")
+def jvp(estimator, z, q, t):
+    return jax.jvp(lambda z: get_estimator(estimator)(z, q), (z,), (t,))[1]
 
 
 def angle_between(x, y):
@@ -80,14 +82,14 @@ def test_the_value_is_the_code_bit_for_bit(name, dtype):
     # `z + stop_gradient(q - z)` and the rotated vector itself are both wrong in the last bits of most entries.
     z, q = jnp.asarray(gaussian(64, 5), dtype), jnp.asarray(gaussian(64, 5, seed=1) * 1e-3, dtype)
     estimator = get_estimator(name)
-    for run in (estimator, jax.jit(estimator), jax.vmap(estimator)):
+    for run in (estimator, jax.jit(jax.vmap(estimator))):
         np.testing.assert_array_equal(run(z, q), q)
     value, _ = jax.vjp(estimator, z, q)
     np.testing.assert_array_equal(value, q)
 
 
 @names
-@pytest.mark.parametrize("dim", [2, 3, 16, 256])
+@pytest.mark.parametrize("dim", [2, 8, 256])
 def test_both_derivatives_equal_the_dense_matrix(name, dim):
     z, q, g = gaussian(20, dim), gaussian(20, dim, seed=1), gaussian(20, dim, seed=2)
     matrix = dense_jacobian(name, z, q)
@@ -125,7 +127,7 @@ def test_every_angle(name, angle):
     np.testing.assert_allclose(vjp(name, z, q, g), expected, atol=atol)
 
 
-@pytest.mark.parametrize("dim", [2, 16, 256])
+@pytest.mark.parametrize("dim", [2, 8, 256])
 @pytest.mark.parametrize("angle", [1e-3, 1.0, 3.0])
 def test_the_gradient_keeps_its_angle_to_the_vector_it_belongs_to(dim, angle):
     # Fifty et al., Section 4.3: what the rotation trick is for.
@@ -147,14 +149,14 @@ def test_rotations_turn_and_the_reflection_mirrors(name, determinant):
 
 
 def test_the_rotation_takes_z_to_q():
-    z, q = gaussian(20, 6), gaussian(20, 6, seed=1)
+    z, q = gaussian(20, 8), gaussian(20, 8, seed=1)
     np.testing.assert_allclose(jvp("rotation", z, q, z), q, atol=2e-6)
     np.testing.assert_allclose(jvp("reflection", z, q, z), q, atol=2e-6)
 
 
 def test_the_normalized_rotation_has_no_radial_part():
     # The official VQGAN code differentiates z/|z|: its gradient never changes the length of z.
-    z, q, g = gaussian(20, 6), gaussian(20, 6, seed=1), gaussian(20, 6, seed=2)
+    z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
     assert np.max(np.abs(np.sum(np.asarray(vjp("rotation_normalized", z, q, g)) * z, -1))) < 1e-5
     assert np.max(np.abs(np.sum(np.asarray(vjp("rotation", z, q, g)) * z, -1))) > 0.1
 
@@ -174,7 +176,7 @@ def test_the_map_is_held_constant(name):
 
 
 def test_the_general_family_contains_the_named_rotations():
-    z, q, g = gaussian(20, 6), gaussian(20, 6, seed=1), gaussian(20, 6, seed=2)
+    z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
     rotated = np.asarray(vjp("rotation_unscaled", z, q, g))
     np.testing.assert_array_equal(vjp(scaled_rotation(norm_ratio), z, q, g), vjp("rotation", z, q, g))
     np.testing.assert_array_equal(vjp(scaled_rotation(1.0), z, q, g), rotated)

@@ -164,6 +164,7 @@ class VectorQuantizer(nn.Module):
           int32 indices.
         """
         _check_input(z, mask)
+        self._check_features(z.shape[-1])
         indices = nearest_codes(self._lookup_space(z), self._codes())
         return indices if mask is None else jnp.where(mask, indices, -1)
 
@@ -206,6 +207,7 @@ class VectorQuantizer(nn.Module):
           UserError: The collection ``codebook`` is immutable, or there is no ``quantizer`` key.
         """
         _check_input(z, mask)
+        self._check_features(z.shape[-1])
         self._require_mutable("kmeans_init(z)")
         unit_norm = self.metric == "cosine"
         tokens, mask = self._all_tokens(self._lookup_space(z), mask)

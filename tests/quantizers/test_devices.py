@@ -1,0 +1,175 @@
+"""Eight devices and one give the same codebook: under jit over a sharded batch, and under a mapped axis."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vqjax import VectorQuantizer, nearest
+
+TOKENS, CODES, DIM = 128, 32, 4
+KEY = jax.random.key(5)
+REPLICATED, SPLIT = P(), P("data")
+SAMPLED = {"replace_dead_codes": True, "dead_code_threshold": 0.97}
+
+
+def mesh():
+    return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def batch():
+    """Tokens, and a mask of which some devices hold nothing and others everything."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(TOKENS, DIM)).astype(np.float32)
+    mask = rng.uniform(size=TOKENS) < np.linspace(-0.3, 1.3, TOKENS)
+    assert mask[:16].sum() == 0
+    assert mask[-16:].sum() == 16
+    z[~mask] = np.nan
+    return jnp.asarray(z), jnp.asarray(mask)
+
+
+def step(vq, variables, z, mask, average=lambda x: x):
+    """What one training step computes; `average` goes over the mapped axis, where there is one."""
+
+    def loss(params, z):
+        out, changed = vq.apply(variables | params, z, mask, train=True, mutable=["codebook"], rngs={"quantizer": KEY})
+        return average(out.loss + jnp.mean(out.quantized**2)), (out, changed["codebook"])
+
+    params = {name: value for name, value in variables.items() if name == "params"}
+    (value, (out, state)), (of_params, of_z) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, z)
+    whole = {"loss": value, "metrics": average(out.metrics), "state": state, "gradient": of_params}
+    return whole, {"indices": out.indices, "gradient": of_z}
+
+
+def variables_of(vq):
+    variables = vq.init(KEY, jnp.zeros((1, DIM)))
+    usage = jnp.linspace(0.9, 1.1, CODES)  # so that some codes die
+    return variables | {"codebook": variables["codebook"] | {"usage": usage}}
+
+
+def sharded(program, *arguments):
+    """Compiles a program of (variables, tokens, mask) with the last two split over eight devices."""
+    whole, split = (NamedSharding(mesh(), spec) for spec in (REPLICATED, SPLIT))
+    arguments = tuple(jax.device_put(x, s) for x, s in zip(arguments, (whole, split, split), strict=True))
+    return jax.jit(program).lower(*arguments).compile(), arguments
+
+
+def was_replaced(state):
+    return np.asarray(state["usage"]) == 1
+
+
+@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
+def test_a_sharded_batch_trains_as_on_one_device(codebook_update):
+    vq = VectorQuantizer(CODES, codebook_update=codebook_update, **SAMPLED)
+    variables = variables_of(vq)
+    arguments = (variables, *batch())
+    expected = jax.jit(lambda *a: step(vq, *a))(*arguments)
+    compiled, split_arguments = sharded(lambda *a: step(vq, *a), *arguments)
+    actual = compiled(*split_arguments)
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(actual)} == {8}
+    assert_same_step(actual, expected)
+    assert_no_large_gather(compiled.as_text())
+
+
+def assert_same_step(actual, expected):
+    """Bit for bit where nothing is summed in floating point, that is in all that decides."""
+    (whole, parts), (expected_whole, expected_parts) = actual, expected
+    np.testing.assert_array_equal(parts["indices"], expected_parts["indices"])
+    state, expected_state = whole["state"], expected_whole["state"]
+    for name in {"counts", "usage"} & set(state):
+        np.testing.assert_array_equal(state[name], expected_state[name])
+    replaced = was_replaced(expected_state)
+    assert 5 < replaced.sum() < CODES
+    drawn = "codes" if "codes" in state else "offsets"
+    np.testing.assert_array_equal(state[drawn][replaced], expected_state[drawn][replaced])
+    chex.assert_trees_all_close(actual, expected, atol=1e-5)
+    assert all(np.any(x) for x in jax.tree.leaves((whole["gradient"], parts["gradient"])))
+
+
+def assert_no_large_gather(text):
+    """Devices exchange sums and one number per token: neither the tokens, nor tokens times codes."""
+    gathers = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
+    sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathers]
+    assert 0 < max(sizes) <= TOKENS  # the priorities of the draw
+    assert "all-reduce" in text
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_kmeans_of_a_sharded_batch_draws_the_same_tokens(metric):
+    vq = VectorQuantizer(CODES, metric=metric)
+
+    def start(variables, z, mask, iterations):
+        arguments = {"mutable": ["codebook"], "rngs": {"quantizer": KEY}, "iterations": iterations}
+        return vq.apply(variables, z, mask, method="kmeans_init", **arguments)[1]["codebook"]
+
+    def both(*arguments):
+        return start(*arguments, 0)["codes"], start(*arguments, 5)
+
+    arguments = (variables_of(vq), *batch())
+    expected_drawn, expected = jax.jit(both)(*arguments)
+    compiled, split_arguments = sharded(both, *arguments)
+    drawn, state = compiled(*split_arguments)
+    np.testing.assert_array_equal(drawn, expected_drawn)
+    np.testing.assert_array_equal(state["counts"], expected["counts"])
+    chex.assert_trees_all_close(state, expected, atol=1e-5)
+    assert_no_large_gather(compiled.as_text())
+
+
+@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
+def test_a_mapped_axis_is_the_global_batch(codebook_update, monkeypatch):
+    # Chunks as well: their scan once failed shard_map's check of what varies over devices.
+    monkeypatch.setattr(nearest, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(nearest, "_SMALLEST_CHUNK", 10)
+    arguments = {"codebook_update": codebook_update, **SAMPLED}
+    mapped, alone = VectorQuantizer(CODES, axis_name="data", **arguments), VectorQuantizer(CODES, **arguments)
+    variables = variables_of(mapped)
+    expected = jax.jit(lambda *a: step(alone, *a))(variables, *batch())
+
+    run = jax.shard_map(
+        lambda *a: step(mapped, *a, average=lambda x: jax.lax.pmean(x, "data")),
+        mesh=mesh(),
+        in_specs=(REPLICATED, SPLIT, SPLIT),
+        out_specs=(REPLICATED, SPLIT),
+    )
+    assert_same_step(jax.jit(run)(variables, *batch()), expected)
+
+
+def test_averaging_gradients_over_the_devices_of_pmap_is_enough():
+    # The devices hold between 0 and 16 unmasked tokens: a mean of means would weigh them alike.
+    mapped = VectorQuantizer(CODES, axis_name="data", codebook_update="gradient")
+    alone = VectorQuantizer(CODES, codebook_update="gradient")
+    variables = variables_of(mapped)
+    expected, expected_parts = step(alone, variables, *batch())
+    z, mask = (x.reshape(8, 16, *x.shape[1:]) for x in batch())
+    whole, parts = jax.pmap(lambda z, mask: step(mapped, variables, z, mask), axis_name="data")(z, mask)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[3], whole["state"]), expected["state"], atol=1e-5)
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), whole)
+    chex.assert_trees_all_close(mean, expected, atol=1e-5)
+    chex.assert_trees_all_close(parts["gradient"].reshape(TOKENS, DIM) / 8, expected_parts["gradient"], atol=1e-5)
+
+
+def test_kmeans_under_a_mapped_axis_clusters_the_global_batch():
+    mapped, alone = VectorQuantizer(CODES, axis_name="data"), VectorQuantizer(CODES)
+    variables = variables_of(alone)
+
+    def start(vq, variables, z, mask):
+        arguments = {"method": "kmeans_init", "mutable": ["codebook"], "rngs": {"quantizer": KEY}}
+        return vq.apply(variables, z, mask, **arguments)[1]["codebook"]
+
+    expected = start(alone, variables, *batch())
+    specs = {"in_specs": (REPLICATED, SPLIT, SPLIT), "out_specs": REPLICATED}
+    actual = jax.shard_map(lambda *a: start(mapped, *a), mesh=mesh(), **specs)(variables, *batch())
+    np.testing.assert_array_equal(actual["counts"], expected["counts"])
+    chex.assert_trees_all_close(actual, expected, atol=1e-5)
+
+
+def test_initialization_happens_outside_of_the_mapped_function():
+    # It failed with "unbound axis name: data".
+    mapped, alone = VectorQuantizer(CODES, axis_name="data"), VectorQuantizer(CODES)
+    z = batch()[0]
+    chex.assert_trees_all_equal(mapped.init(KEY, z), alone.init(KEY, z))

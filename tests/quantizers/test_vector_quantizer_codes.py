@@ -1,0 +1,143 @@
+"""Codes that are set rather than learned: k-means and dead-code replacement."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqjax import VectorQuantizer
+from vqjax.codebook import kmeans, sample_tokens
+
+CODES, DIM = 12, 4
+KEY = jax.random.key(3)
+updates = pytest.mark.parametrize("codebook_update", ["ema", "gradient", "none"])
+metrics = pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+
+
+def gaussian(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def every_second(shape):
+    return (jnp.arange(int(np.prod(shape))) % 2 == 0).reshape(shape)
+
+
+def create(**arguments):
+    vq = VectorQuantizer(num_codes=CODES, **arguments)
+    return vq, vq.init(KEY, gaussian(2, 3, DIM))
+
+
+def train(vq, variables, z, mask=None, key=KEY):
+    out, changed = vq.apply(variables, z, mask, train=True, mutable=["codebook"], rngs={"quantizer": key})
+    return out, variables | changed
+
+
+def codes_of(vq, variables):
+    return np.asarray(vq.apply(variables, jnp.arange(CODES), method="decode"))
+
+
+class FirstKey(nn.Module):
+    """What the stream `quantizer` gives a module that draws once."""
+
+    @nn.compact
+    def __call__(self):
+        return self.make_rng("quantizer")
+
+
+def first_key():
+    return FirstKey().apply({}, rngs={"quantizer": KEY})
+
+
+def half_nan(*shape):
+    mask = every_second(shape)
+    return jnp.where(mask[..., None], gaussian(*shape, DIM, seed=1), jnp.nan), mask
+
+
+def lookup_tokens(z, metric):
+    tokens = z.reshape(-1, DIM)
+    return tokens / jnp.linalg.norm(tokens, axis=1, keepdims=True) if metric == "cosine" else tokens
+
+
+@updates
+@metrics
+def test_kmeans_init_sets_the_codes_that_kmeans_finds(metric, codebook_update):
+    vq, variables = create(metric=metric, codebook_update=codebook_update)
+    z, mask = half_nan(20)
+    result, changed = vq.apply(
+        variables, z, mask, iterations=3, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY}
+    )
+    assert result is None
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables | changed, variables)
+    tokens = lookup_tokens(z, metric)
+    expected = kmeans(first_key(), tokens, CODES, iterations=3, unit_norm=metric == "cosine", mask=mask.reshape(-1))
+    np.testing.assert_allclose(codes_of(vq, variables | changed), expected.codes, atol=1e-6)
+    if codebook_update == "ema":
+        np.testing.assert_allclose(changed["codebook"]["counts"], expected.counts)
+        np.testing.assert_allclose(changed["codebook"]["sums"], expected.sums, atol=1e-6)
+
+
+@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
+@metrics
+def test_dead_codes_become_tokens_of_the_batch(metric, codebook_update):
+    vq, variables = create(
+        metric=metric, codebook_update=codebook_update, replace_dead_codes=True, dead_code_threshold=0.5, decay=0.9
+    )
+    usage = jnp.linspace(0, 1.5, CODES)
+    variables = variables | {"codebook": variables["codebook"] | {"usage": usage}}
+    z, mask = half_nan(20)
+    _, kept = train(vq.clone(replace_dead_codes=False), variables, z, mask)
+    out, changed = train(vq, variables, z, mask)
+    dead = np.asarray(kept["codebook"]["usage"]) < 0.5
+    assert out.metrics["dead_codes"] == np.sum(dead)
+    assert 0 < np.sum(dead) < CODES
+    drawn = sample_tokens(first_key(), lookup_tokens(z, metric), CODES, mask.reshape(-1))
+    expected = np.where(dead[:, None], drawn, codes_of(vq, kept))
+    np.testing.assert_allclose(codes_of(vq, changed), expected, atol=1e-6)
+    assert set(np.asarray(changed["codebook"]["usage"])[dead].tolist()) == {1.0}
+    if codebook_update == "ema":
+        assert not np.any(changed["codebook"]["counts"][dead])
+        assert not np.any(changed["codebook"]["sums"][dead])
+    else:
+        np.testing.assert_array_equal(changed["codebook"]["offsets"][~dead], 0)
+        np.testing.assert_array_equal(changed["params"]["codes"], variables["params"]["codes"])
+
+
+def test_a_replaced_code_goes_on_learning_from_where_it_was_put():
+    vq, variables = create(codebook_update="gradient", replace_dead_codes=True, dead_code_threshold=0.9)
+    variables = variables | {"codebook": variables["codebook"] | {"usage": jnp.zeros(CODES)}}
+    _, variables = train(vq, variables, gaussian(20, DIM))
+    before = codes_of(vq, variables)
+    variables["params"] = {"codes": variables["params"]["codes"] + 0.25}
+    np.testing.assert_allclose(codes_of(vq, variables), before + 0.25, atol=1e-6)
+    # The next batch, in which no code is dead, leaves the offsets alone.
+    _, later = train(vq, variables, gaussian(20, DIM))
+    np.testing.assert_array_equal(later["codebook"]["offsets"], variables["codebook"]["offsets"])
+
+
+def test_zero_tokens_do_not_become_cosine_codes():
+    # A zero code is nearer than any unit code whose angle to the token exceeds 60 degrees: it took most tokens.
+    vq, variables = create(metric="cosine", replace_dead_codes=True, dead_code_threshold=0.9)
+    variables = variables | {"codebook": variables["codebook"] | {"usage": jnp.zeros(CODES)}}
+    z = gaussian(20, DIM).at[3:].set(0.0)
+    _, replaced = train(vq, variables, z)
+    np.testing.assert_allclose(np.linalg.norm(replaced["codebook"]["codes"], axis=1), 1, rtol=1e-6)
+    _, started = vq.apply(variables, z, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY})
+    np.testing.assert_allclose(np.linalg.norm(started["codebook"]["codes"], axis=1), 1, rtol=1e-6)
+
+
+def test_the_threshold_does_not_depend_on_the_batch_size():
+    vq, variables = create(dead_code_threshold=0.9, decay=0.5)
+    z = gaussian(20, DIM)
+    small, large = train(vq, variables, z)[0], train(vq, variables, jnp.tile(z, (4, 1)))[0]
+    assert small.metrics["dead_codes"] == large.metrics["dead_codes"] > 0
+
+
+def test_random_numbers_come_from_the_stream_alone():
+    vq, variables = create(replace_dead_codes=True, dead_code_threshold=0.9)
+    variables = variables | {"codebook": variables["codebook"] | {"usage": jnp.zeros(CODES)}}
+    z = gaussian(20, DIM)
+    first, same, other = (train(vq, variables, z, key=jax.random.key(seed))[1] for seed in (0, 0, 1))
+    chex.assert_trees_all_equal(first, same)
+    assert not np.array_equal(first["codebook"]["codes"], other["codebook"]["codes"])

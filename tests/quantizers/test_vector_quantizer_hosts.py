@@ -1,0 +1,108 @@
+"""The quantizer under JAX's transformations and inside other models."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from flax import nnx
+
+from vqjax import UserError, VectorQuantizer
+
+CODES, DIM = 12, 4
+KEY = jax.random.key(3)
+updates = pytest.mark.parametrize("codebook_update", ["ema", "gradient", "none"])
+
+
+@pytest.fixture
+def as_users_run_it():
+    """Without the type checks of the tests, which would speak before the quantizer does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def gaussian(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def create(**arguments):
+    vq = VectorQuantizer(num_codes=CODES, **arguments)
+    return vq, vq.init(KEY, gaussian(2, 3, DIM))
+
+
+def all_of_it(vq, variables, z):
+    out, changed = vq.apply(variables, z, train=True, mutable=["codebook"], rngs={"quantizer": KEY})
+    return out.loss + jnp.sum(out.quantized**3), (out, changed)
+
+
+@pytest.mark.parametrize(("metric", "codebook_update"), [("euclidean", "ema"), ("cosine", "gradient")])
+def test_jit_and_checkpoint_change_nothing(metric, codebook_update):
+    vq, variables = create(
+        metric=metric, codebook_update=codebook_update, replace_dead_codes=True, dead_code_threshold=0.99
+    )
+    z = gaussian(2, 3, DIM)
+    gradient = jax.grad(all_of_it, argnums=(1, 2), has_aux=True)
+    expected = gradient(vq, variables, z)
+    chex.assert_trees_all_close(jax.jit(gradient, static_argnums=0)(vq, variables, z), expected, atol=1e-6)
+    remat = jax.grad(jax.checkpoint(all_of_it, static_argnums=0), argnums=(1, 2), has_aux=True)
+    chex.assert_trees_all_close(remat(vq, variables, z), expected, atol=1e-6)
+
+
+def test_vmap_over_codebooks(as_users_run_it):
+    vq, _ = create()
+    z = gaussian(3, 20, DIM)
+    variables = jax.vmap(vq.init, in_axes=(0, None))(jax.random.split(KEY, 3), z[0])
+    out = jax.vmap(vq.apply)(variables, z)
+    for head in range(3):
+        own_variables, own_out = jax.tree.map(lambda x, head=head: x[head], (variables, out))
+        chex.assert_trees_all_close(own_out, vq.apply(own_variables, z[head]), atol=1e-6)
+
+
+class Autoencoder(nn.Module):
+    """A borrower's model."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        out = VectorQuantizer(num_codes=CODES, name="vq")(nn.Dense(DIM)(x), train=train)
+        return nn.Dense(x.shape[-1])(out.quantized), out.loss
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, lambda module: nn.remat(module, static_argnums=2)])
+def test_inside_a_linen_model(wrap):
+    model, x = wrap(Autoencoder)(), gaussian(20, 5)
+    variables = model.init(KEY, x, False)
+
+    def loss(params):
+        (y, loss), changed = model.apply(variables | {"params": params}, x, True, mutable=["codebook"])
+        return jnp.mean((y - x) ** 2) + loss, changed
+
+    gradient, changed = jax.grad(loss, has_aux=True)(variables["params"])
+    assert all(np.any(g) for g in jax.tree.leaves(gradient["Dense_0"]))
+    # Once, also where the forward pass is computed twice.
+    np.testing.assert_allclose(jnp.sum(changed["codebook"]["vq"]["counts"]), 0.01 * 20, rtol=1e-5)
+
+
+@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
+def test_inside_an_nnx_model(codebook_update):
+    vq = VectorQuantizer(num_codes=CODES, codebook_update=codebook_update, replace_dead_codes=True)
+    z = gaussian(20, DIM)
+    bridged = nnx.bridge.ToNNX(vq, rngs=nnx.Rngs(params=0, quantizer=1)).lazy_init(z)
+    _, params, _ = nnx.split(bridged, nnx.Param, ...)
+    assert list(params) == (["codes"] if codebook_update == "gradient" else [])
+
+    @nnx.jit
+    def step(model, z):
+        def loss(model, z):
+            out = model(z, train=True, mutable=["codebook"])
+            return out.loss + jnp.sum(out.quantized**3)
+
+        return nnx.grad(loss, argnums=1)(model, z)
+
+    assert np.all(np.any(step(bridged, z), axis=1))
+    np.testing.assert_allclose(jnp.sum(bridged.usage[...]), CODES, rtol=1e-5)
+    assert np.min(bridged.usage[...]) < 1
+    with pytest.raises(UserError, match="train=True updates"):
+        bridged(z, train=True)

@@ -1,0 +1,170 @@
+"""The two front doors, run as their users run them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqjax.data import to_model_range
+from vqjax.evaluation import load_tokens
+from vqjax.training.checkpoint import load_tokenizer
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "--config.data.source=arrays --config.data.image_size=16 --config.batch_size=8 --config.model.width=8 "
+    "--config.model.code_dim=4 --config.quantizer.num_codes=16 --config.quantizer.kmeans_init=false "
+    "--config.log_every=10 --config.eval_every=1000 --config.tensorboard=false --config.optimizer.schedule=constant"
+).split()
+
+
+def start(script: str, *arguments: object, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, ROOT / script, *map(str, arguments)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def call(script: str, *arguments: object, **environment: str) -> tuple[int, str, str]:
+    process = start(script, *arguments, **environment)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def images_file(tmp_path_factory) -> Path:
+    generator = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(
+        path,
+        **{k: generator.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8) for k, n in {"train": 64, "test": 20}.items()},
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(images_file, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    status, out, err = call("train.py", f"--workdir={workdir}", *run_of(images_file))
+    assert status == 0, err
+    assert "psnr" in out
+    assert "step 60/60 (100%)" in err
+    return workdir
+
+
+def run_of(images_file: Path) -> list[str]:
+    return [*TINY, f"--config.data.name={images_file}", "--config.num_steps=60", "--config.checkpoint_every=7"]
+
+
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(finished, images_file, tmp_path):
+    """SIGKILL at three random moments, then the same command to the end."""
+    moments = random.Random(0)
+    survived = 0
+    for _ in range(3):
+        process = start("train.py", f"--workdir={tmp_path}", *run_of(images_file))
+        time.sleep(moments.uniform(2.0, 12.0))
+        process.kill()
+        process.communicate()
+        survived += process.returncode == -signal.SIGKILL
+    assert survived >= 1
+    status, _, err = call("train.py", f"--workdir={tmp_path}", *run_of(images_file))
+    assert status == 0, err
+    for a, b in zip(
+        jax.tree.leaves(load_tokenizer(finished).variables),
+        jax.tree.leaves(load_tokenizer(tmp_path).variables),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert (finished / "metrics.jsonl").read_text() == (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_sigterm_saves_and_ends_with_its_exit_status(images_file, tmp_path):
+    process = start("train.py", f"--workdir={tmp_path}", *run_of(images_file), "--config.num_steps=1000000")
+    for line in process.stderr:
+        if line.startswith("step "):
+            break
+    process.terminate()
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "the same command continues from there" in err
+    assert load_tokenizer(tmp_path).step >= 1
+
+
+def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstructions(finished, images_file):
+    before = (finished / "eval" / "metrics.json").read_text()
+    tokens_file = finished / "tokens.npz"
+    status, out, err = call("eval.py", f"--workdir={finished}", f"--export_tokens={tokens_file}")
+    assert status == 0, err
+    assert {"psnr", "ssim", "perplexity_split", "bits_per_image"} <= {line.split(" ")[0] for line in out.splitlines()}
+    # Evaluating a checkpoint gives what training reported of it.
+    assert json.loads((finished / "eval" / "metrics.json").read_text())["metrics"] == pytest.approx(
+        json.loads(before)["metrics"], rel=1e-5
+    )
+    tokenizer, tokens = load_tokenizer(finished), load_tokens(tokens_file)
+    images = to_model_range(np.load(images_file)["test"])
+    np.testing.assert_array_equal(tokens.indices, tokenizer.encode(images))
+    reconstruction = tokenizer.model.apply(tokenizer.variables, images).reconstruction
+    np.testing.assert_allclose(tokenizer.decode(jnp.asarray(tokens.indices)), reconstruction, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["--config.quantizer.num_code=5"], "did you mean 'quantizer.num_codes'?"),
+        ("train.py", ["--config.quantizer.num_codes=many"], "--config.quantizer.num_codes=many"),
+        ("train.py", ["--config.quantizer.num_codes=1"], "config.quantizer.num_codes=1 is not allowed"),
+        ("train.py", ["--config.quantizer=vector"], "--config.quantizer is a group"),
+        ("train.py", ["--config=configs/nowhere.py"], "--config=configs/nowhere.py is no file"),
+        ("train.py", [f"--config={ROOT}/configs/cifar10.py:cods=3"], "did you mean 'codes'?"),
+        ("train.py", [f"--config={ROOT}/configs/cifar10.py"], "TFDS_DATA_DIR"),
+        ("train.py", ["--config.data.source=image_folder", "--config.data.name=EMPTY"], "EMPTY"),
+        ("train.py", ["--config.batch_size=100000"], "batch_size=100000 is larger than the"),
+        ("eval.py", [], "holds no checkpoint"),
+        ("eval.py", ["--splt=train"], "splt"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_and_leaves_nothing_behind(tmp_path, script, arguments, message):
+    (tmp_path / "empty").mkdir()
+    arguments = [argument.replace("EMPTY", str(tmp_path / "empty")) for argument in arguments]
+    message = message.replace("EMPTY", str(tmp_path / "empty"))
+    status, out, err = call(script, f"--workdir={tmp_path}/run", *arguments, TFDS_DATA_DIR=str(tmp_path))
+    assert status == 2
+    assert out == ""
+    *notes, error = err.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert all(note.startswith("vqjax: ") for note in notes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_model_is_refused_and_the_run_is_left_as_it_was(finished, images_file):
+    before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
+    status, _, err = call("train.py", f"--workdir={finished}", *run_of(images_file), "--config.model.width=16")
+    assert status == 2
+    assert err == (
+        f"error: config.model.width=16 is not allowed: --workdir={finished} holds a run with 8. Use that value to "
+        "continue it, or another --workdir to start a new run.\n"
+    )
+    assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints" / "60" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    status, _, err = call("eval.py", f"--workdir={tmp_path}/run")
+    assert status == 2
+    assert "checkpoints/60 cannot be read" in err.splitlines()[-1]
