@@ -20,11 +20,19 @@ from vqjax.evaluation import load_tokens
 from vqjax.training.checkpoint import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
-TINY = (
-    "--config.data.source=arrays --config.data.image_size=16 --config.batch_size=8 --config.model.width=8 "
-    "--config.model.code_dim=4 --config.quantizer.num_codes=16 --config.quantizer.kmeans_init=false "
-    "--config.log_every=10 --config.eval_every=1000 --config.tensorboard=false --config.optimizer.schedule=constant"
-).split()
+TINY = [
+    "--config.data.source=arrays",
+    "--config.data.image_size=16",
+    "--config.batch_size=8",
+    "--config.model.width=8",
+    "--config.model.code_dim=4",
+    "--config.quantizer.num_codes=16",
+    "--config.quantizer.kmeans_init=false",
+    "--config.log_every=10",
+    "--config.eval_every=1000",
+    "--config.tensorboard=false",
+    "--config.optimizer.schedule=constant",
+]
 
 
 def start(script: str, *arguments: object, **environment: str) -> subprocess.Popen:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vqjax.errors import UserError
 from vqjax.models.convolutions import DownsamplingConv, UpsamplingConv
 
 LAYERS = {
@@ -48,3 +49,14 @@ def test_initial_parameters_are_those_of_flax(name):
     assert jax.tree.map(jnp.shape, actual) == jax.tree.map(jnp.shape, expected)
     np.testing.assert_array_equal(actual["kernel"], expected["kernel"])
     np.testing.assert_array_equal(actual["bias"], 0)
+
+
+def test_an_odd_number_of_pixels_is_refused():
+    with pytest.raises(UserError, match="x has 8 x 9 pixels"):
+        DownsamplingConv(features=2).init(jax.random.key(0), jnp.zeros((1, 8, 9, 3)))
+
+
+@pytest.mark.parametrize("layer", [DownsamplingConv(features=2), UpsamplingConv(features=2)])
+def test_images_of_another_dtype_are_promoted_as_flax_does(layer):
+    images = jnp.zeros((1, 4, 4, 3), jnp.bfloat16)
+    assert layer.init_with_output(jax.random.key(0), images)[0].dtype == jnp.float32

@@ -91,5 +91,5 @@ def test_values_out_of_range_are_refused(field, value, message):
 def test_a_field_that_the_trainer_never_reads_is_refused():
     config = default_config()
     config.quantizer.num_code = 3
-    with pytest.raises(UserError, match=r"config\.quantizer\.num_code is unknown: did you mean 'quantizer\.num_codes'\?"):
+    with pytest.raises(UserError, match=r"num_code is unknown: did you mean 'quantizer\.num_codes'\?"):
         validate(config)

@@ -8,7 +8,10 @@ a plain 2x2 convolution.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
+
+from vqjax.errors import UserError
 
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]; layers change all but the batch."""
@@ -34,8 +37,10 @@ class DownsamplingConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        channels = x.shape[-1]
-        kernel, bias = _parameters(self, channels)
+        _, height, width, channels = x.shape
+        if height % 2 or width % 2:
+            raise UserError(f"x has {height} x {width} pixels: halving them takes even numbers. Resize or pad it.")
+        x, kernel, bias = promote_dtype(x, *_parameters(self, channels))
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
         folded = folded.reshape(2, 2, 4 * channels, self.features)
@@ -64,7 +69,7 @@ class UpsamplingConv(nn.Module):
     @nn.compact
     def __call__(self, x: Images) -> Images:
         channels = x.shape[-1]
-        kernel, bias = _parameters(self, channels)
+        x, kernel, bias = promote_dtype(x, *_parameters(self, channels))
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         # Output pixel 2i + p of phase p sees input pixels i - 1 + p and i + p, through kernel taps p and 2 + p.
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 4, 1, 3, 5)

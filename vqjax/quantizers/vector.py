@@ -24,6 +24,7 @@ from vqjax.estimators import Estimator, get_estimator
 from vqjax.metrics import geometry, masked_mean, perplexity, usage
 from vqjax.nearest import nearest_codes
 from vqjax.norms import normalize
+from vqjax.quantizers.checks import check_arguments, check_input
 from vqjax.quantizers.output import QuantizerOutput
 
 # Uniform with variance 1/dim, so that a code's expected squared length is one for any dim and number of codes.
@@ -104,14 +105,13 @@ class VectorQuantizer(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_arguments(self)
+        check_arguments(self)
 
     @nn.compact
     def __call__(
         self,
         z: Float[Array, "*batch dim"],
         mask: Bool[Array, "*batch"] | None = None,
-        *,
         train: bool = False,
     ) -> QuantizerOutput:
         """Quantizes vectors.
@@ -132,12 +132,11 @@ class VectorQuantizer(nn.Module):
           UserError: ``train=True`` with an immutable ``codebook``; no ``quantizer`` key where one is needed; a
             ``z`` or ``mask`` of the wrong kind.
         """
-        _check_input(z, mask)
+        check_input(z, mask)
         if self.is_initializing():
             self._create_variables(z.shape[-1])
         self._check_features(z.shape[-1])
-        if mask is not None:
-            z = jnp.where(mask[..., None], z, jnp.zeros_like(z))
+        z = _zero_where_masked(z, mask)
         vectors, codes = self._lookup_space(z), self._codes()
         indices = nearest_codes(vectors, codes)
         chosen = codes[indices]
@@ -148,10 +147,8 @@ class VectorQuantizer(nn.Module):
         metrics |= geometry(vectors, chosen, mask, self._mapped_axis())
         if self.codebook_update != "none":
             metrics["dead_codes"] = self._update(vectors, batch, mask, train and not self.is_initializing())
-        if mask is not None:
-            quantized = jnp.where(mask[..., None], quantized, jnp.zeros_like(quantized))
-            indices = jnp.where(mask, indices, -1)
-        return QuantizerOutput(quantized, indices, loss, jax.lax.stop_gradient(metrics))
+        indices = indices if mask is None else jnp.where(mask, indices, -1)
+        return QuantizerOutput(_zero_where_masked(quantized, mask), indices, loss, jax.lax.stop_gradient(metrics))
 
     def encode(self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None) -> Int[Array, "*batch"]:
         """Returns the index of each vector's nearest code.
@@ -163,7 +160,7 @@ class VectorQuantizer(nn.Module):
         Returns:
           int32 indices.
         """
-        _check_input(z, mask)
+        check_input(z, mask)
         self._check_features(z.shape[-1])
         indices = nearest_codes(self._lookup_space(z), self._codes())
         return indices if mask is None else jnp.where(mask, indices, -1)
@@ -206,21 +203,13 @@ class VectorQuantizer(nn.Module):
         Raises:
           UserError: The collection ``codebook`` is immutable, or there is no ``quantizer`` key.
         """
-        _check_input(z, mask)
+        check_input(z, mask)
         self._check_features(z.shape[-1])
         self._require_mutable("kmeans_init(z)")
         unit_norm = self.metric == "cosine"
-        tokens, mask = self._all_tokens(self._lookup_space(z), mask)
-        self._store(
-            kmeans(
-                self._key("kmeans_init"),
-                tokens,
-                self.num_codes,
-                iterations=iterations,
-                unit_norm=unit_norm,
-                mask=mask,
-            )
-        )
+        tokens, mask = self._all_tokens(self._lookup_space(_zero_where_masked(z, mask)), mask)
+        key = self._key("kmeans_init")
+        self._store(kmeans(key, tokens, self.num_codes, iterations=iterations, unit_norm=unit_norm, mask=mask))
 
     def _create_variables(self, dim: int) -> None:
         shape = (self.num_codes, dim)
@@ -366,59 +355,11 @@ class VectorQuantizer(nn.Module):
         return self.make_rng("quantizer")
 
 
+def _zero_where_masked(x: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> Float[Array, "*batch dim"]:
+    return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros_like(x))
+
+
 def _flatten(
     vectors: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None
 ) -> tuple[Float[Array, "tokens dim"], Bool[Array, " tokens"] | None]:
     return vectors.reshape(-1, vectors.shape[-1]), None if mask is None else mask.reshape(-1)
-
-
-def _check_arguments(vq: VectorQuantizer) -> None:
-    def require(valid: bool, name: str, allowed: str) -> None:
-        if not valid:
-            raise UserError(f"{name}={getattr(vq, name)!r} is not allowed: {allowed}")
-
-    require(
-        isinstance(vq.num_codes, int) and 1 <= vq.num_codes < 2**31,
-        "num_codes",
-        "use a whole number of at least 1.",
-    )
-    require(vq.metric in ("euclidean", "cosine"), "metric", "use 'euclidean' or 'cosine'.")
-    require(
-        vq.codebook_update in ("ema", "gradient", "none"),
-        "codebook_update",
-        "use 'ema', 'gradient' or 'none'.",
-    )
-    get_estimator(vq.estimator)
-    require(0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
-    require(vq.commitment_weight >= 0, "commitment_weight", "use a number of at least 0, such as 0.25.")
-    require(
-        vq.codebook_weight is None or vq.codebook_update == "gradient",
-        "codebook_weight",
-        "it weighs the codebook loss, which only codebook_update='gradient' has. Leave it out.",
-    )
-    require(
-        vq.codebook_weight is None or vq.codebook_weight >= 0,
-        "codebook_weight",
-        "use a number of at least 0.",
-    )
-    require(
-        0 <= vq.dead_code_threshold < 1,
-        "dead_code_threshold",
-        "use a fraction of the average use, in [0, 1).",
-    )
-    require(
-        not vq.replace_dead_codes or vq.codebook_update != "none",
-        "replace_dead_codes",
-        "codebook_update='none' freezes the codebook. Choose one of the two.",
-    )
-
-
-def _check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> None:
-    if not jnp.issubdtype(z.dtype, jnp.floating):
-        raise UserError(f"z has dtype {z.dtype}: pass floating-point vectors (decode takes indices).")
-    if z.ndim < 1 or z.shape[-1] < 1:
-        raise UserError(f"z has shape {z.shape}: its last axis has to hold at least one feature.")
-    if mask is not None and (mask.shape != z.shape[:-1] or mask.dtype != jnp.bool_):
-        raise UserError(
-            f"mask is {mask.dtype}{list(mask.shape)}: pass bool{list(z.shape[:-1])}, one value per token of z."
-        )

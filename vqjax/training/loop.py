@@ -179,9 +179,7 @@ class _Run:
             )
 
     def _evaluate(self) -> EvaluationResult:
-        return evaluate_model(
-            self.model, self.state.variables, self.splits.heldout, batch_size=self.config.batch_size
-        )
+        return evaluate_model(self.model, self.state.variables, self.splits.heldout, batch_size=self.config.batch_size)
 
     def _evaluate_and_log(self) -> EvaluationResult:
         result = self._evaluate()
