@@ -10,7 +10,7 @@ from vqjax.training.config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.num_steps = 2000
+    config.num_steps = 2500
     config.batch_size = 16
     config.log_every = 50
     config.eval_every = 500
