@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,12 +89,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(finished, images_
     assert survived >= 1
     status, _, err = call("train.py", f"--workdir={tmp_path}", *run_of(images_file))
     assert status == 0, err
-    for a, b in zip(
-        jax.tree.leaves(load_tokenizer(finished).variables),
-        jax.tree.leaves(load_tokenizer(tmp_path).variables),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(tmp_path).variables)
     assert (finished / "metrics.jsonl").read_text() == (tmp_path / "metrics.jsonl").read_text()
 
 

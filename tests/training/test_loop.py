@@ -5,9 +5,10 @@ import os
 import signal
 from pathlib import Path
 
+import chex
 import jax
-import numpy as np
 import pytest
+from jaxtyping import PyTree
 
 from vqjax.data import ResidentFeed
 from vqjax.reporting import MetricWriter
@@ -23,13 +24,12 @@ def lines(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def variables(workdir: Path) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(load_tokenizer(workdir).variables)]
+def variables(workdir: Path) -> PyTree:
+    return load_tokenizer(workdir).variables
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    for a, b in zip(variables(one), variables(other), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(variables(one), variables(other))
     assert lines(one) == lines(other)
 
 
@@ -55,7 +55,7 @@ def test_a_run_leaves_checkpoints_metrics_report_and_picture(finished):
 def test_a_second_run_in_the_same_directory_changes_nothing(finished, config, capsys):
     before = variables(finished), lines(finished)
     result = train(config, finished, devices=ONE_DEVICE)
-    np.testing.assert_equal((variables(finished), lines(finished)), before)
+    chex.assert_trees_all_equal((variables(finished), lines(finished)), before)
     assert result.metrics["images"] == 20
     assert "resuming at step 12" in capsys.readouterr().err
 
@@ -85,8 +85,7 @@ def test_a_longer_run_continues_a_shorter_one_exactly(finished, config, tmp_path
     train(config, tmp_path, devices=ONE_DEVICE)
     config.num_steps = 12
     train(config, tmp_path, devices=ONE_DEVICE)
-    for a, b in zip(variables(finished), variables(tmp_path), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(variables(finished), variables(tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -111,22 +110,19 @@ def test_a_signal_saves_the_step_it_arrived_in(finished, config, tmp_path, monke
 def test_several_steps_per_dispatch_are_the_same_steps(finished, config, tmp_path):
     config.steps_per_dispatch = 3
     train(config, tmp_path, devices=ONE_DEVICE)
-    for a, b in zip(variables(finished), variables(tmp_path), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(variables(finished), variables(tmp_path), rtol=1e-4, atol=1e-5)
 
 
 def test_streamed_images_train_like_resident_ones(finished, config, tmp_path):
     config.data.resident_limit_mb = 0
     train(config, tmp_path, devices=ONE_DEVICE)
-    for a, b in zip(variables(finished), variables(tmp_path), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(variables(finished), variables(tmp_path))
 
 
 def test_eight_devices_train_like_one(finished, config, tmp_path):
     """Codes replaced, tokens counted and images augmented are the same; sums differ in their last bits."""
     train(config, tmp_path, devices=jax.devices())
-    for a, b in zip(variables(finished), variables(tmp_path), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(variables(finished), variables(tmp_path), rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(config, tmp_path, monkeypatch):
