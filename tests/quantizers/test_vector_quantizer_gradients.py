@@ -6,36 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import VectorQuantizer
+from quantizing import CODES, DIM, create, every_second, gaussian, metrics, nearest, train, updates
 from vqjax.metrics import perplexity
-
-CODES, DIM = 12, 4
-KEY = jax.random.key(3)
-updates = pytest.mark.parametrize("codebook_update", ["ema", "gradient", "none"])
-metrics = pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def every_second(shape):
-    return (jnp.arange(int(np.prod(shape))) % 2 == 0).reshape(shape)
-
-
-def create(**arguments):
-    vq = VectorQuantizer(num_codes=CODES, **arguments)
-    return vq, vq.init(KEY, gaussian(2, 3, DIM))
-
-
-def train(vq, variables, z, mask=None, key=KEY):
-    out, changed = vq.apply(variables, z, mask, train=True, mutable=["codebook"], rngs={"quantizer": key})
-    return out, variables | changed
-
-
-def nearest(z, codes):
-    z, codes = np.asarray(z, np.float64), np.asarray(codes, np.float64)
-    return np.argmin(np.sum((z[..., None, :] - codes) ** 2, -1), axis=-1)
 
 
 def unit(x):

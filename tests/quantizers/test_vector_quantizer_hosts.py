@@ -4,33 +4,12 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
 
+from quantizing import CODES, DIM, KEY, create, gaussian
 from vqjax import UserError, VectorQuantizer
-
-CODES, DIM = 12, 4
-KEY = jax.random.key(3)
-updates = pytest.mark.parametrize("codebook_update", ["ema", "gradient", "none"])
-
-
-@pytest.fixture
-def as_users_run_it():
-    """Without the type checks of the tests, which would speak before the quantizer does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def create(**arguments):
-    vq = VectorQuantizer(num_codes=CODES, **arguments)
-    return vq, vq.init(KEY, gaussian(2, 3, DIM))
 
 
 def all_of_it(vq, variables, z):

@@ -1,33 +1,11 @@
 """Every mistake is answered by what is wrong and what to do."""
 
-import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
+from quantizing import CODES, DIM, create, gaussian, updates
 from vqjax import UserError, VectorQuantizer
-
-CODES, DIM = 12, 4
-KEY = jax.random.key(3)
-updates = pytest.mark.parametrize("codebook_update", ["ema", "gradient", "none"])
-
-
-@pytest.fixture
-def as_users_run_it():
-    """Without the type checks of the tests, which would speak before the quantizer does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def create(**arguments):
-    vq = VectorQuantizer(num_codes=CODES, **arguments)
-    return vq, vq.init(KEY, gaussian(2, 3, DIM))
 
 
 @pytest.mark.parametrize(
