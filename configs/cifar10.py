@@ -4,7 +4,12 @@ Data:      CIFAR-10 as tensorflow-datasets prepares it (array_record), found thr
 Arguments: codes, beta (commitment weight), estimator, preset (small, medium, large, xlarge: 256, 512, 1024 or 2048
            codes), epochs, and sonnet; for example configs/cifar10.py:preset=small,beta=0.5,epochs=100
 
+Command:   python train.py --config=configs/cifar10.py:sonnet --workdir=runs/sonnet
+Time:      10 to 15 minutes on two CPU cores
+Result:    MSE/variance 0.0564 and perplexity 331.5 over batches of 32 on the test split (docs/results.md)
+
 Command:   python train.py --config=configs/cifar10.py --workdir=runs/cifar10
+Time:      about 6 hours on two CPU cores, by the speed of its first steps (115 images/s); not yet run to its end
 """
 
 from ml_collections import ConfigDict

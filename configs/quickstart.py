@@ -1,6 +1,9 @@
 """Bundled photographs, no download: what a bare `python train.py` runs.
 
+Data:      64 x 64 crops of six photographs to train on and of two others to evaluate on, all from scikit-image.
 Command:   python train.py
+Time:      2 minutes on two cores of a server CPU that are otherwise idle
+Result:    held-out PSNR 24.7 dB, 7.8 dB above each image's mean color; 246 of 256 codes in use
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +13,7 @@ from vqjax.training.config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.num_steps = 2500
+    config.num_steps = 2000
     config.batch_size = 16
     config.log_every = 50
     config.eval_every = 500

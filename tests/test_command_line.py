@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -127,22 +128,26 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
     ("script", "arguments", "message"),
     [
         ("train.py", ["--config.quantizer.num_code=5"], "did you mean 'quantizer.num_codes'?"),
-        ("train.py", ["--config.quantizer.num_codes=many"], "--config.quantizer.num_codes=many"),
+        ("train.py", ["--config.quantizer.num_codes=many"], "num_codes=many is not allowed: use a whole number."),
         ("train.py", ["--config.quantizer.num_codes=1"], "config.quantizer.num_codes=1 is not allowed"),
         ("train.py", ["--config.quantizer=vector"], "--config.quantizer is a group"),
         ("train.py", ["--config=configs/nowhere.py"], "--config=configs/nowhere.py is no file"),
         ("train.py", [f"--config={ROOT}/configs/cifar10.py:cods=3"], "did you mean 'codes'?"),
         ("train.py", [f"--config={ROOT}/configs/cifar10.py"], "TFDS_DATA_DIR"),
-        ("train.py", ["--config.data.source=image_folder", "--config.data.name=EMPTY"], "EMPTY"),
+        ("train.py", ["--config.data.source=image_folder", "--config.data.name=EMPTY"], "EMPTY holds no .jpeg"),
         ("train.py", ["--config.batch_size=100000"], "batch_size=100000 is larger than the"),
+        ("train.py", ["configs/cifar10.py"], "argument 'configs/cifar10.py' is not expected"),
+        ("train.py", ["--config=BROKEN"], "BROKEN, line 2 cannot be used: ZeroDivisionError: division by zero"),
+        ("train.py", ["--workdir=BROKEN/run"], "BROKEN is no directory"),
         ("eval.py", [], "holds no checkpoint"),
+        ("eval.py", ["--export_tokens=tokens.txt"], "--export_tokens=tokens.txt is not allowed"),
         ("eval.py", ["--splt=train"], "splt"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_leaves_nothing_behind(tmp_path, script, arguments, message):
-    (tmp_path / "empty").mkdir()
-    arguments = [argument.replace("EMPTY", str(tmp_path / "empty")) for argument in arguments]
-    message = message.replace("EMPTY", str(tmp_path / "empty"))
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "BROKEN").write_text("def get_config():\n    return 1 / 0\n")
+    arguments = [re.sub("EMPTY|BROKEN", lambda name: str(tmp_path / name[0]), argument) for argument in arguments]
     status, out, err = call(script, f"--workdir={tmp_path}/run", *arguments, TFDS_DATA_DIR=str(tmp_path))
     assert status == 2
     assert out == ""

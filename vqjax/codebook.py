@@ -64,7 +64,7 @@ def fresh_codebook(codes: Float[Array, "codes dim"]) -> Codebook:
       [1.0, 1.0, 1.0, 1.0]
     """
     codes = codes.astype(jnp.float32)
-    zeros = jnp.zeros(codes.shape[0])
+    zeros = jnp.zeros(codes.shape[0], jnp.float32)
     return Codebook(codes=codes, counts=zeros, sums=jnp.zeros_like(codes), usage=jnp.ones_like(zeros))
 
 
@@ -90,7 +90,7 @@ def assign(z: Tokens, indices: Int[Array, " tokens"], num_codes: int, mask: Mask
     # Indices past the end are dropped by the scatter: no masked value is ever added, not even NaN times zero.
     target = indices if mask is None else jnp.where(mask, indices, num_codes)
     counts = jnp.zeros(num_codes, jnp.int32).at[target].add(1, mode="drop")
-    sums = jnp.zeros((num_codes, z.shape[-1])).at[target].add(z, mode="drop")
+    sums = jnp.zeros((num_codes, z.shape[-1]), jnp.float32).at[target].add(z, mode="drop")
     return Assignment(counts=counts.astype(jnp.float32), sums=sums)
 
 
@@ -228,6 +228,8 @@ def replace_codes(
       >>> state.codes.tolist()
       [[0.0], [7.0]]
     """
+    if z.shape[0] == 0:
+        return codebook
     if mask is not None:
         replaced = replaced & jnp.any(mask)
     fresh = fresh_codebook(sample_tokens(key, z, codebook.codes.shape[0], mask))

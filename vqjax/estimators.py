@@ -236,7 +236,7 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
     """
     if callable(estimator):
         return estimator
-    if estimator not in ESTIMATORS:
+    if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise UserError(
             f"estimator={estimator!r} is unknown: use one of {', '.join(ESTIMATORS)}, or pass a callable (z, q) -> q'."
         )

@@ -99,9 +99,11 @@ def test_linked_directories_are_searched(tmp_path):
 def test_one_of_two_split_directories_is_refused_rather_than_mixed_into_training(tmp_path):
     save(tmp_path / "train" / "1.png", 1)
     save(tmp_path / "val" / "1.png", 2)
-    with pytest.raises(UserError, match=r"has train/ but no test/; set data.eval_split to one of \['val'\]"):
+    with pytest.raises(UserError, match=r"has train/ but no test/; set config.data.eval_split to one of \['val'\]"):
         load(tmp_path)
-    with pytest.raises(UserError, match=r"has val/ but no training/; set data.train_split to one of \['train'\]"):
+    with pytest.raises(
+        UserError, match=r"has val/ but no training/; set config.data.train_split to one of \['train'\]"
+    ):
         load(tmp_path, train_split="training", eval_split="val")
     assert levels(load(tmp_path, eval_split="val").heldout) == [2]
     assert len(load(tmp_path, train_split="", eval_split="").train) == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quantizing import CODES, DIM, KEY, codes_of, create, every_second, gaussian, metrics, train, updates
+from vqjax import UserError, VectorQuantizer
 from vqjax.codebook import kmeans, sample_tokens
 
 
@@ -114,3 +115,33 @@ def test_random_numbers_come_from_the_stream_alone():
     first, same, other = (train(vq, variables, z, key=jax.random.key(seed))[1] for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, same)
     assert not np.array_equal(first["codebook"]["codes"], other["codebook"]["codes"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint16, jnp.int32, jnp.uint32])
+@pytest.mark.parametrize("num_codes", [255, 256, 257, 300])
+def test_decode_takes_every_integer_dtype(dtype, num_codes):
+    """Bug: uint8 indices, as token files hold them, were compared with 256 and -1 in uint8."""
+    vq = VectorQuantizer(num_codes=num_codes)
+    variables = vq.init(KEY, gaussian(1, DIM))
+    indices = jnp.arange(min(num_codes, int(jnp.iinfo(dtype).max) + 1)).astype(dtype)
+    np.testing.assert_array_equal(
+        vq.apply(variables, indices, method="decode"), variables["codebook"]["codes"][: len(indices)]
+    )
+
+
+def test_no_tokens_leave_the_codebook_as_it_is_and_cannot_start_it():
+    vq, variables = create(replace_dead_codes=True)
+    _, changed = train(vq, variables, gaussian(0, DIM))
+    chex.assert_trees_all_equal(changed, variables)
+    with pytest.raises(UserError, match="kmeans_init takes at least one token"):
+        vq.apply(variables, gaussian(0, DIM), method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY})
+
+
+def test_the_state_is_float32_under_64_bit_defaults():
+    """Bug: with jax_enable_x64 the moving averages became float64."""
+    with jax.enable_x64(True):
+        vq = VectorQuantizer(num_codes=CODES)
+        z = jnp.asarray(np.random.default_rng(0).normal(size=(6, DIM)))
+        variables = vq.init(KEY, z)
+        _, changed = train(vq, variables, z)
+    assert {leaf.dtype for leaf in jax.tree.leaves(changed)} == {jnp.dtype("float32")}

@@ -20,7 +20,7 @@ from vqjax import UserError, VectorQuantizer
         ({"decay": 1.0}, r"decay=1.0 is not allowed: use a number in \[0, 1\)"),
         ({"decay": -0.1}, r"decay=-0.1 is not allowed"),
         ({"decay": float("nan")}, r"decay=nan is not allowed"),
-        ({"commitment_weight": -1.0}, r"commitment_weight=-1.0 is not allowed: use a number of at least 0"),
+        ({"commitment_weight": -1.0}, r"commitment_weight=-1.0 is not allowed: use a finite number of at least 0"),
         ({"codebook_weight": 1.0}, r"codebook_weight=1.0 is not allowed: .* only codebook_update='gradient' has"),
         ({"codebook_weight": -1.0, "codebook_update": "gradient"}, r"codebook_weight=-1.0 .* at least 0"),
         ({"dead_code_threshold": 2.0}, r"dead_code_threshold=2.0 .* fraction of the average use, in \[0, 1\)"),

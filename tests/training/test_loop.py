@@ -2,20 +2,24 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import chex
 import jax
+import numpy as np
 import pytest
 from jaxtyping import PyTree
 
-from vqjax.data import ResidentFeed
+from vqjax.data import ResidentFeed, fingerprint, load_splits
+from vqjax.errors import UserError
 from vqjax.reporting import MetricWriter
 from vqjax.training import loop
-from vqjax.training.checkpoint import load_tokenizer
+from vqjax.training.checkpoint import check_same_images, load_tokenizer
 from vqjax.training.interrupt import Interrupted
 from vqjax.training.loop import train
+from vqjax.training.workdir import exclusive
 
 ONE_DEVICE = jax.devices()[:1]
 
@@ -35,6 +39,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def test_a_run_leaves_checkpoints_metrics_report_and_picture(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
+        ".lock",
         "checkpoints",
         "eval",
         "metrics.jsonl",
@@ -86,6 +91,38 @@ def test_a_longer_run_continues_a_shorter_one_exactly(finished, config, tmp_path
     config.num_steps = 12
     train(config, tmp_path, devices=ONE_DEVICE)
     chex.assert_trees_all_equal(variables(finished), variables(tmp_path))
+
+
+def test_a_run_does_not_continue_on_other_images(finished, config, tmp_path):
+    """Bug: a data file replaced between run and resume went unnoticed."""
+    with np.load(config.data.name) as images:
+        np.savez(tmp_path / "images.npz", train=images["train"][::-1], test=images["test"])
+    other = tmp_path / "run"
+    shutil.copytree(finished, other)
+    with pytest.raises(UserError, match="training images are not those that the run"):
+        check_same_images(other, fingerprint(load_splits(config_of(config, tmp_path / "images.npz").data).train))
+    check_same_images(other, fingerprint(load_splits(config.data).train))
+
+
+def config_of(config, images_file):
+    config = config.copy_and_resolve_references()
+    config.data.name = str(images_file)
+    return config
+
+
+def test_a_shorter_run_than_the_one_there_is_refused(finished, config):
+    config.num_steps = 11
+    with pytest.raises(UserError, match=r"config\.num_steps=11 is not allowed: .* has taken 12 steps"):
+        train(config, finished, devices=ONE_DEVICE)
+
+
+def test_two_runs_do_not_share_a_directory(finished, config):
+    """Bug: two runs in one directory tore each other's checkpoints and metrics apart."""
+    with (
+        exclusive(finished),
+        pytest.raises(UserError, match=r"--workdir=.* is in use by another run"),
+    ):
+        train(config, finished, devices=ONE_DEVICE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

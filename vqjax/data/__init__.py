@@ -4,6 +4,7 @@ from vqjax.data.augment import augment, to_model_range, to_uint8
 from vqjax.data.dataset import ImageDataset, Splits, UnreadableImage, materialize
 from vqjax.data.evaluation_batches import evaluation_batches
 from vqjax.data.feed import Feed, ResidentFeed, StreamedFeed, make_feed
+from vqjax.data.fingerprint import fingerprint
 from vqjax.data.load import load_splits
 from vqjax.data.order import batch_indices
 
@@ -17,6 +18,7 @@ __all__ = [
     "augment",
     "batch_indices",
     "evaluation_batches",
+    "fingerprint",
     "load_splits",
     "make_feed",
     "materialize",

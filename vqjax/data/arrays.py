@@ -1,5 +1,6 @@
 """`arrays`: images that already are NumPy arrays, in a .npy or .npz file."""
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +14,10 @@ from vqjax.data.holdout import hold_out
 from vqjax.data.resize import resize_and_center_crop
 from vqjax.errors import UserError
 
+_DAMAGED = (
+    *(EOFError, OSError, SyntaxError, TypeError, ValueError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 _ALLOWED = "uint8 of shape [images, height, width, 3], or grayscale without the 3 or with 1 instead"
 
 
@@ -90,19 +95,19 @@ def _load(path: str, splits: tuple[str, str]) -> dict[str, np.ndarray]:
     file = Path(path).expanduser()
     if file.suffix not in (".npy", ".npz") or not file.is_file():
         problem = "is not a .npy or .npz file" if file.exists() else "does not exist"
-        raise UserError(f"data.name={path!r} {problem}; save images with numpy.save or numpy.savez")
+        raise UserError(f"config.data.name={path!r} {problem}; save images with numpy.save or numpy.savez")
     try:
         if file.suffix == ".npy":
-            return {"images": np.load(file, mmap_mode="r", allow_pickle=False)}
+            return {"images": np.lib.format.open_memmap(file, mode="r")}
         # Opened here, because numpy leaves a damaged archive open.
         with file.open("rb") as content, np.load(content, allow_pickle=False) as archive:
             return {key: np.asarray(archive[key]) for key in _wanted_keys(path, archive.files, splits)}
     except UserError:
         raise
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"data.name={path!r} cannot be read ({reason}); save it again with numpy.save or numpy.savez"
+            f"config.data.name={path!r} cannot be read ({reason}); save it again with numpy.save or numpy.savez"
         ) from error
 
 
@@ -112,8 +117,8 @@ def _wanted_keys(path: str, keys: list[str], splits: tuple[str, str]) -> list[st
     if len(keys) == 1:
         return keys
     raise UserError(
-        f"data.name={path!r} has the arrays {sorted(keys)}, not {splits[0]!r} and {splits[1]!r}; "
-        "set data.train_split and data.eval_split to two of them"
+        f"config.data.name={path!r} has the arrays {sorted(keys)}, not {splits[0]!r} and {splits[1]!r}; "
+        "set config.data.train_split and config.data.eval_split to two of them"
     )
 
 
@@ -125,6 +130,6 @@ def _check_images(path: str, key: str, images: np.ndarray) -> None:
     if images.ndim == 4 and images.shape[1] in (1, 3):
         hint = "move the channels to the end with numpy.moveaxis(images, 1, -1)"
     raise UserError(
-        f"data.name={path!r}: array {key!r} is {images.dtype} of shape {list(images.shape)}; "
+        f"config.data.name={path!r}: array {key!r} is {images.dtype} of shape {list(images.shape)}; "
         f"allowed is {_ALLOWED}; {hint}"
     )

@@ -28,10 +28,13 @@ def hold_out(
         (8, 2, True)
     """
     if not 0 < eval_fraction < 1:
-        raise UserError(f"data.eval_fraction={eval_fraction} must lie between 0 and 1; use 0.1 to hold out a tenth")
+        raise UserError(
+            f"config.data.eval_fraction={eval_fraction} must lie between 0 and 1; use 0.1 to hold out a tenth"
+        )
     if num_images < 2:
         raise UserError(
-            f"data.name={name!r} has {num_images} readable image, but training and evaluation need one each; add images"
+            f"config.data.name={name!r} has {num_images} readable image, but training and evaluation need one each; "
+            "add images"
         )
     num_heldout = min(max(1, round(num_images * eval_fraction)), num_images - 1)
     shuffled = np.random.Generator(np.random.Philox(key=0)).permutation(num_images)

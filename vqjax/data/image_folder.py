@@ -60,8 +60,9 @@ def image_folder_splits(
     root = Path(directory).expanduser()
     if not root.is_dir():
         problem = "is a file, not a directory" if root.exists() else "does not exist"
-        raise UserError(f"data.name={directory!r} {problem}; set it to a directory of images")
-    name = root.resolve().name
+        raise UserError(f"config.data.name={directory!r} {problem}; set it to a directory of images")
+    # Reports are UTF-8, names of directories need not be.
+    name = root.resolve().name.encode(errors="replace").decode()
     if _has_split_directories(root, train_split, eval_split):
         train, heldout = (
             ImageFiles(f"{name}/{s}", _image_paths(root / s), image_size) for s in (train_split, eval_split)
@@ -85,8 +86,8 @@ def _has_split_directories(root: Path, train_split: str, eval_split: str) -> boo
         )
         others = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name != found)
         raise UserError(
-            f"{root} has {found}/ but no {missing}/; set data.{field} to one of {others}, or data.train_split and "
-            "data.eval_split to '' to hold out data.eval_fraction of all images"
+            f"{root} has {found}/ but no {missing}/; set config.data.{field} to one of {others}, or both "
+            "splits to '' to hold out config.data.eval_fraction of all images"
         )
     return has_train
 
@@ -94,7 +95,9 @@ def _has_split_directories(root: Path, train_split: str, eval_split: str) -> boo
 def _image_paths(root: Path) -> list[Path]:
     candidates = sorted(path for path in _walk(root) if path.suffix.lower() in _SUFFIXES)
     if not candidates:
-        raise UserError(f"{root} holds no {', '.join(sorted(_SUFFIXES))} files; set data.name to a directory of images")
+        raise UserError(
+            f"{root} holds no {', '.join(sorted(_SUFFIXES))} files; set config.data.name to a directory of images"
+        )
     report = UnreadableReport(str(root))
     with ThreadPoolExecutor(READING_THREADS) as threads:
         errors = list(threads.map(_header_error, candidates))

@@ -44,7 +44,11 @@ def load_splits(data: ConfigDict) -> Splits:
         allowed = ", ".join(map(repr, SOURCES))
         nearest = difflib.get_close_matches(str(data.source), SOURCES, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise UserError(f"data.source={data.source!r} is not a source of images; use one of {allowed}{hint}")
+        raise UserError(f"config.data.source={data.source!r} is not a source of images; use one of {allowed}{hint}")
     if data.image_size < 1:
-        raise UserError(f"data.image_size={data.image_size} must be at least 1; set the side of the images in pixels")
+        raise UserError(
+            f"config.data.image_size={data.image_size} must be at least 1; set the side of the images in pixels"
+        )
+    if data.source != "photos" and not data.name:
+        raise UserError(f"config.data.name is empty; set it to what config.data.source={data.source!r} shall read")
     return SOURCES[data.source](data)

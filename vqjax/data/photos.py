@@ -91,7 +91,7 @@ def _load(file_name: str) -> Image.Image:
     resource = importlib.resources.files("skimage.data") / file_name
     if not resource.is_file():
         raise UserError(
-            f"data.source='photos' needs {file_name}, which the installed scikit-image lacks; "
+            f"config.data.source='photos' needs {file_name}, which the installed scikit-image lacks; "
             "pip install --force-reinstall scikit-image"
         )
     with resource.open("rb") as file, Image.open(file) as image:
@@ -103,8 +103,8 @@ def _crop_boxes(photo: Image.Image, count: int, image_size: int) -> Int64[np.nda
     shorter = min(photo.size)
     if image_size > shorter:
         raise UserError(
-            f"data.image_size={image_size} is larger than the smallest bundled photograph ({shorter} pixels); "
-            f"use {shorter} or less, or data.source='image_folder' with larger images"
+            f"config.data.image_size={image_size} is larger than the smallest bundled photograph ({shorter} pixels); "
+            f"use {shorter} or less, or config.data.source='image_folder' with larger images"
         )
     generator = _generator()
     sums = _summed_area_tables(photo)

@@ -139,7 +139,8 @@ def image_shape(dataset: ImageDataset) -> tuple[int, int, int]:
         if not isinstance(image, UnreadableImage):
             return image.shape
     raise UserError(
-        f"{dataset.name}: none of its {len(dataset)} images can be read; check data.name and replace damaged files"
+        f"{dataset.name}: none of its {len(dataset)} images can be read; "
+        "check config.data.name and replace damaged files"
     )
 
 

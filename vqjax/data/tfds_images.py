@@ -41,8 +41,8 @@ class TfdsImages:
             self._source = builder.as_data_source(split=split, decoders=decoders)
         except ValueError as error:
             raise UserError(
-                f"split {split!r} of tfds {builder.name} cannot be read ({_one_line(error)}); set data.train_split and "
-                f"data.eval_split to {allowed}, or a slice such as 'train[:90%]'"
+                f"split {split!r} of tfds {builder.name} cannot be read ({_one_line(error)}); set "
+                f"config.data.train_split and config.data.eval_split to {allowed}, or a slice such as 'train[:90%]'"
             ) from error
         self.name = f"{builder.name}/{split}"
         self._image_size = image_size
@@ -97,15 +97,15 @@ def _prepared_builder(name: str) -> "tfds.core.DatasetBuilder":
     if not _is_prepared(builder):
         if importlib.util.find_spec("tensorflow") is None:
             raise UserError(
-                f"data.name={name!r} is not prepared in {builder.data_dir}; set TFDS_DATA_DIR to the directory that "
-                'holds it, or pip install "vqjax[tfds-prepare]" to let this command prepare it'
+                f"config.data.name={name!r} is not prepared in {builder.data_dir}; set TFDS_DATA_DIR to the "
+                'directory that holds it, or pip install "vqjax[tfds-prepare]" to let this command prepare it'
             )
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"data.name={name!r} is prepared as {builder.info.file_format.value} in {builder.data_dir}, which needs "
-            "TensorFlow to read; prepare it in another TFDS_DATA_DIR by `tfds build --file_format=array_record`"
+            f"config.data.name={name!r} is prepared as {builder.info.file_format.value} in {builder.data_dir}, which "
+            "needs TensorFlow to read; prepare it in another TFDS_DATA_DIR by `tfds build --file_format=array_record`"
         )
     return builder
 
@@ -118,10 +118,10 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     except tfds.core.DatasetNotFoundError as error:
         nearest = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
         hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "its catalog lists the names"
-        raise UserError(f"data.name={name!r} is not a tensorflow-datasets name; {hint}") from error
+        raise UserError(f"config.data.name={name!r} is not a tensorflow-datasets name; {hint}") from error
     except (AssertionError, ValueError) as error:  # a version, a configuration, or not a name at all
         raise UserError(
-            f"data.name={name!r} cannot be opened by tensorflow-datasets ({_one_line(error)}); "
+            f"config.data.name={name!r} cannot be opened by tensorflow-datasets ({_one_line(error)}); "
             "correct the name, or leave out configuration and version to get the default ones"
         ) from error
 
@@ -133,7 +133,7 @@ def _check_image_feature(name: str, builder: "tfds.core.DatasetBuilder") -> None
     is_image = "image" in features and isinstance(features["image"], tfds.features.Image)
     if not is_image or features["image"].np_dtype != np.uint8:
         raise UserError(
-            f"data.name={name!r} has no 8-bit feature called 'image' (its features: {', '.join(features)}); "
+            f"config.data.name={name!r} has no 8-bit feature called 'image' (its features: {', '.join(features)}); "
             "choose an image dataset"
         )
 

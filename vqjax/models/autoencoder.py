@@ -3,7 +3,7 @@
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.models.convolutions import Images
 from vqjax.quantizers import QuantizerOutput
@@ -70,7 +70,7 @@ class VQVAE(nn.Module):
         """Turns images in [-1, 1] into a grid of code indices."""
         return self.quantizer.encode(self.encoder(images))
 
-    def decode(self, indices: Int[Array, "batch rows columns"]) -> Images:
+    def decode(self, indices: Integer[Array, "batch rows columns"]) -> Images:
         """Turns a grid of code indices into images."""
         return self.decoder(self.quantizer.decode(indices))
 

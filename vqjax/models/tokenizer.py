@@ -6,7 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer
 
 from vqjax.models.convolutions import Images
 
@@ -36,15 +37,17 @@ class Tokenizer:
     config: dict[str, Any]
     step: int
 
-    def encode(self, images: Images) -> Int[Array, "batch rows columns"]:
+    def encode(
+        self, images: Float[Array | np.ndarray, "batch height width channels"]
+    ) -> Int[Array, "batch rows columns"]:
         """Turns images in [-1, 1] into code indices."""
         return _apply(self.model, self.variables, jnp.asarray(images), "encode")
 
-    def decode(self, indices: Int[Array, "batch rows columns"]) -> Images:
+    def decode(self, indices: Integer[Array | np.ndarray, "batch rows columns"]) -> Images:
         """Turns code indices into images, in [-1, 1] up to what the decoder overshoots."""
         return _apply(self.model, self.variables, jnp.asarray(indices), "decode")
 
 
 @jax.jit(static_argnames=("model", "method"))
-def _apply(model: nn.Module, variables: Any, x: Float[Array, "..."] | Int[Array, "..."], method: str) -> Array:
+def _apply(model: nn.Module, variables: Any, x: Array, method: str) -> Array:
     return model.apply(variables, x, method=method)

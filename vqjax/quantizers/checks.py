@@ -1,5 +1,8 @@
 """What the quantizers refuse, and why."""
 
+import math
+import numbers
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -35,20 +38,20 @@ def check_arguments(vq: nn.Module) -> None:
         "use 'ema', 'gradient' or 'none'.",
     )
     get_estimator(vq.estimator)
-    require(0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
-    require(vq.commitment_weight >= 0, "commitment_weight", "use a number of at least 0, such as 0.25.")
+    require(_is_number(vq.decay) and 0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
+    require(_is_weight(vq.commitment_weight), "commitment_weight", "use a finite number of at least 0, such as 0.25.")
     require(
         vq.codebook_weight is None or vq.codebook_update == "gradient",
         "codebook_weight",
         "it weighs the codebook loss, which only codebook_update='gradient' has. Leave it out.",
     )
     require(
-        vq.codebook_weight is None or vq.codebook_weight >= 0,
+        vq.codebook_weight is None or _is_weight(vq.codebook_weight),
         "codebook_weight",
         "use a number of at least 0.",
     )
     require(
-        0 <= vq.dead_code_threshold < 1,
+        _is_number(vq.dead_code_threshold) and 0 <= vq.dead_code_threshold < 1,
         "dead_code_threshold",
         "use a fraction of the average use, in [0, 1).",
     )
@@ -77,3 +80,11 @@ def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | Non
         raise UserError(
             f"mask is {mask.dtype}{list(mask.shape)}: pass bool{list(z.shape[:-1])}, one value per token of z."
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_weight(value: object) -> bool:
+    return _is_number(value) and 0 <= value < math.inf

@@ -6,7 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.codebook import (
     Assignment,
@@ -165,12 +165,12 @@ class VectorQuantizer(nn.Module):
         indices = nearest_codes(self._lookup_space(z), self._codes())
         return indices if mask is None else jnp.where(mask, indices, -1)
 
-    def decode(self, indices: Int[Array, "*batch"]) -> Float[Array, "*batch dim"]:
+    def decode(self, indices: Integer[Array, "*batch"]) -> Float[Array, "*batch dim"]:
         """Returns the codes of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
-          indices: In ``[0, num_codes)``; -1 (a masked token) becomes the zero vector. Anything else becomes NaN,
-            which shows, instead of another code, which would not.
+          indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector. Anything
+            else becomes NaN, which shows, instead of another code, which would not.
 
         Returns:
           Vectors in float32.
@@ -178,6 +178,8 @@ class VectorQuantizer(nn.Module):
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise UserError(f"indices has dtype {indices.dtype}: decode takes integers, as encode returns them.")
         codes = self._codes()
+        # In the caller's dtype -1 and num_codes might not exist: token files hold uint8.
+        indices = indices.astype(jnp.int32)
         valid = (indices >= 0) & (indices < self.num_codes)
         vectors = codes[jnp.where(valid, indices, 0)]
         invalid = jnp.where(indices == -1, 0.0, jnp.nan)
@@ -197,7 +199,7 @@ class VectorQuantizer(nn.Module):
 
         Args:
           z: The vectors to cluster, better many times ``num_codes``.
-          mask: True for valid tokens.
+          mask: True for valid tokens; at least one has to be.
           iterations: Of Lloyd's algorithm.
 
         Raises:
@@ -205,6 +207,8 @@ class VectorQuantizer(nn.Module):
         """
         check_input(z, mask)
         self._check_features(z.shape[-1])
+        if z.size == 0:
+            raise UserError(f"z has shape {z.shape}: kmeans_init takes at least one token.")
         self._require_mutable("kmeans_init(z)")
         unit_norm = self.metric == "cosine"
         tokens, mask = self._all_tokens(self._lookup_space(_zero_where_masked(z, mask)), mask)
@@ -220,8 +224,8 @@ class VectorQuantizer(nn.Module):
 
         if self.codebook_update == "gradient":
             self.param("codes", self.codebook_init, shape, jnp.float32)
-            self.variable("codebook", "offsets", jnp.zeros, shape)
-            self.variable("codebook", "usage", jnp.ones, self.num_codes)
+            self.variable("codebook", "offsets", jnp.zeros, shape, jnp.float32)
+            self.variable("codebook", "usage", jnp.ones, self.num_codes, jnp.float32)
         elif not self.has_variable("codebook", "codes"):
             fresh = initial()
             for name in ["codes"] if self.codebook_update == "none" else fresh._fields:

@@ -1,10 +1,11 @@
 """Where the numbers and pictures of a run are kept: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import importlib
+import itertools
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,11 +124,19 @@ class MetricWriter:
 def _drop_lines_after(path: Path, resume_step: int | None) -> None:
     if not path.exists():
         return
+    if resume_step is None:
+        # Nobody can tell here whether these lines are worth keeping.
+        os.replace(path, next(p for p in map(path.with_suffix, _numbered()) if not p.exists()))
+        return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if resume_step is not None and _is_whole_line_up_to(line, resume_step)]
+    kept = [line for line in lines if _is_whole_line_up_to(line, resume_step)]
     if kept != lines:
         with atomic_file(path) as file:
             file.writelines(kept)
+
+
+def _numbered() -> Iterator[str]:
+    return (f".{number}.jsonl" for number in itertools.count(1))
 
 
 def _is_whole_line_up_to(line: bytes, last_step: int) -> bool:

@@ -17,7 +17,7 @@ from vqjax.training.state import TrainState
 
 CHANGEABLE = frozenset(
     {"num_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch"}
-    | {"tensorboard", "wandb", "data.resident_limit_mb"}
+    | {"tensorboard", "wandb"}
 )
 """Config fields that may differ between a run and its continuation: none of them changes a step."""
 
@@ -28,11 +28,13 @@ class Checkpoints:
     Args:
       workdir: The run's directory.
       config: The run's config, stored with every checkpoint.
+      images: The fingerprint of the training images, stored likewise.
     """
 
-    def __init__(self, workdir: Path, config: ConfigDict):
+    def __init__(self, workdir: Path, config: ConfigDict, images: str):
         self._metadata = {
             "config": config.to_dict(),
+            "images": images,
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
         self._checkpointer = ocp.training.Checkpointer(
@@ -77,12 +79,18 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
       config: What was asked for now.
 
     Raises:
-      UserError: The first field that differs and matters, with both values.
+      UserError: The first field that differs and matters, with both values; or the run is already longer.
     """
     found = _read_metadata(workdir, None)
     if found is None:
         return
-    saved, given = _flat(found[1]["config"]), _flat(config.to_dict())
+    step, metadata = found
+    if config.num_steps < step:
+        raise UserError(
+            f"config.num_steps={config.num_steps} is not allowed: the run in --workdir={workdir} has taken {step} "
+            f"steps. Use {step} or more, or another --workdir to start a new run."
+        )
+    saved, given = _flat(metadata["config"]), _flat(config.to_dict())
     fixed = {"num_steps"} if config.optimizer.schedule == "cosine" else set()
     for name in sorted(saved.keys() | given.keys()):
         if (name in fixed or name not in CHANGEABLE) and saved.get(name) != given.get(name):
@@ -90,6 +98,24 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
                 f"config.{name}={given.get(name)!r} is not allowed: --workdir={workdir} holds a run with "
                 f"{saved.get(name)!r}. Use that value to continue it, or another --workdir to start a new run."
             )
+
+
+def check_same_images(workdir: Path, images: str) -> None:
+    """Refuses to continue a run on other images.
+
+    Args:
+      workdir: The run's directory; one without checkpoints fits any images.
+      images: The fingerprint of the training images now.
+
+    Raises:
+      UserError: The fingerprint differs from the one in the newest checkpoint.
+    """
+    found = _read_metadata(workdir, None)
+    if found is not None and found[1]["images"] != images:
+        raise UserError(
+            f"The training images are not those that the run in --workdir={workdir} was trained on "
+            f"({images} now, {found[1]['images']} then). Restore them, or use another --workdir to start a new run."
+        )
 
 
 def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
@@ -133,7 +159,10 @@ def _read_metadata(workdir: Path, step: int | None) -> tuple[int, dict[str, Any]
         if step not in steps:
             raise UserError(f"--step={step} is no checkpoint of --workdir={workdir}: use one of {steps}.")
         with _readable(checkpointer.directory, step):
-            return step, checkpointer.metadata(step).custom_metadata
+            metadata = checkpointer.metadata(step).custom_metadata
+            if metadata is None or not {"config", "images"} <= metadata.keys():
+                raise ValueError("its metadata are damaged")
+            return step, metadata
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """Starts the codebook from the data, before the first step."""
 
+import itertools
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from vqjax.data import ImageDataset, UnreadableImage, batch_indices, to_model_range
@@ -30,16 +33,12 @@ def start_from_kmeans(model: VQVAE, state: TrainState, dataset: ImageDataset, co
     wanted = min(TOKENS_PER_CODE * config.quantizer.num_codes, MOST_TOKENS)
     latents = jax.jit(lambda variables, images: model.apply(variables, images, method="latents"))
     batches: list[Float[Array, "batch rows columns dim"]] = []
-    for step in range(len(dataset) // config.batch_size):
-        indices = batch_indices(config.seed, step, config.batch_size, len(dataset))
-        images = [image for image in read_many(dataset, indices.tolist()) if not isinstance(image, UnreadableImage)]
-        # A batch with unreadable images has another shape, which would be compiled for itself.
-        if len(images) == config.batch_size:
+    # Grouped after the unreadable images have dropped out: another batch size would be compiled for itself.
+    for images in itertools.batched(_readable_in_training_order(dataset, config), config.batch_size):
+        if len(images) == config.batch_size or not batches:
             batches.append(latents(state.variables, to_model_range(np.stack(images))))
         if sum(batch.size // batch.shape[-1] for batch in batches) >= wanted:
             break
-    if not batches:
-        return state
     key = jax.random.fold_in(jax.random.key(config.seed), config.num_steps)
     _, started = jax.jit(
         lambda variables, z: model.apply(
@@ -51,3 +50,11 @@ def start_from_kmeans(model: VQVAE, state: TrainState, dataset: ImageDataset, co
         )
     )(state.variables, jnp.concatenate(batches))
     return state.replace(collections=state.collections | started)
+
+
+def _readable_in_training_order(dataset: ImageDataset, config: ConfigDict) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+    for step in range(len(dataset) // config.batch_size):
+        indices = batch_indices(config.seed, step, config.batch_size, len(dataset))
+        for image in read_many(dataset, indices.tolist()):
+            if not isinstance(image, UnreadableImage):
+                yield image

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vqjax.training.config import default_config, field_names, nearest_name
 from vqjax.training.interrupt import Interrupted
 
 USER_ERROR_STATUS = 2
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def run(main: Callable[[], object], default_config_file: Path | None = None) -> None:
@@ -41,7 +43,13 @@ def _guarded(function: Callable[[], object]) -> object:
     except Interrupted as error:
         return _leave(str(error), 128 + error.signal_number)
     except KeyboardInterrupt:
-        return _leave("stopped before the first step.", 130)
+        return _leave("interrupted.", 130)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _leave(
+            "error: out of memory: lower config.batch_size, config.model.width or config.quantizer.num_codes.", 1
+        )
     except OSError as error:
         # The system's own refusals (no space, no permission) already name what they refuse.
         return _leave(f"error: {error}", 1)
@@ -60,22 +68,44 @@ def _parse(argv: Sequence[str], default_config_file: Path | None) -> list[str]:
         _check_config_file(argv)
         _check_overrides(argv)
     try:
-        return flags.FLAGS(argv)
+        _, *unexpected = flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_illegal_value(str(error))) from error
     except flags.Error as error:
-        # A failing config file arrives as a whole stack trace inside the message; its last line is the reason.
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UserError(lines[-1].removeprefix("vqjax.errors.UserError: ")) from error
+        raise UserError(" ".join(str(error).split())) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_broken_config(argv, error)) from error
+    if unexpected:
+        raise UserError(f"argument {unexpected[0]!r} is not expected: write --config=FILE or --name=value.")
+    return argv[:1]
+
+
+def _illegal_value(message: str) -> str:
+    """Says which type a field has; the libraries report what Python's int() and float() say."""
+    if match := re.match(r"flag --(config\.[^=]+)=(.*?): ", message):
+        kind = _type_of(match[1].removeprefix("config."))
+        return f"--{match[1]}={match[2]} is not allowed: use {_KINDS[kind]}."
+    # A failing config file arrives as a whole stack trace inside the message; its last line is the reason.
+    return [line for line in message.splitlines() if line.strip()][-1].removeprefix("vqjax.errors.UserError: ")
+
+
+def _config_path(argv: Sequence[str]) -> str:
+    given = [
+        following if match[1] is None else match[1]
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+        if (match := re.match(r"--?config(?:=(.*)|$)", argument))
+    ]
+    return given[-1].partition(":")[0]
 
 
 def _check_config_file(argv: Sequence[str]) -> None:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.match(r"--?config(?:=(.*)|$)", argument):
-            path = (following if match[1] is None else match[1]).partition(":")[0]
-            if not Path(path).is_file():
-                raise UserError(
-                    f"--config={path} is no file: pass a config such as configs/cifar10.py, "
-                    "with arguments after a colon."
-                )
+    path = _config_path(argv)
+    if not Path(path).is_file():
+        raise UserError(
+            f"--config={path} is no file: pass a config such as configs/cifar10.py, with arguments after a colon."
+        )
 
 
 def _check_overrides(argv: Sequence[str]) -> None:
@@ -88,3 +118,19 @@ def _check_overrides(argv: Sequence[str]) -> None:
                 raise UserError(f"--config.{match[1]} is a group: set one of its fields, such as --config.{field}.")
             if match[1] not in known:
                 raise UserError(f"--config.{match[1]} is unknown{nearest_name(match[1], known)}")
+
+
+def _type_of(name: str) -> type:
+    config = default_config()
+    *groups, field = name.split(".")
+    for group in groups:
+        config = config[group]
+    return config.get_type(field)
+
+
+def _broken_config(argv: Sequence[str], error: Exception) -> str:
+    """Config files are the user's code: what fails in them is told in one line, with its place."""
+    path = _config_path(argv)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    place = f", line {lines[-1]}" if lines else ""
+    return f"--config={path}{place} cannot be used: {type(error).__name__}: {error}"

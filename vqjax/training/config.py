@@ -1,7 +1,9 @@
 """The trainer's configuration: every field with its meaning, variants by argument, and validation."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -121,7 +123,7 @@ def nearest_name(name: str, allowed) -> str:
     return f": did you mean {matches[0]!r}?" if matches else f": use one of {', '.join(sorted(allowed))}."
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Any) -> None:
     """Refuses a config that cannot run, before anything is loaded or written.
 
     Args:
@@ -137,6 +139,8 @@ def validate(config: ConfigDict) -> None:
       Traceback (most recent call last):
       vqjax.errors.UserError: config.batch_size=0 is not allowed: use a whole number of at least 1.
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"The config is {config!r}: get_config() in a config file has to return a ConfigDict.")
     _check_fields(config)
     for name in ("num_steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
         _check_range(config, name, 1, 2**31 - 1)
@@ -144,6 +148,7 @@ def validate(config: ConfigDict) -> None:
     _check_range(config, "steps_per_dispatch", 0, 1000)
     _check_choice(config, "data.source", SOURCES)
     _check_range(config, "data.image_size", 1, 4096)
+    _check_range(config, "data.resident_limit_mb", 0, 2**31 - 1)
     _check_range(config, "data.crop_padding", 0, config.data.image_size - 1)
     _check_number(config, "data.eval_fraction", 0.0, 1.0, open_ends=True)
     _check_choice(config, "model.name", ENCODERS)
@@ -155,6 +160,8 @@ def validate(config: ConfigDict) -> None:
     _check_choice(config, "quantizer.name", QUANTIZERS)
     _check_range(config, "quantizer.num_codes", 2, LARGEST_CODEBOOK)
     _check_number(config, "optimizer.learning_rate", 0.0, 1.0, open_ends=True)
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        _refuse(config, "wandb", 'the package is not installed. Run pip install "vqjax[wandb]", or leave it False.')
     _check_choice(config, "optimizer.schedule", ("constant", "cosine"))
     _check_range(config, "optimizer.warmup_steps", 0, config.num_steps)
     _check_number(config, "optimizer.clip_norm", 0.0, float("inf"))
@@ -225,8 +232,10 @@ def _check_choice(config: ConfigDict, name: str, choices) -> None:
 
 
 def _check_image_size(config: ConfigDict) -> None:
-    if config.model.name == "sonnet" and config.model.num_scalings != 2:
-        _refuse(config, "model.num_scalings", "the sonnet model always has 2.")
+    if config.model.name == "sonnet":
+        if config.model.num_scalings != 2:
+            _refuse(config, "model.num_scalings", "the sonnet model always has 2.")
+        _check_range(config, "model.width", 4, LARGEST_DIM)
     multiple = 2**config.model.num_scalings
     if config.data.image_size % multiple:
         _refuse(config, "data.image_size", f"config.model.num_scalings halves it to a multiple of {multiple}.")

@@ -1,5 +1,6 @@
 """Evaluates the checkpoint of a run, as eval.py does."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from vqjax.errors import UserError
 from vqjax.evaluation import EvaluationResult, save_tokens, terminal_table, write_report
 from vqjax.evaluation.run import evaluate_model, evaluation_context
 from vqjax.training.checkpoint import load_tokenizer
+from vqjax.training.workdir import usable_workdir
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -41,8 +43,9 @@ def evaluate_workdir(
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size={batch_size} is not allowed: use a whole number of at least 1.")
-    if export_tokens is not None and Path(export_tokens).suffix != ".npz":
-        raise UserError(f"--export_tokens={export_tokens} is not allowed: use a file name that ends in .npz.")
+    if export_tokens is not None:
+        _check_tokens_file(Path(export_tokens))
+    workdir = usable_workdir(workdir)
     tokenizer = load_tokenizer(workdir, step)
     config = ConfigDict(tokenizer.config)
     splits = load_splits(config.data)
@@ -58,14 +61,24 @@ def evaluate_workdir(
     split_name = config.data.train_split if split == "train" else config.data.eval_split
     context = evaluation_context(config, dataset, tokenizer.step, split_name)
     directory = Path(workdir) / ("eval" if split == "eval" else "eval_train")
+    print(terminal_table(result, context), flush=True)
     write_report(directory, result, context=context)
-    print(terminal_table(result, context))
     print(f"report:  {directory}/report.md")
     print(f"picture: {directory}/reconstructions.png")
     if export_tokens is not None:
         save_tokens(export_tokens, result.indices, num_codes=config.quantizer.num_codes, context=context)
         print(f"tokens:  {export_tokens}")
     return result
+
+
+def _check_tokens_file(path: Path) -> None:
+    """Before the evaluation rather than after it."""
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if path.suffix != ".npz" or path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(
+            f"--export_tokens={path} is not allowed: use a file name that ends in .npz in a directory that can be "
+            "written to."
+        )
 
 
 def _progress(total: int) -> Callable[[int], None]:

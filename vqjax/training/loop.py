@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from vqjax.data import Feed, ImageDataset, Splits, load_splits, make_feed
+from vqjax.data import Feed, ImageDataset, Splits, fingerprint, load_splits, make_feed
 from vqjax.evaluation import EvaluationResult, terminal_table, write_report
 from vqjax.evaluation.run import evaluate_model, evaluation_context
 from vqjax.models import VQVAE
 from vqjax.models.build import build_model
 from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
-from vqjax.training.checkpoint import Checkpoints, check_resumable
+from vqjax.training.checkpoint import Checkpoints, check_resumable, check_same_images
 from vqjax.training.codebook_start import start_from_kmeans
 from vqjax.training.config import validate
 from vqjax.training.interrupt import Interrupted, StopRequest
@@ -24,6 +24,7 @@ from vqjax.training.optimizer import build_optimizer
 from vqjax.training.state import TrainState, create_state
 from vqjax.training.step import StepOptions, empty_window, make_dispatch, train_step
 from vqjax.training.variance import pixel_variance
+from vqjax.training.workdir import exclusive, usable_workdir
 
 
 def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:
@@ -43,7 +44,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
       Interrupted: The process got SIGTERM or SIGINT; a checkpoint has been saved.
       FloatingPointError: The loss is no finite number; the checkpoint before is intact.
     """
-    workdir = Path(workdir)
+    workdir = usable_workdir(workdir)
     validate(config)
     model = build_model(config.model, config.quantizer)
     check_resumable(workdir, config)
@@ -60,19 +61,32 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
         resident_limit=config.data.resident_limit_mb * 2**20,
         mesh=mesh,
     )
-    run = _Run(config, workdir, model, splits, feed, mesh)
-    try:
-        with StopRequest() as stop_request:
-            run.to_the_end(stop_request)
-        return run.final_report()
-    finally:
-        run.close()
+    # Only now, so that a mistake found above leaves no directory behind.
+    with exclusive(workdir):
+        images = fingerprint(splits.train)
+        check_same_images(workdir, images)
+        run = _Run(config, workdir, model, splits, feed, mesh, Checkpoints(workdir, config, images))
+        try:
+            with StopRequest() as stop_request:
+                run.to_the_end(stop_request)
+            return run.final_report()
+        finally:
+            run.close()
 
 
 class _Run:
     """What the steps of one run share: state, compiled step, feed, writers."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, model: VQVAE, splits: Splits, feed: Feed, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        model: VQVAE,
+        splits: Splits,
+        feed: Feed,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+    ) -> None:
         self.config, self.workdir, self.model, self.splits, self.feed = config, workdir, model, splits, feed
         optimizer = build_optimizer(config.optimizer, config.num_steps)
         options = _step_options(config, splits.train)
@@ -80,8 +94,8 @@ class _Run:
         state = create_state(model, optimizer, feed.image_shape, config.seed)
         state = state.replace(window=empty_window(state, feed, step))
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-        self.checkpoints = Checkpoints(workdir, config)
-        restored = self.checkpoints.restore_latest(like=state)
+        self.checkpoints = checkpoints
+        restored = checkpoints.restore_latest(like=state)
         self.state: TrainState = self._started(state) if restored is None else restored
         self.step = int(self.state.step)
         _say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
@@ -173,9 +187,9 @@ class _Run:
     def _check_finite(self, loss: jax.Array) -> None:
         if not np.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {float(loss)} at step {self.step}. Lower config.optimizer.learning_rate "
+                f"the loss or its gradient is not finite at step {self.step}. Lower config.optimizer.learning_rate "
                 f"(={self.config.optimizer.learning_rate}) or set config.optimizer.clip_norm=1.0 in another "
-                "--workdir; the checkpoints written before are intact."
+                "--workdir. Checkpoints written before are intact."
             )
 
     def _evaluate(self) -> EvaluationResult:

@@ -112,14 +112,16 @@ def make_dispatch(
 
     Returns:
       A function of the state (donated), the staged data and the number of steps, that returns the state after them
-      and the last loss.
+      and the last loss, which is NaN where its gradient is not finite.
     """
 
     def one(state: TrainState, images: Batch) -> tuple[TrainState, Float[Array, ""]]:
         window = state.window
         state, metrics = step(state, images)
         counted = metrics | {"steps": jnp.ones(())}
-        return state.replace(window={k: window[k] + counted[k] for k in window}), metrics["loss"]
+        # A gradient that overflows spoils the parameters although this step's loss is still finite.
+        health = jnp.where(jnp.isfinite(metrics["gradient_norm"]), metrics["loss"], jnp.nan)
+        return state.replace(window={k: window[k] + counted[k] for k in window}), health
 
     def dispatch(state: TrainState, staged: PyTree, count: Int[Array, ""]) -> tuple[TrainState, Float[Array, ""]]:
         if steps_per_dispatch == 1:
