@@ -1,7 +1,7 @@
 """Saving and restoring a run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,24 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState) -> None:
-        """Writes a checkpoint of the state's step, unless there is one already."""
+        """Writes a checkpoint of the state's step, unless there is one already.
+
+        Raises:
+          UserError: It cannot be written; the checkpoints before are intact.
+        """
         step = int(state.step)
         latest = self._checkpointer.latest
-        if latest is None or latest.step < step:
+        if latest is not None and latest.step >= step:
+            return
+        try:
             self._checkpointer.save(step, state, force=True, custom_metadata=self._metadata)
+        except Exception as error:
+            # Orbax raises many types when a disk is full or a directory goes away; none is a defect of the run.
+            raise UserError(
+                f"The checkpoint of step {step} cannot be written to {self._checkpointer.directory} "
+                f"({_first_line(error)}). Make room or mend the place, and run the same command again; the "
+                "checkpoints before are intact."
+            ) from error
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """Returns the newest checkpoint, or None before the first one.
@@ -68,7 +81,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends all writing."""
-        self._checkpointer.close()
+        # A save that failed has said so already; orbax would raise the same error again.
+        with suppress(Exception):
+            self._checkpointer.close()
 
 
 def check_resumable(workdir: Path, config: ConfigDict) -> None:
@@ -180,11 +195,14 @@ def _readable(directory: Any, step: int) -> Iterator[None]:
         yield
     except Exception as error:
         # Orbax raises many types for damaged files; the reader needs the place and the first reason.
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
-            f"The checkpoint {directory}/{step} cannot be read ({reason}). Move that directory away to continue "
-            "from the one before it."
+            f"The checkpoint {directory}/{step} cannot be read ({_first_line(error)}). Move that directory away "
+            "to continue from the one before it."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _abstract(state: TrainState) -> TrainState:

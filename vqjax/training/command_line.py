@@ -34,6 +34,8 @@ def run(main: Callable[[], object], default_config_file: Path | None = None) -> 
 def _guarded(function: Callable[[], object]) -> object:
     # Below warnings the libraries report on themselves; our own messages do not go through their logger.
     logging.set_verbosity(logging.WARNING)
+    # Orbax logs the stack trace of every thread of a failed save; the error that ends the run says what happened.
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     try:
         return function()
     except UserError as error:
