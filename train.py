@@ -1,6 +1,6 @@
 """Trains a tokenizer: python train.py --config=configs/X.py --workdir=DIR [--config.field=value ...]
 
-Without flags it trains on bundled photographs for about three minutes. The same command again continues a run.
+Without flags it trains on bundled photographs for two to three minutes. The same command again continues a run.
 """
 
 from pathlib import Path
