@@ -38,10 +38,15 @@ def test_killed_and_resumed_leaves_the_same_file_as_never_killed(tmp_path):
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
-def test_a_run_from_the_beginning_keeps_no_line_of_a_run_without_checkpoint(tmp_path):
+def test_a_run_from_the_beginning_sets_the_lines_of_a_run_without_checkpoint_aside(tmp_path):
+    """Bug: they were erased, also those of somebody who had only moved the checkpoints away."""
     write_steps(tmp_path, [1, 2])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
     write_steps(tmp_path, [1])
-    assert [line["step"] for line in lines(tmp_path)] == [1]
+    write_steps(tmp_path, [3])
+    assert [line["step"] for line in lines(tmp_path)] == [3]
+    assert (tmp_path / "metrics.1.jsonl").read_bytes() == before
+    assert len((tmp_path / "metrics.2.jsonl").read_text().splitlines()) == 1
 
 
 def test_an_interrupted_trimming_loses_nothing(tmp_path, monkeypatch):

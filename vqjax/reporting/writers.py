@@ -29,7 +29,8 @@ class MetricWriter:
     """Appends numbers to `metrics.jsonl` and, where asked, to TensorBoard and Weights & Biases.
 
     What a killed run wrote after its last checkpoint is written again by the run that resumes from it, so those
-    lines are taken out first. Of several processes only process 0 writes; the others may call every method.
+    lines are taken out first. A run from the beginning sets a file it finds aside, as `metrics.1.jsonl`. Of several
+    processes only process 0 writes; the others may call every method.
 
     Args:
       workdir: Directory of the run.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -99,7 +100,7 @@ class _Run:
         self.state: TrainState = self._started(state) if restored is None else restored
         self.step = int(self.state.step)
         _say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
-        self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config))
+        self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config), mesh)
         self.writer = MetricWriter(
             workdir,
             resume_step=None if restored is None else self.step,
@@ -178,7 +179,8 @@ class _Run:
         metrics = {name: value / steps for name, value in sums.items()}
         self.writer.scalars(self.step, "train", metrics)
         progress.metrics(metrics)
-        self.state = self.state.replace(window=jax.tree.map(lambda x: x - x, self.state.window))
+        empty = jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), self.state.window)
+        self.state = self.state.replace(window=empty)
 
     def _save(self, loss: jax.Array) -> None:
         self._check_finite(loss)

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from vqjax.data import Feed, augment, to_model_range
@@ -78,7 +80,9 @@ def train_step(
     return state, metrics
 
 
-def empty_window(state: TrainState, feed: Feed, step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]):
+def empty_window(
+    state: TrainState, feed: Feed, step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+) -> Metrics:
     """The window before its first step: every metric of ``step`` at zero, and ``steps``.
 
     Args:
@@ -98,7 +102,8 @@ def make_dispatch(
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     select: Callable[[PyTree, Int[Array, ""] | int], Batch],
     steps_per_dispatch: int,
-) -> Callable[[TrainState, PyTree, int], tuple[TrainState, Float[Array, ""]]]:
+    mesh: Mesh,
+) -> Callable[[TrainState, PyTree, Int[np.ndarray, ""]], tuple[TrainState, Float[Array, ""]]]:
     """Compiles the program that takes up to ``steps_per_dispatch`` steps without returning to the host.
 
     The number of steps is an argument of one compiled loop rather than the length of a ``scan``: another length
@@ -109,6 +114,7 @@ def make_dispatch(
       select: Picks the images of the i-th staged step.
       steps_per_dispatch: The most steps per call; 1 compiles no loop at all. XLA runs convolutions inside a loop
         tens of times slower on CPUs (jax-ml/jax#12868).
+      mesh: The devices; each holds the whole state.
 
     Returns:
       A function of the state (donated), the staged data and the number of steps, that returns the state after them
@@ -132,4 +138,5 @@ def make_dispatch(
 
         return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
 
-    return jax.jit(dispatch, donate_argnames="state")
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(dispatch, donate_argnames="state", out_shardings=replicated)
