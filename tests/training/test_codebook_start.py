@@ -38,3 +38,16 @@ def test_unreadable_images_do_not_keep_the_codebook_from_being_started(batch_siz
     assert (started["codes"] != state.collections["codebook"]["quantizer"]["codes"]).all()
     # 64 tokens per code, which are two batches of 8 images of 16 tokens; or all 26 readable images.
     assert float(started["counts"].sum()) == (256 if batch_size == 8 else 26 * 16)
+
+
+def test_the_start_does_not_depend_on_how_long_the_run_will_be():
+    """Bug: num_steps was part of the key, so that a run made longer later was not the run that was long at once."""
+    model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=4), SonnetDecoder(width=8))
+    state = create_state(model, optax.sgd(0.1), (16, 16, 3), seed=0)
+    config = default_config()
+    config.batch_size, config.quantizer.num_codes = 8, 4
+    codes = []
+    for config.num_steps in (10, 20):
+        started = start_from_kmeans(model, state, SomeBroken(), config)
+        codes.append(started.collections["codebook"]["quantizer"]["codes"])
+    np.testing.assert_array_equal(*codes)

@@ -217,17 +217,13 @@ class VectorQuantizer(nn.Module):
 
     def _create_variables(self, dim: int) -> None:
         shape = (self.num_codes, dim)
-
-        def initial() -> Codebook:
-            codes = self.codebook_init(self.make_rng("quantizer"), shape, jnp.float32)
-            return fresh_codebook(normalize(codes) if self.metric == "cosine" else codes)
-
         if self.codebook_update == "gradient":
             self.param("codes", self.codebook_init, shape, jnp.float32)
             self.variable("codebook", "offsets", jnp.zeros, shape, jnp.float32)
             self.variable("codebook", "usage", jnp.ones, self.num_codes, jnp.float32)
         elif not self.has_variable("codebook", "codes"):
-            fresh = initial()
+            codes = self.codebook_init(self.make_rng("quantizer"), shape, jnp.float32)
+            fresh = fresh_codebook(normalize(codes) if self.metric == "cosine" else codes)
             for name in ["codes"] if self.codebook_update == "none" else fresh._fields:
                 self.variable("codebook", name, getattr(fresh, name).copy)
 

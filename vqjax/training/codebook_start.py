@@ -16,6 +16,8 @@ from vqjax.training.state import TrainState
 
 TOKENS_PER_CODE = 64
 MOST_TOKENS = 2**18
+# No training step has this number, and a run that is made longer later starts from the same codes.
+_KEY_NUMBER = 2**31 - 1
 
 
 def start_from_kmeans(model: VQVAE, state: TrainState, dataset: ImageDataset, config: ConfigDict) -> TrainState:
@@ -39,7 +41,7 @@ def start_from_kmeans(model: VQVAE, state: TrainState, dataset: ImageDataset, co
             batches.append(latents(state.variables, to_model_range(np.stack(images))))
         if sum(batch.size // batch.shape[-1] for batch in batches) >= wanted:
             break
-    key = jax.random.fold_in(jax.random.key(config.seed), config.num_steps)
+    key = jax.random.fold_in(jax.random.key(config.seed), _KEY_NUMBER)
     _, started = jax.jit(
         lambda variables, z: model.apply(
             variables,

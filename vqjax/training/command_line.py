@@ -28,14 +28,14 @@ def run(main: Callable[[], object], default_config_file: Path | None = None) -> 
       default_config_file: What ``--config`` is when it is not given.
     """
     jax.config.config_with_absl()
+    # Orbax logs the stack trace of every thread of a failed save; the error that ends the run says what happened.
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     app.run(lambda _: _guarded(main), flags_parser=lambda argv: _guarded(lambda: _parse(argv, default_config_file)))
 
 
 def _guarded(function: Callable[[], object]) -> object:
     # Below warnings the libraries report on themselves; our own messages do not go through their logger.
     logging.set_verbosity(logging.WARNING)
-    # Orbax logs the stack trace of every thread of a failed save; the error that ends the run says what happened.
-    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     try:
         return function()
     except UserError as error:

@@ -165,7 +165,7 @@ def validate(config: Any) -> None:
     _check_choice(config, "optimizer.schedule", ("constant", "cosine"))
     _check_range(config, "optimizer.warmup_steps", 0, config.num_steps)
     _check_number(config, "optimizer.clip_norm", 0.0, float("inf"))
-    _check_image_size(config)
+    _check_sizes_fit(config)
 
 
 def _parse_value(name: str, text: str, kind: type) -> bool | int | float | str:
@@ -231,7 +231,7 @@ def _check_choice(config: ConfigDict, name: str, choices) -> None:
         _refuse(config, name, nearest_name(str(value), choices).removeprefix(": "))
 
 
-def _check_image_size(config: ConfigDict) -> None:
+def _check_sizes_fit(config: ConfigDict) -> None:
     if config.model.name == "sonnet":
         if config.model.num_scalings != 2:
             _refuse(config, "model.num_scalings", "the sonnet model always has 2.")

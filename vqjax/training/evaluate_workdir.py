@@ -60,7 +60,7 @@ def evaluate_workdir(
     )
     split_name = config.data.train_split if split == "train" else config.data.eval_split
     context = evaluation_context(config, dataset, tokenizer.step, split_name)
-    directory = Path(workdir) / ("eval" if split == "eval" else "eval_train")
+    directory = workdir / ("eval" if split == "eval" else "eval_train")
     print(terminal_table(result, context), flush=True)
     write_report(directory, result, context=context)
     print(f"report:  {directory}/report.md")
