@@ -5,18 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.codebook import (
-    Codebook,
-    assign,
-    dead_codes,
-    ema_update,
-    fresh_codebook,
-    kmeans,
-    replace_codes,
-    sample_tokens,
-    update_usage,
-)
+from vqjax.codebook import Codebook, assign, ema_update, fresh_codebook
+from vqjax.kmeans import kmeans
 from vqjax.nearest import nearest_codes
+from vqjax.replacement import dead_codes, replace_codes, sample_tokens, update_usage
 
 TOKENS, CODES, DIM = 60, 10, 3
 KEY = jax.random.key(7)

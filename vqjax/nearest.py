@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vqjax.errors import UserError
+
 # Scores held at once, in float32: 32 MiB. Larger searches go through the codes chunk by chunk.
 _CHUNK_ELEMENTS = 2**23
 _SMALLEST_CHUNK = 128
@@ -35,13 +37,74 @@ def nearest_codes(
       >>> print(nearest_codes(jnp.array([[0.9, 0.8], [0.1, -3.0]]), codes))
       [1 0]
     """
-    z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
-    center = jnp.mean(codes, axis=0)
-    tokens = (z - jnp.expand_dims(center, tuple(range(z.ndim - 1)))).reshape(-1, z.shape[-1])
-    codes = codes - center[None]
+    tokens, codes = _centered(z, codes)
     chunk = max(_SMALLEST_CHUNK, _CHUNK_ELEMENTS // max(1, tokens.shape[0]))
     search = _search_at_once if chunk >= codes.shape[0] else _search_in_chunks(chunk)
     return search(tokens, codes).reshape(z.shape[:-1])
+
+
+def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], k: int) -> Int[Array, "*batch k"]:
+    """Finds the ``k`` nearest codes of each vector.
+
+    Args:
+      z: Vectors to look up, any leading axes and floating-point dtype.
+      codes: The codebook.
+      k: How many, in ``[1, codes]``.
+
+    Returns:
+      int32 indices, nearest first; ties go to the lowest index. No gradient passes.
+
+    Raises:
+      UserError: ``k`` is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> codes = jnp.array([[0.0], [1.0], [5.0]])
+      >>> print(nearest_k_codes(jnp.array([[0.9]]), codes, k=2))
+      [[1 0]]
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= codes.shape[0]:
+        raise UserError(f"k={k!r} is not allowed: use a whole number in [1, {codes.shape[0]}], the number of codes.")
+    tokens, codes = _centered(z, codes)
+
+    def of_some(tokens: Float[Array, "tokens dim"]) -> Int[Array, "tokens k"]:
+        return jax.lax.top_k(-_scores(tokens, codes), k)[1]
+
+    at_once = max(1, _CHUNK_ELEMENTS // codes.shape[0])
+    if tokens.shape[0] <= at_once:
+        return of_some(tokens).reshape(*z.shape[:-1], k)
+    found = jax.lax.map(lambda token: of_some(token[None])[0], tokens, batch_size=at_once)
+    return found.reshape(*z.shape[:-1], k)
+
+
+def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"]) -> Int[Array, "*batch"]:
+    """Finds the nearest code of each vector in a codebook of its own.
+
+    Args:
+      z: Vectors to look up.
+      codes: One codebook per vector.
+
+    Returns:
+      int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> codes = jnp.array([[[0.0], [1.0]], [[1.0], [0.0]]])
+      >>> print(nearest_own_codes(jnp.array([[0.1], [0.1]]), codes))
+      [0 1]
+    """
+    z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
+    distances = jnp.sum(jnp.square(jnp.expand_dims(z, -2) - codes), axis=-1)
+    return jnp.argmin(distances, axis=-1).astype(jnp.int32)
+
+
+def _centered(
+    z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"]
+) -> tuple[Float[Array, "tokens dim"], Float[Array, "codes dim"]]:
+    z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
+    center = jnp.mean(codes, axis=0)
+    tokens = (z - jnp.expand_dims(center, tuple(range(z.ndim - 1)))).reshape(-1, z.shape[-1])
+    return tokens, codes - center[None]
 
 
 def _scores(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Float[Array, "tokens codes"]:

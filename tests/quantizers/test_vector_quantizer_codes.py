@@ -9,7 +9,8 @@ import pytest
 
 from quantizing import CODES, DIM, KEY, codes_of, create, every_second, gaussian, metrics, train, updates
 from vqjax import UserError, VectorQuantizer
-from vqjax.codebook import kmeans, sample_tokens
+from vqjax.kmeans import kmeans
+from vqjax.replacement import sample_tokens
 
 
 class FirstKey(nn.Module):

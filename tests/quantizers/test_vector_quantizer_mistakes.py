@@ -15,13 +15,13 @@ from vqjax import UserError, VectorQuantizer
         ({"num_codes": 16.0}, r"num_codes=16.0 is not allowed"),
         ({"num_codes": 2**31}, r"num_codes=2147483648 is not allowed"),
         ({"metric": "cos"}, r"metric='cos' is not allowed: use 'euclidean' or 'cosine'"),
-        ({"codebook_update": "EMA"}, r"codebook_update='EMA' is not allowed: use 'ema', 'gradient' or 'none'"),
+        ({"codebook_update": "EMA"}, r"codebook_update='EMA' is not allowed: use 'ema', 'gradient', 'none' or"),
         ({"estimator": "ste"}, r"estimator='ste' is unknown: use one of straight_through, rotation"),
         ({"decay": 1.0}, r"decay=1.0 is not allowed: use a number in \[0, 1\)"),
         ({"decay": -0.1}, r"decay=-0.1 is not allowed"),
         ({"decay": float("nan")}, r"decay=nan is not allowed"),
         ({"commitment_weight": -1.0}, r"commitment_weight=-1.0 is not allowed: use a finite number of at least 0"),
-        ({"codebook_weight": 1.0}, r"codebook_weight=1.0 is not allowed: .* only codebook_update='gradient' has"),
+        ({"codebook_weight": 1.0}, r"codebook_weight=1.0 is not allowed: only codes that are learned by gradient"),
         ({"codebook_weight": -1.0, "codebook_update": "gradient"}, r"codebook_weight=-1.0 .* at least 0"),
         ({"dead_code_threshold": 2.0}, r"dead_code_threshold=2.0 .* fraction of the average use, in \[0, 1\)"),
         ({"replace_dead_codes": True, "codebook_update": "none"}, r"replace_dead_codes=True .* freezes the codebook"),
@@ -59,8 +59,8 @@ def test_wrong_feature_counts_are_named_by_encode_too(codebook_update):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "kmeans_init"}, r"kmeans_init draws random tokens: pass rngs=\{'quantizer': key\}"),
-        ({"train": True}, r"replace_dead_codes=True draws random tokens: pass rngs=\{'quantizer': key\}"),
+        ({"method": "kmeans_init"}, r"kmeans_init draws random tokens or numbers: pass rngs=\{'quantizer': key\}"),
+        ({"train": True}, r"replace_dead_codes=True draws random tokens or numbers: pass rngs=\{'quantizer': key\}"),
     ],
 )
 def test_a_missing_key_is_named(arguments, message):

@@ -26,7 +26,7 @@ class Reconstruction(NamedTuple):
     """
 
     images: Float[Array, "batch height width channels"]
-    indices: Int32[Array, "batch latent_height latent_width"]
+    indices: Int32[Array, "batch latent_height latent_width *heads"]
     quantization_error: Float[Array, ""]
     codebook_loss: Float[Array, ""]
     commitment_loss: Float[Array, ""]
@@ -39,7 +39,7 @@ class EvaluationResult:
     metrics: dict[str, float | int | None]
     originals: UInt8[np.ndarray, "pictured height width channels"]
     reconstructions: UInt8[np.ndarray, "pictured height width channels"]
-    indices: Int32[np.ndarray, "images latent_height latent_width"] | None
+    indices: Int32[np.ndarray, "images latent_height latent_width *heads"] | None
 
 
 class _Measured(NamedTuple):
@@ -47,7 +47,7 @@ class _Measured(NamedTuple):
     token_means: dict[str, Float[Array, ""]]
     code_counts: Int32[Array, "num_codes"]
     reconstructions: UInt8[Array, "batch height width channels"]
-    indices: Int32[Array, "batch latent_height latent_width"]
+    indices: Int32[Array, "batch latent_height latent_width *heads"]
 
 
 def evaluate(
@@ -118,7 +118,7 @@ def _measure(
     }
     if min(images.shape[1:3]) >= SSIM_WINDOW:
         per_image["ssim"] = ssim(pixels, reconstructed)
-    used = jnp.broadcast_to(valid[:, None, None], output.indices.shape)
+    used = jnp.broadcast_to(jnp.expand_dims(valid, range(1, output.indices.ndim)), output.indices.shape)
     # Indices that do not exist go to a place of their own instead of wrapping around.
     places = jnp.where(used & (output.indices >= 0), output.indices, num_codes)
     return _Measured(

@@ -66,11 +66,22 @@ class VQVAE(nn.Module):
         quantized = self.quantizer(z, token_mask, train=train)
         return VQVAEOutput(reconstruction=self.decoder(quantized.quantized), quantizer=quantized)
 
-    def encode(self, images: Images) -> Int[Array, "batch rows columns"]:
+    def quantize(
+        self, images: Images, *, train: bool = False
+    ) -> tuple[Float[Array, "batch rows columns dim"], QuantizerOutput]:
+        """The first half of the call: the grid as it would be without quantization, and the quantizer's output."""
+        z = self.encoder(images)
+        return self.quantizer.unquantized(z), self.quantizer(z, train=train)
+
+    def decode_vectors(self, vectors: Float[Array, "batch rows columns dim"]) -> Images:
+        """The second half: images from a grid of vectors, quantized or not."""
+        return self.decoder(vectors)
+
+    def encode(self, images: Images) -> Int[Array, "batch rows columns *heads"]:
         """Turns images in [-1, 1] into a grid of code indices."""
         return self.quantizer.encode(self.encoder(images))
 
-    def decode(self, indices: Integer[Array, "batch rows columns"]) -> Images:
+    def decode(self, indices: Integer[Array, "batch rows columns *heads"]) -> Images:
         """Turns a grid of code indices into images."""
         return self.decoder(self.quantizer.decode(indices))
 

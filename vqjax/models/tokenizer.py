@@ -39,11 +39,11 @@ class Tokenizer:
 
     def encode(
         self, images: Float[Array | np.ndarray, "batch height width channels"]
-    ) -> Int[Array, "batch rows columns"]:
+    ) -> Int[Array, "batch rows columns *heads"]:
         """Turns images in [-1, 1] into code indices."""
         return _apply(self.model, self.variables, jnp.asarray(images), "encode")
 
-    def decode(self, indices: Integer[Array | np.ndarray, "batch rows columns"]) -> Images:
+    def decode(self, indices: Integer[Array | np.ndarray, "batch rows columns *heads"]) -> Images:
         """Turns code indices into images, in [-1, 1] up to what the decoder overshoots."""
         return _apply(self.model, self.variables, jnp.asarray(indices), "decode")
 

@@ -1,7 +1,9 @@
 """What the quantizers refuse, and why."""
 
+import inspect
 import math
 import numbers
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError
-from vqjax.estimators import get_estimator
+from vqjax.estimators import chooses_codes, get_estimator
+from vqjax.quantizers.ema import EMA
 
 
 def check_arguments(vq: nn.Module) -> None:
@@ -27,39 +30,114 @@ def check_arguments(vq: nn.Module) -> None:
             raise UserError(f"{name}={getattr(vq, name)!r} is not allowed: {allowed}")
 
     require(
-        isinstance(vq.num_codes, int | np.integer) and 1 <= vq.num_codes < 2**31,
+        _is_count(vq.num_codes) and vq.num_codes < 2**31,
         "num_codes",
         "use a whole number of at least 1.",
     )
     require(vq.metric in ("euclidean", "cosine"), "metric", "use 'euclidean' or 'cosine'.")
     require(
-        vq.codebook_update in ("ema", "gradient", "none"),
+        isinstance(vq.codebook_update, EMA) or vq.codebook_update in ("ema", "gradient", "none"),
         "codebook_update",
-        "use 'ema', 'gradient' or 'none'.",
+        "use 'ema', 'gradient', 'none' or vqjax.quantizers.EMA(...).",
     )
     get_estimator(vq.estimator)
     require(_is_number(vq.decay) and 0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
     require(_is_weight(vq.commitment_weight), "commitment_weight", "use a finite number of at least 0, such as 0.25.")
-    require(
-        vq.codebook_weight is None or vq.codebook_update == "gradient",
-        "codebook_weight",
-        "it weighs the codebook loss, which only codebook_update='gradient' has. Leave it out.",
-    )
-    require(
-        vq.codebook_weight is None or _is_weight(vq.codebook_weight),
-        "codebook_weight",
-        "use a number of at least 0.",
-    )
+    _check_replacement(vq, require)
+    _check_heads(vq, require)
+    _check_learned_codes(vq, require)
+    _check_lookup(vq, require)
+
+
+def learns_codes(vq: nn.Module) -> bool:
+    """Whether a gradient moves the codes that are looked up: their own, or that of their transform."""
+    transform = vq.codebook_transform
+    return vq.codebook_update == "gradient" or (transform is not None and not hasattr(transform, "update"))
+
+
+def takes_condition(transform: nn.Module | None) -> bool:
+    """Whether a codebook transform gives each token a codebook of its own."""
+    return transform is not None and "condition" in inspect.signature(type(transform).__call__).parameters
+
+
+def _check_replacement(vq: nn.Module, require: Callable) -> None:
     require(
         _is_number(vq.dead_code_threshold) and 0 <= vq.dead_code_threshold < 1,
         "dead_code_threshold",
         "use a fraction of the average use, in [0, 1).",
     )
     require(
-        not vq.replace_dead_codes or vq.codebook_update != "none",
-        "replace_dead_codes",
-        "codebook_update='none' freezes the codebook. Choose one of the two.",
+        vq.replace_unused_after is None or _is_count(vq.replace_unused_after),
+        "replace_unused_after",
+        "use a whole number of batches, or None.",
     )
+    without_inverse = vq.codebook_transform is not None and not hasattr(vq.codebook_transform, "to_base")
+    for name in ("replace_dead_codes", "replace_unused_after"):
+        wanted = getattr(vq, name) not in (False, None)
+        frozen = vq.codebook_update == "none"
+        require(not (wanted and frozen), name, "codebook_update='none' freezes the codebook. Choose one of the two.")
+        require(
+            not (wanted and without_inverse),
+            name,
+            f"a token cannot become a code through codebook_transform={type(vq.codebook_transform).__name__}, which "
+            "has no inverse (method to_base). Choose one of the two.",
+        )
+
+
+def _check_heads(vq: nn.Module, require: Callable) -> None:
+    require(_is_count(vq.heads), "heads", "use a whole number of at least 1.")
+    require(vq.code_dim is None or _is_count(vq.code_dim), "code_dim", "use a whole number of at least 1, or None.")
+    require(
+        not vq.separate_codebooks or vq.heads > 1,
+        "separate_codebooks",
+        f"heads={vq.heads} has one codebook anyway. Use heads of at least 2, or leave it out.",
+    )
+
+
+def _check_learned_codes(vq: nn.Module, require: Callable) -> None:
+    by_gradient = "only codes that are learned by gradient (codebook_update='gradient', or a codebook_transform with"
+    by_gradient += " parameters) have this. Leave it out."
+    require(vq.codebook_weight is None or learns_codes(vq), "codebook_weight", by_gradient)
+    require(
+        vq.codebook_weight is None or _is_weight(vq.codebook_weight), "codebook_weight", "use a number of at least 0."
+    )
+    require(_is_weight(vq.synchronization), "synchronization", "use a finite number of at least 0, such as 0.2.")
+    require(vq.synchronization == 0 or learns_codes(vq), "synchronization", by_gradient)
+    for regularizer in vq.regularizers:
+        require(
+            learns_codes(vq) or not regularizer.needs_learned_codes,
+            "regularizers",
+            f"moving averages and frozen codebooks would undo {type(regularizer).__name__}: {by_gradient}",
+        )
+    moving = vq.codebook_update == "ema" or isinstance(vq.codebook_update, EMA)
+    has_parameters = vq.codebook_transform is not None and not hasattr(vq.codebook_transform, "update")
+    require(
+        not (moving and has_parameters),
+        "codebook_transform",
+        "moving averages and the gradient of a transform would both move the codes. Use codebook_update='none' or "
+        "'gradient' with it.",
+    )
+    require(
+        not (vq.metric == "cosine" and hasattr(vq.codebook_transform, "update")),
+        "codebook_transform",
+        "running statistics move codes off the unit sphere of metric='cosine'. Use metric='euclidean'.",
+    )
+
+
+def _check_lookup(vq: nn.Module, require: Callable) -> None:
+    estimator = get_estimator(vq.estimator)
+    require(_is_weight(vq.sampling_temperature), "sampling_temperature", "use 0, or a finite number above 0.")
+    require(
+        vq.sampling_temperature == 0 or not chooses_codes(estimator),
+        "sampling_temperature",
+        f"estimator={vq.estimator!r} chooses the codes itself. Choose one of the two.",
+    )
+    if takes_condition(vq.codebook_transform):
+        conditioned = "a codebook per token (codebook_transform with a condition) cannot be combined with it."
+        require(vq.heads == 1, "heads", conditioned)
+        require(vq.sampling_temperature == 0, "sampling_temperature", conditioned)
+        require(not chooses_codes(estimator), "estimator", conditioned)
+        require(not vq.regularizers, "regularizers", conditioned)
 
 
 def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> None:
@@ -88,3 +166,7 @@ def _is_number(value: object) -> bool:
 
 def _is_weight(value: object) -> bool:
     return _is_number(value) and 0 <= value < math.inf
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict, config_dict
 
 from vqjax.data.load import SOURCES
 from vqjax.errors import UserError
-from vqjax.models.build import ENCODERS, QUANTIZERS
+from vqjax.models.build import ENCODERS, QUANTIZERS, REGULARIZERS, TRANSFORMS
+from vqjax.training.encoder_gradient import ENCODER_GRADIENTS
 
 LARGEST_CODEBOOK = 2**24
 LARGEST_DIM = 2**13
@@ -63,13 +64,30 @@ def default_config() -> ConfigDict:
     config.quantizer.codebook_update = "ema"  # ema, gradient or none
     config.quantizer.decay = 0.99
     config.quantizer.commitment_weight = 0.25
-    config.quantizer.codebook_weight = config_dict.placeholder(float)  # only for codebook_update="gradient"
+    config.quantizer.codebook_weight = config_dict.placeholder(float)  # only for codes learned by gradient; 1 if None
+    config.quantizer.ema_smoothing = 0.0  # Laplace smoothing of codebook_update="ema"
+    config.quantizer.code_dim = config_dict.placeholder(int)  # project to this dimension for the lookup; None: do not
+    config.quantizer.heads = 1  # tokens per position
+    config.quantizer.separate_codebooks = False  # one codebook per head
+    config.quantizer.sampling_temperature = 0.0  # above 0: draw codes in training instead of taking the nearest
+    config.quantizer.synchronization = 0.0  # weight of the task's gradient on codes learned by gradient
+    config.quantizer.codebook_transform = ""  # linear (SimVQ), learned_affine or running_affine
+    config.quantizer.orthogonality_weight = 0.0  # of regularizers, see vqjax/regularizers.py
+    config.quantizer.diversity_weight = 0.0
+    config.quantizer.entropy_weight = 0.0
     config.quantizer.dead_code_threshold = 0.01  # fraction of the average use
     config.quantizer.replace_dead_codes = False
+    config.quantizer.replace_unused_after = config_dict.placeholder(int)  # batches without a token
     config.quantizer.kmeans_init = False  # start the codebook from clusters of the untrained encoder's vectors
 
     config.loss = ConfigDict()
     config.loss.divide_by_variance = False  # divide the reconstruction error by the variance of the training pixels
+    config.loss.encoder_gradient = "estimator"  # or from the decoder's loss: hessian, exact (a second decoder pass)
+
+    config.alternating = ConfigDict()
+    config.alternating.num_steps = 0  # steps on a codebook learned by gradient, by SGD, before each step on the task
+    config.alternating.learning_rate = 1.0
+    config.alternating.momentum = 0.9
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-4  # of Adam
@@ -159,6 +177,7 @@ def validate(config: Any) -> None:
         _check_range(config, "model.code_dim", 1, LARGEST_DIM)
     _check_choice(config, "quantizer.name", QUANTIZERS)
     _check_range(config, "quantizer.num_codes", 2, LARGEST_CODEBOOK)
+    _check_quantizer(config)
     _check_number(config, "optimizer.learning_rate", 0.0, 1.0, open_ends=True)
     if config.wandb and importlib.util.find_spec("wandb") is None:
         _refuse(config, "wandb", 'the package is not installed. Run pip install "vqjax[wandb]", or leave it False.')
@@ -166,6 +185,23 @@ def validate(config: Any) -> None:
     _check_range(config, "optimizer.warmup_steps", 0, config.num_steps)
     _check_number(config, "optimizer.clip_norm", 0.0, float("inf"))
     _check_sizes_fit(config)
+
+
+def _check_quantizer(config: ConfigDict) -> None:
+    _check_choice(config, "quantizer.codebook_transform", ("", *TRANSFORMS))
+    for name in REGULARIZERS:
+        _check_number(config, f"quantizer.{name}", 0.0, float("inf"))
+    _check_choice(config, "loss.encoder_gradient", ("estimator", *ENCODER_GRADIENTS))
+    _check_range(config, "alternating.num_steps", 0, 1000)
+    _check_number(config, "alternating.learning_rate", 0.0, float("inf"), open_ends=True)
+    _check_number(config, "alternating.momentum", 0.0, 1.0)
+    if config.alternating.num_steps and config.quantizer.codebook_weight != 0:
+        _refuse(
+            config,
+            "alternating.num_steps",
+            "the codes would move twice. Set config.quantizer.codebook_weight=0.0, which "
+            "config.quantizer.codebook_update='gradient' allows.",
+        )
 
 
 def _parse_value(name: str, text: str, kind: type) -> bool | int | float | str:

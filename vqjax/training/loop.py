@@ -18,6 +18,7 @@ from vqjax.models import VQVAE
 from vqjax.models.build import build_model
 from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
 from vqjax.training.checkpoint import Checkpoints, check_resumable, check_same_images
+from vqjax.training.codebook_optimizer import build_codebook_optimizer
 from vqjax.training.codebook_start import start_from_kmeans
 from vqjax.training.config import validate
 from vqjax.training.interrupt import Interrupted, StopRequest
@@ -91,8 +92,11 @@ class _Run:
         self.config, self.workdir, self.model, self.splits, self.feed = config, workdir, model, splits, feed
         optimizer = build_optimizer(config.optimizer, config.num_steps)
         options = _step_options(config, splits.train)
-        step = functools.partial(train_step, model=model, optimizer=optimizer, options=options)
-        state = create_state(model, optimizer, feed.image_shape, config.seed)
+        codebook = build_codebook_optimizer(config.alternating)
+        step = functools.partial(
+            train_step, model=model, optimizer=optimizer, options=options, codebook_optimizer=codebook
+        )
+        state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
         state = state.replace(window=empty_window(state, feed, step))
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         self.checkpoints = checkpoints
@@ -215,6 +219,7 @@ def _step_options(config: ConfigDict, dataset: ImageDataset) -> StepOptions:
         flip=config.data.flip,
         crop_padding=config.data.crop_padding,
         reconstruction_scale=scale,
+        encoder_gradient=config.loss.encoder_gradient,
     )
 
 

@@ -19,7 +19,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: Number of steps taken, an int32 scalar.
       params: What the optimizer moves.
       collections: All other variables of the model, such as ``codebook``; the optimizer never sees them.
-      opt_state: State of the optimizer.
+      opt_state: State of the optimizer under ``task``, and of one for the codebook alone under ``codebook``.
       window: Sums of the metrics since the last log line, and under ``steps`` the number of steps in them. Part of
         the state so that the log of a resumed run equals that of an uninterrupted one.
     """
@@ -37,7 +37,11 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(
-    model: VQVAE, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int
+    model: VQVAE,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    seed: int,
+    codebook_optimizer: optax.GradientTransformation | None = None,
 ) -> TrainState:
     """Initializes the model and the optimizer.
 
@@ -46,6 +50,7 @@ def create_state(
       optimizer: Its optimizer.
       image_shape: Height, width and channels.
       seed: Of the initial values.
+      codebook_optimizer: Of the quantizer's parameters alone, where it takes steps of its own.
 
     Returns:
       The state before the first step, with an empty window.
@@ -63,10 +68,13 @@ def create_state(
     params_key, quantizer_key = jax.random.split(jax.random.key(seed))
     variables = model.init({"params": params_key, "quantizer": quantizer_key}, jnp.zeros((1, *image_shape)))
     params = variables.pop("params")
+    opt_state = {"task": optimizer.init(params)}
+    if codebook_optimizer is not None:
+        opt_state["codebook"] = codebook_optimizer.init(params["quantizer"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         collections=variables,
-        opt_state=optimizer.init(params),
+        opt_state=opt_state,
         window={},
     )

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from vqjax.data import Feed, augment, to_model_range
 from vqjax.models import VQVAE
+from vqjax.training.codebook_optimizer import CodebookOptimizer, codebook_steps
+from vqjax.training.encoder_gradient import loss_through_quantizer
 from vqjax.training.state import TrainState
 
 Batch = UInt8[Array, "batch height width channels"]
@@ -26,16 +28,23 @@ class StepOptions(NamedTuple):
       flip: Random horizontal flips.
       crop_padding: Pixels of padding before a random crop.
       reconstruction_scale: Factor of the mean squared error (pixels in [-1, 1]) in the loss.
+      encoder_gradient: See :func:`vqjax.training.encoder_gradient.loss_through_quantizer`.
     """
 
     seed: int
     flip: bool = False
     crop_padding: int = 0
     reconstruction_scale: float = 1.0
+    encoder_gradient: str = "estimator"
 
 
 def train_step(
-    state: TrainState, images: Batch, model: VQVAE, optimizer: optax.GradientTransformation, options: StepOptions
+    state: TrainState,
+    images: Batch,
+    model: VQVAE,
+    optimizer: optax.GradientTransformation,
+    options: StepOptions,
+    codebook_optimizer: CodebookOptimizer | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step and one codebook update.
 
@@ -45,6 +54,7 @@ def train_step(
       model: The autoencoder.
       optimizer: The optimizer that made ``state.opt_state``.
       options: Randomness, augmentation and loss.
+      codebook_optimizer: Takes steps on the codebook first, if given.
 
     Returns:
       The state after the step (its ``window`` untouched) and the metrics of the batch, measured before the step.
@@ -54,28 +64,39 @@ def train_step(
     images = augment(augment_key, images, flip=options.flip, crop_padding=options.crop_padding)
     images = to_model_range(images)
 
+    if codebook_optimizer is not None:
+        state = codebook_steps(state, images, model, codebook_optimizer)
+
+    def decoder_loss(params: PyTree, vectors: Float[Array, "*batch dim"]) -> tuple[Float[Array, ""], Array]:
+        reconstruction = model.apply({"params": params}, vectors, method="decode_vectors")
+        error = jnp.mean(jnp.square(reconstruction - images))
+        return options.reconstruction_scale * error, error
+
     def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
-        output, collections = model.apply(
+        (unquantized, output), collections = model.apply(
             {"params": params, **state.collections},
             images,
+            method="quantize",
             train=True,
             mutable=list(state.collections),
             rngs={"quantizer": quantizer_key},
         )
-        error = jnp.mean(jnp.square(output.reconstruction - images))
-        loss = options.reconstruction_scale * error + output.quantizer.loss
+        loss, error = loss_through_quantizer(
+            options.encoder_gradient, decoder_loss, params, unquantized, output.quantized
+        )
+        loss += output.loss
         # Pixels span 2, so their peak signal is 2 squared.
         metrics = {"loss": loss, "reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}
-        return loss, (metrics | output.quantizer.metrics, collections)
+        return loss, (metrics | output.metrics, collections)
 
     (_, (metrics, collections)), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     metrics["gradient_norm"] = optax.tree.norm(gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates, task = optimizer.update(gradient, state.opt_state["task"], state.params)
     state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         collections=collections,
-        opt_state=opt_state,
+        opt_state=state.opt_state | {"task": task},
     )
     return state, metrics
 

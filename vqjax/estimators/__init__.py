@@ -1,0 +1,68 @@
+r"""How the gradient crosses the quantizer.
+
+An estimator is a function ``(z, q) -> q'`` of encoder vectors ``z`` and their chosen codes ``q``, in float32. What
+differs between them is the gradient; with :math:`u = z/|z|`, :math:`\hat q = q/|q|` and :math:`d = (q-z)/|q-z|`:
+
+========================= ============================================================================
+value is ``q``            Jacobian with respect to ``z``, held constant
+========================= ============================================================================
+straight_through          :math:`I`
+dynamic_straight_through  :math:`w I`, :math:`w \le 1` by the distance to the code
+rotation                  :math:`(|q|/|z|)\, R`, with the rotation :math:`R u = \hat q`
+rotation_unscaled         :math:`R`
+rotation_normalized       :math:`(|q|/|z|)\, R\,(I - u u^T)`
+reflection                :math:`(|q|/|z|)\, H`, with the reflection :math:`H u = \hat q`
+diveq_detached            :math:`I - d d^T`; with respect to ``q``: :math:`d d^T`
+========================= ============================================================================
+
+For the rotations and the reflection, a token for which such a map does not exist (a vector shorter than 1e-6, an
+antipodal pair, a parallel pair for the reflection) uses the identity, that is the straight-through gradient, so every
+gradient is finite. :func:`scaled_rotation` and :func:`clip_norm_ratio` make further ones.
+
+Estimators that draw noise change the value in training too: ``diveq`` and ``noise_substitution`` by the noise,
+``gumbel_softmax`` and ``space_filling_diveq`` by choosing the codes themselves. Without training the quantizer uses
+the nearest code and straight-through in their place. :func:`exact_gradient` and :func:`hessian_gradient` need the
+decoder's loss; the trainer offers them as ``config.loss.encoder_gradient``.
+
+A callable of your own may name the keyword-only parameters ``key``, ``indices``, ``num_codes``, ``mask`` and
+``axis_name``, which the quantizer fills. If it takes ``codes`` in place of ``q``, it is given the codebook and returns
+``(q', indices)``. Set other parameters with ``functools.partial``.
+"""
+
+from vqjax.estimators.decoder_gradients import DecoderLoss, exact_gradient, hessian_gradient
+from vqjax.estimators.diveq import diveq, diveq_detached, space_filling_diveq
+from vqjax.estimators.dynamic import dynamic_straight_through
+from vqjax.estimators.geometry import norm_ratio
+from vqjax.estimators.guard import clip_norm_ratio
+from vqjax.estimators.gumbel_softmax import gumbel_softmax
+from vqjax.estimators.jacobian import Estimator
+from vqjax.estimators.noise_substitution import noise_substitution
+from vqjax.estimators.reflection import reflection
+from vqjax.estimators.registry import ESTIMATORS, chooses_codes, get_estimator, requirements
+from vqjax.estimators.rotation import rotation, rotation_normalized, rotation_unscaled, scaled_rotation
+from vqjax.estimators.straight_through import straight_through
+
+__all__ = [
+    "ESTIMATORS",
+    "DecoderLoss",
+    "Estimator",
+    "chooses_codes",
+    "clip_norm_ratio",
+    "diveq",
+    "diveq_detached",
+    "dynamic_straight_through",
+    "exact_gradient",
+    "get_estimator",
+    "gumbel_softmax",
+    "hessian_gradient",
+    "noise_substitution",
+    "norm_ratio",
+    "reflection",
+    "requirements",
+    "rotation",
+    "rotation_normalized",
+    "rotation_unscaled",
+    "scaled_rotation",
+    "space_filling_diveq",
+    "straight_through",
+]

@@ -1,0 +1,75 @@
+"""Gradients that ask the decoder: baselines that need its loss, and a hook in the training step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from vqjax.estimators.jacobian import Vectors
+
+DecoderLoss = Callable[[PyTree, Vectors], tuple[Float[Array, ""], Any]]
+"""Loss, and whatever else, of the decoder's parameters and the vectors it decodes."""
+
+
+def exact_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vectors) -> tuple[Float[Array, ""], Any]:
+    r"""The loss at the codes, with the encoder's gradient taken where the encoder is.
+
+    .. math:: L = L(q),\quad \partial L/\partial\theta = \nabla_\theta L(q),\quad \partial L/\partial y = \nabla L(y)
+
+    Costs a second pass through the decoder.
+
+    Args:
+      decoder_loss: Returns a scalar and anything else.
+      params: Of the decoder.
+      y: The vectors before quantization.
+      q: The codes chosen for them.
+
+    Returns:
+      What ``decoder_loss(params, q)`` returns, with the gradients above; none reaches ``q``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> loss = lambda scale, x: (scale * jnp.sum(x**2), None)
+      >>> y, q = jnp.array([1.0, 2.0]), jnp.array([0.0, 3.0])
+      >>> print(jax.grad(lambda y: exact_gradient(loss, 1.0, y, q)[0])(y))
+      [2. 4.]
+
+    Source: Fifty et al., ICLR 2025, Table 1 ("exact gradients").
+    """
+    at_codes, auxiliary = decoder_loss(params, jax.lax.stop_gradient(q))
+    at_vectors, _ = decoder_loss(jax.lax.stop_gradient(params), y)
+    return at_codes + (at_vectors - jax.lax.stop_gradient(at_vectors)), auxiliary
+
+
+def hessian_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vectors) -> tuple[Float[Array, ""], Any]:
+    r"""The loss at the codes, with the encoder's gradient extrapolated from there by one Hessian-vector product.
+
+    .. math:: \partial L/\partial y = \nabla L(q) + \nabla^2 L(q)\,(y - q)
+
+    Args:
+      decoder_loss: Returns a scalar and anything else.
+      params: Of the decoder.
+      y: The vectors before quantization.
+      q: The codes chosen for them.
+
+    Returns:
+      What ``decoder_loss(params, q)`` returns, with the gradient above for ``y`` and that at ``q`` for ``params``;
+      none reaches ``q``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> loss = lambda scale, x: (scale * jnp.sum(x**3), None)
+      >>> y, q = jnp.array([1.0, 2.0]), jnp.array([0.0, 3.0])
+      >>> print(jax.grad(lambda y: hessian_gradient(loss, 1.0, y, q)[0])(y))
+      [0. 9.]
+
+    Source: Fifty et al., ICLR 2025, Table 1 ("Hessian approximation").
+    """
+    constant, y_constant, q = jax.lax.stop_gradient((params, y, q))
+    at_codes, auxiliary = decoder_loss(params, q)
+    gradient = jax.grad(lambda vectors: decoder_loss(constant, vectors)[0])
+    at_q, change = jax.jvp(gradient, (q,), (y_constant - q,))
+    slope = jax.lax.stop_gradient(at_q + change)
+    return at_codes + jnp.sum(slope * (y - y_constant)), auxiliary

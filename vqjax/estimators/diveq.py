@@ -1,0 +1,117 @@
+"""Differentiable vector quantization: the quantization error as a length along a constant direction."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from vqjax.errors import UserError
+from vqjax.estimators.jacobian import Vectors, length, with_gradient_of
+from vqjax.nearest import nearest_codes
+from vqjax.norms import length_and_direction
+
+
+def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: float = 1e-3) -> Vectors:
+    r"""DiVeQ: reaches the code, up to noise, by a differentiable length along a constant direction.
+
+    .. math:: q' = z + |q - z|\; \mathrm{sg}\!\left(\frac{v}{|v|}\right),\quad v = q - z + \sigma n,\ n \sim N(0, I)
+
+    The gradient reaches ``z`` and ``q``, so a codebook learned by gradient learns from the task alone.
+
+    Args:
+      z: Encoder vectors, any leading axes.
+      q: The codes chosen for them, of the same shape.
+      key: Random key of the noise.
+      variance: :math:`\sigma^2`.
+
+    Returns:
+      A point at the code's distance from ``z``, close to ``q`` for small variance.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([2.0, 0.0]), jnp.array([0.0, 0.0])
+      >>> print(diveq(z, q, key=jax.random.key(0), variance=0.0))
+      [0. 0.]
+
+    Source: Vali et al., 2025 (arXiv 2509.26469).
+    """
+    return _step(z, q, key, variance)
+
+
+def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
+    r"""DiVeQ without noise: the value is the code bit for bit.
+
+    .. math:: \partial q'/\partial z = I - d d^T,\quad \partial q'/\partial q = d d^T,\quad d = (q - z)/|q - z|
+
+    Args:
+      z: Encoder vectors, any leading axes.
+      q: The codes chosen for them, of the same shape.
+
+    Returns:
+      ``q``, with the Jacobians above; straight-through where ``q`` equals ``z``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([2.0, 1.0]), jnp.array([0.0, 1.0])
+      >>> print(jax.grad(lambda z: diveq_detached(z, q).sum())(z))
+      [0. 1.]
+
+    Source: Vali et al., 2025 (arXiv 2509.26469).
+    """
+    return with_gradient_of(q, _step(z, q, None, 0.0))
+
+
+def space_filling_diveq(
+    z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], variance: float = 1e-3
+) -> tuple[Vectors, Int[Array, "*batch"]]:
+    r"""SF-DiVeQ: quantizes to a random point on each line between consecutive codes.
+
+    With one :math:`\lambda_i \sim U(0, 1)` per line and the line whose point is nearest,
+
+    .. math::
+      q' = z + (1 - \lambda_i)\,|e_i - z|\;\mathrm{sg}(v_i/|v_i|)
+        + \lambda_i\,|e_{i+1} - z|\;\mathrm{sg}(v_{i+1}/|v_{i+1}|)
+
+    The curve through the codes is pulled into the tokens as a whole, so no code is left behind. Where no noise is
+    drawn (``train=False``) the nearest code is used: a point on a line is no token.
+
+    Args:
+      z: Encoder vectors, any leading axes.
+      codes: The codebook, at least two codes.
+      key: Random key.
+      variance: Of the directions' noise, see :func:`diveq`.
+
+    Returns:
+      The quantized vectors, and the index of the nearer end of each line.
+
+    Raises:
+      UserError: There is only one code.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> codes = jnp.array([[0.0, 0.0], [2.0, 0.0]])
+      >>> quantized, index = space_filling_diveq(jnp.array([[1.0, 1.0]]), codes, key=jax.random.key(0), variance=0.0)
+      >>> print(quantized[0, 1].round(4))
+      0.0
+
+    Source: Vali et al., 2025 (arXiv 2509.26469).
+    """
+    if codes.shape[0] < 2:
+        raise UserError("num_codes=1 is not allowed with space_filling_diveq: a line takes at least two codes.")
+    choice, first_key, second_key = jax.random.split(key, 3)
+    along = jax.random.uniform(choice, (codes.shape[0] - 1, 1))
+    points = (1 - along) * codes[:-1] + along * codes[1:]
+    line = nearest_codes(z, points)
+    share = along[line]
+    first = _step(z, codes[line], first_key, variance) - z
+    second = _step(z, codes[line + 1], second_key, variance) - z
+    indices = jnp.where(share[..., 0] < 0.5, line, line + 1)
+    return z + (1 - share) * first + share * second, indices
+
+
+def _step(z: Vectors, q: Vectors, key: Array | None, variance: float) -> Vectors:
+    difference = q - z
+    noisy = jax.lax.stop_gradient(difference)
+    if key is not None:
+        noisy += jnp.sqrt(variance).astype(z.dtype) * jax.random.normal(key, z.shape, z.dtype)
+    _, direction = length_and_direction(noisy)
+    return z + length(difference) * direction.astype(z.dtype)

@@ -1,0 +1,137 @@
+"""The rotation trick and its family."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vqjax.estimators.geometry import inner, map_exists, norm_ratio
+from vqjax.estimators.jacobian import Estimator, LinearMap, Vectors, with_jacobian
+from vqjax.norms import length_and_direction
+
+
+def rotation(z: Vectors, q: Vectors) -> Vectors:
+    r"""The rotation trick: the code is reached by a rotation and a rescaling that are held constant.
+
+    .. math::
+      q' = \lambda R z,\quad \lambda = |q|/|z|,\quad
+      R = I - 2 w w^T + 2 \hat q u^T = (I - 2 w w^T)(I - 2 u u^T),\quad w = (u + \hat q)/|u + \hat q|
+
+    The gradient keeps its angle to the vector it belongs to: the angle between the gradient at ``z`` and ``z``
+    equals the angle between the gradient at ``q`` and ``q``. Cost: two inner products, no matrix.
+
+    Args:
+      z: Encoder vectors, any leading axes.
+      q: The codes chosen for them, of the same shape.
+
+    Returns:
+      ``q``, with the Jacobian :math:`\lambda R`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> print(jax.grad(lambda z: rotation(z, q)[1])(z).round(4))
+      [0.5 0. ]
+
+    Source: Fifty et al., ICLR 2025 (arXiv 2410.06424), Algorithm 1 and Section 4.2.
+    """
+    return with_jacobian(_scaled_rotation_map(norm_ratio), z, q)
+
+
+def rotation_unscaled(z: Vectors, q: Vectors) -> Vectors:
+    r"""The rotation trick without the rescaling: the gradient keeps its length.
+
+    .. math:: \partial q' / \partial z = R
+
+    Args:
+      z: Encoder vectors, any leading axes.
+      q: The codes chosen for them, of the same shape.
+
+    Returns:
+      ``q``, with the Jacobian :math:`R` of :func:`rotation`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> print(jax.grad(lambda z: rotation_unscaled(z, q)[1])(z).round(4))
+      [1. 0.]
+
+    Source: Fifty et al., ICLR 2025, Tables 6 and 7 ("no rescale").
+    """
+    return with_jacobian(_scaled_rotation_map(lambda z, q: jnp.ones_like(z[..., :1])), z, q)
+
+
+def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
+    r"""The rotation trick of the paper's VQGAN code, whose gradient has no radial part.
+
+    There ``z`` is divided by its length, and that division is differentiated:
+    :math:`q' = |q|\, R\, (z/|z|)`. The gradient is the one of :func:`rotation` projected onto the tangent
+    space of the sphere through ``z``.
+
+    .. math:: \partial q' / \partial z = (|q|/|z|)\, R\, (I - u u^T)
+
+    Args:
+      z: Encoder vectors, any leading axes.
+      q: The codes chosen for them, of the same shape.
+
+    Returns:
+      ``q``, with the Jacobian above.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> print(abs(jax.grad(lambda z: rotation_normalized(z, q)[1])(z)).round(4))
+      [0. 0.]
+
+    Source: the official code of Fifty et al., ICLR 2025, for Tables 3 and 4.
+    """
+    return with_jacobian(_scaled_rotation_map(norm_ratio, radial=False), z, q)
+
+
+def scaled_rotation(scale: float | Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> Estimator:
+    r"""The general family: a rotation times any scale.
+
+    .. math:: \partial q' / \partial z = \gamma(z, q)\, R
+
+    :func:`rotation` is the member :math:`\gamma = |q|/|z|`, :func:`rotation_unscaled` the member
+    :math:`\gamma = 1`.
+
+    Args:
+      scale: A number, or a function of ``z`` and ``q`` (float32, ``[..., dim]``) that returns ``[..., 1]``.
+        It is held constant, like the rotation.
+
+    Returns:
+      The estimator ``(z, q) -> q'``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> print(jax.grad(lambda z: scaled_rotation(3.0)(z, q)[1])(z).round(4))
+      [3. 0.]
+
+    Source: Fifty et al., ICLR 2025, Appendix A.9.2.
+    """
+    if callable(scale):
+        scale_of = scale
+    else:
+
+        def scale_of(z: Vectors, q: Vectors) -> Float[Array, "*batch 1"]:
+            return jnp.full_like(z[..., :1], scale)
+
+    return lambda z, q: with_jacobian(_scaled_rotation_map(scale_of), z, q)
+
+
+def _scaled_rotation_map(
+    scale: Callable[[Vectors, Vectors], Float[Array, "*batch 1"]], *, radial: bool = True
+) -> LinearMap:
+    def rotate(z: Vectors, q: Vectors, tangent: Vectors) -> Vectors:
+        z_length, u = length_and_direction(z)
+        q_length, q_hat = length_and_direction(q)
+        total, w = length_and_direction(u + q_hat)
+        kept = tangent if radial else tangent - u * inner(u, tangent)
+        # Two reflections in sequence stay a rotation (orthogonal, determinant +1) however w is rounded.
+        reflected = kept - 2 * u * inner(u, kept)
+        rotated = reflected - 2 * w * inner(w, reflected)
+        return jnp.where(map_exists(z_length, q_length, total), scale(z, q) * rotated, tangent)
+
+    return rotate

@@ -1,0 +1,122 @@
+"""Which quantizer for which symptom: python -m vqjax.experiments.choosing [--only=PART] [--report_only]
+
+Draws gradient fields, descends on Himmelblau's function, and trains small autoencoders from starts that a codebook
+may not survive; then writes the pictures and the measured parts of docs/choosing-a-quantizer.md. Finished runs are
+not repeated: the same command again continues an interrupted study.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from vqjax.errors import UserError
+from vqjax.experiments import choosing_runs, collapse, himmelblau
+from vqjax.experiments.choosing_report import write_document, write_pictures
+from vqjax.experiments.plotting import matplotlib_module
+from vqjax.experiments.variants import GROUPS
+from vqjax.training.command_line import run
+from vqjax.training.config import nearest_name
+
+PARTS = ("surfaces", "himmelblau", "collapse")
+
+
+def study(
+    output: Path,
+    *,
+    seeds: int,
+    parts: Sequence[str] = PARTS,
+    descent: himmelblau.Setting = himmelblau.Setting(),  # noqa: B008
+    training: collapse.Setting = collapse.Setting(),  # noqa: B008
+    variants: Sequence[str] | None = None,
+) -> None:
+    """Makes the runs that are missing.
+
+    Args:
+      output: Where records go, under ``results``.
+      seeds: Trainings per variant and start.
+      parts: Which of ``PARTS``.
+      descent: Setting of the descents.
+      training: Setting of the trainings.
+      variants: Names of the trainings' variants; all by default.
+
+    Raises:
+      UserError: Records of other settings are in the way.
+    """
+    results = output / "results"
+    # All of them first: what is in the way shall be told before minutes are spent.
+    todo = {
+        "surfaces": choosing_runs.unfinished(choosing_runs.surface_runs(results)),
+        "himmelblau": choosing_runs.unfinished(choosing_runs.himmelblau_runs(results, descent)),
+        "collapse": choosing_runs.unfinished(choosing_runs.collapse_runs(results, training, seeds, variants)),
+    }
+    if "surfaces" in parts:
+        choosing_runs.make_fields(todo["surfaces"])
+    if "himmelblau" in parts:
+        choosing_runs.make_descents(todo["himmelblau"], descent)
+    if "collapse" in parts:
+        choosing_runs.make_trainings(todo["collapse"], training)
+
+
+def report(output: Path) -> None:
+    """Rebuilds pictures and document from the records.
+
+    Args:
+      output: Directory of the study.
+    """
+    for path in [*write_pictures(output), write_document(output)]:
+        print(path)
+
+
+def check_variants(names: Sequence[str]) -> None:
+    """Refuses names that no variant has.
+
+    Args:
+      names: As given on the command line.
+
+    Raises:
+      UserError: One of them is unknown.
+
+    Example:
+      >>> check_variants(["rotatoin"])
+      Traceback (most recent call last):
+      vqjax.errors.UserError: --variants='rotatoin' is unknown: did you mean 'rotation'?
+    """
+    known = [name for variants in GROUPS.values() for name in variants]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--variants={name!r} is unknown{nearest_name(name, known)}")
+
+
+def define_flags() -> None:
+    """Declares the flags of the command."""
+    flags.DEFINE_string("output", "docs/choosing", "Directory of records and pictures; the document stands beside it.")
+    flags.DEFINE_integer("seeds", 3, "Trainings per variant and start.", lower_bound=1)
+    flags.DEFINE_multi_enum("only", list(PARTS), list(PARTS), "Parts to run; all by default.")
+    flags.DEFINE_bool("report_only", False, "Run nothing; rebuild pictures and document from the records.")
+    flags.DEFINE_integer("steps", collapse.Setting.steps, "Steps of each training.", lower_bound=1)
+    flags.DEFINE_list("variants", [], "Variants to train, by name; all by default.")
+
+
+def main() -> None:
+    """Runs the command."""
+    values = flags.FLAGS
+    check_variants(values.variants)
+    matplotlib_module("figure")
+    output = Path(values.output)
+    if not values.report_only:
+        study(
+            output,
+            seeds=values.seeds,
+            parts=values.only,
+            training=collapse.Setting(steps=values.steps),
+            variants=values.variants or None,
+        )
+    report(output)
+    print("done", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)

@@ -1,0 +1,72 @@
+"""Figures without global state, from matplotlib, which is an optional dependency."""
+
+import importlib
+import os
+from types import ModuleType
+from typing import Any
+
+from vqjax.errors import UserError
+from vqjax.reporting import atomic_file
+
+INK = "#333333"
+BLUE, ORANGE = "#2b6cb0", "#d9730d"
+_PIXELS_PER_INCH = 110
+_STYLE = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def matplotlib_module(name: str) -> ModuleType:
+    """Imports a module of matplotlib.
+
+    Args:
+      name: Such as ``"figure"``.
+
+    Returns:
+      The module.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    try:
+        return importlib.import_module(f"matplotlib.{name}")
+    except ImportError as error:
+        raise UserError('Pictures need matplotlib, which is not installed: pip install "vqjax[plots]"') from error
+
+
+def new_figure(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Any, Any]:
+    """Makes a figure of equal panels in the style of all figures.
+
+    Args:
+      width: In inches.
+      height: In inches.
+      rows: Of panels.
+      columns: Of panels.
+      **options: Of matplotlib's ``Figure.subplots``.
+
+    Returns:
+      The figure, and its axes as an array ``[rows, columns]``.
+    """
+    figure = matplotlib_module("figure").Figure(figsize=(width, height), layout="constrained")
+    with matplotlib_module("style").context(_STYLE):
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save_figure(path: str | os.PathLike[str], figure: Any) -> None:
+    """Writes a figure as PNG, with the same bytes for the same figure.
+
+    Args:
+      path: Where to write it.
+      figure: Of matplotlib.
+    """
+    with matplotlib_module("style").context(_STYLE), atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=_PIXELS_PER_INCH, metadata={"Software": None})

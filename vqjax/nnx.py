@@ -1,0 +1,220 @@
+"""The quantizers in ``flax.nnx`` models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from vqjax.errors import UserError
+from vqjax.quantizers.output import QuantizerOutput
+
+
+@nnx.register_variable_name("codebook")
+class CodebookState(nnx.Variable):
+    """A variable of the linen collection ``codebook``: what training moves without a gradient.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> vq = Quantizer(VectorQuantizer(num_codes=16), dim=4, rngs=nnx.Rngs(0))
+      >>> graphdef, codebook, rest = nnx.split(vq, CodebookState, ...)
+      >>> sorted(codebook["variables"]["codebook"])
+      ['codes', 'counts', 'sums', 'usage']
+    """
+
+
+class Quantizer(nnx.Module):
+    """A quantizer of this package as an ``flax.nnx`` module.
+
+    The constructor creates all state. ``nnx.Param`` is what an optimizer is to move: nothing with
+    ``codebook_update="ema"``, the codes with ``"gradient"``. The rest of the codebook is :class:`CodebookState`, and
+    is updated in place by calls in training. Random numbers come from the stream ``quantizer`` of ``rngs``, or its
+    default stream; evaluation draws none.
+
+    As in ``nnx.Dropout``, a new module is in training mode, ``model.eval()`` and ``model.train()`` (or
+    ``nnx.view(model, deterministic=True)``) switch, and the argument ``train`` of a call goes before the mode.
+
+    Attributes:
+      module: The linen quantizer.
+      variables: Its variables, by collection and name: ``variables["codebook"]["codes"]`` is an ``nnx.Variable``.
+      deterministic: Evaluation mode, unless the call says otherwise.
+
+    Args:
+      module: Any quantizer of this package, such as ``VectorQuantizer(num_codes=512)``.
+      dim: Number of features of the vectors to be quantized.
+      rngs: Where initial codes and later random numbers come from.
+      variables: Start from these variables of the linen quantizer, as its ``init`` or :mod:`vqjax.importing` returns
+        them; they are copied.
+      **inputs: One token of each further input that the module's call takes, such as ``condition``.
+
+    Raises:
+      UserError: An argument is of the wrong kind.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import VectorQuantizer
+      >>> class Autoencoder(nnx.Module):
+      ...   def __init__(self, rngs):
+      ...     self.encoder = nnx.Linear(8, 4, rngs=rngs)
+      ...     self.vq = Quantizer(VectorQuantizer(num_codes=16), dim=4, rngs=rngs)
+      ...     self.decoder = nnx.Linear(4, 8, rngs=rngs)
+      ...   def __call__(self, x, train=False):
+      ...     out = self.vq(self.encoder(x), train=train)
+      ...     return self.decoder(out.quantized), out
+      >>> model, x = Autoencoder(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (32, 8))
+      >>> before = model.vq.variables["codebook"]["codes"][...]
+      >>> reconstruction, out = model(x, train=True)
+      >>> bool((model.vq.variables["codebook"]["codes"][...] != before).any())
+      True
+      >>> indices = model.vq.encode(model.encoder(x))
+      >>> model.vq.decode(indices).shape
+      (32, 4)
+      >>> sorted(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+      ['decoder', 'encoder']
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dim: int,
+        *,
+        rngs: nnx.Rngs,
+        variables: Mapping[str, Any] | None = None,
+        **inputs: Array,
+    ) -> None:
+        _check_arguments(module, dim, rngs)
+        self.module = module
+        self.deterministic = False
+        self.rngs = _stream(rngs, "quantizer").fork()
+        keys = {"params": _stream(rngs, "params")(), "quantizer": self.rngs()}
+        created = nn.unbox(module.init(keys, jnp.zeros((1, dim)), **inputs))
+        if variables is not None:
+            _check_variables(created, variables)
+            created = jax.tree.map(jnp.array, variables)
+        self.variables = nnx.data({name: _to_nnx(name, tree) for name, tree in created.items()})
+
+    def __call__(
+        self,
+        z: Float[Array, "*batch dim"],
+        mask: Bool[Array, "*batch"] | None = None,
+        train: bool | None = None,
+        **inputs: Array,
+    ) -> QuantizerOutput:
+        """Quantizes vectors, and in training updates the codebook in place.
+
+        Args:
+          z: Vectors along the last axis, any leading axes, any floating-point dtype.
+          mask: True for valid tokens.
+          train: Update the codebook after the lookup; by default, what ``train()`` or ``eval()`` set last.
+          **inputs: Further inputs of the module's call.
+
+        Returns:
+          The output of the linen module.
+        """
+        train = not self.deterministic if train is None else train
+        return self._apply("__call__", z, mask, update=train, train=train, **inputs)
+
+    def encode(
+        self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **inputs: Array
+    ) -> Int[Array, "..."]:
+        """Returns the indices of vectors; changes nothing.
+
+        Args:
+          z: Vectors along the last axis.
+          mask: True for valid tokens; the others get index -1.
+          **inputs: Further inputs of the module's ``encode``.
+
+        Returns:
+          int32 indices.
+        """
+        return self._apply("encode", z, mask, **inputs)
+
+    def decode(self, indices: Integer[Array, "..."], **inputs: Array) -> Float[Array, "..."]:
+        """Returns the vectors of indices; changes nothing.
+
+        Args:
+          indices: As ``encode`` returns them.
+          **inputs: Further inputs of the module's ``decode``.
+
+        Returns:
+          Vectors in float32.
+        """
+        return self._apply("decode", indices, **inputs)
+
+    def kmeans_init(
+        self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **options: Any
+    ) -> None:
+        """Starts the codebook, in place, from the clusters of a batch. Call it before training.
+
+        Args:
+          z: The vectors to cluster.
+          mask: True for valid tokens.
+          **options: Further arguments of the module's ``kmeans_init``.
+        """
+        self._apply("kmeans_init", z, mask, update=True, **options)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Takes the mode from ``nnx.view``.
+
+        Args:
+          deterministic: Evaluation mode, if given.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def _apply(self, method: str, *arguments: Any, update: bool = False, **options: Any) -> Any:
+        values = jax.tree.map(nnx.Variable.get_value, self.variables, is_leaf=_is_variable)
+        if not update:
+            return self.module.apply(values, *arguments, method=method, **options)
+        state = [collection for collection in values if collection != "params"]
+        rngs = {"quantizer": self.rngs()}
+        out, updates = self.module.apply(values, *arguments, method=method, mutable=state, rngs=rngs, **options)
+        # Into the variables that are there: new ones would leave those who hold the old ones, as nnx.scan does, behind.
+        for collection, tree in updates.items():
+            jax.tree.map(nnx.Variable.set_value, self.variables[collection], tree, is_leaf=_is_variable)
+        return out
+
+
+def _is_variable(value: object) -> bool:
+    return isinstance(value, nnx.Variable)
+
+
+def _to_nnx(collection: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    kind = nnx.variable_type_from_name(collection, allow_register=True)
+    return jax.tree.map(kind, tree)
+
+
+def _stream(rngs: nnx.Rngs, name: str) -> nnx.RngStream:
+    if name not in rngs and "default" not in rngs:
+        raise UserError(
+            f"rngs has the streams {sorted(rngs)}, and neither {name!r} nor a default: pass nnx.Rngs(0), or "
+            "nnx.Rngs(params=0, quantizer=1)."
+        )
+    return rngs[name]
+
+
+def _check_arguments(module: object, dim: object, rngs: object) -> None:
+    if not isinstance(module, nn.Module) or not all(hasattr(module, name) for name in ("encode", "decode")):
+        kind = module if isinstance(module, type) else type(module)
+        raise UserError(
+            f"module={kind.__name__} is not a quantizer: pass an instance of one, as VectorQuantizer(num_codes=512) is."
+        )
+    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+        raise UserError(f"dim={dim!r} is not allowed: use the number of features of the vectors, at least 1.")
+    if not isinstance(rngs, nnx.Rngs):
+        raise UserError(f"rngs={rngs!r} is not allowed: pass nnx.Rngs(seed).")
+
+
+def _check_variables(created: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    expected, found = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(value) for path, value in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (created, given))
+    )
+    if expected != found:
+        raise UserError(
+            f"variables has the shapes {found}, but this module has {expected}: pass the variables of the same "
+            "quantizer, with the same dim."
+        )

@@ -1,0 +1,207 @@
+"""Codebook transforms: modules that turn the stored codes into the codes that are looked up.
+
+Any ``flax.linen`` module that maps ``[..., codes, dim]`` to the same shape can be ``codebook_transform``, for example
+the bridge of FVQ (arXiv 2509.10140). Three optional abilities are found by name:
+
+* a second parameter ``condition`` of the call: every token has a codebook of its own (:class:`ImplicitCodebook`);
+* a method ``to_base``, the inverse map, which k-means and dead-code replacement need;
+* a method ``update``, called in training after the lookup (:class:`RunningAffine`).
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vqjax.affine import Statistics, match_statistics, token_statistics, update_statistics
+from vqjax.errors import UserError
+
+Codes = Float[Array, "*batch codes dim"]
+Tokens = Float[Array, "*batch tokens dim"]
+
+
+class LinearTransform(nn.Module):
+    r"""SimVQ: one linear layer over all codes, so that every code moves with every batch.
+
+    .. math:: e_k' = W e_k
+
+    Its use is ``VectorQuantizer(codebook_update="none", codebook_transform=LinearTransform())``: fixed random codes
+    in a learned basis.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook_update="none", codebook_transform=LinearTransform())
+
+    Source: Zhu et al., 2024 (arXiv 2411.02038).
+    """
+
+    @nn.compact
+    def __call__(self, codes: Codes) -> Codes:
+        """Transforms codes."""
+        return nn.Dense(codes.shape[-1], use_bias=False, precision=jax.lax.Precision.HIGHEST, name="linear")(codes)
+
+
+class LearnedAffine(nn.Module):
+    r"""Affine re-parameterization with a learned scale and shift that all codes of a group share.
+
+    .. math:: e_k' = (1 + \eta\, s_g) \odot e_k + \eta\, b_g
+
+    Codes that receive no gradient of their own still follow the others.
+
+    Attributes:
+      learning_rate_scale: :math:`\eta`, the factor by which scale and shift learn faster than the codes.
+      groups: Number of contiguous groups of codes; has to divide ``num_codes``.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook_update="gradient", codebook_transform=LearnedAffine(10.0))
+
+    Source: Huh et al., ICML 2023 ("Straightening out the straight-through estimator"), Section 4.1.
+    """
+
+    learning_rate_scale: float = 1.0
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, codes: Codes) -> Codes:
+        """Transforms codes."""
+        self._check_groups(codes.shape[-2])
+        shape = (self.groups, codes.shape[-1])
+        self.param("scale", nn.initializers.zeros, shape, jnp.float32)
+        self.param("shift", nn.initializers.zeros, shape, jnp.float32)
+        scale, shift = self._per_code(codes)
+        return codes * scale + shift
+
+    def to_base(self, codes: Codes) -> Codes:
+        """The inverse map: which stored codes give these."""
+        self._check_groups(codes.shape[-2])
+        scale, shift = self._per_code(codes)
+        # A scale that has learned to be zero has no inverse; such a feature starts at zero.
+        return jnp.where(scale == 0, 0.0, (codes - shift) / jnp.where(scale == 0, 1.0, scale))
+
+    def _per_code(self, codes: Codes) -> tuple[Array, Array]:
+        def spread(values: Float[Array, "groups dim"]) -> Codes:
+            rows = jnp.repeat(values, codes.shape[-2] // self.groups, axis=0)
+            return jnp.broadcast_to(rows, codes.shape)
+
+        scale = 1 + self.learning_rate_scale * self.get_variable("params", "scale")
+        return spread(scale), spread(self.learning_rate_scale * self.get_variable("params", "shift"))
+
+    def _check_groups(self, num_codes: int) -> None:
+        if self.groups < 1 or num_codes % self.groups:
+            raise UserError(f"groups={self.groups} is not allowed: use a divisor of num_codes={num_codes}.")
+
+
+class RunningAffine(nn.Module):
+    r"""Affine re-parameterization that gives the codes the running mean and variance of the tokens.
+
+    .. math:: e_k' = (e_k - \mu_e)\,\sigma_z/\sigma_e + \mu_z
+
+    When the encoder's distribution drifts, the whole codebook drifts with it. The first batch sets the statistics,
+    the following ones move them, always after the lookup.
+
+    Attributes:
+      token_decay: Of the moving averages of the tokens' mean and variance, in [0, 1).
+      code_decay: Of those of the stored codes.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook_transform=RunningAffine())
+
+    Source: Huh et al., ICML 2023; the decays are those of vector-quantize-pytorch.
+    """
+
+    token_decay: float = 0.99
+    code_decay: float = 0.9
+
+    @nn.compact
+    def __call__(self, codes: Codes) -> Codes:
+        """Transforms codes."""
+        shape = (*codes.shape[:-2], codes.shape[-1])
+        for name in ("token", "code"):
+            self.variable("codebook", f"{name}_mean", jnp.zeros, shape, jnp.float32)
+            self.variable("codebook", f"{name}_variance", jnp.ones, shape, jnp.float32)
+        self.variable("codebook", "batches", jnp.zeros, (), jnp.int32)
+        return self._match(codes, "code", "token")
+
+    def to_base(self, codes: Codes) -> Codes:
+        """The inverse map: which stored codes, or tokens in their space, give these."""
+        return self._match(codes, "token", "code")
+
+    def update(self, codes: Codes, tokens: Tokens, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None):
+        """Moves the statistics by one batch.
+
+        Args:
+          codes: Stored codes.
+          tokens: Tokens of the batch, with the leading axes of ``codes``.
+          mask: True for the tokens that count.
+          axis_name: Mapped axis over which the batch is split.
+        """
+        started = self.get_variable("codebook", "batches") > 0
+        for name, decay, new in (
+            ("token", self.token_decay, _statistics_of(tokens, mask, axis_name)),
+            ("code", self.code_decay, _statistics_of(codes, None, None)),
+        ):
+            moved = update_statistics(self._statistics(name), new, decay)
+            for field in Statistics._fields:
+                value = jnp.where(started, getattr(moved, field), getattr(new, field))
+                self.put_variable("codebook", f"{name}_{field}", jax.lax.stop_gradient(value))
+        self.put_variable("codebook", "batches", self.get_variable("codebook", "batches") + 1)
+
+    def _statistics(self, name: str) -> Statistics:
+        return Statistics(*(self.get_variable("codebook", f"{name}_{field}") for field in Statistics._fields))
+
+    def _match(self, x: Codes, source: str, target: str) -> Codes:
+        match = jax.vmap(match_statistics) if x.ndim == 3 else match_statistics
+        return match(x, self._statistics(source), self._statistics(target))
+
+
+class ImplicitCodebook(nn.Module):
+    """QINCo: a network that moves every code by what has been decoded so far, so each token has its own codebook.
+
+    Pass what has been decoded so far as ``condition``, one vector per token, to ``__call__``, ``encode`` and
+    ``decode``. The lookup holds ``tokens x num_codes x hidden`` numbers.
+
+    Attributes:
+      depth: Number of residual blocks.
+      hidden: Width inside a block.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import VectorQuantizer
+      >>> z, condition = jax.random.normal(jax.random.key(0), (2, 8, 4))
+      >>> vq = VectorQuantizer(num_codes=16, codebook_update="gradient", codebook_transform=ImplicitCodebook())
+      >>> variables = vq.init(jax.random.key(1), z, condition=condition)
+      >>> vq.apply(variables, z, condition=condition).indices.shape
+      (8,)
+
+    Source: Huijben et al., ICML 2024 (arXiv 2401.14732).
+    """
+
+    depth: int = 4
+    hidden: int = 256
+
+    @nn.compact
+    def __call__(
+        self, codes: Float[Array, "*codebooks codes dim"], condition: Float[Array, "*tokens features"]
+    ) -> Float[Array, "*tokens codes dim"]:
+        """Transforms codes, or one code per token with an axis of size one for the codes."""
+        dim = codes.shape[-1]
+        shape = (*condition.shape[:-1], codes.shape[-2])
+        codes = jnp.broadcast_to(codes, (*shape, dim))
+        condition = jnp.broadcast_to(jnp.expand_dims(condition, -2), (*shape, condition.shape[-1]))
+        codes = nn.Dense(dim, name="joined")(jnp.concatenate([codes, condition.astype(jnp.float32)], axis=-1))
+        for block in range(self.depth):
+            inner = nn.silu(nn.Dense(self.hidden, name=f"widen_{block}")(codes))
+            codes = codes + nn.Dense(dim, name=f"narrow_{block}")(inner)
+        return codes
+
+
+def _statistics_of(x: Tokens, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None) -> Statistics:
+    """One mean and variance, or one per codebook where there is a leading axis of codebooks."""
+    if x.ndim == 2:
+        return token_statistics(x, mask, axis_name)
+    one = partial(token_statistics, axis_name=axis_name)
+    return jax.vmap(one, in_axes=(0, None if mask is None else 0))(x, mask)
