@@ -84,6 +84,8 @@ def plus_plus(key: Key[Array, ""], z: Tokens, count: int, mask: Mask | None = No
     Source: Arthur and Vassilvitskii, 2007 ("k-means++: the advantages of careful seeding").
     """
     z = jax.lax.stop_gradient(z).astype(jnp.float32)
+    # A masked token may hold NaN, whose distance would be drawn.
+    z = z if mask is None else jnp.where(mask[:, None], z, 0.0)
     allowed = jnp.zeros(z.shape[0]) if mask is None else jnp.where(mask, 0.0, -jnp.inf)
 
     def draw(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:

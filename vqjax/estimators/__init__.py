@@ -19,10 +19,22 @@ For the rotations and the reflection, a token for which such a map does not exis
 antipodal pair, a parallel pair for the reflection) uses the identity, that is the straight-through gradient, so every
 gradient is finite. :func:`scaled_rotation` and :func:`clip_norm_ratio` make further ones.
 
-Estimators that draw noise change the value in training too: ``diveq`` and ``noise_substitution`` by the noise,
-``gumbel_softmax`` and ``space_filling_diveq`` by choosing the codes themselves. Without training the quantizer uses
-the nearest code and straight-through in their place. :func:`exact_gradient` and :func:`hessian_gradient` need the
-decoder's loss; the trainer offers them as ``config.loss.encoder_gradient``.
+Estimators that draw noise change the value in training too. Their gradient also reaches the codes; with the unit noise
+:math:`\hat n`, and :math:`\hat v` the direction of the noisy difference (noise held constant throughout):
+
+===================== ================================== ==================================
+value is near ``q``   with respect to ``z``              with respect to the codes
+===================== ================================== ==================================
+diveq                 :math:`I - \hat v d^T`             :math:`\hat v d^T`
+space_filling_diveq   :math:`I - \sum \hat v_j d_j^T`    :math:`\hat v_j d_j^T`, both ends
+noise_substitution    :math:`I - \hat n d^T`             :math:`\hat n d^T`
+gumbel_softmax        that of :math:`\sum_k p_k e_k`     that of :math:`\sum_k p_k e_k`
+===================== ================================== ==================================
+
+where the terms of ``space_filling_diveq`` are weighted by the position on the line. ``gumbel_softmax`` and
+``space_filling_diveq`` choose the codes themselves; the value of the former is a code exactly. Without training the
+quantizer uses the nearest code and straight-through in place of all four. :func:`exact_gradient` and
+:func:`hessian_gradient` need the decoder's loss; the trainer offers them as ``config.loss.encoder_gradient``.
 
 A callable of your own may name the keyword-only parameters ``key``, ``indices``, ``num_codes``, ``mask`` and
 ``axis_name``, which the quantizer fills. If it takes ``codes`` in place of ``q``, it is given the codebook and returns

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from vqjax.estimators.jacobian import Vectors
+from vqjax.estimators.jacobian import Vectors, with_gradient_of
 
 DecoderLoss = Callable[[PyTree, Vectors], tuple[Float[Array, ""], Any]]
 """Loss, and whatever else, of the decoder's parameters and the vectors it decodes."""
@@ -40,7 +40,7 @@ def exact_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vec
     """
     at_codes, auxiliary = decoder_loss(params, jax.lax.stop_gradient(q))
     at_vectors, _ = decoder_loss(jax.lax.stop_gradient(params), y)
-    return at_codes + (at_vectors - jax.lax.stop_gradient(at_vectors)), auxiliary
+    return with_gradient_of(at_codes, at_codes + at_vectors), auxiliary
 
 
 def hessian_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vectors) -> tuple[Float[Array, ""], Any]:
@@ -70,6 +70,6 @@ def hessian_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: V
     constant, y_constant, q = jax.lax.stop_gradient((params, y, q))
     at_codes, auxiliary = decoder_loss(params, q)
     gradient = jax.grad(lambda vectors: decoder_loss(constant, vectors)[0])
-    at_q, change = jax.jvp(gradient, (q,), (y_constant - q,))
+    at_q, change = jax.jvp(gradient, (q,), ((y_constant - q).astype(q.dtype),))
     slope = jax.lax.stop_gradient(at_q + change)
-    return at_codes + jnp.sum(slope * (y - y_constant)), auxiliary
+    return with_gradient_of(at_codes, at_codes + jnp.sum(slope * y)), auxiliary

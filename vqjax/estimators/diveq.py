@@ -1,5 +1,7 @@
 """Differentiable vector quantization: the quantization error as a length along a constant direction."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -21,10 +23,13 @@ def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: float = 1e-3
       z: Encoder vectors, any leading axes.
       q: The codes chosen for them, of the same shape.
       key: Random key of the noise.
-      variance: :math:`\sigma^2`.
+      variance: :math:`\sigma^2`, 0 or more.
 
     Returns:
-      A point at the code's distance from ``z``, close to ``q`` for small variance.
+      A point at the code's distance from ``z``, close to ``q`` for small variance; of ``q``'s dtype.
+
+    Raises:
+      UserError: ``variance`` is out of range.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -34,7 +39,10 @@ def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: float = 1e-3
 
     Source: Vali et al., 2025 (arXiv 2509.26469).
     """
-    return _step(z, q, key, variance)
+    _check_variance(variance)
+    dtype = q.dtype
+    z, q = z.astype(jnp.float32), q.astype(jnp.float32)
+    return (z + _step(z, q, key, variance)).astype(dtype)
 
 
 def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
@@ -57,7 +65,9 @@ def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
 
     Source: Vali et al., 2025 (arXiv 2509.26469).
     """
-    return with_gradient_of(q, _step(z, q, None, 0.0))
+    exact = q
+    z, q = z.astype(jnp.float32), q.astype(jnp.float32)
+    return with_gradient_of(exact, z + _step(z, q, None, 0.0))
 
 
 def space_filling_diveq(
@@ -84,7 +94,7 @@ def space_filling_diveq(
       The quantized vectors, and the index of the nearer end of each line.
 
     Raises:
-      UserError: There is only one code.
+      UserError: There is only one code, or ``variance`` is out of range.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -97,21 +107,29 @@ def space_filling_diveq(
     """
     if codes.shape[0] < 2:
         raise UserError("num_codes=1 is not allowed with space_filling_diveq: a line takes at least two codes.")
+    _check_variance(variance)
+    dtype = codes.dtype
+    z, codes = z.astype(jnp.float32), codes.astype(jnp.float32)
     choice, first_key, second_key = jax.random.split(key, 3)
     along = jax.random.uniform(choice, (codes.shape[0] - 1, 1))
     points = (1 - along) * codes[:-1] + along * codes[1:]
     line = nearest_codes(z, points)
     share = along[line]
-    first = _step(z, codes[line], first_key, variance) - z
-    second = _step(z, codes[line + 1], second_key, variance) - z
+    first = _step(z, codes[line], first_key, variance)
+    second = _step(z, codes[line + 1], second_key, variance)
     indices = jnp.where(share[..., 0] < 0.5, line, line + 1)
-    return z + (1 - share) * first + share * second, indices
+    return (z + (1 - share) * first + share * second).astype(dtype), indices
 
 
 def _step(z: Vectors, q: Vectors, key: Array | None, variance: float) -> Vectors:
     difference = q - z
     noisy = jax.lax.stop_gradient(difference)
     if key is not None:
-        noisy += jnp.sqrt(variance).astype(z.dtype) * jax.random.normal(key, z.shape, z.dtype)
+        noisy += jnp.sqrt(variance) * jax.random.normal(key, z.shape)
     _, direction = length_and_direction(noisy)
-    return z + length(difference) * direction.astype(z.dtype)
+    return length(difference) * direction
+
+
+def _check_variance(variance: float) -> None:
+    if not 0 <= variance < math.inf:
+        raise UserError(f"variance={variance!r} is not allowed: use a finite number of 0 or more, such as 1e-3.")

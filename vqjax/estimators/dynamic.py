@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from vqjax.estimators.jacobian import Vectors, with_jacobian
+from vqjax.estimators.jacobian import Vectors, with_jacobian, with_scaled_gradient
+from vqjax.norms import length_and_direction
 
 
 def dynamic_straight_through(
@@ -42,15 +43,14 @@ def dynamic_straight_through(
 
     Source: StableVQ, 2026 (arXiv 2609.26774), "Dynamic STE".
     """
-    apart = jnp.sum(jnp.square((z - q).astype(jnp.float32)), axis=-1)
-    apart = jax.lax.stop_gradient(apart)
+    difference = jax.lax.stop_gradient(z.astype(jnp.float32) - q.astype(jnp.float32))
+    # Lengths, squared only once they are a ratio: squares of very long or short ones leave float32.
+    apart = length_and_direction(difference)[0][..., 0]
     counted = apart if mask is None else jnp.where(mask, apart, jnp.inf)
     closest = jax.ops.segment_min(counted.reshape(-1), indices.reshape(-1), num_segments=num_codes)
     if axis_name is not None:
         closest = jax.lax.pmin(closest, axis_name)
-    # A code far beyond the range of float32 squares has an infinite distance from all its tokens: trust none.
-    weight = jnp.where(apart > 0, closest[indices] / jnp.where(apart > 0, apart, 1.0), 1.0)
-    weight = jnp.where(jnp.isfinite(apart), jnp.minimum(weight, 1.0), 0.0)
-    # The first term is the value, and the second, zero, the weighted gradient.
-    weighted = jax.lax.stop_gradient(z) + weight[..., None].astype(z.dtype) * (z - jax.lax.stop_gradient(z))
-    return with_jacobian(lambda z, q, tangent: tangent, weighted, q)
+    ratio = jnp.where(apart > 0, closest[indices] / jnp.where(apart > 0, apart, 1.0), 1.0)
+    # A masked token may hold anything, NaN included.
+    weight = jnp.where(jnp.isfinite(apart), jnp.square(jnp.minimum(ratio, 1.0)), 0.0)
+    return with_jacobian(lambda z, q, tangent: tangent, with_scaled_gradient(z, weight[..., None]), q)

@@ -8,6 +8,8 @@ from vqjax.norms import SHORTEST, length_and_direction
 
 # Below this length of u + q̂ (or u - q̂) rounding leaves its direction with less than two correct digits.
 _SHORTEST_SUM = 1e-5
+# An infinite ratio would turn a zero of the gradient into NaN.
+_LARGEST_RATIO = 1e30
 
 
 def norm_ratio(z: Vectors, q: Vectors) -> Float[Array, "*batch 1"]:
@@ -28,7 +30,7 @@ def norm_ratio(z: Vectors, q: Vectors) -> Float[Array, "*batch 1"]:
     z_length, _ = length_and_direction(z)
     q_length, _ = length_and_direction(q)
     exists = map_exists(z_length, q_length)
-    return jnp.where(exists, q_length / jnp.where(exists, z_length, 1.0), 1.0)
+    return jnp.where(exists, jnp.minimum(q_length / jnp.where(exists, z_length, 1.0), _LARGEST_RATIO), 1.0)
 
 
 def map_exists(

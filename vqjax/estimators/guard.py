@@ -4,13 +4,12 @@ import functools
 import math
 import numbers
 
-import jax
 import jax.numpy as jnp
 
 from vqjax.errors import UserError
 from vqjax.estimators.geometry import norm_ratio
-from vqjax.estimators.jacobian import Estimator, Vectors
-from vqjax.estimators.registry import ESTIMATORS, get_estimator
+from vqjax.estimators.jacobian import Estimator, Vectors, with_scaled_gradient
+from vqjax.estimators.registry import ESTIMATORS, chooses_codes, get_estimator
 
 _SCALING = ("rotation", "rotation_normalized", "reflection")
 
@@ -44,16 +43,25 @@ def clip_norm_ratio(estimator: str | Estimator, most: float) -> Estimator:
     if not isinstance(most, numbers.Real) or isinstance(most, bool) or not 0 < most < math.inf:
         raise UserError(f"most={most!r} is not allowed: use a finite number above 0, such as 1.0.")
     inner = get_estimator(estimator)
-    unscaled = [name for name, named in ESTIMATORS.items() if named is inner and name not in _SCALING]
-    if unscaled:
-        raise UserError(f"estimator={unscaled[0]!r} does not scale by |q|/|z|: use one of {', '.join(_SCALING)}.")
+    _check_that_it_scales(inner)
 
     @functools.wraps(inner)
     def clipped(z: Vectors, q: Vectors, **context) -> Vectors:
-        ratio = jax.lax.stop_gradient(norm_ratio(z, q))
-        factor = jnp.minimum(1.0, most / jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny)).astype(z.dtype)
-        # The first term is the value, and the second, zero, the weighted gradient.
-        constant = jax.lax.stop_gradient(z)
-        return inner(constant + factor * (z - constant), q, **context)
+        ratio = norm_ratio(z, q)
+        factor = jnp.minimum(1.0, most / jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
+        return inner(with_scaled_gradient(z, factor), q, **context)
 
     return clipped
+
+
+def _check_that_it_scales(estimator: Estimator) -> None:
+    bare = estimator
+    while isinstance(bare, functools.partial):
+        bare = bare.func
+    name = next((name for name, named in ESTIMATORS.items() if named is bare), None)
+    unscaled = chooses_codes(estimator) if name is None else name not in _SCALING
+    if unscaled:
+        raise UserError(
+            f"estimator={name or estimator!r} does not scale by |q|/|z|: use one of {', '.join(_SCALING)}, "
+            "or a callable (z, q) -> q' that does."
+        )

@@ -35,21 +35,31 @@ def with_jacobian(linear_map: LinearMap, z: Vectors, q: Vectors) -> Vectors:
     return value(z, q)
 
 
-def with_gradient_of(value: Vectors, carrier: Vectors) -> Vectors:
+def with_gradient_of(value: Float[Array, "*shape"], carrier: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns ``value`` bit for bit, with the derivative of ``carrier``."""
 
     @jax.custom_jvp
-    def take(value: Vectors, carrier: Vectors) -> Vectors:
+    def take(value: Array, carrier: Array) -> Array:
         return value
 
     @take.defjvp
-    def derivative(primals: tuple[Vectors, Vectors], tangents: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
+    def derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
         return primals[0], tangents[1].astype(primals[0].dtype)
 
     return take(value, carrier)
 
 
+def with_scaled_gradient(x: Vectors, factor: Float[Array, "*batch 1"]) -> Vectors:
+    """Returns ``x`` in float32, with its gradient multiplied by ``factor``, which is held constant."""
+    x = x.astype(jnp.float32)
+    constant, factor = jax.lax.stop_gradient((x, factor))
+    # The first term is the value, and the second, zero, the gradient.
+    return constant + factor * (x - constant)
+
+
 def length(x: Vectors) -> Float[Array, "*batch 1"]:
-    """Euclidean length whose gradient at the zero vector is zero."""
-    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+    """Euclidean length, differentiable for vectors of any size; its gradient at the zero vector is zero."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    squared = jnp.sum(jnp.square(x / scale), axis=-1, keepdims=True)
+    return jnp.where(squared > 0, scale * jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)

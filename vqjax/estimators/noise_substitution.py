@@ -1,6 +1,7 @@
 """The quantization error as noise."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vqjax.estimators.jacobian import Vectors, length
@@ -20,7 +21,7 @@ def noise_substitution(z: Vectors, q: Vectors, *, key: Key[Array, ""]) -> Vector
       key: Random key of the noise.
 
     Returns:
-      A random point at the code's distance from ``z``.
+      A random point at the code's distance from ``z``, of ``q``'s dtype.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -31,5 +32,7 @@ def noise_substitution(z: Vectors, q: Vectors, *, key: Key[Array, ""]) -> Vector
 
     Source: Vali and Bäckström, IEEE Access 2022 ("NSVQ").
     """
+    dtype = q.dtype
+    z, q = z.astype(jnp.float32), q.astype(jnp.float32)
     _, direction = length_and_direction(jax.random.normal(key, z.shape))
-    return z + length(z - q) * direction.astype(z.dtype)
+    return (z + length(z - q) * direction).astype(dtype)

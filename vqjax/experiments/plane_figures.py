@@ -127,7 +127,7 @@ def _draw_heights(axis: Any) -> None:
     extent = (-half_width, half_width, -half_width, half_width)
     levels = np.linspace(0, np.log1p(900), 14)
     axis.contourf(np.log1p(heights), levels, origin="lower", extent=extent, cmap="Greys_r", alpha=0.45, extend="max")
-    axis.plot(*np.transpose(himmelblau.MINIMA), linestyle="", marker="*", markersize=11, color="#f2c029", mec=INK)
+    axis.plot(*np.transpose(himmelblau.MINIMA), linestyle="", marker="*", markersize=11, color="white", mec=INK)
     axis.set(xlim=(-half_width, half_width), ylim=(-half_width, half_width))
 
 

@@ -1,9 +1,12 @@
 """Figures without global state, from matplotlib, which is an optional dependency."""
 
 import importlib
+import io
 import os
 from types import ModuleType
 from typing import Any
+
+from PIL import Image
 
 from vqjax.errors import UserError
 from vqjax.reporting import atomic_file
@@ -68,5 +71,9 @@ def save_figure(path: str | os.PathLike[str], figure: Any) -> None:
       path: Where to write it.
       figure: Of matplotlib.
     """
-    with matplotlib_module("style").context(_STYLE), atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=_PIXELS_PER_INCH, metadata={"Software": None})
+    drawn = io.BytesIO()
+    with matplotlib_module("style").context(_STYLE):
+        figure.savefig(drawn, format="png", dpi=_PIXELS_PER_INCH)
+    with Image.open(drawn) as image, atomic_file(path) as file:
+        # A palette takes a third of the bytes and looks the same.
+        image.convert("RGB").quantize(256).save(file, format="PNG", optimize=True)

@@ -39,7 +39,9 @@ def learn(
     if vq.codebook_update != "none" or running:
         require_mutable(vq, "train=True")
     tokens, token_mask = per_group(vq, jax.lax.stop_gradient(vectors), mask)
-    stored = jax.lax.stop_gradient(stored_codes(vq))
+    if running:
+        # Before the moving averages: tokens of the first batch would enter them as if nothing were transformed.
+        transform.update(jax.lax.stop_gradient(stored_codes(vq)), tokens, token_mask, mapped_axis(vq))
     if vq.codebook_update != "none":
         # Moving averages live among the stored codes, learned codes are replaced where they are looked up.
         in_base = transform.to_base(tokens) if running and ema_settings(vq) is not None else tokens
@@ -48,8 +50,6 @@ def learn(
         after, dead = _updated(vq, before, batch, in_base, token_mask, weights)
         write_state(vq, before, after)
         metrics["dead_codes"] = jnp.sum(dead)
-    if running:
-        transform.update(stored, tokens, token_mask, mapped_axis(vq))
     return metrics
 
 
