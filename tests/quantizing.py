@@ -1,5 +1,7 @@
 """What the tests of the quantizers share: a small quantizer, and float64 NumPy beside it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +25,10 @@ def every_second(shape):
 
 def create(**arguments):
     vq = VectorQuantizer(num_codes=CODES, **arguments)
-    return vq, vq.init(KEY, gaussian(2, 3, DIM))
+    return vq, jax.jit(vq.init)(KEY, gaussian(2, 3, DIM))
 
 
+@functools.partial(jax.jit, static_argnames="vq")
 def train(vq, variables, z, mask=None, key=KEY):
     out, changed = vq.apply(variables, z, mask, train=True, mutable=["codebook"], rngs={"quantizer": key})
     return out, variables | changed

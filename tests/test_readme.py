@@ -1,4 +1,4 @@
-"""The README's example for one's own model runs as printed."""
+"""The README's examples for one's own model run as printed."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,12 @@ from pathlib import Path
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_example_runs_and_keeps_its_promises():
-    (code,) = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
+def test_the_examples_run_and_keep_their_promises():
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    examples = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    for code in examples:
+        exec(compile(code, "README.md", "exec"), names)
     evaluated = names["vq"].apply(names["variables"], names["z"])
     assert (names["vectors"] == evaluated.quantized).all()
     assert names["out"].indices.shape == (8, 16, 16)

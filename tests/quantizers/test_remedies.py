@@ -1,5 +1,7 @@
 """Each remedy of the quantizer does what it is for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +21,10 @@ KEY = jax.random.key(4)
 
 def create(dim=DIM, **arguments):
     vq = VectorQuantizer(num_codes=CODES, **arguments)
-    return vq, vq.init(KEY, jnp.ones((1, dim)))
+    return vq, jax.jit(vq.init)(KEY, jnp.ones((1, dim)))
 
 
+@functools.partial(jax.jit, static_argnames="vq")
 def train(vq, variables, z, **arguments):
     out, changed = vq.apply(variables, z, train=True, mutable=["codebook"], rngs={"quantizer": KEY}, **arguments)
     return out, variables | changed

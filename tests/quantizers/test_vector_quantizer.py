@@ -101,7 +101,8 @@ def test_the_lookup_uses_the_codebook_before_the_update(codebook_update, replace
     z = gaussian(2, 3, DIM, seed=1)
     out, changed = train(vq, variables, z)
     before = vq.apply(variables, z)
-    chex.assert_trees_all_equal((out.quantized, out.indices, out.loss), (before.quantized, before.indices, before.loss))
+    chex.assert_trees_all_equal((out.quantized, out.indices), (before.quantized, before.indices))
+    np.testing.assert_allclose(out.loss, before.loss, rtol=1e-6)
     assert not np.array_equal(changed["codebook"]["usage"], variables["codebook"]["usage"])
 
 
