@@ -2,10 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.estimators import norm_ratio
 from vqjax.norms import length_and_direction
+
+# Above this many codes their counts (4 MiB) would be larger than the sorted indices of a usual batch.
+_LARGEST_HISTOGRAM = 2**20
 
 
 def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
@@ -43,6 +46,46 @@ def usage(counts: Float[Array, " codes"]) -> Float[Array, ""]:
       0.5
     """
     return jnp.mean(counts > 0, dtype=jnp.float32)
+
+
+def index_statistics(
+    indices: Int[Array, "*batch"],
+    num_codes: int,
+    mask: Bool[Array, "*batch"] | None = None,
+    axis_name: str | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """:func:`perplexity` and :func:`usage` of indices, also where counting every code would not fit in memory.
+
+    Args:
+      indices: In ``[0, num_codes)``.
+      num_codes: Size of the codebook.
+      mask: True for the tokens that count.
+      axis_name: Mapped axis over which the batch is split.
+
+    Returns:
+      ``perplexity`` and ``usage`` over the global batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = index_statistics(jnp.array([7, 7, 2**30, 2**30]), 2**31 - 1)
+      >>> round(float(found["perplexity"]), 4)
+      2.0
+    """
+    indices = indices.reshape(-1)
+    mask = jnp.ones(indices.shape, bool) if mask is None else mask.reshape(-1)
+    if num_codes <= _LARGEST_HISTOGRAM:
+        counts = jnp.zeros(num_codes).at[jnp.where(mask, indices, num_codes)].add(1.0, mode="drop")
+        counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
+        return {"perplexity": perplexity(counts), "usage": usage(counts)}
+    indices = jnp.where(mask, indices, -1)
+    if axis_name is not None:
+        indices = jax.lax.all_gather(indices, axis_name, tiled=True, to="invarying")
+    ordered = jnp.sort(indices)
+    first = (ordered >= 0) & (ordered != jnp.concatenate([jnp.full_like(ordered[:1], -1), ordered[:-1]]))
+    # Masked tokens come first in the order, before any run: position -1 would wrap, so they are sent past the end.
+    run = jnp.where(ordered >= 0, jnp.cumsum(first) - 1, ordered.shape[0])
+    counts = jnp.zeros(ordered.shape[0]).at[run].add(1.0, mode="drop")
+    return {"perplexity": perplexity(counts), "usage": jnp.sum(first, dtype=jnp.float32) / num_codes}
 
 
 def masked_mean(

@@ -63,8 +63,7 @@ def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes di
       >>> print(nearest_k_codes(jnp.array([[0.9]]), codes, k=2))
       [[1 0]]
     """
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= codes.shape[0]:
-        raise UserError(f"k={k!r} is not allowed: use a whole number in [1, {codes.shape[0]}], the number of codes.")
+    _check_k(k, codes.shape[0])
     tokens, codes = _centered(z, codes)
 
     def of_some(tokens: Float[Array, "tokens dim"]) -> Int[Array, "tokens k"]:
@@ -93,9 +92,46 @@ def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch
       >>> print(nearest_own_codes(jnp.array([[0.1], [0.1]]), codes))
       [0 1]
     """
+    return jnp.argmin(_own_distances(z, codes), axis=-1).astype(jnp.int32)
+
+
+def nearest_k_own_codes(
+    z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"], k: int
+) -> Int[Array, "*batch k"]:
+    """Finds the ``k`` nearest codes of each vector in a codebook of its own.
+
+    Args:
+      z: Vectors to look up.
+      codes: One codebook per vector.
+      k: How many, in ``[1, codes]``.
+
+    Returns:
+      int32 indices, nearest first; ties go to the lowest index. No gradient passes.
+
+    Raises:
+      UserError: ``k`` is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> codes = jnp.array([[[0.0], [1.0]], [[1.0], [0.0]]])
+      >>> print(nearest_k_own_codes(jnp.array([[0.1], [0.1]]), codes, k=2))
+      [[0 1]
+       [1 0]]
+    """
+    _check_k(k, codes.shape[-2])
+    return jax.lax.top_k(-_own_distances(z, codes), k)[1]
+
+
+def _own_distances(
+    z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"]
+) -> Float[Array, "*batch codes"]:
     z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
-    distances = jnp.sum(jnp.square(jnp.expand_dims(z, -2) - codes), axis=-1)
-    return jnp.argmin(distances, axis=-1).astype(jnp.int32)
+    return jnp.sum(jnp.square(jnp.expand_dims(z, -2) - codes), axis=-1)
+
+
+def _check_k(k: int, num_codes: int) -> None:
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= num_codes:
+        raise UserError(f"k={k!r} is not allowed: use a whole number in [1, {num_codes}], the number of codes.")
 
 
 def _centered(

@@ -30,7 +30,7 @@ def check_arguments(vq: nn.Module) -> None:
             raise UserError(f"{name}={getattr(vq, name)!r} is not allowed: {allowed}")
 
     require(
-        _is_count(vq.num_codes) and vq.num_codes < 2**31,
+        is_count(vq.num_codes) and vq.num_codes < 2**31,
         "num_codes",
         "use a whole number of at least 1.",
     )
@@ -41,8 +41,8 @@ def check_arguments(vq: nn.Module) -> None:
         "use 'ema', 'gradient', 'none' or vqjax.quantizers.EMA(...).",
     )
     get_estimator(vq.estimator)
-    require(_is_number(vq.decay) and 0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
-    require(_is_weight(vq.commitment_weight), "commitment_weight", "use a finite number of at least 0, such as 0.25.")
+    require(is_number(vq.decay) and 0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
+    require(is_weight(vq.commitment_weight), "commitment_weight", "use a finite number of at least 0, such as 0.25.")
     _check_replacement(vq, require)
     _check_heads(vq, require)
     _check_learned_codes(vq, require)
@@ -62,12 +62,12 @@ def takes_condition(transform: nn.Module | None) -> bool:
 
 def _check_replacement(vq: nn.Module, require: Callable) -> None:
     require(
-        _is_number(vq.dead_code_threshold) and 0 <= vq.dead_code_threshold < 1,
+        is_number(vq.dead_code_threshold) and 0 <= vq.dead_code_threshold < 1,
         "dead_code_threshold",
         "use a fraction of the average use, in [0, 1).",
     )
     require(
-        vq.replace_unused_after is None or _is_count(vq.replace_unused_after),
+        vq.replace_unused_after is None or is_count(vq.replace_unused_after),
         "replace_unused_after",
         "use a whole number of batches, or None.",
     )
@@ -85,8 +85,8 @@ def _check_replacement(vq: nn.Module, require: Callable) -> None:
 
 
 def _check_heads(vq: nn.Module, require: Callable) -> None:
-    require(_is_count(vq.heads), "heads", "use a whole number of at least 1.")
-    require(vq.code_dim is None or _is_count(vq.code_dim), "code_dim", "use a whole number of at least 1, or None.")
+    require(is_count(vq.heads), "heads", "use a whole number of at least 1.")
+    require(vq.code_dim is None or is_count(vq.code_dim), "code_dim", "use a whole number of at least 1, or None.")
     require(
         not vq.separate_codebooks or vq.heads > 1,
         "separate_codebooks",
@@ -99,9 +99,9 @@ def _check_learned_codes(vq: nn.Module, require: Callable) -> None:
     by_gradient += " parameters) have this. Leave it out."
     require(vq.codebook_weight is None or learns_codes(vq), "codebook_weight", by_gradient)
     require(
-        vq.codebook_weight is None or _is_weight(vq.codebook_weight), "codebook_weight", "use a number of at least 0."
+        vq.codebook_weight is None or is_weight(vq.codebook_weight), "codebook_weight", "use a number of at least 0."
     )
-    require(_is_weight(vq.synchronization), "synchronization", "use a finite number of at least 0, such as 0.2.")
+    require(is_weight(vq.synchronization), "synchronization", "use a finite number of at least 0, such as 0.2.")
     require(vq.synchronization == 0 or learns_codes(vq), "synchronization", by_gradient)
     for regularizer in vq.regularizers:
         require(
@@ -126,7 +126,7 @@ def _check_learned_codes(vq: nn.Module, require: Callable) -> None:
 
 def _check_lookup(vq: nn.Module, require: Callable) -> None:
     estimator = get_estimator(vq.estimator)
-    require(_is_weight(vq.sampling_temperature), "sampling_temperature", "use 0, or a finite number above 0.")
+    require(is_weight(vq.sampling_temperature), "sampling_temperature", "use 0, or a finite number above 0.")
     require(
         vq.sampling_temperature == 0 or not chooses_codes(estimator),
         "sampling_temperature",
@@ -160,13 +160,16 @@ def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | Non
         )
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a real number; booleans are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_weight(value: object) -> bool:
-    return _is_number(value) and 0 <= value < math.inf
+def is_weight(value: object) -> bool:
+    """Whether a value is a finite number of at least zero."""
+    return is_number(value) and 0 <= value < math.inf
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number of at least one."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float, Int
 from vqjax.errors import UserError
 from vqjax.norms import normalize
 from vqjax.quantizers.checks import takes_condition
-from vqjax.quantizers.lookup import gather
 from vqjax.quantizers.variables import stored_codes
 
 Condition = Float[Array, "*batch features"] | None
@@ -53,7 +52,7 @@ def codes_at(
         chosen = jnp.squeeze(vq.codebook_transform(chosen, condition), -2)
         return normalize(chosen) if vq.metric == "cosine" else chosen
     codes = codes_of(vq)
-    return codes[jnp.arange(vq.heads), indices] if vq.separate_codebooks else gather(codes, indices)
+    return codes[jnp.arange(vq.heads), indices] if vq.separate_codebooks else codes[indices]
 
 
 def _check_condition(transform: nn.Module | None, condition: Condition) -> None:

@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.estimators import Estimator, chooses_codes, requirements, straight_through
-from vqjax.nearest import nearest_codes, nearest_own_codes
+from vqjax.nearest import nearest_codes
 from vqjax.sampling import sample_codes
 
 Vectors = Float[Array, "*batch dim"]
@@ -29,9 +28,11 @@ class Lookup(NamedTuple):
 
 def look_up(
     vectors: Vectors,
-    codes: Float[Array, "*tokens codes dim"],
+    codes: Float[Array, "codes dim"],
     mask: Bool[Array, "*batch"] | None,
     key: Key[Array, ""] | None,
+    given: Int[Array, "*batch"] | None = None,
+    chosen: Vectors | None = None,
     *,
     estimator: Estimator,
     temperature: float,
@@ -42,10 +43,12 @@ def look_up(
 
     Args:
       vectors: float32 tokens.
-      codes: One codebook for all tokens, or one per token (leading axes of ``vectors``).
+      codes: The codebook.
       mask: True for the tokens that count.
       key: Random key; without one nothing is drawn: the nearest codes, and straight-through in place of estimators
         that draw noise.
+      given: Indices that were chosen elsewhere; None looks them up.
+      chosen: Their codes, where those are not rows of ``codes``.
       estimator: See :mod:`vqjax.estimators`.
       temperature: Of the sampling of indices; 0 takes the nearest.
       metric: ``"euclidean"`` or ``"cosine"``; of the sampling.
@@ -60,36 +63,14 @@ def look_up(
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     if chooses_codes(estimator):
         quantized, indices = estimator(vectors, codes, **_given(estimator, {"key": key, "mask": mask}))
-        return Lookup(quantized, indices, gather(codes, indices))
-    indices = _select(vectors, codes, key, temperature, metric)
-    chosen = gather(codes, indices)
+        return Lookup(quantized, indices, codes[indices])
+    indices = _select(vectors, codes, key, temperature, metric) if given is None else given
+    chosen = codes[indices] if chosen is None else chosen
     offered = {"indices": indices, "num_codes": codes.shape[-2], "mask": mask, "axis_name": axis_name, "key": key}
     return Lookup(estimator(vectors, chosen, **_given(estimator, offered)), indices, chosen)
 
 
-def gather(codes: Float[Array, "*tokens codes dim"], indices: Int[Array, "*batch"]) -> Vectors:
-    """Returns the codes of indices, from one codebook or from one per token.
-
-    Args:
-      codes: The codebook, or one per token.
-      indices: In ``[0, codes)``.
-
-    Returns:
-      One vector per index.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> gather(jnp.array([[1.0], [2.0]]), jnp.array([1, 1, 0])).tolist()
-      [[2.0], [2.0], [1.0]]
-    """
-    if codes.ndim == 2:
-        return codes[indices]
-    return jnp.take_along_axis(codes, indices[..., None, None], axis=-2)[..., 0, :]
-
-
 def _select(vectors: Vectors, codes: Array, key: Array | None, temperature: float, metric: str) -> Array:
-    if codes.ndim > 2:
-        return nearest_own_codes(vectors, codes)
     if key is not None and temperature > 0:
         # A key of its own: an estimator's noise must not depend on the noise that chose the index.
         return sample_codes(jax.random.fold_in(key, 1), vectors, codes, temperature=temperature, metric=metric)

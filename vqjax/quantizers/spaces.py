@@ -1,11 +1,11 @@
 """Into the space of the codes and back: projection, heads, and the unit sphere of the cosine metric."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vqjax.norms import normalize
+from vqjax.quantizers.projection import project
 
 
 def lookup_space(vq: nn.Module, z: Float[Array, "*batch dim"]) -> Float[Array, "*tokens code_dim"]:
@@ -20,7 +20,7 @@ def lookup_space(vq: nn.Module, z: Float[Array, "*batch dim"]) -> Float[Array, "
     """
     z = z.astype(jnp.float32)
     if vq.code_dim is not None:
-        z = _project(vq, "project_in", z)
+        z = project(vq, "project_in", z)
     if vq.heads > 1:
         z = z.reshape(*z.shape[:-1], vq.heads, z.shape[-1] // vq.heads)
     return normalize(z) if vq.metric == "cosine" else z
@@ -38,7 +38,7 @@ def output_space(vq: nn.Module, vectors: Float[Array, "*tokens code_dim"]) -> Fl
     """
     if vq.heads > 1:
         vectors = vectors.reshape(*vectors.shape[:-2], vq.heads * vectors.shape[-1])
-    return _project(vq, "project_out", vectors) if vq.code_dim is not None else vectors
+    return project(vq, "project_out", vectors) if vq.code_dim is not None else vectors
 
 
 def mask_of_heads(vq: nn.Module, mask: Bool[Array, "*batch"] | None) -> Bool[Array, "*tokens"] | None:
@@ -46,9 +46,3 @@ def mask_of_heads(vq: nn.Module, mask: Bool[Array, "*batch"] | None) -> Bool[Arr
     if mask is None or vq.heads == 1:
         return mask
     return jnp.broadcast_to(mask[..., None], (*mask.shape, vq.heads))
-
-
-def _project(vq: nn.Module, name: str, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch features"]:
-    kernel, bias = (vq.get_variable("params", f"{name}_{part}") for part in ("kernel", "bias"))
-    x = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
-    return x + jnp.broadcast_to(bias, x.shape)

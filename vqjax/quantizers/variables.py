@@ -12,6 +12,7 @@ from vqjax.codebook import fresh_codebook
 from vqjax.errors import UserError
 from vqjax.norms import normalize
 from vqjax.quantizers.ema import EMA
+from vqjax.quantizers.projection import create_projections
 
 
 def ema_settings(vq: nn.Module) -> EMA | None:
@@ -34,10 +35,7 @@ def create_variables(vq: nn.Module, features: int) -> None:
       features: Of the input.
     """
     if vq.code_dim is not None:
-        inner = vq.heads * vq.code_dim
-        for name, shape in (("project_in", (features, inner)), ("project_out", (inner, features))):
-            vq.param(f"{name}_kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-            vq.param(f"{name}_bias", nn.initializers.zeros, shape[-1:], jnp.float32)
+        create_projections(vq, features, vq.heads * vq.code_dim)
     shape = (vq.num_codes, code_features(vq, features))
     heads = (vq.heads,) if vq.separate_codebooks else ()
 

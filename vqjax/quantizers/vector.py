@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.estimators import Estimator, get_estimator, requirements
+from vqjax.estimators import Estimator, chooses_codes, get_estimator, requirements
 from vqjax.metrics import geometry, perplexity, usage
-from vqjax.nearest import nearest_codes, nearest_k_codes, nearest_own_codes
+from vqjax.nearest import nearest_codes, nearest_k_codes, nearest_k_own_codes, nearest_own_codes
 from vqjax.quantizers.checks import check_arguments, check_input
 from vqjax.quantizers.codes import codes_at, codes_of
 from vqjax.quantizers.ema import EMA
@@ -31,7 +31,7 @@ from vqjax.quantizers.losses import distance, losses
 from vqjax.quantizers.masking import minus_one_where_masked, zero_where_masked
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.spaces import lookup_space, mask_of_heads, output_space
-from vqjax.quantizers.variables import check_features, create_variables, per_codebook
+from vqjax.quantizers.variables import check_features, create_variables, per_codebook, stored_codes
 from vqjax.regularizers import Regularizer
 
 Vectors = Float[Array, "*batch dim"]
@@ -141,6 +141,11 @@ class VectorQuantizer(nn.Module):
         super().__post_init__()
         check_arguments(self)
 
+    @property
+    def num_codebooks(self) -> int:
+        """The number of codebooks: one, or one per head."""
+        return self.heads if self.separate_codebooks else 1
+
     @nn.compact
     def __call__(
         self,
@@ -174,17 +179,55 @@ class VectorQuantizer(nn.Module):
         check_input(z, mask)
         if self.is_initializing():
             create_variables(self, z.shape[-1])
+        return self.assign(z, None, mask, train, condition=condition, update_weights=update_weights)
+
+    def assign(
+        self,
+        z: Vectors,
+        indices: Int[Array, "*indices"] | None,
+        mask: Mask = None,
+        train: bool = False,
+        *,
+        condition: Condition = None,
+        update_weights: Float[Array, "*heads codes"] | None = None,
+        update: bool = True,
+    ) -> QuantizerOutput:
+        """The call, with codes that were chosen elsewhere: by a beam search, or by another device.
+
+        Args:
+          z: As in the call.
+          indices: As ``encode`` returns them; None looks them up.
+          mask: As in the call.
+          train: As in the call.
+          condition: As in the call.
+          update_weights: As in the call.
+          update: False leaves the codebook as it is even in training, for those who update it jointly later.
+
+        Returns:
+          As the call.
+
+        Raises:
+          UserError: As the call, and where the estimator chooses the codes itself.
+        """
+        check_input(z, mask)
         check_features(self, z.shape[-1])
+        if indices is not None and chooses_codes(get_estimator(self.estimator)):
+            raise UserError(
+                f"estimator={self.estimator!r} chooses the codes itself: pass indices=None, or another one."
+            )
         train = train and not self.is_initializing()
         vectors, token_mask = lookup_space(self, zero_where_masked(z, mask)), mask_of_heads(self, mask)
-        found = self._look_up(vectors, codes_of(self, condition), token_mask, train)
+        if condition is None:
+            found = self._look_up(vectors, codes_of(self), token_mask, train, indices)
+        else:
+            found = self._look_up_own(vectors, condition, token_mask, train, indices)
         counts = self._count(vectors, found.indices, token_mask)
         loss, metrics = losses(self, vectors, found.codes, counts, token_mask)
         metrics |= {"perplexity": jnp.mean(per_codebook(self, perplexity)(counts)), "usage": usage(counts.reshape(-1))}
         metrics |= geometry(vectors, found.codes, token_mask, mapped_axis(self))
         if self.codebook_update != "none":
             metrics["dead_codes"] = count_dead(self)
-        if train:
+        if train and update:
             metrics |= learn(self, vectors, found.indices, token_mask, update_weights)
         # The sum is the value of the first term bit for bit: the second is zero, and carries a gradient to the codes.
         quantized = found.quantized + self.synchronization * (found.codes - jax.lax.stop_gradient(found.codes))
@@ -209,11 +252,9 @@ class VectorQuantizer(nn.Module):
         check_input(z, mask)
         check_features(self, z.shape[-1])
         vectors, codes = lookup_space(self, z), codes_of(self, condition)
-        if condition is not None and top_k is not None:
-            raise UserError(f"top_k={top_k} is not allowed with condition: leave one of them out.")
         search = nearest_codes if condition is None else nearest_own_codes
         if top_k is not None:
-            search = partial(nearest_k_codes, k=top_k)
+            search = partial(nearest_k_codes if condition is None else nearest_k_own_codes, k=top_k)
         indices = self._search(search, vectors, codes)
         token_mask = mask_of_heads(self, mask)
         if top_k is not None and token_mask is not None:
@@ -311,18 +352,29 @@ class VectorQuantizer(nn.Module):
         check_features(self, z.shape[-1])
         return output_space(self, lookup_space(self, z)).astype(z.dtype)
 
-    def _look_up(self, vectors: Vectors, codes: Array, mask: Mask, train: bool) -> Lookup:
+    def _look_up_own(self, vectors: Vectors, condition: Array, mask: Mask, train: bool, given: Array | None) -> Lookup:
+        """Each token in its own codebook: only the chosen codes are made with gradient, and as decode makes them."""
+        if given is None:
+            given = nearest_own_codes(vectors, codes_of(self, condition))
+        chosen = codes_at(self, jnp.maximum(given, 0), condition)
+        return self._look_up(vectors, stored_codes(self), mask, train, given, chosen)
+
+    def _look_up(
+        self, vectors: Vectors, codes: Array, mask: Mask, train: bool, given: Array | None, chosen: Array | None = None
+    ) -> Lookup:
         estimator = get_estimator(self.estimator)
         key = None
         if train and ("key" in requirements(estimator) or self.sampling_temperature > 0):
             cause = "sampling_temperature" if self.sampling_temperature > 0 else f"estimator={self.estimator!r}"
             key = draw_keys(self, cause)
+        # A masked token is given as -1, which is no code.
+        given = None if given is None else jnp.maximum(given, 0)
         settings = {"temperature": self.sampling_temperature, "metric": self.metric, "axis_name": mapped_axis(self)}
         search = partial(look_up, estimator=estimator, **settings)
         if not self.separate_codebooks:
-            return search(vectors, codes, mask, key)
-        axes = (-2, 0, None if mask is None else -1, None if key is None else 0)
-        return jax.vmap(search, in_axes=axes, out_axes=Lookup(-2, -1, -2))(vectors, codes, mask, key)
+            return search(vectors, codes, mask, key, given, chosen)
+        axes = (-2, 0, None if mask is None else -1, None if key is None else 0, None if given is None else -1)
+        return jax.vmap(search, in_axes=axes, out_axes=Lookup(-2, -1, -2))(vectors, codes, mask, key, given)
 
     def _search(self, search: Callable, vectors: Vectors, codes: Array) -> Int[Array, "*indices"]:
         if not self.separate_codebooks:

@@ -1,0 +1,51 @@
+"""One integer for several: the index of a code whose features have so many levels each."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Integer
+
+
+def to_index(levels: Int[Array, "*batch features"], radices: Sequence[int]) -> Int[Array, "*batch"]:
+    r"""Joins the levels of all features, the first one varying fastest.
+
+    .. math:: i = \sum_j l_j \prod_{m<j} L_m
+
+    In integers throughout, so that it is exact for every product of radices below 2^31.
+
+    Args:
+      levels: :math:`l_j` in ``[0, radices[j])``.
+      radices: :math:`L_j`, the number of levels of each feature.
+
+    Returns:
+      int32 indices in ``[0, prod(radices))``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(to_index(jnp.array([[2, 0], [2, 1]]), (3, 2)))
+      [2 5]
+    """
+    return jnp.sum(levels.astype(jnp.int32) * _basis(radices), axis=-1, dtype=jnp.int32)
+
+
+def to_levels(index: Integer[Array, "*batch"], radices: Sequence[int]) -> Int[Array, "*batch features"]:
+    """Takes an index apart again: the inverse of :func:`to_index`.
+
+    Args:
+      index: In ``[0, prod(radices))``, of any integer dtype.
+      radices: The number of levels of each feature.
+
+    Returns:
+      int32 levels along a new last axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> to_levels(jnp.array([2, 5]), (3, 2)).tolist()
+      [[2, 0], [2, 1]]
+    """
+    return index.astype(jnp.int32)[..., None] // _basis(radices) % jnp.asarray(radices, jnp.int32)
+
+
+def _basis(radices: Sequence[int]) -> Int[Array, " features"]:
+    return jnp.asarray([math.prod(radices[:position]) for position in range(len(radices))], jnp.int32)

@@ -1,0 +1,160 @@
+"""Groups of features, each with a quantizer of its own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from vqjax.errors import UserError
+from vqjax.quantizers.checks import check_input, is_count
+from vqjax.quantizers.output import QuantizerOutput
+from vqjax.quantizers.residual import ResidualVQ
+from vqjax.quantizers.vector import VectorQuantizer
+
+Vectors = Float[Array, "*batch dim"]
+Mask = Bool[Array, "*batch"] | None
+
+
+class Grouped(nn.Module):
+    """Splits the features into groups and quantizes each on its own.
+
+    Variables:
+      Those of the template, once per group, under ``parts_0``, ``parts_1`` and so on.
+
+    Attributes:
+      quantizer: Template of a group's quantizer, any of this package.
+      groups: Number of groups; has to divide the number of features.
+
+    Raises:
+      UserError: ``groups`` is out of range; at construction.
+
+    Example:
+      >>> import jax
+      >>> from vqjax.quantizers import FSQ, Grouped
+      >>> z = jax.random.normal(jax.random.key(0), (2, 16, 6))
+      >>> quantizer = Grouped(FSQ(levels=(8, 5, 5)), groups=2)
+      >>> variables = quantizer.init(jax.random.key(1), z)
+      >>> quantizer.apply(variables, z).indices.shape
+      (2, 16, 2)
+    """
+
+    quantizer: nn.Module
+    groups: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_count(self.groups):
+            raise UserError(f"groups={self.groups!r} is not allowed: use a whole number of at least 1.")
+
+    def setup(self) -> None:
+        self.parts = [self.quantizer.clone(name=None) for _ in range(self.groups)]
+
+    @property
+    def num_codes(self) -> int:
+        """The number of codes of one group's codebook."""
+        return self.quantizer.num_codes
+
+    @property
+    def num_codebooks(self) -> int:
+        """The number of codebooks of all groups."""
+        return self.groups * self.quantizer.num_codebooks
+
+    def __call__(self, z: Vectors, mask: Mask = None, train: bool = False) -> QuantizerOutput:
+        """Quantizes vectors.
+
+        Args:
+          z: Vectors along the last axis, any leading axes.
+          mask: As the template takes it.
+          train: As the template takes it.
+
+        Returns:
+          Codes of all groups side by side, indices with an axis of groups after the leading axes of ``z``, the sum
+          of the groups' losses, and the mean of their metrics (of dead codes: the sum).
+
+        Raises:
+          UserError: The features do not split into groups, or the template's reasons.
+        """
+        outputs = [part(piece, mask, train) for part, piece in zip(self.parts, self._split(z), strict=True)]
+        metrics = jax.tree.map(lambda *values: sum(values) / len(values), *[output.metrics for output in outputs])
+        if "dead_codes" in metrics:
+            metrics["dead_codes"] = sum(output.metrics["dead_codes"] for output in outputs)
+        quantized = jnp.concatenate([output.quantized for output in outputs], axis=-1)
+        indices = jnp.stack([output.indices for output in outputs], axis=z.ndim - 1)
+        return QuantizerOutput(quantized, indices, sum(output.loss for output in outputs), metrics)
+
+    def encode(self, z: Vectors, mask: Mask = None) -> Int[Array, "*indices"]:
+        """Returns indices, with an axis of groups after the leading axes of ``z``."""
+        pieces = zip(self.parts, self._split(z), strict=True)
+        return jnp.stack([part.encode(piece, mask) for part, piece in pieces], axis=z.ndim - 1)
+
+    def decode(self, indices: Integer[Array, "*indices"]) -> Vectors:
+        """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32."""
+        axis = indices.ndim - 1 - self._trailing_axes
+        if axis < 0 or indices.shape[axis] != self.groups:
+            raise UserError(
+                f"indices has shape {indices.shape}: axis {axis} from the start has to be the {self.groups} groups."
+            )
+        pieces = jnp.moveaxis(indices, axis, 0)
+        return jnp.concatenate([part.decode(piece) for part, piece in zip(self.parts, pieces, strict=True)], axis=-1)
+
+    def unquantized(self, z: Vectors) -> Vectors:
+        """What infinitely fine quantizers would return."""
+        pieces = zip(self.parts, self._split(z), strict=True)
+        return jnp.concatenate([part.unquantized(piece) for part, piece in pieces], axis=-1)
+
+    def kmeans_init(self, z: Vectors, mask: Mask = None, **options: object) -> None:
+        """Starts the codebooks of every group from clusters, see the template's method."""
+        for part, piece in zip(self.parts, self._split(z), strict=True):
+            part.kmeans_init(piece, mask, **options)
+
+    @property
+    def _trailing_axes(self) -> int:
+        """How many axes the template's indices have after the leading axes of its input."""
+        several = max(getattr(self.quantizer, name, 1) for name in ("heads", "num_codebooks")) > 1
+        return int(several or hasattr(self.quantizer, "num_quantizers"))
+
+    def _split(self, z: Vectors) -> list[Vectors]:
+        check_input(z, None)
+        if z.shape[-1] % self.groups:
+            raise UserError(f"groups={self.groups} is not allowed: z has {z.shape[-1]} features. Use a divisor.")
+        return jnp.split(z, self.groups, axis=-1)
+
+
+class GroupedResidualVQ(Grouped):
+    """Groups of features, each described by several levels of codes.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import GroupedResidualVQ, ResidualVQ, VectorQuantizer
+      >>> z = jax.random.normal(jax.random.key(0), (2, 16, 8))
+      >>> vq = GroupedResidualVQ(ResidualVQ(VectorQuantizer(num_codes=16), num_quantizers=3), groups=2)
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> vq.apply(variables, z).indices.shape
+      (2, 16, 2, 3)
+
+    Source: Yang et al., 2023 (arXiv 2305.02765), Section 3.2.
+    """
+
+    quantizer: ResidualVQ
+
+
+class ProductVQ(VectorQuantizer):
+    """Product quantization: every group of features (a head) has a codebook of its own.
+
+    ``VectorQuantizer(heads=..., separate_codebooks=True)`` by its own name: ``heads`` codebooks of ``num_codes``
+    vectors offer ``num_codes ** heads`` vectors.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import ProductVQ
+      >>> z = jax.random.normal(jax.random.key(0), (2, 16, 8))
+      >>> vq = ProductVQ(num_codes=16, heads=4)
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> vq.apply(variables, z).indices.shape
+      (2, 16, 4)
+
+    Source: Jegou et al., 2011 (Product quantization for nearest neighbor search).
+    """
+
+    heads: int = 2
+    separate_codebooks: bool = True
