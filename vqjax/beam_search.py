@@ -69,12 +69,11 @@ def _best(
     sums: Float[Array, "*batch beams candidates dim"],
     paths: Int[Array, "*batch beams candidates levels"],
     size: int,
-) -> tuple[Vectors, Int[Array, "*batch beams levels"]]:
+) -> tuple[Float[Array, "*batch kept dim"], Int[Array, "*batch kept levels"]]:
     batch, count = left.shape[:-2], left.shape[-2] * left.shape[-1]
     _, kept = jax.lax.top_k(-left.reshape(*batch, count), min(size, count))
 
     def keep(values: Array) -> Array:
-        return jnp.take_along_axis(values.reshape(*batch, count, -1), kept[..., None], axis=-2)
+        return jnp.take_along_axis(values.reshape(*batch, count, values.shape[-1]), kept[..., None], axis=-2)
 
-    # A first level has no path yet, and a size of -1 could not be inferred from no elements.
     return keep(sums), keep(paths)

@@ -113,7 +113,7 @@ class Grouped(nn.Module):
         several = max(getattr(self.quantizer, name, 1) for name in ("heads", "num_codebooks")) > 1
         return int(several or hasattr(self.quantizer, "num_quantizers"))
 
-    def _split(self, z: Vectors) -> list[Vectors]:
+    def _split(self, z: Vectors) -> list[Float[Array, "*batch features"]]:
         check_input(z, None)
         if z.shape[-1] % self.groups:
             raise UserError(f"groups={self.groups} is not allowed: z has {z.shape[-1]} features. Use a divisor.")

@@ -71,8 +71,10 @@ class ResidualQuantizer(nn.Module):
         """The indices of one level, without training."""
         raise NotImplementedError
 
-    def level_decode(self, number: int, indices: Int[Array, "*batch"], above: Vectors) -> Vectors:
-        """The codes of one level; zero for index -1."""
+    def level_decode(
+        self, number: int, indices: Int[Array, "*batch"], above: Float[Array, "*batch features"]
+    ) -> Vectors:
+        """The codes of one level; zero for index -1. Nothing is above the first level: its ``above`` is ignored."""
         raise NotImplementedError
 
     def choose(self, x: Vectors, depths: Int[Array, "*batch"] | None, train: bool) -> Indices | None:
@@ -193,7 +195,7 @@ class ResidualQuantizer(nn.Module):
         check_input(z, None)
         return self._outer(self._inner(z)).astype(z.dtype)
 
-    def _inner(self, z: Vectors) -> Vectors:
+    def _inner(self, z: Vectors) -> Float[Array, "*batch features"]:
         if has_projections(self) and z.shape[-1] != outer_features(self):
             raise UserError(
                 f"z has {z.shape[-1]} features, but the projections in the variables were made for "
@@ -202,7 +204,7 @@ class ResidualQuantizer(nn.Module):
         z = z.astype(jnp.float32)
         return self.enter(project(self, "project_in", z) if has_projections(self) else z)
 
-    def _outer(self, vectors: Vectors) -> Vectors:
+    def _outer(self, vectors: Vectors) -> Float[Array, "*batch features"]:
         return project(self, "project_out", vectors) if has_projections(self) else vectors
 
     def _draw_depths(self, x: Vectors) -> Int[Array, "*batch"]:

@@ -136,7 +136,9 @@ class ResidualVQ(ResidualQuantizer):
     def level_encode(self, number: int, residual: Vectors, above: Vectors) -> Int[Array, "*batch"]:
         return self._codebook(number).encode(residual, condition=self._condition(number, above))
 
-    def level_decode(self, number: int, indices: Int[Array, "*batch"], above: Vectors) -> Vectors:
+    def level_decode(
+        self, number: int, indices: Int[Array, "*batch"], above: Float[Array, "*batch features"]
+    ) -> Vectors:
         return self._codebook(number).decode(indices, condition=self._condition(number, above))
 
     def choose(self, x: Vectors, depths: Int[Array, "*batch"] | None, train: bool) -> Indices | None:
@@ -178,14 +180,18 @@ class ResidualVQ(ResidualQuantizer):
     def _codebook(self, number: int) -> VectorQuantizer:
         return self.levels[0 if self.shared_codebook else number]
 
-    def _condition(self, number: int, above: Vectors) -> Vectors | None:
+    def _condition(self, number: int, above: Float[Array, "*batch features"]) -> Vectors | None:
         return above if self.implicit_codebooks is not None and number > 0 else None
 
-    def _candidates(self, number: int, residuals: Vectors, sums: Vectors, count: int) -> Int[Array, "*batch count"]:
+    def _candidates(
+        self, number: int, residuals: Vectors, sums: Vectors, count: int
+    ) -> Int[Array, "*batch candidates"]:
         level = self._codebook(number)
         return level.encode(residuals, condition=self._condition(number, sums), top_k=min(count, level.num_codes))
 
-    def _codes(self, number: int, indices: Int[Array, "*batch beams count"], sums: Vectors) -> Vectors:
+    def _codes(
+        self, number: int, indices: Int[Array, "*batch beams count"], sums: Float[Array, "*batch beams dim"]
+    ) -> Float[Array, "*batch beams count dim"]:
         each = jnp.broadcast_to(sums[..., None, :], (*indices.shape, sums.shape[-1]))
         return self.level_decode(number, indices, each)
 

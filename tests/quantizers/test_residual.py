@@ -1,0 +1,319 @@
+"""ResidualVQ, GroupedResidualVQ and ProductVQ: what holds for every combination of options, and peers' defects."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from vqjax import UserError, VectorQuantizer
+from vqjax.beam_search import beam_search
+from vqjax.quantizers.depth import draw_depths
+from vqjax.quantizers.grouped import GroupedResidualVQ, ProductVQ
+from vqjax.quantizers.residual import ResidualVQ
+from vqjax.quantizers.transforms import ImplicitCodebook
+
+KEY = jax.random.key(0)
+Z = jax.random.normal(jax.random.key(1), (8, 6, 4))
+MASK = jax.random.bernoulli(jax.random.key(2), 0.7, (8, 6))
+
+LEVEL = VectorQuantizer(num_codes=8)
+LEARNED = VectorQuantizer(num_codes=8, codebook_update="gradient")
+OPTIONS = {
+    "default": ResidualVQ(LEVEL, 3),
+    "straight_through": ResidualVQ(LEVEL.clone(estimator="straight_through"), 3),
+    "per_level": ResidualVQ(LEVEL, 3, gradient="per_level"),
+    "shared": ResidualVQ(LEVEL, 3, shared_codebook=True),
+    "sizes": ResidualVQ(LEVEL, 3, level_sizes=(8, 4, 2)),
+    "dropout": ResidualVQ(LEVEL, 3, dropout=1.0),
+    "beam": ResidualVQ(LEVEL, 3, beam_size=4),
+    "beam_dropout_shared": ResidualVQ(LEVEL, 3, beam_size=4, dropout=0.5, shared_codebook=True),
+    "projected": ResidualVQ(LEVEL, 3, code_dim=3),
+    "cosine": ResidualVQ(LEVEL.clone(metric="cosine"), 3),
+    "learned": ResidualVQ(LEARNED.clone(synchronization=0.5), 3),
+    "diveq": ResidualVQ(LEARNED.clone(estimator="diveq"), 3),
+    "level_projections": ResidualVQ(LEARNED.clone(code_dim=2, metric="cosine"), 3, gradient="per_level"),
+    "implicit": ResidualVQ(LEARNED, 3, implicit_codebooks=ImplicitCodebook(hidden=8)),
+    "implicit_beam": ResidualVQ(LEARNED, 3, implicit_codebooks=ImplicitCodebook(hidden=8), beam_size=3),
+    "replaced": ResidualVQ(LEVEL.clone(replace_dead_codes=True, dead_code_threshold=0.5), 3),
+    "replaced_shared": ResidualVQ(
+        LEVEL.clone(replace_dead_codes=True, dead_code_threshold=0.5), 3, shared_codebook=True
+    ),
+    "grouped": GroupedResidualVQ(ResidualVQ(LEVEL, 2), 2),
+    "grouped_dropout": GroupedResidualVQ(ResidualVQ(LEVEL, 3, dropout=1.0), 2),
+    "product": ProductVQ(num_codes=8, heads=2),
+}
+every_option = pytest.mark.parametrize("name", OPTIONS)
+
+
+def assert_alike(first, second, **tolerances):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, **tolerances)
+
+
+@cache
+def variables_of(name):
+    return OPTIONS[name].init({"params": KEY, "quantizer": KEY}, Z)
+
+
+@cache
+def trained(name):
+    """A training step of the masked batch: output, and variables after it."""
+    module = OPTIONS[name]
+
+    @jax.jit
+    def step(variables, z, mask, key):
+        return module.apply(variables, z, mask, train=True, mutable=["codebook"], rngs={"quantizer": key})
+
+    return step
+
+
+@cache
+def evaluated(name):
+    module = OPTIONS[name]
+
+    @jax.jit
+    def run(variables, z, mask):
+        out = module.apply(variables, z, mask)
+        indices = module.apply(variables, z, mask, method="encode")
+        return out, indices, module.apply(variables, indices, method="decode")
+
+    return run
+
+
+@every_option
+def test_decode_of_encode_is_quantized(name):
+    _, updates = trained(name)(variables_of(name), Z, MASK, KEY)
+    variables = {**variables_of(name), **updates}
+    out, indices, decoded = evaluated(name)(variables, Z, MASK)
+    np.testing.assert_array_equal(indices, out.indices)
+    np.testing.assert_array_equal(decoded, out.quantized)
+    assert np.isfinite(out.loss)
+    assert np.all(np.asarray(out.quantized)[~np.asarray(MASK)] == 0)
+    assert np.all(np.asarray(out.indices)[~np.asarray(MASK)] == -1)
+
+
+@every_option
+def test_masked_tokens_change_nothing(name):
+    changed = jnp.where(MASK[..., None], Z, 100.0)
+    variables = variables_of(name)
+    first, second = (trained(name)(variables, z, MASK, KEY) for z in (Z, changed))
+    assert_alike(first, second, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["default", "beam", "grouped"])
+def test_any_leading_axes_give_the_same(name):
+    module, variables = OPTIONS[name], variables_of(name)
+    out, indices, _ = evaluated(name)(variables, Z, jnp.ones_like(MASK))
+    flat = jax.jit(module.apply)(variables, Z.reshape(-1, 4))
+    np.testing.assert_array_equal(flat.quantized.reshape(Z.shape), out.quantized)
+    np.testing.assert_array_equal(module.apply(variables, Z[0, 0], method="encode"), indices[0, 0])
+
+
+def test_evaluation_changes_nothing():
+    _, updates = OPTIONS["default"].apply(variables_of("default"), Z, mutable=["codebook"])
+    assert_alike(updates["codebook"], variables_of("default")["codebook"], rtol=0)
+
+
+@every_option
+def test_one_device_and_eight_are_alike(name):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(Z, jax.NamedSharding(mesh, jax.P("data")))
+    mask = jax.device_put(MASK, jax.NamedSharding(mesh, jax.P("data")))
+    one, eight = (trained(name)(variables_of(name), z, m, KEY) for z, m in ((Z, MASK), (sharded, mask)))
+    np.testing.assert_array_equal(one[0].indices, eight[0].indices)
+    assert_alike(one, eight, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["default", "shared", "grouped"])
+def test_bfloat16_gives_bfloat16_and_float32_state(name):
+    out, updates = OPTIONS[name].apply(
+        variables_of(name), Z.astype(jnp.bfloat16), train=True, mutable=["codebook"], rngs={"quantizer": KEY}
+    )
+    assert out.quantized.dtype == jnp.bfloat16 and out.loss.dtype == jnp.float32
+    assert all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("levels", [1, 4, 8])
+def test_the_gradient_is_routed_once_and_per_level_is_its_multiple(levels):
+    level = VectorQuantizer(num_codes=8, estimator="straight_through")
+    for form, factor in (("total", 1.0), ("per_level", float(levels))):
+        module = ResidualVQ(level, levels, gradient=form)
+        variables = module.init(KEY, Z)
+        gradient = jax.grad(lambda z, m=module, v=variables: jnp.sum(m.apply(v, z).quantized))(Z)
+        np.testing.assert_allclose(gradient, factor, rtol=1e-6)
+
+
+def test_the_loss_of_each_level_pulls_the_encoder():
+    variables = variables_of("default")
+    gradient = jax.grad(lambda z: OPTIONS["default"].apply(variables, z).loss)(Z)
+    residual, expected = Z, jnp.zeros_like(Z)
+    for number in range(3):
+        codes = variables["codebook"][f"levels_{number}"]["codes"]
+        nearest = jnp.argmin(jnp.sum(jnp.square(residual[..., None, :] - codes[None, None]), -1), -1)
+        residual = residual - codes[nearest]
+        expected += 0.25 * 2 * residual / Z.size
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_decay_of_a_shared_codebook_does_not_depend_on_the_number_of_levels():
+    """vector-quantize-pytorch updates once per level: a decay of 0.99 acts as 0.99 ** levels."""
+    module = ResidualVQ(VectorQuantizer(num_codes=8, decay=0.9), 4, shared_codebook=True)
+    variables = module.init(KEY, Z)
+    out, updates = module.apply(variables, Z, train=True, mutable=["codebook"])
+    counts = updates["codebook"]["levels_0"]["counts"]
+    expected = 0.1 * np.bincount(np.asarray(out.indices).ravel(), minlength=8)
+    np.testing.assert_allclose(counts, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_beam_search_beats_greedy_on_what_is_left(train, batch):
+    """vector-quantize-pytorch fails here in evaluation, and in training for batches larger than one."""
+    z = jax.random.normal(jax.random.key(3), (batch, 64, 8))
+    errors = {}
+    for size in (1, 8):
+        module = ResidualVQ(VectorQuantizer(num_codes=32, estimator="straight_through"), 4, beam_size=size)
+        variables = module.init(KEY, z)
+        out, _ = module.apply(variables, z, train=train, mutable=["codebook"])
+        errors[size] = float(jnp.mean(jnp.square(z - out.quantized)))
+    assert errors[8] < 0.95 * errors[1]
+
+
+def test_beam_search_finds_the_best_sum_where_all_beams_fit():
+    codes = jax.random.normal(KEY, (2, 4, 3))
+    x = jax.random.normal(jax.random.key(5), (10, 3))
+
+    def nearest(level, residual, above, count):
+        distance = jnp.sum(jnp.square(residual[..., None, :] - codes[level][None, None]), axis=-1)
+        return jax.lax.top_k(-distance, count)[1]
+
+    found = beam_search(x, 2, 4, nearest, lambda level, indices, above: codes[level][indices])
+    sums = (codes[0][:, None] + codes[1][None]).reshape(16, 3)
+    best = jnp.argmin(jnp.sum(jnp.square(x[:, None] - sums[None]), axis=-1), axis=-1)
+    np.testing.assert_array_equal(found[:, 0] * 4 + found[:, 1], best)
+
+
+def test_a_beam_search_updates_no_frozen_codebook():
+    """vector-quantize-pytorch moves it."""
+    module = ResidualVQ(VectorQuantizer(num_codes=8, codebook_update="none"), 2, beam_size=3)
+    variables = module.init(KEY, Z)
+    _, updates = module.apply(variables, Z, train=True, mutable=["codebook"])
+    assert_alike(updates["codebook"], variables["codebook"], rtol=0)
+
+
+def test_dropout_is_drawn_per_example():
+    out, _ = trained("dropout")(variables_of("dropout"), Z, jnp.ones_like(MASK), KEY)
+    depths = np.sum(np.asarray(out.indices) >= 0, axis=-1)
+    assert np.all(depths == depths[:, :1]) and len(set(depths[:, 0])) > 1 and depths.min() >= 1
+    expected = evaluated("dropout")(variables_of("dropout"), Z, jnp.ones_like(MASK))[1]
+    kept = np.asarray(out.indices) >= 0
+    np.testing.assert_array_equal(np.asarray(out.indices)[kept], np.asarray(expected)[kept])
+
+
+def test_depths_keep_to_their_limits():
+    draw = lambda **settings: np.asarray(draw_depths(KEY, 4000, 8, **settings))  # noqa: E731
+    assert set(draw(probability=1.0)) == set(range(1, 9))
+    assert set(draw(probability=1.0, fewest=3, multiple_of=3)) == {3, 6, 8}
+    half = draw(probability=0.5)
+    assert np.mean(half == 8) == pytest.approx(0.5 + 0.5 / 8, abs=0.03)
+
+
+def test_dropped_levels_take_no_part_in_statistics():
+    module = ResidualVQ(VectorQuantizer(num_codes=8, decay=0.0), 3, dropout=1.0)
+    variables = module.init(KEY, Z)
+    out, updates = module.apply(variables, Z, train=True, mutable=["codebook"], rngs={"quantizer": KEY})
+    for number in range(3):
+        reached = np.asarray(out.indices)[..., number]
+        counts = np.bincount(reached[reached >= 0], minlength=8)
+        np.testing.assert_allclose(updates["codebook"][f"levels_{number}"]["counts"], counts, rtol=1e-6)
+
+
+def test_fewer_levels_decode_to_the_coarser_vector():
+    variables = variables_of("default")
+    indices = OPTIONS["default"].apply(variables, Z, method="encode")
+    coarse = OPTIONS["default"].apply(variables, indices[..., :1], method="decode")
+    np.testing.assert_array_equal(coarse, variables["codebook"]["levels_0"]["codes"][indices[..., 0]])
+    dropped = OPTIONS["default"].apply(variables, indices.at[..., 1:].set(-1), method="decode")
+    np.testing.assert_array_equal(coarse, dropped)
+
+
+def test_indices_that_do_not_exist_show():
+    for name in ("default", "grouped"):
+        indices = OPTIONS[name].apply(variables_of(name), Z, method="encode")
+        wrong = OPTIONS[name].apply(variables_of(name), jnp.full_like(indices, 8), method="decode")
+        assert np.all(np.isnan(wrong))
+
+
+def test_implicit_codebooks_and_codes_learn_from_the_loss():
+    module, variables = OPTIONS["implicit"], variables_of("implicit")
+    gradient = jax.grad(lambda p: module.apply(variables | {"params": p}, Z).loss)(variables["params"])
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_diveq_is_exact_in_evaluation_and_moves_the_codes_in_training():
+    """vector-quantize-pytorch draws its noise in evaluation as well."""
+    module, variables = OPTIONS["diveq"], variables_of("diveq")
+
+    def value(params):
+        out, _ = module.apply(
+            variables | {"params": params}, Z, train=True, mutable=["codebook"], rngs={"quantizer": KEY}
+        )
+        return jnp.sum(jnp.square(out.quantized))
+
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(jax.grad(value)(variables["params"])))
+
+
+def test_kmeans_start_lowers_what_each_level_leaves():
+    module, variables = OPTIONS["default"], variables_of("default")
+    _, started = module.apply(variables, Z, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY})
+    before, after = module.apply(variables, Z), module.apply(variables | started, Z)
+    errors = [float(after.metrics[f"quantization_error_{number}"]) for number in range(3)]
+    assert errors == sorted(errors, reverse=True)
+    assert after.metrics["quantization_error"] < before.metrics["quantization_error"]
+
+
+def test_dead_codes_of_a_shared_codebook_are_counted_once():
+    for train in (False, True):
+        out, _ = OPTIONS["shared"].apply(variables_of("shared"), Z, train=train, mutable=["codebook"])
+        assert float(out.metrics["dead_codes"]) <= 8
+
+
+def test_grouped_quantizers_are_their_parts():
+    module, variables = OPTIONS["grouped"], variables_of("grouped")
+    out = module.apply(variables, Z)
+    for number in range(2):
+        part = {"codebook": variables["codebook"][f"parts_{number}"]}
+        alone = ResidualVQ(LEVEL, 2).apply(part, Z[..., 2 * number : 2 * number + 2])
+        np.testing.assert_array_equal(out.indices[..., number, :], alone.indices)
+        np.testing.assert_array_equal(out.quantized[..., 2 * number : 2 * number + 2], alone.quantized)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ResidualVQ(LEVEL, 0), "num_quantizers=0"),
+        (lambda: ResidualVQ(LEVEL, 2, dropout=1.5), "dropout=1.5"),
+        (lambda: ResidualVQ(LEVEL, 2, fewest_levels=3), "fewest_levels=3"),
+        (lambda: ResidualVQ(LEVEL, 2, level_sizes=(8,)), "level_sizes=(8,)"),
+        (lambda: ResidualVQ(LEVEL, 2, level_sizes=(8, 4), shared_codebook=True), "shared"),
+        (lambda: ResidualVQ(LEVEL, 2, beam_size=0), "beam_size=0"),
+        (lambda: ResidualVQ(LEVEL.clone(heads=2), 2), "GroupedResidualVQ"),
+        (lambda: ResidualVQ(LEVEL.clone(estimator="gumbel_softmax"), 2), "per_level"),
+        (lambda: ResidualVQ(LEVEL.clone(code_dim=2), 2), "per_level"),
+        (lambda: ResidualVQ(LEVEL, 2, implicit_codebooks=ImplicitCodebook()), "codebook_update='gradient'"),
+        (lambda: ResidualVQ(LEVEL.clone(sampling_temperature=1.0), 2, beam_size=2), "sampling_temperature"),
+        (lambda: GroupedResidualVQ(ResidualVQ(LEVEL, 2), 0), "groups=0"),
+        (lambda: GroupedResidualVQ(ResidualVQ(LEVEL, 2), 3).init(KEY, Z), "groups=3"),
+        (lambda: OPTIONS["default"].apply(variables_of("default"), jnp.zeros((2, 4), int), method="decode"), "levels"),
+        (lambda: OPTIONS["dropout"].apply(variables_of("dropout"), Z, train=True, mutable=["codebook"]), "rngs"),
+        (lambda: OPTIONS["default"].apply(variables_of("default"), Z, train=True), "mutable=['codebook']"),
+        (lambda: OPTIONS["projected"].apply(variables_of("projected"), Z[..., :3]), "3 features"),
+    ],
+)
+def test_mistakes_are_explained(make, words):
+    with pytest.raises(UserError) as error:
+        make()
+    assert words in str(error.value)
