@@ -91,7 +91,7 @@ def assignment_entropies(
     count = jnp.sum(counted)
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)
-    count = jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
+    count = jnp.where(count > 0, count, 1.0)
 
     @jax.checkpoint
     def sums(tokens: Float[Array, "tokens dim"], counted: Float[Array, " tokens"]):
