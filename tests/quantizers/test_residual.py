@@ -132,7 +132,8 @@ def test_bfloat16_gives_bfloat16_and_float32_state(name):
     out, updates = OPTIONS[name].apply(
         variables_of(name), Z.astype(jnp.bfloat16), train=True, mutable=["codebook"], rngs={"quantizer": KEY}
     )
-    assert out.quantized.dtype == jnp.bfloat16 and out.loss.dtype == jnp.float32
+    assert out.quantized.dtype == jnp.bfloat16
+    assert out.loss.dtype == jnp.float32
     assert all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(updates))
 
 
@@ -207,7 +208,9 @@ def test_a_beam_search_updates_no_frozen_codebook():
 def test_dropout_is_drawn_per_example():
     out, _ = trained("dropout")(variables_of("dropout"), Z, jnp.ones_like(MASK), KEY)
     depths = np.sum(np.asarray(out.indices) >= 0, axis=-1)
-    assert np.all(depths == depths[:, :1]) and len(set(depths[:, 0])) > 1 and depths.min() >= 1
+    assert np.all(depths == depths[:, :1])
+    assert len(set(depths[:, 0])) > 1
+    assert depths.min() >= 1
     expected = evaluated("dropout")(variables_of("dropout"), Z, jnp.ones_like(MASK))[1]
     kept = np.asarray(out.indices) >= 0
     np.testing.assert_array_equal(np.asarray(out.indices)[kept], np.asarray(expected)[kept])

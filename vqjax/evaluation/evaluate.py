@@ -22,14 +22,15 @@ class Reconstruction(NamedTuple):
     """What a tokenizer makes of a batch; the scalars are means over the tokens of valid images only.
 
     `images` are in [-1, 1] (values outside are clipped here), `indices` in [0, num_codes),
-    `quantization_error` is the mean squared difference between latents and codes, per dimension.
+    `quantization_error` is the mean squared difference between latents and codes, per dimension; a scalar that the
+    quantizer does not have is None.
     """
 
     images: Float[Array, "batch height width channels"]
-    indices: Int32[Array, "batch latent_height latent_width *heads"]
-    quantization_error: Float[Array, ""]
-    codebook_loss: Float[Array, ""]
-    commitment_loss: Float[Array, ""]
+    indices: Int32[Array, "batch *tokens"]
+    quantization_error: Float[Array, ""] | None
+    codebook_loss: Float[Array, ""] | None
+    commitment_loss: Float[Array, ""] | None
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class EvaluationResult:
     metrics: dict[str, float | int | None]
     originals: UInt8[np.ndarray, "pictured height width channels"]
     reconstructions: UInt8[np.ndarray, "pictured height width channels"]
-    indices: Int32[np.ndarray, "images latent_height latent_width *heads"] | None
+    indices: Int32[np.ndarray, "images *tokens"] | None
 
 
 class _Measured(NamedTuple):
     image_sums: dict[str, Float[Array, ""]]
     token_means: dict[str, Float[Array, ""]]
-    code_counts: Int32[Array, "num_codes"]
+    code_counts: Int32[Array, "codebooks num_codes"]
     reconstructions: UInt8[Array, "batch height width channels"]
-    indices: Int32[Array, "batch latent_height latent_width *heads"]
+    indices: Int32[Array, "batch *tokens"]
 
 
 def evaluate(
@@ -55,6 +56,7 @@ def evaluate(
     dataset_batches: Iterable[tuple[Any, Any]],
     *,
     num_codes: int,
+    num_codebooks: int = 1,
     collect_indices: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
@@ -69,7 +71,9 @@ def evaluate(
         to have repeated evaluations share one compilation.
       dataset_batches: Pairs of uint8 images `[batch, height, width, channels]` and bool valid `[batch]`, all of
         one shape: the last batch is padded.
-      num_codes: Number of codes of the codebook.
+      num_codes: Number of codes of a codebook.
+      num_codebooks: Codebooks that the tokens of one place belong to, in the order of the last axes of the indices;
+        the use of codes is measured in each and averaged.
       collect_indices: Keep the indices of the whole split, in its order.
       progress: Called after every batch with the number of images done.
 
@@ -91,18 +95,19 @@ def evaluate(
         reconstruct = jax.tree_util.Partial(reconstruct)
     totals = _Totals(num_codes, collect_indices)
     for images, valid in dataset_batches:
-        totals.add(images, valid, _measure(reconstruct, images, valid, num_codes))
+        totals.add(images, valid, _measure(reconstruct, images, valid, num_codes, num_codebooks))
         if progress is not None:
             progress(totals.images)
     return totals.result()
 
 
-@jax.jit(static_argnames="num_codes")
+@jax.jit(static_argnames=("num_codes", "num_codebooks"))
 def _measure(
     reconstruct: Callable[..., Reconstruction],
     images: UInt8[Array, "batch height width channels"],
     valid: Bool[Array, "batch"],
     num_codes: int,
+    num_codebooks: int,
 ) -> _Measured:
     pixels = images.astype(jnp.float32) / 255
     output = reconstruct(2 * pixels - 1, valid)
@@ -120,12 +125,13 @@ def _measure(
         per_image["ssim"] = ssim(pixels, reconstructed)
     used = jnp.broadcast_to(jnp.expand_dims(valid, range(1, output.indices.ndim)), output.indices.shape)
     # Indices that do not exist go to a place of their own instead of wrapping around.
-    places = jnp.where(used & (output.indices >= 0), output.indices, num_codes)
+    places = jnp.where(used & (output.indices >= 0), output.indices, num_codes).reshape(-1, num_codebooks)
+    codebooks = jnp.broadcast_to(jnp.arange(num_codebooks)[None], places.shape)
     return _Measured(
         # A padded image may give NaN, which a product with zero would let through.
         image_sums={name: jnp.sum(jnp.where(valid, values, 0)) for name, values in per_image.items()},
-        token_means={name: getattr(output, name) for name in _TOKEN_MEANS},
-        code_counts=jnp.zeros(num_codes, jnp.int32).at[places].add(1, mode="drop"),
+        token_means={name: value for name in _TOKEN_MEANS if (value := getattr(output, name)) is not None},
+        code_counts=jnp.zeros((num_codebooks, num_codes), jnp.int32).at[codebooks, places].add(1, mode="drop"),
         reconstructions=jnp.round(reconstructed * 255).astype(jnp.uint8),
         indices=output.indices,
     )
@@ -143,7 +149,7 @@ class _Totals:
         self._collect_indices = collect_indices
         self._batch_size = self._tokens_per_image = 0
         self._sums: dict[str, float] = {}
-        self._code_counts = np.zeros(num_codes, np.int64)
+        self._code_counts: np.ndarray | int = 0
         self._full_perplexities: list[float] = []
         self._partial_perplexities: list[float] = []
         self._originals: list[np.ndarray] = []
@@ -175,8 +181,8 @@ class _Totals:
                 f"num_codes={self._num_codes} does not fit the indices that reconstruct returned, some of which "
                 f"are outside 0 to {self._num_codes - 1}; pass the num_codes of the quantizer."
             )
-        self._code_counts += counts
-        (self._full_perplexities if is_full else self._partial_perplexities).append(perplexity(counts))
+        self._code_counts = self._code_counts + counts
+        (self._full_perplexities if is_full else self._partial_perplexities).append(_mean_perplexity(counts))
 
     def result(self) -> EvaluationResult:
         if self.images == 0:
@@ -202,17 +208,21 @@ class _Totals:
             "psnr_mean_color": means["psnr_mean_color"],
             "psnr_gain": means["psnr"] - means["psnr_mean_color"],
             "ssim": means.get("ssim"),
-        } | {name: means[name] for name in _TOKEN_MEANS}
+        } | {name: means[name] for name in _TOKEN_MEANS if name in means}
 
     def _code_metrics(self) -> dict[str, float | int | None]:
         used_codes = int(np.count_nonzero(self._code_counts))
-        perplexity_split = perplexity(self._code_counts)
+        entropy_bits = float(np.mean([math.log2(perplexity(counts)) for counts in self._code_counts]))
         return {
             "perplexity_batch": float(np.mean(self._full_perplexities or self._partial_perplexities)),
-            "perplexity_split": perplexity_split,
-            "usage_split": used_codes / self._num_codes,
-            "dead_codes_split": self._num_codes - used_codes,
+            "perplexity_split": _mean_perplexity(self._code_counts),
+            "usage_split": used_codes / self._code_counts.size,
+            "dead_codes_split": self._code_counts.size - used_codes,
             "tokens_per_image": self._tokens_per_image,
             "bits_per_image": self._tokens_per_image * math.log2(self._num_codes),
-            "entropy_bits_per_image": self._tokens_per_image * math.log2(perplexity_split),
+            "entropy_bits_per_image": self._tokens_per_image * entropy_bits,
         }
+
+
+def _mean_perplexity(counts: np.ndarray) -> float:
+    return float(np.mean([perplexity(of_codebook) for of_codebook in counts]))

@@ -38,6 +38,7 @@ def evaluate_model(
         jax.tree_util.Partial(_reconstruct_with(model), variables),
         evaluation_batches(dataset, min(batch_size, len(dataset))),
         num_codes=model.quantizer.num_codes,
+        num_codebooks=model.quantizer.num_codebooks,
         collect_indices=collect_indices,
         progress=progress,
     )
@@ -76,7 +77,7 @@ def _reconstruct_with(model: nn.Module) -> Callable[..., Reconstruction]:
     ) -> Reconstruction:
         output = model.apply(variables, images, mask)
         metrics = output.quantizer.metrics
-        losses = (metrics[name] for name in ("quantization_error", "codebook_loss", "commitment_loss"))
+        losses = (metrics.get(name) for name in ("quantization_error", "codebook_loss", "commitment_loss"))
         return Reconstruction(output.reconstruction, output.quantizer.indices, *losses)
 
     return reconstruct
