@@ -38,7 +38,7 @@ def beam_search(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> codes = jnp.array([[[1.0], [0.4]], [[0.1], [0.0]]])  # 0.5 is nearer to 0.4, and exact only with both levels
-      >>> nearest = lambda level, r, s, k: jax.lax.top_k(-jnp.abs(r - codes[level][:, 0]), k)[1]
+      >>> nearest = lambda level, r, s, k: jax.lax.top_k(-jnp.abs(r - codes[level].reshape(1, 1, 2)), k)[1]
       >>> beam_search(jnp.array([[0.5]]), 2, 2, nearest, lambda level, i, s: codes[level][i]).tolist()
       [[1, 0]]
 

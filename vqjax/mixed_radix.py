@@ -26,7 +26,8 @@ def to_index(levels: Int[Array, "*batch features"], radices: Sequence[int]) -> I
       >>> print(to_index(jnp.array([[2, 0], [2, 1]]), (3, 2)))
       [2 5]
     """
-    return jnp.sum(levels.astype(jnp.int32) * _basis(radices), axis=-1, dtype=jnp.int32)
+    basis = jnp.broadcast_to(_basis(radices), levels.shape)
+    return jnp.sum(levels.astype(jnp.int32) * basis, axis=-1, dtype=jnp.int32)
 
 
 def to_levels(index: Integer[Array, "*batch"], radices: Sequence[int]) -> Int[Array, "*batch features"]:
@@ -44,7 +45,9 @@ def to_levels(index: Integer[Array, "*batch"], radices: Sequence[int]) -> Int[Ar
       >>> to_levels(jnp.array([2, 5]), (3, 2)).tolist()
       [[2, 0], [2, 1]]
     """
-    return index.astype(jnp.int32)[..., None] // _basis(radices) % jnp.asarray(radices, jnp.int32)
+    shape = (*index.shape, len(radices))
+    basis, radix = (jnp.broadcast_to(jnp.asarray(values, jnp.int32), shape) for values in (_basis(radices), radices))
+    return jnp.broadcast_to(index.astype(jnp.int32)[..., None], shape) // basis % radix
 
 
 def _basis(radices: Sequence[int]) -> Int[Array, " features"]:

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vqjax.chunks import LARGEST_CHUNK, sum_in_chunks
 from vqjax.errors import UserError
 from vqjax.norms import normalize
-from vqjax.similarity import LARGEST_CHUNK, similarity
+from vqjax.similarity import similarity
 
 Regularizer = Callable[..., Float[Array, ""]]
 """A callable ``(vectors, codes, counts, mask, axis_name, metric)`` with ``weight``, ``name`` and
@@ -99,7 +100,7 @@ def assignment_entropies(
         p = jnp.exp(log_p) * counted[:, None]
         return -jnp.sum(p * log_p), jnp.sum(p, axis=0)
 
-    entropy_sum, p_sum = _in_parts(sums, tokens, counted, max(1, LARGEST_CHUNK // codes.shape[0]))
+    entropy_sum, p_sum = sum_in_chunks(sums, tokens, counted, max(1, LARGEST_CHUNK // codes.shape[0]))
     mean_p = p_sum / count
     of_all = jax.lax.stop_gradient(mean_p if axis_name is None else jax.lax.pmean(mean_p, axis_name))
     log_of_all = jnp.log(jnp.maximum(of_all, jnp.finfo(jnp.float32).tiny))
@@ -192,21 +193,6 @@ class EntropyPenalty:
 def _entropies(regularizer: Diversity | EntropyPenalty, vectors: Array, codes: Array, mask, axis_name, metric):
     settings = {"inverse_temperature": regularizer.inverse_temperature, "metric": metric}
     return assignment_entropies(vectors, codes, mask=mask, axis_name=axis_name, **settings)
-
-
-def _in_parts(sums: Callable, tokens: Array, counted: Array, size: int) -> tuple[Array, Array]:
-    parts = -(-tokens.shape[0] // size)
-    if parts <= 1:
-        return sums(tokens, counted)
-    padding = parts * size - tokens.shape[0]
-    tokens = jnp.pad(tokens, ((0, padding), (0, 0))).reshape(parts, size, -1)
-    counted = jnp.pad(counted, (0, padding)).reshape(parts, size)
-
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, sums(*part)), None
-
-    first = sums(tokens[0], counted[0])
-    return jax.lax.scan(add, first, (tokens[1:], counted[1:]))[0]
 
 
 def _check_number(name: str, value: float) -> None:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vqjax.similarity import LARGEST_CHUNK, similarity
+from vqjax.chunks import LARGEST_CHUNK
+from vqjax.similarity import similarity
 
 
 def sample_codes(

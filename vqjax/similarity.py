@@ -4,9 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-LARGEST_CHUNK = 2**23
-"""Similarities held at once, in float32: 32 MiB."""
-
 
 def similarity(
     z: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], metric: str

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 
-def perplexity(counts: Int[np.ndarray, "num_codes"]) -> float:
+def perplexity(counts: Int[np.ndarray, " num_codes"]) -> float:
     """The number of equally used codes that would have the same entropy: exp(-sum p log p).
 
     Args:

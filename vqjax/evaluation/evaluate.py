@@ -27,7 +27,7 @@ class Reconstruction(NamedTuple):
     """
 
     images: Float[Array, "batch height width channels"]
-    indices: Int32[Array, "batch *tokens"]
+    indices: Int32[Array, " batch *tokens"]
     quantization_error: Float[Array, ""] | None
     codebook_loss: Float[Array, ""] | None
     commitment_loss: Float[Array, ""] | None
@@ -40,7 +40,7 @@ class EvaluationResult:
     metrics: dict[str, float | int | None]
     originals: UInt8[np.ndarray, "pictured height width channels"]
     reconstructions: UInt8[np.ndarray, "pictured height width channels"]
-    indices: Int32[np.ndarray, "images *tokens"] | None
+    indices: Int32[np.ndarray, " images *tokens"] | None
 
 
 class _Measured(NamedTuple):
@@ -48,7 +48,7 @@ class _Measured(NamedTuple):
     token_means: dict[str, Float[Array, ""]]
     code_counts: Int32[Array, "codebooks num_codes"]
     reconstructions: UInt8[Array, "batch height width channels"]
-    indices: Int32[Array, "batch *tokens"]
+    indices: Int32[Array, " batch *tokens"]
 
 
 def evaluate(
@@ -105,7 +105,7 @@ def evaluate(
 def _measure(
     reconstruct: Callable[..., Reconstruction],
     images: UInt8[Array, "batch height width channels"],
-    valid: Bool[Array, "batch"],
+    valid: Bool[Array, " batch"],
     num_codes: int,
     num_codebooks: int,
 ) -> _Measured:

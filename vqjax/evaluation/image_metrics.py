@@ -16,7 +16,7 @@ _SSIM_K2 = 0.03
 
 def mean_squared_error(
     x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
-) -> Float[Array, "batch"]:
+) -> Float[Array, " batch"]:
     """Averages the squared difference over the pixels and channels of each image.
 
     Args:
@@ -35,7 +35,7 @@ def mean_squared_error(
 
 def psnr(
     x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
-) -> Float[Array, "batch"]:
+) -> Float[Array, " batch"]:
     """Peak signal-to-noise ratio of each image: -10 log10(mean squared error), as the peak is 1.
 
     Args:
@@ -54,7 +54,7 @@ def psnr(
 
 def ssim(
     x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
-) -> Float[Array, "batch"]:
+) -> Float[Array, " batch"]:
     """Structural similarity of each image, with the settings of the paper.
 
     With means, variances and covariance under a Gaussian window (11 pixels, sigma 1.5), C1 = 0.01^2, C2 = 0.03^2:

@@ -20,14 +20,14 @@ _WIDTHS = (np.uint8, np.uint16, np.uint32)
 class Tokens(NamedTuple):
     """The content of a token file: int32 indices in [0, num_codes), and where they come from."""
 
-    indices: Int32[np.ndarray, "images *tokens"]
+    indices: Int32[np.ndarray, " images *tokens"]
     num_codes: int
     context: dict[str, Any]
 
 
 def save_tokens(
     path: str | os.PathLike[str],
-    indices: Int[np.ndarray, "images *tokens"],
+    indices: Int[np.ndarray, " images *tokens"],
     *,
     num_codes: int,
     context: Mapping[str, Any],

@@ -77,11 +77,11 @@ class VQVAE(nn.Module):
         """The second half: images from a grid of vectors, quantized or not."""
         return self.decoder(vectors)
 
-    def encode(self, images: Images) -> Int[Array, "batch *tokens"]:
+    def encode(self, images: Images) -> Int[Array, " batch *tokens"]:
         """Turns images in [-1, 1] into a grid of code indices."""
         return self.quantizer.encode(self.encoder(images))
 
-    def decode(self, indices: Integer[Array, "batch *tokens"]) -> Images:
+    def decode(self, indices: Integer[Array, " batch *tokens"]) -> Images:
         """Turns a grid of code indices into images."""
         return self.decoder(self.quantizer.decode(indices))
 

@@ -37,11 +37,11 @@ class Tokenizer:
     config: dict[str, Any]
     step: int
 
-    def encode(self, images: Float[Array | np.ndarray, "batch height width channels"]) -> Int[Array, "batch *tokens"]:
+    def encode(self, images: Float[Array | np.ndarray, "batch height width channels"]) -> Int[Array, " batch *tokens"]:
         """Turns images in [-1, 1] into code indices."""
         return _apply(self.model, self.variables, jnp.asarray(images), "encode")
 
-    def decode(self, indices: Integer[Array | np.ndarray, "batch *tokens"]) -> Images:
+    def decode(self, indices: Integer[Array | np.ndarray, " batch *tokens"]) -> Images:
         """Turns code indices into images, in [-1, 1] up to what the decoder overshoots."""
         return _apply(self.model, self.variables, jnp.asarray(indices), "decode")
 

@@ -25,10 +25,7 @@ def check_arguments(vq: nn.Module) -> None:
       UserError: The first such argument, its value and what is allowed.
     """
 
-    def require(valid: bool, name: str, allowed: str) -> None:
-        if not valid:
-            raise UserError(f"{name}={getattr(vq, name)!r} is not allowed: {allowed}")
-
+    require = requirement(vq)
     require(
         is_count(vq.num_codes) and vq.num_codes < 2**31,
         "num_codes",
@@ -173,3 +170,13 @@ def is_weight(value: object) -> bool:
 def is_count(value: object) -> bool:
     """Whether a value is a whole number of at least one."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+def requirement(module: nn.Module) -> Callable[[bool, str, str], None]:
+    """A function ``require(valid, name, allowed)`` that refuses the module's field ``name`` where it is not valid."""
+
+    def require(valid: bool, name: str, allowed: str) -> None:
+        if not valid:
+            raise UserError(f"{name}={getattr(module, name)!r} is not allowed: {allowed}")
+
+    return require

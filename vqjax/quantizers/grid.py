@@ -12,7 +12,8 @@ from vqjax.errors import UserError
 from vqjax.metrics import index_statistics, masked_mean
 from vqjax.mixed_radix import to_index, to_levels
 from vqjax.quantizers.checks import check_input
-from vqjax.quantizers.masking import minus_one_where_masked, zero_where_masked
+from vqjax.quantizers.devices import mapped_axis
+from vqjax.quantizers.masking import decode_valid, minus_one_where_masked, zero_where_masked
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.projection import create_projections, has_projections, outer_features, project
 
@@ -143,18 +144,13 @@ class GridQuantizer(nn.Module):
         Returns:
           Vectors in float32.
         """
-        if not jnp.issubdtype(indices.dtype, jnp.integer):
-            raise UserError(f"indices has dtype {indices.dtype}: decode takes integers, as encode returns them.")
         if self.num_codebooks > 1 and indices.shape[-1:] != (self.num_codebooks,):
             raise UserError(
                 f"indices has shape {indices.shape}: its last axis has to be the {self.num_codebooks} codebooks."
             )
-        indices = indices.astype(jnp.int32)
+        decode = lambda valid: self._vectors_of(self.values(to_levels(valid, self.radices())))  # noqa: E731
         indices = indices[..., None] if self.num_codebooks == 1 else indices
-        valid = (indices >= 0) & (indices < self.num_codes)
-        vectors = self._vectors_of(self.values(to_levels(jnp.where(valid, indices, 0), self.radices())))
-        invalid = jnp.where(jnp.all(indices == -1, axis=-1), 0.0, jnp.nan)
-        return jnp.where(jnp.all(valid, axis=-1)[..., None], vectors, invalid[..., None])
+        return decode_valid(decode, indices, self.num_codes, several=True)
 
     def unquantized(self, z: Vectors) -> Vectors:
         """What infinitely many levels would return: everything but the quantization.
@@ -198,19 +194,13 @@ class GridQuantizer(nn.Module):
         indices = to_index(levels, self.radices())
         return indices[..., 0] if self.num_codebooks == 1 else indices
 
-    def _mapped_axis(self) -> str | None:
-        """The axis of the statistics; none in ``init``, which runs outside of the mapped function."""
-        return None if self.is_initializing() else self.axis_name
-
     def _mean(self, values: Float[Array, "*tokens"], mask: TokenMask) -> Float[Array, ""]:
-        return masked_mean(values, mask, self._mapped_axis())
+        return masked_mean(values, mask, mapped_axis(self))
 
     def _statistics(self, choice: Choice, mask: TokenMask) -> dict[str, Float[Array, ""]]:
         indices = to_index(choice.levels, self.radices())
         found = [
-            index_statistics(
-                indices[..., c], self.num_codes, None if mask is None else mask[..., c], self._mapped_axis()
-            )
+            index_statistics(indices[..., c], self.num_codes, None if mask is None else mask[..., c], mapped_axis(self))
             for c in range(self.num_codebooks)
         ]
         return jax.tree.map(lambda *values: sum(values) / len(values), *found)

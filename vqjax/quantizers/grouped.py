@@ -9,6 +9,8 @@ from vqjax.errors import UserError
 from vqjax.quantizers.checks import check_input, is_count
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.residual import ResidualVQ
+from vqjax.quantizers.residual_finite_scalar import ResidualFSQ
+from vqjax.quantizers.residual_lookup_free import ResidualLFQ
 from vqjax.quantizers.vector import VectorQuantizer
 
 Vectors = Float[Array, "*batch dim"]
@@ -30,7 +32,7 @@ class Grouped(nn.Module):
 
     Example:
       >>> import jax
-      >>> from vqjax.quantizers import FSQ, Grouped
+      >>> from vqjax import FSQ, Grouped
       >>> z = jax.random.normal(jax.random.key(0), (2, 16, 6))
       >>> quantizer = Grouped(FSQ(levels=(8, 5, 5)), groups=2)
       >>> variables = quantizer.init(jax.random.key(1), z)
@@ -56,8 +58,8 @@ class Grouped(nn.Module):
 
     @property
     def num_codebooks(self) -> int:
-        """The number of codebooks of all groups."""
-        return self.groups * self.quantizer.num_codebooks
+        """The number of indices of a token: the use of a codebook that a group's levels share is counted for each."""
+        return self.groups * self._indices_of_group
 
     def __call__(self, z: Vectors, mask: Mask = None, train: bool = False) -> QuantizerOutput:
         """Quantizes vectors.
@@ -108,10 +110,13 @@ class Grouped(nn.Module):
             part.kmeans_init(piece, mask, **options)
 
     @property
+    def _indices_of_group(self) -> int:
+        return max(getattr(self.quantizer, name, 1) for name in ("heads", "num_codebooks", "num_quantizers"))
+
+    @property
     def _trailing_axes(self) -> int:
         """How many axes the template's indices have after the leading axes of its input."""
-        several = max(getattr(self.quantizer, name, 1) for name in ("heads", "num_codebooks")) > 1
-        return int(several or hasattr(self.quantizer, "num_quantizers"))
+        return int(self._indices_of_group > 1 or hasattr(self.quantizer, "num_quantizers"))
 
     def _split(self, z: Vectors) -> list[Float[Array, "*batch features"]]:
         check_input(z, None)
@@ -136,6 +141,42 @@ class GroupedResidualVQ(Grouped):
     """
 
     quantizer: ResidualVQ
+
+
+class GroupedResidualFSQ(Grouped):
+    """Groups of features, each rounded in several steps on finer and finer grids.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import GroupedResidualFSQ, ResidualFSQ
+      >>> z = jax.random.normal(jax.random.key(0), (2, 16, 6))
+      >>> quantizer = GroupedResidualFSQ(ResidualFSQ(levels=(5, 5, 5), num_quantizers=2), groups=2)
+      >>> variables = quantizer.init(jax.random.key(1), z)
+      >>> quantizer.apply(variables, z).indices.shape
+      (2, 16, 2, 2)
+
+    Source: Yang et al., 2023 (arXiv 2305.02765), Section 3.2, with the quantizer of arXiv 2309.15505.
+    """
+
+    quantizer: ResidualFSQ
+
+
+class GroupedResidualLFQ(Grouped):
+    """Groups of features, each described by several levels of signs.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import GroupedResidualLFQ, ResidualLFQ
+      >>> z = jax.random.normal(jax.random.key(0), (2, 16, 8))
+      >>> quantizer = GroupedResidualLFQ(ResidualLFQ(bits=4, num_quantizers=3), groups=2)
+      >>> variables = quantizer.init(jax.random.key(1), z)
+      >>> quantizer.apply(variables, z).indices.shape
+      (2, 16, 2, 3)
+
+    Source: Yang et al., 2023 (arXiv 2305.02765), Section 3.2, with the quantizer of arXiv 2310.05737.
+    """
+
+    quantizer: ResidualLFQ
 
 
 class ProductVQ(VectorQuantizer):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vqjax.codebook import Assignment, Codebook, assign, fresh_codebook
 from vqjax.errors import UserError
 from vqjax.kmeans import kmeans
+from vqjax.quantizers.devices import mapped_axis
 from vqjax.quantizers.masking import flatten
 from vqjax.quantizers.state import read_state, write_state
 from vqjax.quantizers.update import Candidates, Rule, update_state
@@ -126,11 +127,6 @@ def rule_of(vq: nn.Module) -> Rule:
         replace_dead_codes=vq.replace_dead_codes,
         replace_unused_after=vq.replace_unused_after,
     )
-
-
-def mapped_axis(vq: nn.Module) -> str | None:
-    """The axis of the statistics; none in ``init``, which runs outside of the mapped function."""
-    return None if vq.is_initializing() else vq.axis_name
 
 
 def require_mutable(vq: nn.Module, what: str) -> None:

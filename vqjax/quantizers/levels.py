@@ -12,7 +12,8 @@ from vqjax.estimators import straight_through
 from vqjax.metrics import geometry, masked_mean
 from vqjax.quantizers.checks import check_input
 from vqjax.quantizers.depth import draw_depths
-from vqjax.quantizers.masking import zero_where_masked
+from vqjax.quantizers.devices import draw_key, mapped_axis
+from vqjax.quantizers.masking import check_indices, zero_where_masked
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.projection import create_projections, has_projections, outer_features, project
 
@@ -169,8 +170,7 @@ class ResidualQuantizer(nn.Module):
         Returns:
           Vectors in float32.
         """
-        if not jnp.issubdtype(indices.dtype, jnp.integer):
-            raise UserError(f"indices has dtype {indices.dtype}: decode takes integers, as encode returns them.")
+        check_indices(indices)
         if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
             raise UserError(
                 f"indices has shape {indices.shape}: its last axis has to be the levels, 1 to {self.num_quantizers}."
@@ -211,21 +211,14 @@ class ResidualQuantizer(nn.Module):
         leading = x.shape[:-1]
         settings = {"probability": self.dropout, "fewest": self.fewest_levels, "multiple_of": self.multiple_of}
         depths = draw_depths(
-            self.draw_key(f"dropout={self.dropout}"), leading[0] if leading else 1, self.num_quantizers, **settings
+            draw_key(self, f"dropout={self.dropout}"), leading[0] if leading else 1, self.num_quantizers, **settings
         )
         return jnp.broadcast_to(depths.reshape(-1, *[1] * (len(leading) - 1)), leading) if leading else depths[0]
-
-    def draw_key(self, cause: str) -> Array:
-        """A key of the stream ``quantizer``, another one on each device of a mapped axis."""
-        if not self.has_rng("quantizer"):
-            raise UserError(f"{cause} draws random numbers: pass rngs={{'quantizer': key}} to apply.")
-        key = self.make_rng("quantizer")
-        return key if self.axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
 
     def _metrics(
         self, x: Vectors, codes: Vectors, mask: Mask, outputs: list[QuantizerOutput]
     ) -> dict[str, Float[Array, ""]]:
-        axis_name = None if self.is_initializing() else self.axis_name
+        axis_name = mapped_axis(self)
         error = masked_mean(jnp.mean(jnp.square(x - codes), axis=-1), mask, axis_name)
         of_levels = {}
         for name in outputs[0].metrics:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 from vqjax.metrics import masked_mean
 from vqjax.quantizers.checks import learns_codes
 from vqjax.quantizers.codes import codes_of
-from vqjax.quantizers.learning import mapped_axis, per_group
+from vqjax.quantizers.devices import mapped_axis
+from vqjax.quantizers.learning import per_group
 from vqjax.regularizers import Regularizer
 
 Vectors = Float[Array, "*tokens dim"]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from vqjax.beam_search import beam_search
 from vqjax.estimators import get_estimator, requirements, straight_through
+from vqjax.quantizers.devices import draw_key
 from vqjax.quantizers.levels import Indices, LevelInput, Mask, ResidualQuantizer, Vectors
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.residual_checks import check_residual
@@ -163,7 +164,7 @@ class ResidualVQ(ResidualQuantizer):
         estimator, weight = get_estimator(self.quantizer.estimator), self.quantizer.synchronization
         if "key" in requirements(estimator):
             estimator = (
-                partial(estimator, key=self.draw_key(f"estimator={self.quantizer.estimator!r}"))
+                partial(estimator, key=draw_key(self, f"estimator={self.quantizer.estimator!r}"))
                 if train
                 else straight_through
             )

@@ -6,7 +6,7 @@ import flax.linen as nn
 
 from vqjax.errors import UserError
 from vqjax.estimators import chooses_codes, get_estimator, requirements
-from vqjax.quantizers.checks import is_count, is_number
+from vqjax.quantizers.checks import is_count, is_number, requirement
 
 
 def check_levels(module: nn.Module) -> None:
@@ -18,7 +18,7 @@ def check_levels(module: nn.Module) -> None:
     Raises:
       UserError: The first such argument, its value and what is allowed.
     """
-    require = _requirement(module)
+    require = requirement(module)
     require(is_count(module.num_quantizers), "num_quantizers", "use a whole number of at least 1.")
     require(module.gradient in ("total", "per_level"), "gradient", "use 'total' or 'per_level'.")
     require(is_number(module.dropout) and 0 <= module.dropout <= 1, "dropout", "use a probability in [0, 1].")
@@ -41,7 +41,7 @@ def check_residual(rvq: nn.Module) -> None:
       UserError: The first such argument, its value and what is allowed.
     """
     check_levels(rvq)
-    require = _requirement(rvq)
+    require = requirement(rvq)
     _check_sizes(rvq, require)
     for name in ("beam_size", "beam_size_eval"):
         require(getattr(rvq, name) is None or is_count(getattr(rvq, name)), name, "use a whole number of at least 1.")
@@ -101,11 +101,3 @@ def _check_total(rvq: nn.Module) -> None:
             f"quantizer.code_dim={template.code_dim} projects within each level, and those projections learn only "
             "where the gradient crosses in each level: use gradient='per_level', or ResidualVQ(code_dim=...)."
         )
-
-
-def _requirement(module: nn.Module) -> Callable:
-    def require(valid: bool, name: str, allowed: str) -> None:
-        if not valid:
-            raise UserError(f"{name}={getattr(module, name)!r} is not allowed: {allowed}")
-
-    return require

@@ -15,20 +15,20 @@ from vqjax.metrics import geometry, perplexity, usage
 from vqjax.nearest import nearest_codes, nearest_k_codes, nearest_k_own_codes, nearest_own_codes
 from vqjax.quantizers.checks import check_arguments, check_input
 from vqjax.quantizers.codes import codes_at, codes_of
+from vqjax.quantizers.devices import mapped_axis
 from vqjax.quantizers.ema import EMA
 from vqjax.quantizers.learning import (
     assigned,
     count_dead,
     draw_keys,
     learn,
-    mapped_axis,
     per_group,
     require_mutable,
     start_from_clusters,
 )
 from vqjax.quantizers.lookup import Lookup, look_up
 from vqjax.quantizers.losses import distance, losses
-from vqjax.quantizers.masking import minus_one_where_masked, zero_where_masked
+from vqjax.quantizers.masking import decode_valid, minus_one_where_masked, zero_where_masked
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.spaces import lookup_space, mask_of_heads, output_space
 from vqjax.quantizers.variables import check_features, create_variables, per_codebook, stored_codes
@@ -273,19 +273,10 @@ class VectorQuantizer(nn.Module):
         Returns:
           Vectors in float32.
         """
-        if not jnp.issubdtype(indices.dtype, jnp.integer):
-            raise UserError(f"indices has dtype {indices.dtype}: decode takes integers, as encode returns them.")
         if self.heads > 1 and indices.shape[-1:] != (self.heads,):
             raise UserError(f"indices has shape {indices.shape}: its last axis has to be the {self.heads} heads.")
-        # In the caller's dtype -1 and num_codes might not exist: token files hold uint8.
-        indices = indices.astype(jnp.int32)
-        valid = (indices >= 0) & (indices < self.num_codes)
-        vectors = output_space(self, codes_at(self, jnp.where(valid, indices, 0), condition))
-        masked = indices == -1
-        if self.heads > 1:
-            valid, masked = jnp.all(valid, axis=-1), jnp.all(masked, axis=-1)
-        invalid = jnp.where(masked, 0.0, jnp.nan)
-        return jnp.where(valid[..., None], vectors, invalid[..., None])
+        decode = lambda valid: output_space(self, codes_at(self, valid, condition))  # noqa: E731
+        return decode_valid(decode, indices, self.num_codes, several=self.heads > 1)
 
     def kmeans_init(
         self,
