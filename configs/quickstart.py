@@ -1,5 +1,7 @@
 """Bundled photographs, no download: what a bare `python train.py` runs.
 
+Arguments: quantizer, any name of vqjax/models/families.py, at about 8 bits per latent vector
+           (vqjax/training/quantizer_presets.py); for example configs/quickstart.py:quantizer=fsq
 Data:      64 x 64 crops of six photographs to train on and of two others to evaluate on, all from scikit-image.
 Command:   python train.py
 Time:      2 minutes on two cores of a server CPU that are otherwise idle
@@ -8,10 +10,12 @@ Result:    held-out PSNR 24.7 dB, 7.8 dB above each image's mean color; 246 of 2
 
 from ml_collections import ConfigDict
 
-from vqjax.training.config import default_config
+from vqjax.training.config import default_config, parse_variant
+from vqjax.training.quantizer_presets import use_preset
 
 
-def get_config() -> ConfigDict:
+def get_config(argument: str = "") -> ConfigDict:
+    variant = parse_variant(argument, quantizer="vector")
     config = default_config()
     config.num_steps = 2000
     config.batch_size = 16
@@ -25,9 +29,7 @@ def get_config() -> ConfigDict:
 
     config.model.width = 64
 
-    config.quantizer.num_codes = 256
-    config.quantizer.replace_dead_codes = True
-    config.quantizer.dead_code_threshold = 0.1
+    use_preset(config, variant.quantizer)
 
     config.loss.divide_by_variance = True
     config.optimizer.learning_rate = 1e-3

@@ -13,10 +13,11 @@ from vqjax.errors import UserError
 from vqjax.experiments import choosing_runs, collapse, himmelblau
 from vqjax.experiments.choosing import report
 from vqjax.experiments.choosing_report import document_parts, document_path, write_document
-from vqjax.experiments.collapse import Experiment, load_photographs
+from vqjax.experiments.collapse import Experiment
 from vqjax.experiments.document import fill
+from vqjax.experiments.photograph_training import load_photographs
 from vqjax.experiments.plotting import new_figure
-from vqjax.experiments.records import Record, read_records, write_record
+from vqjax.experiments.records import Record, read_records, unfinished, write_record
 from vqjax.experiments.variants import REMEDIES, STARTS
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +45,11 @@ def test_a_finished_run_is_not_repeated(finished_study, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished_study.rglob("*.json")}
     runs = choosing_runs.collapse_runs(finished_study, TINY, 2, ["none"])
     assert len(runs) == 4
-    assert choosing_runs.unfinished(runs) == []
-    choosing_runs.make_trainings(choosing_runs.unfinished(runs), TINY, tiny_images)
+    assert unfinished(runs) == []
+    choosing_runs.make_trainings(unfinished(runs), TINY, tiny_images)
     assert before == {path: path.stat().st_mtime_ns for path in finished_study.rglob("*.json")}
     # A seed more does only what is missing.
-    more = choosing_runs.unfinished(choosing_runs.collapse_runs(finished_study, TINY, 3, ["none"]))
+    more = unfinished(choosing_runs.collapse_runs(finished_study, TINY, 3, ["none"]))
     assert [run.settings["seed"] for run in more] == [2, 2]
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from vqjax.data import ImageDataset, evaluation_batches
 from vqjax.evaluation.evaluate import EvaluationResult, Reconstruction, evaluate
+from vqjax.models.families import FAMILIES
 
 
 def evaluate_model(
@@ -44,11 +45,12 @@ def evaluate_model(
     )
 
 
-def evaluation_context(config: Any, dataset: ImageDataset, step: int, split: str) -> dict[str, Any]:
+def evaluation_context(config: Any, num_codes: int, dataset: ImageDataset, step: int, split: str) -> dict[str, Any]:
     """What was evaluated, for the head of a report.
 
     Args:
       config: The run's config.
+      num_codes: Of a codebook.
       dataset: The evaluated images.
       step: The checkpoint's training step.
       split: Name of the split.
@@ -56,17 +58,17 @@ def evaluation_context(config: Any, dataset: ImageDataset, step: int, split: str
     Returns:
       Facts by name.
     """
+    fields = FAMILIES[config.quantizer.name].fields
     return {
         "dataset": dataset.name,
         "split": split,
         "image_size": config.data.image_size,
         "checkpoint_step": step,
         "model": config.model.name,
-        "num_codes": config.quantizer.num_codes,
-        "estimator": config.quantizer.estimator,
-        "codebook_update": config.quantizer.codebook_update,
+        "quantizer": config.quantizer.name,
+        "num_codes": num_codes,
         "seed": config.seed,
-    }
+    } | {name: config.quantizer[name] for name in ("estimator", "codebook_update") if name in fields}
 
 
 # One function object per model: evaluations during training then share one compilation.

@@ -15,6 +15,7 @@ from vqjax.errors import UserError
 from vqjax.experiments import choosing_runs, collapse, himmelblau
 from vqjax.experiments.choosing_report import write_document, write_pictures
 from vqjax.experiments.plotting import matplotlib_module
+from vqjax.experiments.records import unfinished
 from vqjax.experiments.variants import GROUPS
 from vqjax.training.command_line import run
 from vqjax.training.config import nearest_name
@@ -47,9 +48,9 @@ def study(
     results = output / "results"
     # All of them first: what is in the way shall be told before minutes are spent.
     todo = {
-        "surfaces": choosing_runs.unfinished(choosing_runs.surface_runs(results)),
-        "himmelblau": choosing_runs.unfinished(choosing_runs.himmelblau_runs(results, descent)),
-        "collapse": choosing_runs.unfinished(choosing_runs.collapse_runs(results, training, seeds, variants)),
+        "surfaces": unfinished(choosing_runs.surface_runs(results)),
+        "himmelblau": unfinished(choosing_runs.himmelblau_runs(results, descent)),
+        "collapse": unfinished(choosing_runs.collapse_runs(results, training, seeds, variants)),
     }
     if "surfaces" in parts:
         choosing_runs.make_fields(todo["surfaces"])

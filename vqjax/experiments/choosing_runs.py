@@ -1,19 +1,19 @@
 """Every run of the study that docs/choosing-a-quantizer.md reports, and where its results are kept."""
 
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
 from vqjax.data.photos import photo_splits
 from vqjax.estimators import ESTIMATORS
 from vqjax.experiments import collapse, himmelblau
-from vqjax.experiments.collapse import Experiment, Photographs, load_photographs
-from vqjax.experiments.records import Record, describe, is_finished, write_record
+from vqjax.experiments.collapse import Experiment
+from vqjax.experiments.photograph_training import Photographs, load_photographs
+from vqjax.experiments.records import Record, Run, describe, slug, write_record
 from vqjax.experiments.surfaces import DRAWS, GRID_SIDE, SURFACES, measure_field
 from vqjax.experiments.variants import GROUPS, STARTS
 from vqjax.reporting import Progress
@@ -21,18 +21,6 @@ from vqjax.training.encoder_gradient import ENCODER_GRADIENTS
 
 PLANE_ESTIMATORS = ("exact", *ESTIMATORS, *(name for name in ENCODER_GRADIENTS if name != "exact"))
 """What the experiments in the plane compare."""
-
-
-class Run(NamedTuple):
-    """One run.
-
-    Attributes:
-      path: Of its record.
-      settings: What it does, in plain JSON.
-    """
-
-    path: Path
-    settings: dict[str, Any]
 
 
 def surface_runs(results: Path) -> list[Run]:
@@ -46,7 +34,7 @@ def surface_runs(results: Path) -> list[Run]:
     """
     return [
         Run(
-            results / "surfaces" / f"{_slug(surface)}--{_slug(name)}.json",
+            results / "surfaces" / f"{slug(surface)}--{slug(name)}.json",
             {"surface": surface, "estimator": name, "grid_side": GRID_SIDE, "draws": DRAWS},
         )
         for surface in SURFACES
@@ -65,7 +53,7 @@ def himmelblau_runs(results: Path, setting: himmelblau.Setting) -> list[Run]:
       One run per estimator.
     """
     return [
-        Run(results / "himmelblau" / f"{_slug(name)}.json", {"estimator": name} | setting._asdict())
+        Run(results / "himmelblau" / f"{slug(name)}.json", {"estimator": name} | setting._asdict())
         for name in PLANE_ESTIMATORS
     ]
 
@@ -86,7 +74,7 @@ def collapse_runs(
     """
     return [
         Run(
-            results / "collapse" / f"{group}--{_slug(name)}--{_slug(start)}--seed{seed}.json",
+            results / "collapse" / f"{group}--{slug(name)}--{slug(start)}--seed{seed}.json",
             {
                 "group": group,
                 "variant": name,
@@ -105,21 +93,6 @@ def collapse_runs(
         for start in STARTS
         for seed in range(seeds)
     ]
-
-
-def unfinished(runs: Iterable[Run]) -> list[Run]:
-    """Leaves out the runs whose results are there already.
-
-    Args:
-      runs: Any of the above.
-
-    Returns:
-      Those still to do.
-
-    Raises:
-      UserError: Results of other settings are in the way.
-    """
-    return [run for run in runs if not is_finished(run.path, run.settings)]
 
 
 def make_fields(runs: Sequence[Run]) -> None:
@@ -197,7 +170,3 @@ def _execute(title: str, runs: Sequence[Run], measure: Callable[[Run], dict[str,
         started = time.monotonic()
         measured = measure(run)
         write_record(run.path, Record(run.settings, measured, time.monotonic() - started))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

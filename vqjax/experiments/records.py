@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,33 @@ class Record(NamedTuple):
     settings: dict[str, Any]
     measured: dict[str, Any]
     seconds: float
+
+
+class Run(NamedTuple):
+    """One run, finished or not.
+
+    Attributes:
+      path: Of its record.
+      settings: What it does, in plain JSON.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+
+
+def unfinished(runs: Iterable[Run]) -> list[Run]:
+    """Leaves out the runs whose results are there already.
+
+    Args:
+      runs: Of one study.
+
+    Returns:
+      Those still to do.
+
+    Raises:
+      UserError: Results of other settings are in the way.
+    """
+    return [run for run in runs if not is_finished(run.path, run.settings)]
 
 
 def is_finished(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> bool:
@@ -131,6 +159,16 @@ def describe(value: Any) -> Any:
         names = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
         return f"{type(value).__name__}({', '.join(f'{name}={describe(getattr(value, name))}' for name in names)})"
     return getattr(value, "__qualname__", str(value)) if callable(value) else value
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name.
+
+    Example:
+      >>> slug("rotation, scale of at most 1")
+      'rotation_scale_of_at_most_1'
+    """
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def _rounded(value: Any) -> Any:

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict, config_dict
 
 from vqjax.data.load import SOURCES
 from vqjax.errors import UserError
-from vqjax.models.build import ENCODERS, QUANTIZERS, REGULARIZERS, TRANSFORMS
+from vqjax.models.build import ENCODERS
+from vqjax.models.families import FAMILIES, REGULARIZERS, TRANSFORMS
 from vqjax.training.encoder_gradient import ENCODER_GRADIENTS
 
 LARGEST_CODEBOOK = 2**24
@@ -57,13 +58,13 @@ def default_config() -> ConfigDict:
     config.model.code_dim = config_dict.placeholder(int)  # 1x1 convolution to this dimension; None: width, without one
 
     config.quantizer = ConfigDict()
-    config.quantizer.name = "vector"
-    config.quantizer.num_codes = 1024
+    config.quantizer.name = "vector"  # or another of vqjax/models/families.py, which says what each reads of these
+    config.quantizer.num_codes = 1024  # of each codebook
     config.quantizer.metric = "euclidean"  # or cosine
     config.quantizer.estimator = "rotation"
     config.quantizer.codebook_update = "ema"  # ema, gradient or none
     config.quantizer.decay = 0.99
-    config.quantizer.commitment_weight = 0.25
+    config.quantizer.commitment_weight = config_dict.placeholder(float)  # None: the quantizer's own, 0.25 for vector
     config.quantizer.codebook_weight = config_dict.placeholder(float)  # only for codes learned by gradient; 1 if None
     config.quantizer.ema_smoothing = 0.0  # Laplace smoothing of codebook_update="ema"
     config.quantizer.code_dim = config_dict.placeholder(int)  # project to this dimension for the lookup; None: do not
@@ -74,11 +75,24 @@ def default_config() -> ConfigDict:
     config.quantizer.codebook_transform = ""  # linear (SimVQ), learned_affine or running_affine
     config.quantizer.orthogonality_weight = 0.0  # of regularizers, see vqjax/regularizers.py
     config.quantizer.diversity_weight = 0.0
-    config.quantizer.entropy_weight = 0.0
+    config.quantizer.entropy_weight = config_dict.placeholder(float)  # None: 0.1 where codes are bits, else 0
     config.quantizer.dead_code_threshold = 0.01  # fraction of the average use
     config.quantizer.replace_dead_codes = False
     config.quantizer.replace_unused_after = config_dict.placeholder(int)  # batches without a token
     config.quantizer.kmeans_init = False  # start the codebook from clusters of the untrained encoder's vectors
+    config.quantizer.num_quantizers = 4  # levels of residual quantizers
+    config.quantizer.gradient = "total"  # across all levels or scales at once; or per_level, per_scale
+    config.quantizer.dropout = 0.0  # probability with which an image of a batch keeps its first levels or scales only
+    config.quantizer.beam_size = 1  # beams of the search over levels; 1 takes the nearest code in each
+    config.quantizer.shared_codebook = config_dict.placeholder(bool)  # one for all levels (None: no) or scales (yes)
+    config.quantizer.implicit_codebooks = False  # adapt codebooks to the levels above (QINCo)
+    config.quantizer.groups = 2  # of features, of grouped quantizers
+    config.quantizer.levels = (8, 5, 5, 5)  # values of each feature, of scalar quantizers
+    config.quantizer.bound = "asymmetric"  # of fsq; or paper, symmetric
+    config.quantizer.noise_dropout = 0.0  # probability of noise instead of a code in training, of fsq
+    config.quantizer.bits = 10  # of codes that are signs or bits
+    config.quantizer.num_codebooks = 1  # groups of features with an index each, where codes are not learned
+    config.quantizer.scales = (1, 2, 4, 8)  # sides of the grids of a multi-scale quantizer; the last is the latent's
 
     config.loss = ConfigDict()
     config.loss.divide_by_variance = False  # divide the reconstruction error by the variance of the training pixels
@@ -175,8 +189,6 @@ def validate(config: Any) -> None:
     _check_range(config, "model.num_scalings", 1, 8)
     if config.model.code_dim is not None:
         _check_range(config, "model.code_dim", 1, LARGEST_DIM)
-    _check_choice(config, "quantizer.name", QUANTIZERS)
-    _check_range(config, "quantizer.num_codes", 2, LARGEST_CODEBOOK)
     _check_quantizer(config)
     _check_number(config, "optimizer.learning_rate", 0.0, 1.0, open_ends=True)
     if config.wandb and importlib.util.find_spec("wandb") is None:
@@ -188,13 +200,19 @@ def validate(config: Any) -> None:
 
 
 def _check_quantizer(config: ConfigDict) -> None:
+    _check_choice(config, "quantizer.name", FAMILIES)
+    _check_fields_are_read(config)
+    _check_range(config, "quantizer.num_codes", 2, LARGEST_CODEBOOK)
     _check_choice(config, "quantizer.codebook_transform", ("", *TRANSFORMS))
     for name in REGULARIZERS:
-        _check_number(config, f"quantizer.{name}", 0.0, float("inf"))
+        if config.quantizer[name] is not None:
+            _check_number(config, f"quantizer.{name}", 0.0, float("inf"))
     _check_choice(config, "loss.encoder_gradient", ("estimator", *ENCODER_GRADIENTS))
     _check_range(config, "alternating.num_steps", 0, 1000)
     _check_number(config, "alternating.learning_rate", 0.0, float("inf"), open_ends=True)
     _check_number(config, "alternating.momentum", 0.0, 1.0)
+    if config.alternating.num_steps and config.quantizer.name not in ("vector", "product_vq"):
+        _refuse(config, "alternating.num_steps", "only the quantizers 'vector' and 'product_vq' have such steps.")
     if config.alternating.num_steps and config.quantizer.codebook_weight != 0:
         _refuse(
             config,
@@ -237,6 +255,19 @@ def _check_fields(config: ConfigDict) -> None:
         raise UserError(f"config.{name} is missing: start from vqjax.training.config.default_config().")
 
 
+def _check_fields_are_read(config: ConfigDict) -> None:
+    """So is a field of another quantizer."""
+    family, defaults = FAMILIES[config.quantizer.name], default_config().quantizer
+    for name, value in config.quantizer.items():
+        if name != "name" and name not in family.fields and value != defaults[name]:
+            _refuse(
+                config,
+                f"quantizer.{name}",
+                f"config.quantizer.name={config.quantizer.name!r} does not read it, only "
+                f"{', '.join(sorted(family.fields))}.",
+            )
+
+
 def _value(config: ConfigDict, name: str) -> object:
     for part in name.split("."):
         config = config[part]
@@ -275,3 +306,8 @@ def _check_sizes_fit(config: ConfigDict) -> None:
     multiple = 2**config.model.num_scalings
     if config.data.image_size % multiple:
         _refuse(config, "data.image_size", f"config.model.num_scalings halves it to a multiple of {multiple}.")
+    quantizer, side = config.quantizer, config.data.image_size // multiple
+    if quantizer.name == "binary_mapper" and config.model.code_dim != quantizer.bits:
+        _refuse(config, "model.code_dim", f"set it to config.quantizer.bits={quantizer.bits}, one logit per bit.")
+    if quantizer.name == "multi_scale_vq" and quantizer.scales[-1] != side:
+        _refuse(config, "quantizer.scales", f"the last one has to be {side}, the side of the latent grid.")

@@ -59,14 +59,15 @@ def evaluate_workdir(
         progress=_progress(len(dataset)),
     )
     split_name = config.data.train_split if split == "train" else config.data.eval_split
-    context = evaluation_context(config, dataset, tokenizer.step, split_name)
+    num_codes = tokenizer.model.quantizer.num_codes
+    context = evaluation_context(config, num_codes, dataset, tokenizer.step, split_name)
     directory = workdir / ("eval" if split == "eval" else "eval_train")
     print(terminal_table(result, context), flush=True)
     write_report(directory, result, context=context)
     print(f"report:  {directory}/report.md")
     print(f"picture: {directory}/reconstructions.png")
     if export_tokens is not None:
-        save_tokens(export_tokens, result.indices, num_codes=config.quantizer.num_codes, context=context)
+        save_tokens(export_tokens, result.indices, num_codes=num_codes, context=context)
         print(f"tokens:  {export_tokens}")
     return result
 

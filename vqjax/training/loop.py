@@ -139,7 +139,10 @@ class _Run:
         """Evaluates the final state, writes the report and prints its table."""
         # A run that was complete when it started has nothing to log, but still tells its result.
         result = self.final_result or self._evaluate()
-        context = evaluation_context(self.config, self.splits.heldout, self.step, split=self.config.data.eval_split)
+        num_codes = self.model.quantizer.num_codes
+        context = evaluation_context(
+            self.config, num_codes, self.splits.heldout, self.step, split=self.config.data.eval_split
+        )
         write_report(self.workdir / "eval", result, context=context)
         print(terminal_table(result, context))
         print(f"checkpoint: {self.workdir}/checkpoints/{self.step}")
