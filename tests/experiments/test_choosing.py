@@ -4,11 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from vqjax.data import Splits
-from vqjax.data.arrays import ArrayDataset
+from experiment_images import tiny_images
 from vqjax.errors import UserError
 from vqjax.experiments import choosing_runs, collapse, himmelblau
 from vqjax.experiments.choosing import report
@@ -23,12 +21,6 @@ from vqjax.experiments.variants import REMEDIES, STARTS
 ROOT = Path(__file__).parents[2]
 TINY = collapse.Setting(steps=11, batch_size=4, image_size=16, width=8, code_dim=4, num_codes=16)
 DESCENT = himmelblau.Setting(steps=4, num_points=8, num_codes=4, seeds=2)
-
-
-def tiny_images(image_size):
-    images = np.random.default_rng(0).integers(0, 256, (16, image_size, image_size, 3), np.uint8)
-    train, heldout = (ArrayDataset(name, part, image_size) for name, part in (("a", images[:12]), ("b", images[12:])))
-    return Splits(train, heldout)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ import pytest
 
 from vqjax.errors import UserError
 from vqjax.models.build import build_model
+from vqjax.models.families import FAMILIES
 from vqjax.training.config import default_config, parse_variant, validate
+from vqjax.training.quantizer_presets import PRESETS, use_preset
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -28,6 +30,7 @@ def load(name):
         ("cifar10", "sonnet,estimator=rotation"),
         ("cifar10", "preset=xlarge,beta=2,epochs=3"),
         ("cifar10", "codes=333"),
+        *(("quickstart", f"quantizer={name}") for name in FAMILIES),
     ],
 )
 def test_every_config_file_is_valid(name, argument):
@@ -80,10 +83,40 @@ def test_arguments_of_a_config_file_are_checked(argument, message):
     ],
 )
 def test_values_out_of_range_are_refused(field, value, message):
-    config = default_config()
-    config.num_steps, config.data.source = 10, "photos"
+    config = valid_config()
     with config.ignore_type():
         config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        validate(config)
+
+
+def valid_config():
+    config = default_config()
+    config.num_steps, config.data.source = 10, "photos"
+    return config
+
+
+def test_every_quantizer_has_a_preset():
+    assert PRESETS.keys() == FAMILIES.keys()
+    with pytest.raises(UserError, match=r"quantizer='fsk' is unknown: did you mean 'fs[qp]'"):
+        use_preset(default_config(), "fsk")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "changes", "message"),
+    [
+        ("fsq", {"quantizer.num_codes": 7}, r"num_codes=7 is not allowed: config\.quantizer\.name='fsq' does not read"),
+        ("vector", {"quantizer.bits": 7}, r"config\.quantizer\.bits=7 is not allowed"),
+        ("binary_mapper", {"model.code_dim": 5}, r"config\.model\.code_dim=5 is not allowed: set it to .*bits=8"),
+        ("multi_scale_vq", {"quantizer.scales": (1, 4)}, r"scales=\(1, 4\) is not allowed: the last one has to be 8"),
+        ("residual_vq", {"alternating.num_steps": 2}, r"alternating\.num_steps=2 is not allowed: only the quantizers"),
+        ("lfq", {"quantizer.entropy_weight": -1.0}, r"config\.quantizer\.entropy_weight=-1\.0 is not allowed"),
+    ],
+)
+def test_what_a_quantizer_cannot_use_is_refused(quantizer, changes, message):
+    config = valid_config()
+    use_preset(config, quantizer)
+    config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         validate(config)
 

@@ -15,7 +15,7 @@ from vqjax.metrics import index_statistics, masked_mean
 from vqjax.mixed_radix import to_index, to_levels
 from vqjax.quantizers.checks import check_input, is_count, is_number, is_weight, requirement
 from vqjax.quantizers.devices import draw_key, mapped_axis
-from vqjax.quantizers.masking import check_indices, decode_valid, minus_one_where_masked, zero_where_masked
+from vqjax.quantizers.masking import decode_valid, minus_one_where_masked, zero_where_masked
 from vqjax.quantizers.output import QuantizerOutput
 
 Logits = Float[Array, "*batch bits"]
@@ -150,10 +150,12 @@ class BinaryMapper(nn.Module):
           float32 nats.
         """
         self._check(z, None)
-        check_indices(indices)
-        bits = to_levels(jnp.maximum(indices, 0), (2,) * self.bits) > 0
-        found = jnp.where(indices == -1, 0.0, log_probability(z.astype(jnp.float32), bits))
-        return jnp.where(self._allowed(indices), found, jnp.nan)
+        logits = z.astype(jnp.float32)
+
+        def found(indices: Int[Array, "*batch"]) -> Float[Array, "*batch 1"]:
+            return log_probability(logits, to_levels(indices, (2,) * self.bits) > 0)[..., None]
+
+        return decode_valid(found, indices, self.num_codes)[..., 0]
 
     def unquantized(self, z: Logits) -> Codes:
         """The distribution over codes that training draws from at ``temperature=1``.
@@ -172,9 +174,6 @@ class BinaryMapper(nn.Module):
 
     def _indices_of(self, bits: Bits) -> Int[Array, "*batch"]:
         return to_index(bits.astype(jnp.int32), (2,) * self.bits)
-
-    def _allowed(self, indices: Integer[Array, "*batch"]) -> Bool[Array, "*batch"]:
-        return (indices >= -1) & (indices < self.num_codes)
 
     def _check(self, z: Logits, mask: Mask) -> None:
         check_input(z, mask)
