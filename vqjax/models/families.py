@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from ml_collections import ConfigDict
 
 from vqjax.errors import UserError
 from vqjax.quantizers import (
@@ -144,7 +145,7 @@ FAMILIES = {
 """The quantizers by their name in a config."""
 
 
-def build_quantizer(options: Mapping[str, Any]) -> nn.Module:
+def build_quantizer(options: Mapping[str, Any] | ConfigDict) -> nn.Module:
     """Builds the quantizer that a config describes.
 
     Args:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from vqjax.estimators import get_estimator, requirements, straight_through
 from vqjax.estimators.jacobian import with_gradient_of
 from vqjax.metrics import geometry, masked_mean
-from vqjax.quantizers.checks import check_input
+from vqjax.quantizers.checks import check_input, is_count
 from vqjax.quantizers.depth import draw_depths
 from vqjax.quantizers.devices import draw_key, mapped_axis
 from vqjax.quantizers.masking import check_indices, zero_where_masked
@@ -100,6 +100,8 @@ class MultiScaleVQ(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_multi_scale(self)
+        # A module has to be hashable, and lists come from configs.
+        object.__setattr__(self, "scales", tuple(s if is_count(s) else tuple(s) for s in self.scales))
 
     def setup(self) -> None:
         count = 1 if self.shared_codebook else len(self.scales)

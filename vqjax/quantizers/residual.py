@@ -84,6 +84,9 @@ class ResidualVQ(ResidualQuantizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_residual(self)
+        if self.level_sizes is not None:
+            # A module has to be hashable, and lists come from configs.
+            object.__setattr__(self, "level_sizes", tuple(self.level_sizes))
 
     def setup(self) -> None:
         options = {}
