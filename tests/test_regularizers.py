@@ -84,6 +84,13 @@ def test_tokens_that_equal_codes_have_finite_gradients():
     assert bool(jnp.all(jnp.isfinite(gradient)))
 
 
+def test_a_batch_without_a_token_that_counts_has_finite_gradients():
+    nothing = jnp.zeros(TOKENS, bool)
+    value, slope = jax.value_and_grad(lambda z: sum(assignment_entropies(z, E, mask=nothing)))(Z)
+    assert np.isfinite(value)
+    np.testing.assert_array_equal(slope, 0.0)
+
+
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
 def test_orthogonality_is_its_definition_on_both_sides(shape):
     codes = gaussian(*shape)

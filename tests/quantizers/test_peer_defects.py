@@ -1,7 +1,8 @@
 """Confirmed defects of vector-quantize-pytorch 1.31, each as a property that holds here.
 
-The numbers are those of a list of twenty. Those that concern other classes (1 beam search, 3 residual image layout,
-5 lookup-free entropy, 8 residual gradients, 15 shared residual codebooks, 16 other families) belong to their tests.
+The numbers are those of a list of twenty. Some stand in the tests of their class: 1 (beam search), 8 (gradients) and 15
+(shared codebooks) in test_residual.py, 5 (entropy over devices) in test_lookup_free.py, and of 16 what concerns indices
+(test_finite_scalar.py), learned values (test_perturbation_and_latent.py) and clusters (test_multi_scale.py).
 """
 
 import functools
@@ -15,7 +16,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from quantizing import gaussian
-from vqjax import UserError, VectorQuantizer
+from vqjax import GroupedResidualVQ, ResidualVQ, UserError, VectorQuantizer
 from vqjax.estimators import gumbel_softmax
 from vqjax.quantizers import RunningAffine
 from vqjax.regularizers import Orthogonality
@@ -43,6 +44,17 @@ def test_defect_02_a_mask_of_all_true_changes_no_loss(arguments):
     np.testing.assert_allclose(masked.loss, vq.apply(variables, z).loss, rtol=1e-6)
     nothing = vq.apply(variables, z, jnp.zeros(TOKENS, bool))
     assert float(nothing.loss) == 0
+
+
+def test_defect_03_an_image_goes_through_groups_of_levels():
+    template = ResidualVQ(VectorQuantizer(num_codes=CODES), num_quantizers=2)
+    vq = GroupedResidualVQ(template, groups=2)
+    image = gaussian(1, 5, 3, DIM)
+    variables = vq.init(KEY, image)
+    out = vq.apply(variables, image)
+    assert out.quantized.shape == image.shape
+    assert out.indices.shape == (1, 5, 3, 2, 2)
+    np.testing.assert_array_equal(vq.apply(variables, out.indices, method="decode"), out.quantized)
 
 
 def test_defect_04_the_affine_map_is_in_decode_and_evaluation_leaves_its_statistics():
@@ -138,6 +150,14 @@ def test_defect_14_the_default_threshold_does_not_replace_all_codes_at_every_ste
         changed.append(int(jnp.sum((variables["codebook"]["usage"] == 1) & (before < 0.1))))
     assert sum(changed) < 512
     assert changed[-1] < 50
+
+
+def test_defect_16_evaluation_draws_no_noise():
+    vq = ResidualVQ(VectorQuantizer(num_codes=CODES, estimator="diveq"), num_quantizers=2)
+    z = gaussian(TOKENS, DIM)
+    variables = vq.init(KEY, z)
+    out = vq.apply(variables, z)
+    np.testing.assert_array_equal(out.quantized, vq.apply(variables, out.indices, method="decode"))
 
 
 def test_defect_17_the_state_is_float32_under_bfloat16_inputs_and_a_small_change_counts():
