@@ -1,10 +1,17 @@
-"""Every test runs on eight fake CPU devices, on any machine, and under strict shape promotion."""
+"""Every test runs on eight fake CPU devices, on any machine, and under strict shape promotion.
 
+Compiling takes most of the time, and a third of that goes into optimizing code that runs once. That is left out unless
+the environment asks for a level, as the continuous integration does: XLA_FLAGS=--xla_backend_optimization_level=3.
+"""
+
+import os
 import pathlib
 
 import jax
 import pytest
 
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

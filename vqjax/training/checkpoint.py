@@ -1,5 +1,6 @@
 """Saving and restoring a run."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -105,7 +106,8 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
             f"config.num_steps={config.num_steps} is not allowed: the run in --workdir={workdir} has taken {step} "
             f"steps. Use {step} or more, or another --workdir to start a new run."
         )
-    saved, given = _flat(metadata["config"]), _flat(config.to_dict())
+    # As it was written: JSON makes lists of tuples.
+    saved, given = _flat(metadata["config"]), _flat(json.loads(json.dumps(config.to_dict())))
     fixed = {"num_steps"} if config.optimizer.schedule == "cosine" else set()
     for name in sorted(saved.keys() | given.keys()):
         if (name in fixed or name not in CHANGEABLE) and saved.get(name) != given.get(name):
