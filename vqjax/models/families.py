@@ -108,7 +108,7 @@ _RESIDUAL = frozenset({"num_quantizers", "gradient", "dropout"})
 _RESIDUAL_VQ = _RESIDUAL | {"beam_size", "shared_codebook", "implicit_codebooks", "code_dim"}
 _MULTI_SCALE = frozenset({"scales", "gradient", "dropout", "shared_codebook"})
 _LEVELS = frozenset({"levels", "num_codebooks"})
-_BITS = frozenset({"bits", "num_codebooks", "entropy_weight", "commitment_weight"})
+_BITS = frozenset({"bits", "num_codebooks", "entropy_weight", "commitment_weight", "inverse_temperature"})
 _GROUPS = frozenset({"groups"})
 
 _residual_of_vectors = partial(_residual_vq, ResidualVQ, VectorQuantizer)
@@ -138,7 +138,7 @@ FAMILIES = {
     "grouped_residual_lfq": Family(
         _BITS - {"num_codebooks"} | _RESIDUAL | _GROUPS, partial(_grouped, GroupedResidualLFQ, ResidualLFQ)
     ),
-    "binary_mapper": Family(frozenset({"bits"}), BinaryMapper),
+    "binary_mapper": Family(frozenset({"bits", "free_nats"}), BinaryMapper),
     "random_projection": Family(frozenset({"num_codes", "code_dim", "num_codebooks"}), RandomProjectionQuantizer),
     "multi_scale_vq": Family(_VECTOR | _MULTI_SCALE | {"kmeans_init"}, _multi_scale_vq),
 }

@@ -91,6 +91,8 @@ def default_config() -> ConfigDict:
     config.quantizer.bound = "asymmetric"  # of fsq; or paper, symmetric
     config.quantizer.noise_dropout = 0.0  # probability of noise instead of a code in training, of fsq
     config.quantizer.bits = 10  # of codes that are signs or bits
+    config.quantizer.inverse_temperature = config_dict.placeholder(float)  # of lfq's and bsq's entropies; None: 100
+    config.quantizer.free_nats = config_dict.placeholder(float)  # that binary_mapper's bits may tell; None: log(2)
     config.quantizer.num_codebooks = 1  # groups of features with an index each, where codes are not learned
     config.quantizer.scales = (1, 2, 4, 8)  # sides of the grids of a multi-scale quantizer; the last is the latent's
 

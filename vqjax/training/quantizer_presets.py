@@ -1,5 +1,6 @@
 """Settings of every quantizer for about 8 bits per latent vector, to try one after the other on the same model."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,10 @@ from vqjax.models.families import FAMILIES
 from vqjax.training.config import default_config, nearest_name
 
 _REPLACED = {"replace_dead_codes": True, "dead_code_threshold": 0.1}
+# With rotation the linear map of all codes uses a quarter as many of them (docs/quantizers.md).
+_STRAIGHT = {"estimator": "straight_through"}
+# Without commitment features grow until no temperature tells them apart, and most codes are lost.
+_BOUNDED_BITS = {"commitment_weight": 0.25, "inverse_temperature": 10.0}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -18,19 +23,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "product_vq": {"num_codes": 16, "heads": 2} | _REPLACED,
         "residual_vq": {"num_codes": 16, "num_quantizers": 2} | _REPLACED,
         "grouped_residual_vq": {"num_codes": 4, "num_quantizers": 2, "groups": 2} | _REPLACED,
-        "sim_vq": {"num_codes": 256},
-        "residual_sim_vq": {"num_codes": 16, "num_quantizers": 2},
-        "ibq": {"num_codes": 256},
+        "sim_vq": {"num_codes": 256} | _STRAIGHT,
+        "residual_sim_vq": {"num_codes": 16, "num_quantizers": 2} | _STRAIGHT,
+        "ibq": {"num_codes": 256, "entropy_weight": 0.05},
         "fsq": {"levels": (8, 6, 5)},
         "residual_fsq": {"levels": (4, 4), "num_quantizers": 2},
         "grouped_residual_fsq": {"levels": (4,), "num_quantizers": 2, "groups": 2},
         "fsp": {"levels": (8, 6, 5)},
         "latent": {"levels": (8, 6, 5)},
-        "lfq": {"bits": 8},
+        "lfq": {"bits": 8} | _BOUNDED_BITS,
         "bsq": {"bits": 8},
-        "residual_lfq": {"bits": 4, "num_quantizers": 2},
-        "grouped_residual_lfq": {"bits": 2, "num_quantizers": 2, "groups": 2},
-        "binary_mapper": {"bits": 8},
+        "residual_lfq": {"bits": 4, "num_quantizers": 2} | _BOUNDED_BITS,
+        "grouped_residual_lfq": {"bits": 2, "num_quantizers": 2, "groups": 2} | _BOUNDED_BITS,
+        "binary_mapper": {"bits": 8, "free_nats": 8 * math.log(2)},
         "random_projection": {"num_codes": 256, "code_dim": 16},
         "multi_scale_vq": {"num_codes": 256} | _REPLACED,
     }
