@@ -11,11 +11,15 @@ from vqjax.nearest import nearest_codes
 TOKENS, CODES, DIM = 500, 300, 32
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Chunks of 7 codes for 500 tokens: 43 of them, the last one with a single padding row."""
+@pytest.fixture(params=["cpu", "gpu"])
+def small_chunks(monkeypatch, request):
+    """Chunks of 7 codes: 43 of them, the last one with a single padding row; all 500 tokens or tiles of 42 and 38."""
     monkeypatch.setattr(nearest, "_CHUNK_ELEMENTS", 7 * TOKENS)
     monkeypatch.setattr(nearest, "_SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(nearest, "_CODES_PER_TILE", 7)
+    monkeypatch.setattr(nearest, "_TILE_ELEMENTS", 7 * 42)
+    # The form of a search follows the backend; the CPU can run both.
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
 
 
 def data(name):
@@ -144,10 +148,13 @@ def largest_array(function, *arguments):
     return max(int(np.prod(out.aval.shape)) for equation in equations(program.jaxpr) for out in equation.outvars)
 
 
-def test_no_array_of_tokens_by_codes_is_made():
+@pytest.mark.parametrize(("backend", "largest"), [("cpu", nearest._TILE_ELEMENTS), ("gpu", nearest._CHUNK_ELEMENTS)])
+def test_no_array_of_tokens_by_codes_is_made(backend, largest, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     # 65 536 tokens and 16 384 codes are 4 GiB of scores; at once is what the peers hold six times.
     z, codes = jax.ShapeDtypeStruct((2**16, 8), jnp.float32), jax.ShapeDtypeStruct((2**14, 8), jnp.float32)
-    assert largest_array(nearest_codes, z, codes) == nearest._CHUNK_ELEMENTS
+    # A function of its own: what has been traced for one backend is not traced again.
+    assert largest_array(lambda *arguments: nearest_codes(*arguments), z, codes) == largest
 
 
 @pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
@@ -166,3 +173,10 @@ def test_no_array_of_tokens_by_codes_is_made_in_a_training_step(codebook_update)
     state = {"codebook": variables["codebook"]}
     gradient = jax.grad(step, argnums=(0, 2), has_aux=True)
     assert largest_array(gradient, params, state, z) <= nearest._CHUNK_ELEMENTS
+
+
+def test_a_token_that_is_not_a_number_gets_an_index_that_exists(small_chunks):
+    z, codes = map(jnp.asarray, data("gaussian"))
+    indices = nearest_codes(z.at[3].set(jnp.nan), codes)
+    assert 0 <= indices[3] < CODES
+    np.testing.assert_array_equal(np.delete(indices, 3), np.delete(nearest_codes(z, codes), 3))

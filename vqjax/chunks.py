@@ -38,20 +38,26 @@ def sum_in_chunks(
     return jax.lax.scan(add, first, (tokens[1:], counted[1:]))[0]
 
 
-def map_in_chunks(function: Callable[[Array], Array], z: Float[Array, "*batch dim"], numbers_per_token: int) -> Array:
+def map_in_chunks(
+    function: Callable[[Array], Array],
+    z: Float[Array, "*batch dim"],
+    numbers_per_token: int,
+    largest: int | None = None,
+) -> Array:
     """Maps a function of tokens over parts so small that what it holds per token fits into a chunk.
 
     Args:
       function: Maps float32 tokens ``[tokens, dim]`` to a result for each.
       z: Vectors along the last axis.
       numbers_per_token: How many numbers the function holds at once for a token.
+      largest: How many it may hold for all tokens of a part; ``LARGEST_CHUNK`` by default.
 
     Returns:
       The results, in the leading axes of ``z``.
     """
     tokens = z.astype(jnp.float32).reshape(-1, z.shape[-1])
     number = tokens.shape[0]
-    parts = min(-(-number * numbers_per_token // LARGEST_CHUNK), number)
+    parts = min(-(-number * numbers_per_token // (largest or LARGEST_CHUNK)), number)
     if parts <= 1:
         results = function(tokens)
     else:

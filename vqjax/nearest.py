@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vqjax.chunks import map_in_chunks
 from vqjax.errors import UserError
 
 # Scores held at once, in float32: 32 MiB. Larger searches go through the codes chunk by chunk.
 _CHUNK_ELEMENTS = 2**23
 _SMALLEST_CHUNK = 128
+# On CPUs: 4 MiB, which stay in the cache between the product and the search for the minimum (docs/performance.md).
+_CODES_PER_TILE = 1024
+_TILE_ELEMENTS = 2**20
 
 
 def nearest_codes(
@@ -38,9 +42,13 @@ def nearest_codes(
       [1 0]
     """
     tokens, codes = _centered(z, codes)
-    chunk = max(_SMALLEST_CHUNK, _CHUNK_ELEMENTS // max(1, tokens.shape[0]))
-    search = _search_at_once if chunk >= codes.shape[0] else _search_in_chunks(chunk)
-    return search(tokens, codes).reshape(z.shape[:-1])
+    if jax.default_backend() == "cpu":
+        per_tile = _even_chunk(codes.shape[0], _CODES_PER_TILE)
+        found = map_in_chunks(lambda part: _search(part, codes, per_tile), tokens, per_tile, _TILE_ELEMENTS)
+    else:
+        largest = max(_SMALLEST_CHUNK, _CHUNK_ELEMENTS // max(1, tokens.shape[0]))
+        found = _search(tokens, codes, _even_chunk(codes.shape[0], largest))
+    return found.reshape(z.shape[:-1])
 
 
 def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], k: int) -> Int[Array, "*batch k"]:
@@ -148,32 +156,36 @@ def _scores(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]
     return 0.5 * jnp.sum(jnp.square(codes), axis=-1)[None] - products
 
 
-def _search_at_once(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Int[Array, " tokens"]:
-    return jnp.argmin(_scores(tokens, codes), axis=-1).astype(jnp.int32)
+def _even_chunk(number: int, largest: int) -> int:
+    """The size of chunks of at most ``largest`` that need the least padding."""
+    return -(-number // -(-number // largest))
 
 
-def _search_in_chunks(chunk: int):
-    def search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Int[Array, " tokens"]:
-        num_codes, dim = codes.shape
-        num_chunks = -(-num_codes // chunk)
-        # Padding repeats code 0, which never wins a tie against itself at its lower index.
-        padding = jnp.broadcast_to(codes[:1], (num_chunks * chunk - num_codes, dim))
-        chunks = jnp.concatenate([codes, padding]).reshape(num_chunks, chunk, dim)
+def _search(
+    tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], per_chunk: int
+) -> Int[Array, " tokens"]:
+    num_codes, dim = codes.shape
+    num_chunks = -(-num_codes // per_chunk)
+    # Padding repeats code 0, which never wins a tie against itself at its lower index.
+    padding = jnp.broadcast_to(codes[:1], (num_chunks * per_chunk - num_codes, dim))
+    chunks = jnp.concatenate([codes, padding]).reshape(num_chunks, per_chunk, dim)
 
-        def body(best, numbered_chunk):
-            best_score, best_index = best
-            number, chunk_codes = numbered_chunk
-            scores = _scores(tokens, chunk_codes)
-            index = jnp.argmin(scores, axis=-1).astype(jnp.int32)
-            score = jnp.min(scores, axis=-1)
-            closer = score < best_score
-            index = jnp.where(closer, number * chunk + index, best_index)
-            return (jnp.where(closer, score, best_score), index), None
+    def body(best, numbered_chunk):
+        (best_score, best_index), (number, chunk_codes) = best, numbered_chunk
+        score, index = _minimum(_scores(tokens, chunk_codes))
+        closer = score < best_score
+        index = jnp.where(closer, number * per_chunk + index, best_index)
+        return (jnp.where(closer, score, best_score), index), None
 
-        # Made from the tokens, for shard_map's check: the carry varies over devices as they do.
-        start = (jnp.full_like(tokens[:, 0], jnp.inf), jnp.zeros_like(tokens[:, 0], jnp.int32))
-        numbers = jnp.arange(num_chunks, dtype=jnp.int32)
-        (_, index), _ = jax.lax.scan(body, start, (numbers, chunks))
-        return index
+    # Made from the tokens, for shard_map's check: the carry varies over devices as they do.
+    start = (jnp.full_like(tokens[:, 0], jnp.inf), jnp.zeros_like(tokens[:, 0], jnp.int32))
+    if num_chunks == 1:
+        return body(start, (0, chunks[0]))[0][1]
+    return jax.lax.scan(body, start, (jnp.arange(num_chunks, dtype=jnp.int32), chunks))[0][1]
 
-    return search
+
+def _minimum(scores: Float[Array, "tokens codes"]) -> tuple[Float[Array, " tokens"], Int[Array, " tokens"]]:
+    """The smallest score and the lowest index that has it: two plain minima, which XLA vectorizes on CPUs."""
+    smallest = jnp.min(scores, axis=-1)
+    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    return smallest, jnp.min(jnp.where(scores == smallest[:, None], index, scores.shape[1]), axis=-1)

@@ -123,8 +123,8 @@ def test_kmeans_of_a_sharded_batch_draws_the_same_tokens(metric):
 @pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
 def test_a_mapped_axis_is_the_global_batch(codebook_update, monkeypatch):
     # Chunks as well: their scan once failed shard_map's check of what varies over devices.
-    monkeypatch.setattr(nearest, "_CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr(nearest, "_SMALLEST_CHUNK", 10)
+    monkeypatch.setattr(nearest, "_CODES_PER_TILE", 10)
+    monkeypatch.setattr(nearest, "_TILE_ELEMENTS", 20)
     arguments = {"codebook_update": codebook_update, **SAMPLED}
     mapped, alone = VectorQuantizer(CODES, axis_name="data", **arguments), VectorQuantizer(CODES, **arguments)
     variables = variables_of(mapped)
