@@ -17,6 +17,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_traces_outside(tmp_path_factory):
+    """The front doors keep compiled programs in the user's cache; those that tests start keep theirs here."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_memory_maps():
     """Every compiled program maps memory, and Linux kills a process that maps more than about 65,000 places."""

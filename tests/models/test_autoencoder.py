@@ -169,3 +169,22 @@ def test_the_config_reaches_the_modules():
     assert (model.encoder, model.decoder) == (SonnetEncoder(128, 2, 128), SonnetDecoder(128, 2))
     with pytest.raises(UserError, match=r"decay=2.0 is not allowed"):
         build_model(SONNET, quantizer | {"decay": 2.0})
+
+
+@pytest.mark.parametrize("options", [STUDY, SONNET], ids=["study", "sonnet"])
+def test_bfloat16_layers_leave_parameters_latents_and_images_in_float32(options):
+    options = options | {"width": 8, "num_residual_blocks": 1}
+    quantizer = {"name": "vector", "num_codes": 16}
+    model, exact = (build_model(options | {"dtype": dtype}, quantizer) for dtype in ("bfloat16", "float32"))
+    images = jnp.tanh(gaussian(4, 8, 8, 3))
+    variables = random_variables(model, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    latents = model.apply(variables, images, method="latents")
+    assert latents.dtype == jnp.float32
+    np.testing.assert_allclose(latents, exact.apply(variables, images, method="latents"), rtol=0.1, atol=0.1)
+    output = model.apply(variables, images)
+    assert output.reconstruction.dtype == jnp.float32
+    decoded = model.apply(variables, output.quantizer.indices, method="decode")
+    np.testing.assert_allclose(decoded, output.reconstruction, atol=1e-5)
+    # Some layer has to be rounded, or the option does nothing.
+    assert not np.array_equal(latents, exact.apply(variables, images, method="latents"))

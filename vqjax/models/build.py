@@ -34,6 +34,7 @@ def build_model(model: Mapping[str, Any] | ConfigDict, quantizer: Mapping[str, A
     """
     module = build_quantizer(quantizer)
     size = {"width": model["width"], "num_residual_blocks": model["num_residual_blocks"]}
+    size["dtype"] = model.get("dtype")
     if model["name"] == "sonnet":
         encoder = SonnetEncoder(**size, code_dim=model["code_dim"] or model["width"])
         return VQVAE(encoder, module, SonnetDecoder(**size))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
@@ -24,6 +25,7 @@ class DownsamplingConv(nn.Module):
 
     Attributes:
       features: Number of output channels.
+      dtype: Of the computation; by default that of input and parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -34,13 +36,14 @@ class DownsamplingConv(nn.Module):
     """
 
     features: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         _, height, width, channels = x.shape
         if height % 2 or width % 2:
             raise UserError(f"x has {height} x {width} pixels: halving them takes even numbers. Resize or pad it.")
-        x, kernel, bias = promote_dtype(x, *_parameters(self, channels))
+        x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
         folded = folded.reshape(2, 2, 4 * channels, self.features)
@@ -55,6 +58,7 @@ class UpsamplingConv(nn.Module):
 
     Attributes:
       features: Number of output channels.
+      dtype: Of the computation; by default that of input and parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -65,11 +69,12 @@ class UpsamplingConv(nn.Module):
     """
 
     features: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         channels = x.shape[-1]
-        x, kernel, bias = promote_dtype(x, *_parameters(self, channels))
+        x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         # Output pixel 2i + p of phase p sees input pixels i - 1 + p and i + p, through kernel taps p and 2 + p.
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 4, 1, 3, 5)

@@ -1,6 +1,8 @@
 """The encoder and decoder of the CIFAR-10 study of the rotation trick."""
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vqjax.models.convolutions import DownsamplingConv, Images, UpsamplingConv
 
@@ -8,10 +10,12 @@ from vqjax.models.convolutions import DownsamplingConv, Images, UpsamplingConv
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a ReLU between, and a ReLU after the sum with the input."""
 
+    dtype: DTypeLike | None = None
+
     @nn.compact
     def __call__(self, x: Images) -> Images:
         channels = x.shape[-1]
-        h = nn.Conv(channels, (3, 3))(nn.relu(nn.Conv(channels, (3, 3))(x)))
+        h = nn.Conv(channels, (3, 3), dtype=self.dtype)(nn.relu(nn.Conv(channels, (3, 3), dtype=self.dtype)(x)))
         return nn.relu(x + h)
 
 
@@ -26,6 +30,7 @@ class ResidualEncoder(nn.Module):
       num_scalings: Number of strided convolutions.
       num_residual_blocks: Number of residual blocks.
       code_dim: Features of the output, by a 1x1 convolution; ``None`` leaves it out, as the study does.
+      dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -40,15 +45,17 @@ class ResidualEncoder(nn.Module):
     num_scalings: int = 2
     num_residual_blocks: int = 2
     code_dim: int | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: Images) -> Images:
         x = images
         for level in reversed(range(self.num_scalings)):
-            x = nn.relu(DownsamplingConv(max(1, self.width >> level))(x))
+            x = nn.relu(DownsamplingConv(max(1, self.width >> level), dtype=self.dtype)(x))
         for _ in range(self.num_residual_blocks):
-            x = ResidualBlock()(x)
-        return x if self.code_dim is None else nn.Conv(self.code_dim, (1, 1))(x)
+            x = ResidualBlock(self.dtype)(x)
+        # Rounded latents would have other codes than those that decode gives back.
+        return x.astype(jnp.float32) if self.code_dim is None else nn.Conv(self.code_dim, (1, 1))(x)
 
 
 class ResidualDecoder(nn.Module):
@@ -61,6 +68,7 @@ class ResidualDecoder(nn.Module):
       num_scalings: Number of transposed convolutions.
       num_residual_blocks: Number of residual blocks.
       image_channels: Channels of the images.
+      dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -75,12 +83,13 @@ class ResidualDecoder(nn.Module):
     num_scalings: int = 2
     num_residual_blocks: int = 2
     image_channels: int = 3
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, codes: Images) -> Images:
-        x = codes if codes.shape[-1] == self.width else nn.Conv(self.width, (1, 1))(codes)
+        x = codes if codes.shape[-1] == self.width else nn.Conv(self.width, (1, 1), dtype=self.dtype)(codes)
         for _ in range(self.num_residual_blocks):
-            x = ResidualBlock()(x)
+            x = ResidualBlock(self.dtype)(x)
         for level in range(1, self.num_scalings):
-            x = nn.relu(UpsamplingConv(max(1, self.width >> level))(x))
+            x = nn.relu(UpsamplingConv(max(1, self.width >> level), dtype=self.dtype)(x))
         return nn.tanh(UpsamplingConv(self.image_channels)(x))

@@ -1,6 +1,7 @@
 """The encoder and decoder of sonnet's and Haiku's CIFAR-10 VQ-VAE."""
 
 import flax.linen as nn
+from jax.typing import DTypeLike
 
 from vqjax.models.convolutions import DownsamplingConv, Images, UpsamplingConv
 
@@ -11,17 +12,19 @@ class ResidualStack(nn.Module):
     Attributes:
       num_blocks: Number of residual blocks.
       bottleneck: Channels between the two convolutions of a block.
+      dtype: Of the computation.
     """
 
     num_blocks: int
     bottleneck: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         channels = x.shape[-1]
         for _ in range(self.num_blocks):
-            h = nn.Conv(self.bottleneck, (3, 3))(nn.relu(x))
-            x = x + nn.Conv(channels, (1, 1))(nn.relu(h))
+            h = nn.Conv(self.bottleneck, (3, 3), dtype=self.dtype)(nn.relu(x))
+            x = x + nn.Conv(channels, (1, 1), dtype=self.dtype)(nn.relu(h))
         return nn.relu(x)
 
 
@@ -34,6 +37,7 @@ class SonnetEncoder(nn.Module):
       width: Channels of the latent grid; half of it after the first convolution.
       num_residual_blocks: Depth of the residual stack.
       code_dim: Features of the output.
+      dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -47,13 +51,14 @@ class SonnetEncoder(nn.Module):
     width: int = 128
     num_residual_blocks: int = 2
     code_dim: int = 64
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: Images) -> Images:
-        x = nn.relu(DownsamplingConv(self.width // 2)(images))
-        x = nn.relu(DownsamplingConv(self.width)(x))
-        x = nn.Conv(self.width, (3, 3))(x)
-        x = ResidualStack(self.num_residual_blocks, bottleneck=self.width // 4)(x)
+        x = nn.relu(DownsamplingConv(self.width // 2, dtype=self.dtype)(images))
+        x = nn.relu(DownsamplingConv(self.width, dtype=self.dtype)(x))
+        x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(x)
+        x = ResidualStack(self.num_residual_blocks, bottleneck=self.width // 4, dtype=self.dtype)(x)
         return nn.Conv(self.code_dim, (1, 1))(x)
 
 
@@ -66,6 +71,7 @@ class SonnetDecoder(nn.Module):
       width: Channels of the latent grid; half of it before the last layer.
       num_residual_blocks: Depth of the residual stack.
       image_channels: Channels of the images.
+      dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -79,10 +85,11 @@ class SonnetDecoder(nn.Module):
     width: int = 128
     num_residual_blocks: int = 2
     image_channels: int = 3
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, codes: Images) -> Images:
-        x = nn.Conv(self.width, (3, 3))(codes)
-        x = ResidualStack(self.num_residual_blocks, bottleneck=self.width // 4)(x)
-        x = nn.relu(UpsamplingConv(self.width // 2)(x))
+        x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(codes)
+        x = ResidualStack(self.num_residual_blocks, bottleneck=self.width // 4, dtype=self.dtype)(x)
+        x = nn.relu(UpsamplingConv(self.width // 2, dtype=self.dtype)(x))
         return UpsamplingConv(self.image_channels)(x)

@@ -10,11 +10,18 @@ import jax
 from absl import app, flags, logging
 
 from vqjax.errors import UserError
+from vqjax.training.compilation_cache import keep_compiled_programs
 from vqjax.training.config import default_config, field_names, nearest_name
 from vqjax.training.interrupt import Interrupted
 
 USER_ERROR_STATUS = 2
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "whole numbers in brackets, such as '(8, 5)'",
+}
 
 
 def run(main: Callable[[], object], default_config_file: Path | None = None) -> None:
@@ -28,6 +35,7 @@ def run(main: Callable[[], object], default_config_file: Path | None = None) -> 
       default_config_file: What ``--config`` is when it is not given.
     """
     jax.config.config_with_absl()
+    keep_compiled_programs()
     # Orbax logs the stack trace of every thread of a failed save; the error that ends the run says what happened.
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     app.run(lambda _: _guarded(main), flags_parser=lambda argv: _guarded(lambda: _parse(argv, default_config_file)))

@@ -55,6 +55,7 @@ def default_config() -> ConfigDict:
     config.model.width = 256  # channels of the latent grid
     config.model.num_residual_blocks = 2
     config.model.num_scalings = 2  # each halves height and width; sonnet has 2
+    config.model.dtype = "float32"  # of the convolutions; or bfloat16, with parameters and quantizer in float32
     config.model.code_dim = config_dict.placeholder(int)  # 1x1 convolution to this dimension; None: width, without one
 
     config.quantizer = ConfigDict()
@@ -186,6 +187,7 @@ def validate(config: Any) -> None:
     _check_range(config, "data.crop_padding", 0, config.data.image_size - 1)
     _check_number(config, "data.eval_fraction", 0.0, 1.0, open_ends=True)
     _check_choice(config, "model.name", ENCODERS)
+    _check_choice(config, "model.dtype", ("float32", "bfloat16"))
     _check_range(config, "model.width", 1, LARGEST_DIM)
     _check_range(config, "model.num_residual_blocks", 0, 100)
     _check_range(config, "model.num_scalings", 1, 8)

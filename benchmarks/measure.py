@@ -1,0 +1,109 @@
+"""Timing by turns, and what has to stand beside a number."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from vqjax.experiments.document import table
+from vqjax.reporting import atomic_file, strict_json
+
+_RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("jax", "jaxlib", "flax", "torch", "vector-quantize-pytorch", "dm-haiku")
+_MOST_REPETITIONS = 100
+
+
+class Timing(NamedTuple):
+    """Seconds per call.
+
+    Attributes:
+      median: Over all repetitions.
+      quarter: A quarter of the repetitions took less.
+      three_quarters: A quarter took more.
+      repetitions: How many.
+    """
+
+    median: float
+    quarter: float
+    three_quarters: float
+    repetitions: int
+
+
+def by_turns(
+    contenders: Mapping[str, Callable[[], object]], seconds: float = 6.0, fewest: int = 5
+) -> dict[str, Timing]:
+    """Times functions in turns, so that whatever else the machine does falls on all of them.
+
+    Args:
+      contenders: Functions that return when their work is done; each is called once before, which compiles it.
+      seconds: Time to spend on all of them.
+      fewest: Repetitions, however long they take.
+
+    Returns:
+      Timings by name.
+    """
+    for work in contenders.values():
+        work()
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + seconds
+    for repetition in range(_MOST_REPETITIONS):
+        if repetition >= fewest and time.perf_counter() > end:
+            break
+        for name, work in contenders.items():
+            began = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - began)
+    return {name: _timing(times) for name, times in taken.items()}
+
+
+def _timing(times: Sequence[float]) -> Timing:
+    quarter, median, three_quarters = statistics.quantiles(times, n=4)
+    return Timing(median, quarter, three_quarters, len(times))
+
+
+def machine() -> dict[str, Any]:
+    """Where numbers were taken, without the name of the host."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Prints a table, and writes ``benchmarks/results/NAME-PLATFORM.json``.
+
+    Args:
+      name: Of the benchmark.
+      rows: Numbers and text by name; the file holds all of them.
+      columns: What the table shows.
+    """
+    where = machine()
+    path = _RESULTS / f"{name}-{where['platform']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(strict_json({"benchmark": name, "machine": where, "rows": list(rows)}, indent=1).encode() + b"\n")
+    print(table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]))
+    print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,28 @@
+"""Which peers are installed, and what fits into memory."""
+
+import importlib.util
+
+import psutil
+
+_MATRICES_OF_TORCH = 6
+_MATRICES_OF_PLAIN = 3
+
+
+def installed(module: str) -> bool:
+    """Whether a Python package can be imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def fits(tokens: int, codes: int, of_torch: bool) -> bool:
+    """Whether the [tokens, codes] matrices that a peer holds leave half of the free memory alone.
+
+    Args:
+      tokens: Number of tokens.
+      codes: Number of codes.
+      of_torch: vector-quantize-pytorch holds six of them, a plain form three.
+
+    Returns:
+      False where measuring would end in the machine's refusal.
+    """
+    matrices = _MATRICES_OF_TORCH if of_torch else _MATRICES_OF_PLAIN
+    return matrices * tokens * codes * 4 < psutil.virtual_memory().available / 2

@@ -1,0 +1,124 @@
+"""A whole training step beside a PyTorch loop: python -m benchmarks.train_step [residual|sonnet ...]
+
+The CIFAR-10 study's model (batch 128) and sonnet's (batch 32), images on the device, one step at a time.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.measure import by_turns, report
+from benchmarks.peers.available import installed
+from vqjax.models.build import build_model
+from vqjax.training.config import default_config
+from vqjax.training.optimizer import build_optimizer
+from vqjax.training.state import create_state
+from vqjax.training.step import StepOptions, train_step
+
+BATCH_SIZES = {"residual": 128, "sonnet": 32}
+COLUMNS = ("model", "contender", "images/s", "ms", "spread (ms)", "ours is faster by", "GFLOP/s", "of a large product")
+_SIDE_OF_LARGE_PRODUCT = 2048
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", choices=[*BATCH_SIZES, []], help="both by default")
+    rows = []
+    for name in parser.parse_args().models or BATCH_SIZES:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        rows += measure(name)
+    report("train_step", rows, COLUMNS)
+
+
+def measure(name: str) -> list[dict[str, Any]]:
+    """Times all contenders on one model.
+
+    Args:
+      name: A key of ``BATCH_SIZES``.
+
+    Returns:
+      A row per contender.
+    """
+    batch_size = BATCH_SIZES[name]
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
+    work, flops = vqjax_train_step(name, images)
+    contenders: dict[str, Callable[[], object]] = {"vqjax": work, "large product": large_product()}
+    if name == "residual":
+        from benchmarks.peers.plain_autoencoder import plain_train_step
+
+        contenders["plain Flax"] = plain_train_step(images, 2e-4)
+    if installed("vector_quantize_pytorch"):
+        from benchmarks.peers.torch_autoencoder import torch_train_step
+
+        on_gpu = jax.default_backend() != "cpu"
+        for compiled in (False, True):
+            title = "PyTorch, torch.compile" if compiled else "PyTorch"
+            contenders[title] = torch_train_step(name, images, 2e-4, compiled, bfloat16=False)
+            if on_gpu:
+                contenders[f"{title}, bfloat16"] = torch_train_step(name, images, 2e-4, compiled, bfloat16=True)
+    timings = by_turns(contenders, seconds=60.0)
+    peak = 2 * _SIDE_OF_LARGE_PRODUCT**3 / timings.pop("large product").median
+    return [
+        {
+            "model": name,
+            "contender": contender,
+            "images/s": batch_size / timing.median,
+            "ms": 1e3 * timing.median,
+            "spread (ms)": f"{1e3 * timing.quarter:.3g} to {1e3 * timing.three_quarters:.3g}",
+            "ours is faster by": timing.median / timings["vqjax"].median,
+            # The others do the same arithmetic, but may count it otherwise.
+            "GFLOP/s": flops / timing.median / 1e9 if contender == "vqjax" else None,
+            "of a large product": flops / timing.median / peak if contender == "vqjax" else None,
+            "repetitions": timing.repetitions,
+        }
+        for contender, timing in timings.items()
+    ]
+
+
+def vqjax_train_step(name: str, images: np.ndarray) -> tuple[Callable[[], None], float]:
+    """One training step of ours.
+
+    Args:
+      name: Of the model.
+      images: uint8 ``[batch, height, width, 3]``.
+
+    Returns:
+      A function that returns when the step is done, and the floating-point operations that XLA counts in it.
+    """
+    config = default_config()
+    config.model.name = name
+    if name == "sonnet":
+        config.model.width, config.model.code_dim, config.quantizer.num_codes = 128, 64, 512
+    config.num_steps = 1
+    model = build_model(config.model, config.quantizer)
+    optimizer = build_optimizer(config.optimizer, config.num_steps)
+    state = create_state(model, optimizer, images.shape[1:], seed=0)
+    batch = jax.device_put(images)
+    options = StepOptions(seed=0)
+
+    def step(state, batch):
+        return train_step(state, batch, model, optimizer, options)
+
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    held = [state]
+
+    def run() -> None:
+        held[0], _ = jax.block_until_ready(compiled(held[0], batch))
+
+    return run, compiled.cost_analysis()["flops"]
+
+
+def large_product() -> Callable[[], object]:
+    """A product of two matrices large enough to show what the device can do in float32."""
+    matrix = jax.numpy.ones((_SIDE_OF_LARGE_PRODUCT, _SIDE_OF_LARGE_PRODUCT))
+    product = jax.jit(lambda x, y: jax.numpy.matmul(x, y))
+    return lambda: jax.block_until_ready(product(matrix, matrix))
+
+
+if __name__ == "__main__":
+    main()
