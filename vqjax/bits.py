@@ -1,5 +1,7 @@
 """Codes made of bits: the value of each, and distributions over codes whose bits are independent."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -94,7 +96,7 @@ def product_distribution(logits: Logits) -> Float[Array, "*batch codes"]:
     for j in range(logits.shape[-1]):
         of_bit = jax.nn.sigmoid(jnp.stack([-logits[..., j], logits[..., j]], axis=-1))
         joint = of_bit[..., :, None] * probabilities[..., None, :]
-        probabilities = joint.reshape(*joint.shape[:-2], -1)
+        probabilities = joint.reshape(*joint.shape[:-2], joint.shape[-2] * joint.shape[-1])
     return probabilities
 
 
@@ -160,7 +162,7 @@ def bit_entropies(
             f"smallest_probability={smallest_probability} is not allowed with {len(sizes)} groups of bits: use 0, or "
             f"bits_per_group={logits.shape[-1]}."
         )
-    tokens = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
+    tokens = logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1]).astype(jnp.float32)
     counted = jnp.ones(tokens.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
     count = jnp.sum(counted)
     if axis_name is not None:

@@ -90,7 +90,9 @@ class Quantizer(nnx.Module):
         self.deterministic = False
         self.rngs = _stream(rngs, "quantizer").fork()
         keys = {"params": _stream(rngs, "params")(), "quantizer": self.rngs()}
-        created = nn.unbox(module.init(keys, jnp.zeros((1, dim)), **inputs))
+        # Some quantizers take maps; of one position here.
+        one_vector = jnp.zeros((*[1] * getattr(module, "spatial_dims", 1), dim))
+        created = nn.unbox(module.init(keys, one_vector, **inputs))
         if variables is not None:
             _check_variables(created, variables)
             created = jax.tree.map(jnp.array, variables)

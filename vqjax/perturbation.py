@@ -171,7 +171,7 @@ def moments_loss(
 
     Source: Finite scalar perturbation, 2026 (arXiv 2602.17133).
     """
-    z = z.reshape(-1, z.shape[-1]).astype(jnp.float32)
+    z = z.reshape(math.prod(z.shape[:-1]), z.shape[-1]).astype(jnp.float32)
     counts = jnp.ones(z.shape[0], bool) if mask is None else mask.reshape(-1)
 
     def total(values: Float[Array, "tokens features"]) -> Float[Array, " features"]:

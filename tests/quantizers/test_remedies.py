@@ -168,7 +168,7 @@ def test_alternating_steps_bring_the_codes_to_the_tokens():
         ({"synchronization": 0.1}, "synchronization=0.1 is not allowed: only codes that are learned by gradient"),
         ({"regularizers": (Orthogonality(1.0),)}, "moving averages and frozen codebooks would undo Orthogonality"),
         ({"metric": "cosine", "codebook_transform": RunningAffine()}, "off the unit sphere"),
-        ({"separate_codebooks": True}, "heads=1 has one codebook anyway"),
+        ({"separate_codebooks": True}, "heads=1 is not allowed: one head has one codebook anyway"),
         (
             {"codebook_update": "none", "codebook_transform": LinearTransform(), "codebook_weight": 1.0}
             | {"replace_dead_codes": True},

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vqjax.errors import UserError
 from vqjax.models.autoencoder import VQVAE
 from vqjax.models.families import build_quantizer
 from vqjax.models.residual import ResidualDecoder, ResidualEncoder
@@ -32,7 +33,10 @@ def build_model(model: Mapping[str, Any] | ConfigDict, quantizer: Mapping[str, A
       >>> build_model(options, {"name": "vector", "num_codes": 16}).quantizer.num_codes
       16
     """
-    module = build_quantizer(quantizer)
+    try:
+        module = build_quantizer(quantizer)
+    except UserError as error:
+        raise UserError(f"config.quantizer cannot be built: {error}") from error
     size = {"width": model["width"], "num_residual_blocks": model["num_residual_blocks"]}
     size["dtype"] = model.get("dtype")
     if model["name"] == "sonnet":

@@ -6,6 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.bits import independent_entropy, log_probability, product_distribution
@@ -73,7 +74,7 @@ class BinaryMapper(nn.Module):
     @property
     def num_codes(self) -> int:
         """The number of codes, and of features of the output."""
-        return 2**self.bits
+        return 2 ** int(self.bits)
 
     @property
     def num_codebooks(self) -> int:
@@ -127,7 +128,7 @@ class BinaryMapper(nn.Module):
         self._check(z, mask)
         return minus_one_where_masked(self._indices_of(z > 0), mask)
 
-    def decode(self, indices: Integer[Array, "*batch"]) -> Codes:
+    def decode(self, indices: Integer[Array | np.ndarray, "*batch"]) -> Codes:
         """Returns the one-hot vectors of indices.
 
         Args:
@@ -139,7 +140,7 @@ class BinaryMapper(nn.Module):
         """
         return decode_valid(partial(jax.nn.one_hot, num_classes=self.num_codes), indices, self.num_codes)
 
-    def log_prob(self, z: Logits, indices: Integer[Array, "*batch"]) -> Float[Array, "*batch"]:
+    def log_prob(self, z: Logits, indices: Integer[Array | np.ndarray, "*batch"]) -> Float[Array, "*batch"]:
         """Logarithm of the probability of a code, differentiable in the logits.
 
         Args:

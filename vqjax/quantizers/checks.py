@@ -1,5 +1,6 @@
 """What the quantizers refuse, and why."""
 
+import dataclasses
 import inspect
 import math
 import numbers
@@ -25,7 +26,9 @@ def check_arguments(vq: nn.Module) -> None:
       UserError: The first such argument, its value and what is allowed.
     """
 
+    check_flags(vq)
     require = requirement(vq)
+    _check_parts(vq, require)
     require(
         is_count(vq.num_codes) and vq.num_codes < 2**31,
         "num_codes",
@@ -46,15 +49,63 @@ def check_arguments(vq: nn.Module) -> None:
     _check_lookup(vq, require)
 
 
+def check_flags(module: nn.Module) -> None:
+    """Refuses what is neither true nor false where a module's field says so, and axes without a name.
+
+    Args:
+      module: Any quantizer.
+
+    Raises:
+      UserError: The first such field and its value; the text "False" would count as true.
+    """
+    require = requirement(module)
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if field.type is bool:
+            require(isinstance(value, bool | np.bool_), field.name, "use True or False.")
+        if field.name == "axis_name":
+            named = value is None or isinstance(value, str)
+            require(named, field.name, "use the name that pmap or shard_map gave the axis, or None.")
+
+
 def learns_codes(vq: nn.Module) -> bool:
     """Whether a gradient moves the codes that are looked up: their own, or that of their transform."""
     transform = vq.codebook_transform
     return vq.codebook_update == "gradient" or (transform is not None and not hasattr(transform, "update"))
 
 
+def check_template(module: nn.Module) -> None:
+    """Refuses templates of levels that are no quantizers by a codebook.
+
+    Args:
+      module: Has the field ``quantizer``.
+
+    Raises:
+      UserError: Its template has no options of a ``VectorQuantizer``.
+    """
+    template = module.quantizer
+    known = isinstance(template, nn.Module) and {"num_codes", "codebook_transform"} <= {
+        field.name for field in dataclasses.fields(template)
+    }
+    requirement(module)(known, "quantizer", "use a VectorQuantizer(num_codes=...), which says what a level is.")
+
+
 def takes_condition(transform: nn.Module | None) -> bool:
     """Whether a codebook transform gives each token a codebook of its own."""
-    return transform is not None and "condition" in inspect.signature(type(transform).__call__).parameters
+    return isinstance(transform, nn.Module) and "condition" in inspect.signature(type(transform).__call__).parameters
+
+
+def _check_parts(vq: nn.Module, require: Callable) -> None:
+    """What is no number; names of classes, and classes themselves, belong to configs."""
+    transform, regularizers = vq.codebook_transform, vq.regularizers
+    require(
+        transform is None or isinstance(transform, nn.Module),
+        "codebook_transform",
+        "use a Flax module such as LinearTransform(), or None.",
+    )
+    require(callable(vq.codebook_init), "codebook_init", "use an initializer such as nn.initializers.normal(1.0).")
+    known = isinstance(regularizers, tuple) and all(hasattr(r, "needs_learned_codes") for r in regularizers)
+    require(known, "regularizers", "use a tuple of regularizers such as (Diversity(0.1),).")
 
 
 def _check_replacement(vq: nn.Module, require: Callable) -> None:
@@ -86,8 +137,8 @@ def _check_heads(vq: nn.Module, require: Callable) -> None:
     require(vq.code_dim is None or is_count(vq.code_dim), "code_dim", "use a whole number of at least 1, or None.")
     require(
         not vq.separate_codebooks or vq.heads > 1,
-        "separate_codebooks",
-        f"heads={vq.heads} has one codebook anyway. Use heads of at least 2, or leave it out.",
+        "heads",
+        "one head has one codebook anyway. Use at least 2, or separate_codebooks=False.",
     )
 
 
@@ -147,6 +198,9 @@ def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | Non
     Raises:
       UserError: What is wrong, and what to pass.
     """
+    for name, value in (("z", z), ("mask", mask)):
+        if not hasattr(value, "dtype") and (name == "z" or value is not None):
+            raise UserError(f"{name} is of type {type(value).__name__}: pass an array.")
     if not jnp.issubdtype(z.dtype, jnp.floating):
         raise UserError(f"z has dtype {z.dtype}: pass floating-point vectors (decode takes indices).")
     if z.ndim < 1 or z.shape[-1] < 1:
@@ -177,6 +231,9 @@ def requirement(module: nn.Module) -> Callable[[bool, str, str], None]:
 
     def require(valid: bool, name: str, allowed: str) -> None:
         if not valid:
-            raise UserError(f"{name}={getattr(module, name)!r} is not allowed: {allowed}")
+            value = getattr(module, name)
+            # A module shows all its attributes, line by line.
+            shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
+            raise UserError(f"{name}={shown} is not allowed: {allowed}")
 
     return require

@@ -41,5 +41,5 @@ def draw_depths(
     coin_key, depth_key = jax.random.split(key)
     depths = jax.random.randint(depth_key, (num_examples,), fewest, num_levels + 1)
     depths = jnp.minimum(-(-depths // multiple_of) * multiple_of, num_levels)
-    drops = jax.random.bernoulli(coin_key, probability, (num_examples,))
+    drops = jax.random.bernoulli(coin_key, float(probability), (num_examples,))
     return jnp.where(drops, depths, num_levels).astype(jnp.int32)

@@ -12,7 +12,7 @@ import numpy as np
 from vqjax.errors import UserError
 from vqjax.estimators import straight_through
 from vqjax.finite_scalar import BOUNDS, bounded, level_values, rounded_levels, values_at
-from vqjax.quantizers.checks import is_count, is_number
+from vqjax.quantizers.checks import check_flags, is_count, is_number
 from vqjax.quantizers.devices import draw_key
 from vqjax.quantizers.grid import Choice, Features, GridQuantizer, Levels
 from vqjax.quantizers.orthogonal_rotation import create_rotation, rotate
@@ -109,7 +109,7 @@ class FSQ(GridQuantizer):
         half_step = jnp.broadcast_to(1 / (np.asarray(self.levels, np.float32) - 1), values.shape)
         noise = half_step * jax.random.uniform(noise_key, values.shape, minval=-1.0)
         moved = jnp.clip(values + noise, -1.0, 1.0)
-        return jnp.where(jax.random.bernoulli(where_key, self.noise_dropout, values.shape), moved, values)
+        return jnp.where(jax.random.bernoulli(where_key, float(self.noise_dropout), values.shape), moved, values)
 
 
 def freeze_levels(module: nn.Module) -> None:
@@ -136,7 +136,8 @@ def freeze_levels(module: nn.Module) -> None:
 
 
 def check_codebooks(module: nn.Module) -> None:
-    """Refuses a number of codebooks that is none."""
+    """Refuses a number of codebooks that is none, and flags that are none."""
+    check_flags(module)
     if not is_count(module.num_codebooks):
         raise UserError(f"num_codebooks={module.num_codebooks!r} is not allowed: use a whole number of at least 1.")
 

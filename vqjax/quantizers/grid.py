@@ -6,6 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
@@ -15,7 +16,7 @@ from vqjax.quantizers.checks import check_input
 from vqjax.quantizers.devices import mapped_axis
 from vqjax.quantizers.masking import decode_valid, minus_one_where_masked, zero_where_masked
 from vqjax.quantizers.output import QuantizerOutput
-from vqjax.quantizers.projection import create_projections, has_projections, outer_features, project
+from vqjax.quantizers.projection import create_projections, has_projections, inner_features, outer_features, project
 
 Vectors = Float[Array, "*batch dim"]
 Features = Float[Array, "*tokens features"]
@@ -134,7 +135,7 @@ class GridQuantizer(nn.Module):
             mask = jnp.broadcast_to(mask[..., None], indices.shape)
         return minus_one_where_masked(indices, mask)
 
-    def decode(self, indices: Integer[Array, "*indices"]) -> Vectors:
+    def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Vectors:
         """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
@@ -170,6 +171,12 @@ class GridQuantizer(nn.Module):
         return self.num_codebooks * len(self.radices())
 
     def _check_features(self, z: Vectors) -> None:
+        inner = inner_features(self) if has_projections(self) else self._features
+        if inner != self._features:
+            raise UserError(
+                f"The codebook has {self._features} features, but the projections in the variables were made for "
+                f"{inner}: use the settings they were made with, or initialize anew."
+            )
         expected = outer_features(self) if has_projections(self) else self._features
         if z.shape[-1] != expected:
             made_for = "the projections in the variables were" if has_projections(self) else "the codebook is"

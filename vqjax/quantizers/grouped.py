@@ -1,13 +1,21 @@
 """Groups of features, each with a quantizer of its own."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.quantizers.checks import check_input, is_count
+from vqjax.quantizers.binary_mapper import BinaryMapper
+from vqjax.quantizers.checks import check_input, is_count, requirement
+from vqjax.quantizers.grid import GridQuantizer
+from vqjax.quantizers.index_backpropagation import IBQ
+from vqjax.quantizers.levels import ResidualQuantizer
 from vqjax.quantizers.output import QuantizerOutput
+from vqjax.quantizers.random_projection import RandomProjectionQuantizer
 from vqjax.quantizers.residual import ResidualVQ
 from vqjax.quantizers.residual_finite_scalar import ResidualFSQ
 from vqjax.quantizers.residual_lookup_free import ResidualLFQ
@@ -24,7 +32,7 @@ class Grouped(nn.Module):
       Those of the template, once per group, under ``parts_0``, ``parts_1`` and so on.
 
     Attributes:
-      quantizer: Template of a group's quantizer, any of this package.
+      quantizer: Template of a group's quantizer: any of this package but grouped ones and ``MultiScaleVQ``.
       groups: Number of groups; has to divide the number of features.
 
     Raises:
@@ -43,10 +51,17 @@ class Grouped(nn.Module):
     quantizer: nn.Module
     groups: int
 
+    templates: ClassVar[tuple[type[nn.Module], ...]] = (
+        *(VectorQuantizer, ResidualQuantizer, GridQuantizer, IBQ, BinaryMapper),
+        RandomProjectionQuantizer,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_count(self.groups):
-            raise UserError(f"groups={self.groups!r} is not allowed: use a whole number of at least 1.")
+        require = requirement(self)
+        require(is_count(self.groups), "groups", "use a whole number of at least 1.")
+        names = ", ".join(kind.__name__ for kind in self.templates)
+        require(isinstance(self.quantizer, self.templates), "quantizer", f"use one of {names}.")
 
     def setup(self) -> None:
         self.parts = [self.quantizer.clone(name=None) for _ in range(self.groups)]
@@ -89,7 +104,7 @@ class Grouped(nn.Module):
         pieces = zip(self.parts, self._split(z), strict=True)
         return jnp.stack([part.encode(piece, mask) for part, piece in pieces], axis=z.ndim - 1)
 
-    def decode(self, indices: Integer[Array, "*indices"]) -> Vectors:
+    def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Vectors:
         """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32."""
         axis = indices.ndim - 1 - self._trailing_axes
         if axis < 0 or indices.shape[axis] != self.groups:
@@ -141,6 +156,7 @@ class GroupedResidualVQ(Grouped):
     """
 
     quantizer: ResidualVQ
+    templates = (ResidualVQ,)
 
 
 class GroupedResidualFSQ(Grouped):
@@ -159,6 +175,7 @@ class GroupedResidualFSQ(Grouped):
     """
 
     quantizer: ResidualFSQ
+    templates = (ResidualFSQ,)
 
 
 class GroupedResidualLFQ(Grouped):
@@ -177,6 +194,7 @@ class GroupedResidualLFQ(Grouped):
     """
 
     quantizer: ResidualLFQ
+    templates = (ResidualLFQ,)
 
 
 class ProductVQ(VectorQuantizer):

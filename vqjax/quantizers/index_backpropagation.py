@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.codebook import assign
@@ -137,7 +138,7 @@ class IBQ(nn.Module):
         codes = self._codes(z.shape[-1])
         return minus_one_where_masked(largest_inner_product(zero_where_masked(z, mask), codes), mask)
 
-    def decode(self, indices: Integer[Array, "*batch"]) -> Vectors:
+    def decode(self, indices: Integer[Array | np.ndarray, "*batch"]) -> Vectors:
         """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
@@ -166,9 +167,10 @@ class IBQ(nn.Module):
             raise UserError("The variables hold no codes: create them with init(key, z), and pass params on to apply.")
         codes = self.get_variable("params", "codes")
         if codes.shape != (self.num_codes, codes.shape[-1] if features is None else features):
+            given = "" if features is None else f" and z has {features} features"
             raise UserError(
-                f"z has {features} features and num_codes={self.num_codes}, but the codes in the variables have shape "
-                f"{codes.shape}: pass z of {codes.shape[-1]} features, or initialize anew."
+                f"num_codes={self.num_codes}{given}, but the codes in the variables have shape {codes.shape}: use the "
+                "settings they were made with, or initialize anew."
             )
         return codes
 

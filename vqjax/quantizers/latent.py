@@ -108,7 +108,13 @@ class LatentQuantizer(GridQuantizer):
             raise UserError(
                 "The variables hold no values: create them with init(key, z), and pass all collections on to apply."
             )
-        return self.get_variable("params", "code_values").astype(jnp.float32)
+        values = self.get_variable("params", "code_values")
+        if values.shape != (sum(self.levels),):
+            raise UserError(
+                f"levels={self.levels!r} have {sum(self.levels)} values, but the variables hold {values.shape[0]}: use "
+                "the settings they were made with, or initialize anew."
+            )
+        return values.astype(jnp.float32)
 
 
 def _initial_values(levels: Sequence[int]) -> Float[np.ndarray, " values"]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
@@ -13,7 +14,7 @@ from vqjax.metrics import geometry, masked_mean
 from vqjax.quantizers.checks import check_input
 from vqjax.quantizers.depth import draw_depths
 from vqjax.quantizers.devices import draw_key, mapped_axis
-from vqjax.quantizers.masking import check_indices, zero_where_masked
+from vqjax.quantizers.masking import int32_indices, zero_where_masked
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.projection import create_projections, has_projections, outer_features, project
 
@@ -159,7 +160,7 @@ class ResidualQuantizer(nn.Module):
             indices = jnp.stack(found, axis=-1)
         return indices if mask is None else jnp.where(mask[..., None], indices, -1)
 
-    def decode(self, indices: Integer[Array, "*batch levels"]) -> Vectors:
+    def decode(self, indices: Integer[Array | np.ndarray, "*batch levels"]) -> Vectors:
         """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
@@ -170,12 +171,11 @@ class ResidualQuantizer(nn.Module):
         Returns:
           Vectors in float32.
         """
-        check_indices(indices)
+        indices = int32_indices(indices, self.num_codes)
         if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
             raise UserError(
                 f"indices has shape {indices.shape}: its last axis has to be the levels, 1 to {self.num_quantizers}."
             )
-        indices = indices.astype(jnp.int32)
         total = None
         for number in range(indices.shape[-1]):
             above = jnp.zeros((*indices.shape[:-1], 1)) if total is None else total

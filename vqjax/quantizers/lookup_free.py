@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from vqjax.bits import LARGEST_GROUP, bit_entropies, group_sizes, to_signs
 from vqjax.estimators import straight_through
 from vqjax.norms import normalize
-from vqjax.quantizers.checks import is_count, is_number, is_weight, requirement
+from vqjax.quantizers.checks import check_flags, is_count, is_number, is_weight, requirement
 from vqjax.quantizers.devices import mapped_axis
 from vqjax.quantizers.grid import Choice, Features, GridQuantizer, Levels, TokenMask
 from vqjax.quantizers.orthogonal_rotation import create_rotation, rotate
@@ -175,6 +175,7 @@ def _largest_group(lfq: LFQ) -> int:
 
 
 def _check_arguments(lfq: LFQ) -> None:
+    check_flags(lfq)
     require = requirement(lfq)
     require(is_count(lfq.bits) and lfq.bits <= 30, "bits", "use a whole number in [1, 30], as indices are int32.")
     require(is_count(lfq.num_codebooks), "num_codebooks", "use a whole number of at least 1.")

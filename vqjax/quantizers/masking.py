@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
@@ -27,7 +28,7 @@ def flatten(
 
 def decode_valid(
     decode: Callable[[Int[Array, "*indices"]], Float[Array, "*batch dim"]],
-    indices: Integer[Array, "*indices"],
+    indices: Integer[Array | np.ndarray, "*indices"],
     num_codes: int,
     several: bool = False,
 ) -> Float[Array, "*batch dim"]:
@@ -47,9 +48,7 @@ def decode_valid(
     Raises:
       UserError: The indices are no integers.
     """
-    check_indices(indices)
-    # In the caller's dtype -1 and num_codes might not exist: token files hold uint8.
-    indices = indices.astype(jnp.int32)
+    indices = int32_indices(indices, num_codes)
     valid, masked = (indices >= 0) & (indices < num_codes), indices == -1
     vectors = decode(jnp.where(valid, indices, 0))
     if several:
@@ -57,7 +56,27 @@ def decode_valid(
     return jnp.where(valid[..., None], vectors, jnp.where(masked, 0.0, jnp.nan)[..., None])
 
 
-def check_indices(indices: Array) -> None:
-    """Refuses indices that are no integers."""
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise UserError(f"indices has dtype {indices.dtype}: decode takes integers, as encode returns them.")
+def int32_indices(indices: Integer[Array | np.ndarray, "*indices"], num_codes: int) -> Int[Array, "*indices"]:
+    """Indices as int32, whatever their dtype: in range and -1 as they are, all others out of range on either side.
+
+    Args:
+      indices: Of any integer dtype. In it -1 and num_codes may not exist (token files hold uint8), or numbers may that
+        int32 would turn into others.
+      num_codes: How many codes there are.
+
+    Returns:
+      int32 indices in ``[-2, num_codes]``.
+
+    Raises:
+      UserError: The indices are no integers.
+    """
+    if not hasattr(indices, "dtype") or not jnp.issubdtype(indices.dtype, jnp.integer):
+        kind = getattr(indices, "dtype", type(indices).__name__)
+        raise UserError(f"indices has dtype {kind}: decode takes an array of integers, as encode returns them.")
+    largest = jnp.iinfo(indices.dtype).max
+    if largest < num_codes:
+        return jnp.asarray(indices, jnp.int32)
+    # NumPy's own clip, as JAX cuts 64 bits to 32 before it does anything.
+    clip = np.clip if isinstance(indices, np.ndarray) else jnp.clip
+    lowest = -2 if jnp.issubdtype(indices.dtype, jnp.signedinteger) else 0
+    return jnp.asarray(clip(indices, lowest, num_codes), jnp.int32)

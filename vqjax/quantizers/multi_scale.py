@@ -8,6 +8,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.estimators import get_estimator, requirements, straight_through
@@ -16,7 +17,7 @@ from vqjax.metrics import geometry, masked_mean
 from vqjax.quantizers.checks import check_input, is_count
 from vqjax.quantizers.depth import draw_depths
 from vqjax.quantizers.devices import draw_key, mapped_axis
-from vqjax.quantizers.masking import check_indices, zero_where_masked
+from vqjax.quantizers.masking import int32_indices, zero_where_masked
 from vqjax.quantizers.multi_scale_checks import check_multi_scale, check_shape, check_space, sizes
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.refinement import Refinement
@@ -190,7 +191,9 @@ class MultiScaleVQ(nn.Module):
         """
         return self(z, mask).indices
 
-    def decode(self, indices: Integer[Array, "*batch tokens"], shape: int | Sequence[int] | None = None) -> Map:
+    def decode(
+        self, indices: Integer[Array | np.ndarray, "*batch tokens"], shape: int | Sequence[int] | None = None
+    ) -> Map:
         """Returns the map of indices: with the shape of ``z``, ``decode(encode(z))`` equals ``quantized`` in float32.
 
         With a mask that holds at unmasked positions: indices do not say which positions were masked.
@@ -204,11 +207,11 @@ class MultiScaleVQ(nn.Module):
         Returns:
           Vectors in float32.
         """
-        check_indices(indices)
+        indices = int32_indices(indices, self.num_codes)
         shape = self.shapes[-1] if shape is None else shape
         check_shape("shape", shape, self.spatial_dims)
         space = sizes(shape, self.spatial_dims)
-        parts = enumerate(self.split(indices.astype(jnp.int32)))
+        parts = enumerate(self.split(indices))
         return reduce(add, [self._spread(s, self._codebook(s).decode(part), part, space) for s, part in parts])
 
     def split(self, indices: Integer[Array, "*batch tokens"]) -> tuple[Integer[Array, "..."], ...]:

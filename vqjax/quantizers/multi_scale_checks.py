@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.estimators import chooses_codes, get_estimator, requirements
-from vqjax.quantizers.checks import is_count, is_number, requirement, takes_condition
+from vqjax.quantizers.checks import check_flags, check_template, is_count, is_number, requirement, takes_condition
 
 
 def sizes(scale: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
@@ -54,7 +54,9 @@ def check_multi_scale(vq: nn.Module) -> None:
     """
 
     require = requirement(vq)
-    require(vq.spatial_dims in (1, 2, 3), "spatial_dims", "use 1, 2 or 3.")
+    check_template(vq)
+    check_flags(vq)
+    require(is_count(vq.spatial_dims) and vq.spatial_dims <= 3, "spatial_dims", "use 1, 2 or 3.")
     require(isinstance(vq.scales, Sequence) and len(vq.scales) > 0, "scales", "use at least one scale, such as (1, 2).")
     for scale in vq.scales:
         check_shape("a scale", scale, vq.spatial_dims)

@@ -38,4 +38,9 @@ def rotate(
             "params alone."
         )
     rotation = module.get_variable("codebook", "rotation")
+    if rotation.shape[0] != x.shape[-1]:
+        raise UserError(
+            f"The rotation in the variables has shape {rotation.shape}, and codes have {x.shape[-1]} features: use the "
+            "settings it was made with, or initialize anew."
+        )
     return jnp.matmul(x, rotation.T if inverse else rotation, precision=jax.lax.Precision.HIGHEST)

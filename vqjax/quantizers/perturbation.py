@@ -76,7 +76,7 @@ class FSP(GridQuantizer):
         freeze_levels(self)
         check_codebooks(self)
         for name, known in (("activation", DISTRIBUTIONS), ("moments", MOMENTS)):
-            if getattr(self, name) not in known:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in known:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} is not allowed: use one of {', '.join(map(repr, known))}."
                 )
@@ -107,7 +107,7 @@ class FSP(GridQuantizer):
         moments = MOMENTS[self.moments]
         if moments is None:
             return jnp.zeros(()), {"quantization_error": error}
-        features = x.reshape(*x.shape[:-2], -1)
+        features = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
         of_tokens: Bool[Array, "*tokens"] | None = None if mask is None else mask[..., 0]
         loss = moments_loss(features, moments, of_tokens, mapped_axis(self))
         return loss, {"quantization_error": error, "moments_loss": loss}
@@ -127,6 +127,6 @@ class FSP(GridQuantizer):
         return DISTRIBUTIONS[self.activation].inverse(jnp.clip(jnp.asarray(p), _EPSILON, 1 - _EPSILON))
 
     def _with_noise(self, p: Features, values: Features) -> Features:
-        where_key, noise_key = jax.random.split(draw_key(self, f"quantize_rate={self.quantize_rate}"))
+        where_key, noise_key = jax.random.split(draw_key(self, f"quantize_rate={self.quantize_rate}, below 1,"))
         noisy = self._code_of(perturbed(noise_key, p, self.levels))
-        return jnp.where(jax.random.bernoulli(where_key, self.quantize_rate, p.shape), values, noisy)
+        return jnp.where(jax.random.bernoulli(where_key, float(self.quantize_rate), p.shape), values, noisy)

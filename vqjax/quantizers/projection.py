@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vqjax.errors import UserError
+
 
 def create_projections(module: nn.Module, outer: int, inner: int) -> None:
     """Creates kernels and biases of both directions, in a compact method.
@@ -29,6 +31,11 @@ def outer_features(module: nn.Module) -> int:
     return module.get_variable("params", "project_in_kernel").shape[0]
 
 
+def inner_features(module: nn.Module) -> int:
+    """The features of the codes that the projections were made for."""
+    return module.get_variable("params", "project_in_kernel").shape[1]
+
+
 def project(module: nn.Module, name: str, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch features"]:
     """Applies one of the two maps in float32.
 
@@ -41,5 +48,11 @@ def project(module: nn.Module, name: str, x: Float[Array, "*batch dim"]) -> Floa
       Vectors of the other space.
     """
     kernel, bias = (module.get_variable("params", f"{name}_{part}") for part in ("kernel", "bias"))
+    if kernel is None or kernel.shape[0] != x.shape[-1]:
+        found = "is missing" if kernel is None else f"has shape {kernel.shape}"
+        raise UserError(
+            f"The projection {name} of {x.shape[-1]} features {found} in the variables: create them with init(key, z) "
+            "of a quantizer with the same settings, and pass all collections on to apply."
+        )
     x = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
     return x + jnp.broadcast_to(bias, x.shape)

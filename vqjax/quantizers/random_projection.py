@@ -3,10 +3,11 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.quantizers.checks import check_input, is_count
+from vqjax.quantizers.checks import check_flags, check_input, is_count
 from vqjax.quantizers.masking import zero_where_masked
 from vqjax.quantizers.output import QuantizerOutput
 from vqjax.quantizers.vector import VectorQuantizer
@@ -67,6 +68,7 @@ class RandomProjectionQuantizer(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_flags(self)
         for name in ("num_codes", "code_dim", "num_codebooks"):
             value = getattr(self, name)
             if not is_count(value) or value >= 2**31:
@@ -124,7 +126,7 @@ class RandomProjectionQuantizer(nn.Module):
         check_input(z, mask)
         return self.quantizer.encode(self._project(z, mask), mask)
 
-    def decode(self, indices: Integer[Array, "*indices"]) -> Float[Array, "*batch features"]:
+    def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Float[Array, "*batch features"]:
         """Returns the unit codes of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:

@@ -6,7 +6,14 @@ import flax.linen as nn
 
 from vqjax.errors import UserError
 from vqjax.estimators import chooses_codes, get_estimator, requirements
-from vqjax.quantizers.checks import is_count, is_number, requirement
+from vqjax.quantizers.checks import (
+    check_flags,
+    check_template,
+    is_count,
+    is_number,
+    requirement,
+    takes_condition,
+)
 
 
 def check_levels(module: nn.Module) -> None:
@@ -40,8 +47,12 @@ def check_residual(rvq: nn.Module) -> None:
     Raises:
       UserError: The first such argument, its value and what is allowed.
     """
-    check_levels(rvq)
     require = requirement(rvq)
+    check_template(rvq)
+    check_flags(rvq)
+    check_levels(rvq)
+    implicit = rvq.implicit_codebooks
+    require(implicit is None or takes_condition(implicit), "implicit_codebooks", "use ImplicitCodebook(...), or None.")
     _check_sizes(rvq, require)
     for name in ("beam_size", "beam_size_eval"):
         require(getattr(rvq, name) is None or is_count(getattr(rvq, name)), name, "use a whole number of at least 1.")

@@ -12,7 +12,7 @@ from vqjax.estimators import straight_through
 from vqjax.finite_scalar import bounded, level_values, rounded_levels, soft_clamp, values_at
 from vqjax.metrics import index_statistics, masked_mean
 from vqjax.mixed_radix import to_index, to_levels
-from vqjax.quantizers.checks import is_number
+from vqjax.quantizers.checks import check_flags, is_number
 from vqjax.quantizers.devices import mapped_axis
 from vqjax.quantizers.finite_scalar import freeze_levels
 from vqjax.quantizers.levels import LevelInput, ResidualQuantizer, Vectors
@@ -79,6 +79,7 @@ class ResidualFSQ(ResidualQuantizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         freeze_levels(self)
+        check_flags(self)
         check_levels(self)
         _check_soft_clamp(self)
 

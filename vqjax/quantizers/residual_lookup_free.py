@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float, Int
 
+from vqjax.quantizers.checks import is_number
 from vqjax.quantizers.levels import LevelInput, ResidualQuantizer, Vectors
 from vqjax.quantizers.lookup_free import LFQ
 from vqjax.quantizers.output import QuantizerOutput
@@ -85,7 +86,7 @@ class ResidualLFQ(ResidualQuantizer):
     @property
     def num_codes(self) -> int:
         """The number of codes of one level."""
-        return 2**self.bits
+        return 2 ** int(self.bits)
 
     def features(self, outer: int) -> int:
         return self.bits
@@ -112,7 +113,7 @@ class ResidualLFQ(ResidualQuantizer):
             inverse_temperature=self.inverse_temperature,
             commitment_weight=self.commitment_weight,
             bits_per_group=self.bits_per_group,
-            soft_clamp=None if self.soft_clamp is None else self.soft_clamp * shrinking,
+            soft_clamp=self.soft_clamp * shrinking if is_number(self.soft_clamp) else self.soft_clamp,
             smallest_probability=self.smallest_probability,
             axis_name=self.axis_name,
             **placement,

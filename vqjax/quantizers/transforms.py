@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from vqjax.affine import Statistics, match_statistics, token_statistics, update_statistics
 from vqjax.errors import UserError
+from vqjax.quantizers.checks import is_count, is_number, is_weight, requirement
 
 Codes = Float[Array, "*batch codes dim"]
 Tokens = Float[Array, "*batch tokens dim"]
@@ -63,6 +64,12 @@ class LearnedAffine(nn.Module):
 
     learning_rate_scale: float = 1.0
     groups: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scale = self.learning_rate_scale
+        requirement(self)(is_weight(scale) and scale > 0, "learning_rate_scale", "use a finite number above 0.")
+        requirement(self)(is_count(self.groups), "groups", "use a whole number of at least 1.")
 
     @nn.compact
     def __call__(self, codes: Codes) -> Codes:
@@ -115,6 +122,12 @@ class RunningAffine(nn.Module):
 
     token_decay: float = 0.99
     code_decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("token_decay", "code_decay"):
+            value = getattr(self, name)
+            requirement(self)(is_number(value) and 0 <= value < 1, name, "use a number in [0, 1).")
 
     @nn.compact
     def __call__(self, codes: Codes) -> Codes:
@@ -182,6 +195,11 @@ class ImplicitCodebook(nn.Module):
 
     depth: int = 4
     hidden: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("depth", "hidden"):
+            requirement(self)(is_count(getattr(self, name)), name, "use a whole number of at least 1.")
 
     @nn.compact
     def __call__(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vqjax.codebook import fresh_codebook
+from vqjax.codebook import Codebook, fresh_codebook
 from vqjax.errors import UserError
 from vqjax.norms import normalize
 from vqjax.quantizers.ema import EMA
@@ -89,13 +89,34 @@ def check_features(vq: nn.Module, features: int) -> None:
 
 def stored_codes(vq: nn.Module) -> Float[Array, "*heads codes dim"]:
     """The codes before any transform and normalization."""
-    gradient = vq.codebook_update == "gradient"
-    needed = {"params": "codes", "codebook": "offsets"} if gradient else {"codebook": "codes"}
-    if not all(vq.has_variable(collection, name) for collection, name in needed.items()):
+    missing = [name for collection, name in _needed(vq) if not vq.has_variable(collection, name)]
+    if missing:
         raise UserError(
-            "The variables hold no codebook: create them with init(key, z), and pass all collections on "
-            "to apply, not params alone."
+            f"The variables hold no {'codebook' if 'codes' in missing else ' and no '.join(missing)}: create them with "
+            "init(key, z) of a quantizer with these settings, and pass all collections on to apply, not params alone."
         )
-    if not gradient:
-        return vq.get_variable("codebook", "codes")
-    return vq.get_variable("params", "codes") + vq.get_variable("codebook", "offsets")
+    if vq.codebook_update == "gradient":
+        codes = vq.get_variable("params", "codes") + vq.get_variable("codebook", "offsets")
+    else:
+        codes = vq.get_variable("codebook", "codes")
+    expected = (vq.heads, vq.num_codes) if vq.separate_codebooks else (vq.num_codes,)
+    if codes.shape[:-1] != expected:
+        raise UserError(
+            f"num_codes={vq.num_codes} with {'a codebook per head' if vq.separate_codebooks else 'one codebook'}, but "
+            f"the codebook in the variables has shape {codes.shape}: use the settings it was made with, or initialize "
+            "anew."
+        )
+    return codes
+
+
+def _needed(vq: nn.Module) -> list[tuple[str, str]]:
+    """Collections and names of the variables that the settings ask for."""
+    if ema_settings(vq) is not None:
+        needed = [("codebook", name) for name in Codebook._fields]
+        if ema_settings(vq).accumulation_steps > 1:
+            needed.append(("codebook", "pending_counts"))
+    elif vq.codebook_update == "gradient":
+        needed = [("params", "codes"), ("codebook", "offsets"), ("codebook", "usage")]
+    else:
+        needed = [("codebook", "codes")]
+    return needed if vq.replace_unused_after is None else [*needed, ("codebook", "idle")]

@@ -7,6 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
@@ -261,7 +262,7 @@ class VectorQuantizer(nn.Module):
             token_mask = jnp.broadcast_to(token_mask[..., None], indices.shape)
         return minus_one_where_masked(indices, token_mask)
 
-    def decode(self, indices: Integer[Array, "*indices"], *, condition: Condition = None) -> Vectors:
+    def decode(self, indices: Integer[Array | np.ndarray, "*indices"], *, condition: Condition = None) -> Vectors:
         """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:

@@ -313,5 +313,5 @@ def _check_sizes_fit(config: ConfigDict) -> None:
     quantizer, side = config.quantizer, config.data.image_size // multiple
     if quantizer.name == "binary_mapper" and config.model.code_dim != quantizer.bits:
         _refuse(config, "model.code_dim", f"set it to config.quantizer.bits={quantizer.bits}, one logit per bit.")
-    if quantizer.name == "multi_scale_vq" and quantizer.scales[-1] != side:
+    if quantizer.name == "multi_scale_vq" and quantizer.scales[-1:] != (side,):
         _refuse(config, "quantizer.scales", f"the last one has to be {side}, the side of the latent grid.")

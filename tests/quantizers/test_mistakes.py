@@ -1,0 +1,155 @@
+"""What no quantizer can use is refused by its name, and what looks odd but is allowed works."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import vqjax.nnx
+from quantizing import KEY, gaussian
+from vqjax import (
+    BSQ,
+    FSP,
+    FSQ,
+    LFQ,
+    BinaryMapper,
+    Grouped,
+    GroupedResidualVQ,
+    LatentQuantizer,
+    MaxVecPool,
+    MultiScaleVQ,
+    ProductVQ,
+    RandomProjectionQuantizer,
+    ResidualLFQ,
+    ResidualVQ,
+    UserError,
+    VectorQuantizer,
+)
+from vqjax.quantizers import EMA, ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
+from vqjax.regularizers import Diversity
+
+Z = gaussian(4, 6, 8)
+LEARNED = VectorQuantizer(4, codebook_update="gradient")
+KEYS = {"params": KEY, "quantizer": KEY}
+
+
+def create(quantizer, z=Z):
+    return quantizer.init(KEYS, z)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Grouped(MultiScaleVQ(VectorQuantizer(5), scales=(1, 2)), 2), "quantizer=MultiScaleVQ"),
+        (lambda: Grouped(GroupedResidualVQ(ResidualVQ(VectorQuantizer(5), 2), 2), 2), "quantizer=GroupedResidualVQ"),
+        (lambda: Grouped(MaxVecPool(), 2), "quantizer=MaxVecPool"),
+        (lambda: LearnedAffine(-1.0), "learning_rate_scale=-1.0"),
+        (lambda: RunningAffine(2.0), "token_decay=2.0"),
+        (lambda: ImplicitCodebook(-1), "depth=-1"),
+        (lambda: ProductVQ(4, heads=1), "heads=1"),
+        (lambda: FSP((4, 4), activation="tan"), "activation='tan'"),
+        (lambda: MultiScaleVQ(VectorQuantizer(4), scales=(1, 2), spatial_dims=4), "spatial_dims=4"),
+    ],
+)
+def test_arguments_are_refused_at_construction(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+# Of another type than the annotations say, which the tests' own type checks would refuse first.
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResidualVQ(256, 2), "quantizer=256"),
+        (lambda: ResidualVQ(FSQ((4, 4)), 2), r"quantizer=FSQ\(\.\.\.\) is not allowed: use a VectorQuantizer"),
+        (lambda: ResidualVQ(LEARNED, 2, implicit_codebooks=LinearTransform()), "implicit_codebooks=LinearTransform"),
+        (lambda: MultiScaleVQ(FSQ((4, 4)), scales=(1, 2)), "quantizer=FSQ"),
+        (lambda: VectorQuantizer(4, regularizers=(0.1,)), "regularizers="),
+        (lambda: ResidualVQ(LEARNED, 2, implicit_codebooks=True), "implicit_codebooks=True"),
+        (lambda: VectorQuantizer(4, regularizers=Diversity(0.1)), "regularizers=Diversity"),
+        (lambda: VectorQuantizer(4, codebook_transform="linear"), "codebook_transform='linear'"),
+        (lambda: VectorQuantizer(4, codebook_transform=LinearTransform), "codebook_transform=<class"),
+        (lambda: VectorQuantizer(4, codebook_init="zeros"), "codebook_init='zeros'"),
+        (lambda: VectorQuantizer(4, replace_dead_codes="False"), "replace_dead_codes='False'"),
+        (lambda: VectorQuantizer(4, axis_name=3), "axis_name=3"),
+        (lambda: FSQ((8, 8), hard_clamp="x"), "hard_clamp='x'"),
+        (lambda: ResidualLFQ(4, 2, soft_clamp="x"), "soft_clamp='x'"),
+        (lambda: VectorQuantizer(4).init(KEY, [1.0]), "z is of type list"),
+        (lambda: VectorQuantizer(4).init(KEY, jnp.ones((2, 3)), True), "mask is of type bool"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(make, message, as_users_run_it):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "made_by", "message"),
+    [
+        (VectorQuantizer(11), VectorQuantizer(5), r"num_codes=11 .* has shape \(5, 8\)"),
+        (VectorQuantizer(4, replace_unused_after=1), VectorQuantizer(4), "hold no idle"),
+        (VectorQuantizer(4, codebook_update=EMA(accumulation_steps=2)), VectorQuantizer(4), "hold no pending_counts"),
+        (VectorQuantizer(4), VectorQuantizer(4, codebook_update="none"), "hold no counts"),
+        (VectorQuantizer(4, code_dim=3), VectorQuantizer(4), "project_out of 8 features is missing"),
+        (ProductVQ(4), VectorQuantizer(4), "a codebook per head"),
+        (RandomProjectionQuantizer(11, 4), RandomProjectionQuantizer(5, 4), "num_codes=11"),
+        (LatentQuantizer((8, 8)), LatentQuantizer((5, 5)), "have 16 values, but the variables hold 10"),
+        (FSQ((5, 5)), FSQ((5, 5, 5)), "project_out of 2 features has shape"),
+    ],
+)
+def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message):
+    indices = jnp.zeros((3, quantizer.num_codebooks) if quantizer.num_codebooks > 1 else 3, jnp.int32)
+    with pytest.raises(UserError, match=message):
+        quantizer.apply(create(made_by), indices, method="decode")
+
+
+def test_projections_to_other_codes_are_refused_in_the_call():
+    with pytest.raises(UserError, match="has 2 features, but the projections in the variables were made for 3"):
+        FSQ((5, 5)).apply(create(FSQ((5, 5, 5))), Z)
+
+
+@pytest.mark.parametrize("quantizer", [VectorQuantizer(11), ResidualVQ(VectorQuantizer(11), 1), FSQ((5, 5)), LFQ(4)])
+@pytest.mark.parametrize("index", [2**32, 2**32 - 1, 2**40, -(2**32)])
+def test_indices_beyond_32_bits_do_not_exist(quantizer, index):
+    shape = (1, 1) if isinstance(quantizer, ResidualVQ) else (1,)
+    decoded = quantizer.apply(create(quantizer), np.full(shape, index), method="decode")
+    assert np.all(np.isnan(decoded))
+
+
+def test_the_largest_unsigned_index_is_no_masked_token():
+    vq = VectorQuantizer(11)
+    assert np.all(np.isnan(vq.apply(create(vq), jnp.array([2**32 - 1], jnp.uint32), method="decode")))
+
+
+@pytest.mark.parametrize("quantizer", [LFQ(4), BSQ(4), ResidualLFQ(4, 2), FSP((4, 4)), FSQ((5, 5)), VectorQuantizer(4)])
+def test_an_empty_batch_stays_empty(quantizer):
+    out = quantizer.apply(create(quantizer), jnp.zeros((2, 0, 8)))
+    assert out.quantized.shape == (2, 0, 8)
+    assert np.isfinite(out.loss)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VectorQuantizer(11, decay=0),
+        lambda: ProductVQ(11, decay=np.float32(0.5)),
+        lambda: FSP((8, 8), quantize_rate=0),
+        lambda: FSQ((8, 8), noise_dropout=1, bound="symmetric"),
+        lambda: ResidualVQ(VectorQuantizer(4), 2, dropout=1),
+    ],
+)
+def test_whole_and_numpy_numbers_are_numbers(make, as_users_run_it):
+    quantizer = make()
+    out, _ = quantizer.apply(create(quantizer), Z, train=True, mutable=["codebook"], rngs=KEYS)
+    assert out.quantized.shape == Z.shape
+
+
+def test_small_integers_of_numpy_do_not_overflow(as_users_run_it):
+    assert BinaryMapper(np.int8(8)).num_codes == ResidualLFQ(np.int8(8), 2).num_codes == 256
+
+
+def test_a_quantizer_of_maps_is_an_nnx_module():
+    module = MultiScaleVQ(VectorQuantizer(5), scales=(1, 2))
+    quantizer = vqjax.nnx.Quantizer(module, dim=8, rngs=nnx.Rngs(0))
+    assert quantizer(jax.numpy.ones((2, 4, 4, 8)), train=False).quantized.shape == (2, 4, 4, 8)
