@@ -67,7 +67,6 @@ def fresh_codebook(codes: Float[Array, "codes dim"], start: str = "empty") -> Co
 
         Example:
           >>> import jax.numpy as jnp
-    import numpy as np
           >>> fresh_codebook(jnp.ones((4, 2))).usage.tolist()
           [1.0, 1.0, 1.0, 1.0]
     """
@@ -94,7 +93,6 @@ def assign(z: Tokens, indices: Int[Array, " tokens"], num_codes: int, mask: Mask
 
         Example:
           >>> import jax.numpy as jnp
-    import numpy as np
           >>> z = jnp.array([[1.0], [2.0], [5.0]])
           >>> assign(z, jnp.array([0, 0, 2]), 3).sums[:, 0].tolist()
           [3.0, 0.0, 5.0]
@@ -141,7 +139,6 @@ def ema_update(
 
         Example:
           >>> import jax.numpy as jnp
-    import numpy as np
           >>> state = fresh_codebook(jnp.zeros((2, 1)))
           >>> batch = Assignment(counts=jnp.array([2.0, 0.0]), sums=jnp.array([[6.0], [0.0]]))
           >>> ema_update(state, batch, decay=0.5).codes.tolist()

@@ -104,6 +104,20 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
         quantizer.apply(create(made_by), indices, method="decode")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "assign", "indices": jnp.zeros(3, jnp.int32)}, r"indices is int32\[3\]: pass integers\[4, 6\]"),
+        ({"update_weights": jnp.ones(3)}, r"update_weights has shape \(3,\): pass one weight per code, \(5,\)"),
+        ({"method": "kmeans_init", "iterations": 0}, "iterations=0 is not allowed"),
+    ],
+)
+def test_what_does_not_fit_the_tokens_or_the_codes_is_refused(arguments, message):
+    vq = VectorQuantizer(5)
+    with pytest.raises(UserError, match=message):
+        vq.apply(create(vq), Z, **arguments, mutable=["codebook"], rngs=KEYS)
+
+
 def test_projections_to_other_codes_are_refused_in_the_call():
     with pytest.raises(UserError, match="has 2 features, but the projections in the variables were made for 3"):
         FSQ((5, 5)).apply(create(FSQ((5, 5, 5))), Z)
@@ -150,6 +164,6 @@ def test_small_integers_of_numpy_do_not_overflow(as_users_run_it):
 
 
 def test_a_quantizer_of_maps_is_an_nnx_module():
-    module = MultiScaleVQ(VectorQuantizer(5), scales=(1, 2))
+    module = MultiScaleVQ(VectorQuantizer(5), scales=(1,), refinement=0.0)
     quantizer = vqjax.nnx.Quantizer(module, dim=8, rngs=nnx.Rngs(0))
     assert quantizer(jax.numpy.ones((2, 4, 4, 8)), train=False).quantized.shape == (2, 4, 4, 8)

@@ -130,7 +130,7 @@ def test_noise_stays_in_the_range_of_the_neighborhood(invert):
     assert (moved.max(axis=0) > np.array([1 / 4, 1 / 20]) * 0.95).all()
     assert noisy_p.min() > 0
     assert noisy_p.max() < 1
-    with pytest.raises(UserError, match=r"quantize_rate=0\.25 draws random numbers"):
+    with pytest.raises(UserError, match=r"quantize_rate=0\.25, below 1, draws random numbers"):
         quantizer.apply({}, jnp.asarray(z), train=True)
 
 

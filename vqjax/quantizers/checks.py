@@ -211,6 +211,28 @@ def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | Non
         )
 
 
+def check_given(vq: nn.Module, z: Array, indices: Array | None, update_weights: Array | None) -> None:
+    """Refuses indices and weights that do not fit the tokens and the codebook.
+
+    Args:
+      vq: A ``VectorQuantizer``.
+      z: The tokens.
+      indices: Codes chosen elsewhere, if given.
+      update_weights: One per code, if given.
+
+    Raises:
+      UserError: What is wrong, and what to pass.
+    """
+    expected = z.shape[:-1] if vq.heads == 1 else (*z.shape[:-1], vq.heads)
+    if indices is not None and (indices.shape != expected or not jnp.issubdtype(indices.dtype, jnp.integer)):
+        raise UserError(
+            f"indices is {indices.dtype}{list(indices.shape)}: pass integers{list(expected)}, one per token."
+        )
+    expected = (vq.heads, vq.num_codes) if vq.separate_codebooks else (vq.num_codes,)
+    if update_weights is not None and update_weights.shape not in (expected, expected[-1:]):
+        raise UserError(f"update_weights has shape {update_weights.shape}: pass one weight per code, {expected}.")
+
+
 def is_number(value: object) -> bool:
     """Whether a value is a real number; booleans are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -167,10 +167,15 @@ class IBQ(nn.Module):
             raise UserError("The variables hold no codes: create them with init(key, z), and pass params on to apply.")
         codes = self.get_variable("params", "codes")
         if codes.shape != (self.num_codes, codes.shape[-1] if features is None else features):
-            given = "" if features is None else f" and z has {features} features"
+            if features is None:
+                given, then = f"num_codes={self.num_codes}", "use the settings they were made with"
+            else:
+                given, then = (
+                    f"z has {features} features and num_codes={self.num_codes}",
+                    f"pass z of {codes.shape[-1]} features",
+                )
             raise UserError(
-                f"num_codes={self.num_codes}{given}, but the codes in the variables have shape {codes.shape}: use the "
-                "settings they were made with, or initialize anew."
+                f"{given}, but the codes in the variables have shape {codes.shape}: {then}, or initialize anew."
             )
         return codes
 

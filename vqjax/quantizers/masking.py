@@ -72,7 +72,7 @@ def int32_indices(indices: Integer[Array | np.ndarray, "*indices"], num_codes: i
     """
     if not hasattr(indices, "dtype") or not jnp.issubdtype(indices.dtype, jnp.integer):
         kind = getattr(indices, "dtype", type(indices).__name__)
-        raise UserError(f"indices has dtype {kind}: decode takes an array of integers, as encode returns them.")
+        raise UserError(f"indices has dtype {kind}: decode takes integers in an array, as encode returns them.")
     largest = jnp.iinfo(indices.dtype).max
     if largest < num_codes:
         return jnp.asarray(indices, jnp.int32)

@@ -91,8 +91,9 @@ def stored_codes(vq: nn.Module) -> Float[Array, "*heads codes dim"]:
     """The codes before any transform and normalization."""
     missing = [name for collection, name in _needed(vq) if not vq.has_variable(collection, name)]
     if missing:
+        what = "codebook" if {"codes", "offsets"} & {*missing} else " and no ".join(missing)
         raise UserError(
-            f"The variables hold no {'codebook' if 'codes' in missing else ' and no '.join(missing)}: create them with "
+            f"The variables hold no {what}: create them with "
             "init(key, z) of a quantizer with these settings, and pass all collections on to apply, not params alone."
         )
     if vq.codebook_update == "gradient":

@@ -14,7 +14,7 @@ from vqjax.errors import UserError
 from vqjax.estimators import Estimator, chooses_codes, get_estimator, requirements
 from vqjax.metrics import geometry, perplexity, usage
 from vqjax.nearest import nearest_codes, nearest_k_codes, nearest_k_own_codes, nearest_own_codes
-from vqjax.quantizers.checks import check_arguments, check_input
+from vqjax.quantizers.checks import check_arguments, check_given, check_input, is_count
 from vqjax.quantizers.codes import codes_at, codes_of
 from vqjax.quantizers.devices import mapped_axis
 from vqjax.quantizers.ema import EMA
@@ -212,6 +212,7 @@ class VectorQuantizer(nn.Module):
         """
         check_input(z, mask)
         check_features(self, z.shape[-1])
+        check_given(self, z, indices, update_weights)
         if indices is not None and chooses_codes(get_estimator(self.estimator)):
             raise UserError(
                 f"estimator={self.estimator!r} chooses the codes itself: pass indices=None, or another one."
@@ -305,6 +306,8 @@ class VectorQuantizer(nn.Module):
         check_features(self, z.shape[-1])
         if z.size == 0:
             raise UserError(f"z has shape {z.shape}: kmeans_init takes at least one token.")
+        if not is_count(iterations):
+            raise UserError(f"iterations={iterations!r} is not allowed: use a whole number of at least 1.")
         if self.codebook_transform is not None and not hasattr(self.codebook_transform, "to_base"):
             name = type(self.codebook_transform).__name__
             raise UserError(f"kmeans_init needs the inverse of codebook_transform={name}, which has no to_base method.")

@@ -66,7 +66,9 @@ def create_state(
       0
     """
     params_key, quantizer_key = jax.random.split(jax.random.key(seed))
-    variables = model.init({"params": params_key, "quantizer": quantizer_key}, jnp.zeros((1, *image_shape)))
+    # As one program: it is kept between starts, and hundreds of small ones would not be.
+    init = jax.jit(model.init)
+    variables = init({"params": params_key, "quantizer": quantizer_key}, jnp.zeros((1, *image_shape)))
     params = variables.pop("params")
     opt_state = {"task": optimizer.init(params)}
     if codebook_optimizer is not None:
