@@ -109,7 +109,7 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
     [
         ({"method": "assign", "indices": jnp.zeros(3, jnp.int32)}, r"indices is int32\[3\]: pass integers\[4, 6\]"),
         ({"update_weights": jnp.ones(3)}, r"update_weights has shape \(3,\): pass one weight per code, \(5,\)"),
-        ({"method": "kmeans_init", "iterations": 0}, "iterations=0 is not allowed"),
+        ({"method": "kmeans_init", "iterations": -1}, "iterations=-1 is not allowed"),
     ],
 )
 def test_what_does_not_fit_the_tokens_or_the_codes_is_refused(arguments, message):

@@ -306,8 +306,8 @@ class VectorQuantizer(nn.Module):
         check_features(self, z.shape[-1])
         if z.size == 0:
             raise UserError(f"z has shape {z.shape}: kmeans_init takes at least one token.")
-        if not is_count(iterations):
-            raise UserError(f"iterations={iterations!r} is not allowed: use a whole number of at least 1.")
+        if not is_count(iterations) and iterations != 0:
+            raise UserError(f"iterations={iterations!r} is not allowed: use a whole number of at least 0.")
         if self.codebook_transform is not None and not hasattr(self.codebook_transform, "to_base"):
             name = type(self.codebook_transform).__name__
             raise UserError(f"kmeans_init needs the inverse of codebook_transform={name}, which has no to_base method.")
