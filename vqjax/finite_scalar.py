@@ -57,8 +57,8 @@ def bounded(z: Features, radices: Sequence[int], bound: str = "asymmetric", hard
     shift = offset / half_range
     if not hard_clamp:
         shift = np.tan(shift) if bound == "paper" else np.arctanh(shift)
-    squashed = squash(z + _per_feature(shift, z)) * _per_feature(half_range, z)
-    return (squashed - _per_feature(offset, z)) / _per_feature(counts // 2, z)
+    squashed = squash(z + per_feature(shift, z)) * per_feature(half_range, z)
+    return (squashed - per_feature(offset, z)) / per_feature(counts // 2, z)
 
 
 def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric") -> Levels:
@@ -78,10 +78,10 @@ def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric
       [0 1 7]
     """
     if bound == "symmetric":
-        steps = _per_feature(np.asarray(radices) - 1, x)
+        steps = per_feature(np.asarray(radices) - 1, x)
         position = jnp.floor(steps * (x + 1) / 2 + 0.5)
     else:
-        half_width = _per_feature(np.asarray(radices) // 2, x)
+        half_width = per_feature(np.asarray(radices) // 2, x)
         position = jnp.round(x * half_width) + half_width
     # The margin of "asymmetric" would lead beyond the last level where there are more than a thousand.
     return clipped_levels(position, radices)
@@ -168,7 +168,7 @@ def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Level
     return jnp.argmin(jnp.where(jnp.broadcast_to(exists, shape), distance, jnp.inf), axis=-1).astype(jnp.int32)
 
 
-def soft_clamp(x: Features, limits: Sequence[float]) -> Features:
+def soft_clamp(x: Features, limits: Sequence[int] | Sequence[float]) -> Features:
     r"""Keeps features within limits, smoothly: :math:`c \tanh(x / c)`.
 
     Args:
@@ -183,7 +183,7 @@ def soft_clamp(x: Features, limits: Sequence[float]) -> Features:
       >>> print(soft_clamp(jnp.array([0.01, 100.0]), (2.0, 2.0)).round(3))
       [0.01 2.  ]
     """
-    limit = _per_feature(np.asarray(limits), x)
+    limit = per_feature(np.asarray(limits), x)
     return limit * jnp.tanh(x / limit)
 
 
@@ -191,7 +191,8 @@ def _clip_to_one(x: Features) -> Features:
     return jnp.clip(x, -1.0, 1.0)
 
 
-def _per_feature(numbers: np.ndarray, like: Features) -> Features:
+def per_feature(numbers: Sequence[int] | Sequence[float] | np.ndarray, like: Features) -> Features:
+    """One number per feature, for every vector."""
     return jnp.broadcast_to(jnp.asarray(numbers, jnp.float32), like.shape)
 
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vqjax.chunks import map_in_chunks
+from vqjax.chunks import LARGEST_CHUNK, map_in_chunks
 from vqjax.errors import UserError
 
-# Scores held at once, in float32: 32 MiB. Larger searches go through the codes chunk by chunk.
-_CHUNK_ELEMENTS = 2**23
+# Larger searches go through the codes chunk by chunk.
+_CHUNK_ELEMENTS = LARGEST_CHUNK
 _SMALLEST_CHUNK = 128
 # On CPUs: 4 MiB, which stay in the cache between the product and the search for the minimum (docs/performance.md).
 _CODES_PER_TILE = 1024

@@ -10,7 +10,7 @@ import numpy as np
 from jax.scipy.stats import cauchy, laplace, logistic, norm
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vqjax.finite_scalar import clipped_levels
+from vqjax.finite_scalar import clipped_levels, per_feature
 
 Features = Float[Array, "*batch features"]
 Probabilities = Float[Array, "*batch features"]
@@ -82,7 +82,7 @@ def bins(p: Probabilities, radices: Sequence[int]) -> Int[Array, "*batch feature
       >>> print(bins(jnp.array([0.3, 1.0]), (4, 4)))
       [1 3]
     """
-    return clipped_levels(jnp.floor(p * _per_feature(radices, p)), radices)
+    return clipped_levels(jnp.floor(p * per_feature(radices, p)), radices)
 
 
 def bin_centers(radices: Sequence[int]) -> Float[np.ndarray, " values"]:
@@ -118,7 +118,7 @@ def perturbed(key: Key[Array, ""], p: Probabilities, radices: Sequence[int]) -> 
       >>> bool((jnp.abs(perturbed(jax.random.key(0), p, (4,)) - p) <= 0.125).all())
       True
     """
-    noise = jax.random.uniform(key, p.shape, minval=-0.5, maxval=0.5) / _per_feature(radices, p)
+    noise = jax.random.uniform(key, p.shape, minval=-0.5, maxval=0.5) / per_feature(radices, p)
     return jnp.where((p + noise > 0) & (p + noise < 1), p + noise, p)
 
 
@@ -191,7 +191,3 @@ def moments_loss(
         ]
     loss = sum(w * jnp.mean(jnp.square(d)) for w, d in zip(moments.weights, deviations, strict=False))
     return jnp.where(tokens[0] > 0, loss, 0.0)
-
-
-def _per_feature(radices: Sequence[int], like: Features) -> Features:
-    return jnp.broadcast_to(jnp.asarray(radices, jnp.float32), like.shape)

@@ -8,14 +8,13 @@ from tqdm import tqdm
 
 from vqjax.experiments.choosing_runs import PLANE_ESTIMATORS
 from vqjax.experiments.collapse_figure import collapse_figure
-from vqjax.experiments.document import fill, skeleton, table
+from vqjax.experiments.document import table, write_filled
 from vqjax.experiments.plane_figures import himmelblau_figure, surface_figure
 from vqjax.experiments.plotting import save_figure
 from vqjax.experiments.records import Record, read_records
 from vqjax.experiments.spread import with_spread
 from vqjax.experiments.surfaces import SURFACES
 from vqjax.experiments.variants import GROUPS, STARTS
-from vqjax.reporting import atomic_file
 
 COMMAND = "python -m vqjax.experiments.choosing"
 PARTS = ("cost", "surfaces", "himmelblau", *GROUPS)
@@ -81,9 +80,7 @@ def write_document(output: Path) -> Path:
       The document.
     """
     path = document_path(output)
-    text = path.read_text() if path.exists() else skeleton("Choosing a quantizer: results", PARTS)
-    with atomic_file(path) as file:
-        file.write(fill(text, document_parts(output)).encode())
+    write_filled(path, "Choosing a quantizer: results", document_parts(output))
     return path
 
 

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vqjax.errors import UserError
+from vqjax.reporting import atomic_file
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -59,6 +61,19 @@ def fill(document: str, parts: Mapping[str, str]) -> str:
                 "where it shall stand."
             )
     return document
+
+
+def write_filled(path: Path, title: str, parts: Mapping[str, str]) -> None:
+    """Fills the generated parts of a document on the disk, which is made of them alone if there is none.
+
+    Args:
+      path: Of the document.
+      title: Its heading, where it is made.
+      parts: The content by name.
+    """
+    text = path.read_text() if path.exists() else skeleton(title, list(parts))
+    with atomic_file(path) as file:
+        file.write(fill(text, parts).encode())
 
 
 def skeleton(title: str, names: Sequence[str]) -> str:

@@ -11,14 +11,13 @@ from pathlib import Path
 from absl import flags
 
 from vqjax.errors import UserError
-from vqjax.experiments.document import fill, skeleton, table
+from vqjax.experiments.document import table, write_filled
 from vqjax.experiments.family_facts import FACTS
 from vqjax.experiments.family_runs import family_runs, make_trainings
 from vqjax.experiments.photograph_training import TrainingSetting
 from vqjax.experiments.records import Record, read_records, unfinished
 from vqjax.experiments.spread import with_spread
 from vqjax.models.families import FAMILIES
-from vqjax.reporting import atomic_file
 from vqjax.training.command_line import run
 from vqjax.training.config import nearest_name
 
@@ -52,9 +51,7 @@ def write_document(output: Path) -> Path:
       The document, such as ``docs/quantizers.md``.
     """
     path = output.with_suffix(".md")
-    text = path.read_text() if path.exists() else skeleton("Quantizers: results", ["measured"])
-    with atomic_file(path) as file:
-        file.write(fill(text, document_parts(output)).encode())
+    write_filled(path, "Quantizers: results", document_parts(output))
     return path
 
 

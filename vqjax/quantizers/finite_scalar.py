@@ -12,7 +12,7 @@ import numpy as np
 from vqjax.errors import UserError
 from vqjax.estimators import straight_through
 from vqjax.finite_scalar import BOUNDS, bounded, level_values, rounded_levels, values_at
-from vqjax.quantizers.checks import check_flags, is_count, is_number
+from vqjax.quantizers.checks import check_flags, is_count, is_number, requirement
 from vqjax.quantizers.devices import draw_key
 from vqjax.quantizers.grid import Choice, Features, GridQuantizer, Levels
 from vqjax.quantizers.orthogonal_rotation import create_rotation, rotate
@@ -138,21 +138,19 @@ def freeze_levels(module: nn.Module) -> None:
 def check_codebooks(module: nn.Module) -> None:
     """Refuses a number of codebooks that is none, and flags that are none."""
     check_flags(module)
-    if not is_count(module.num_codebooks):
-        raise UserError(f"num_codebooks={module.num_codebooks!r} is not allowed: use a whole number of at least 1.")
+    requirement(module)(is_count(module.num_codebooks), "num_codebooks", "use a whole number of at least 1.")
 
 
 def _check(fsq: FSQ) -> None:
     check_codebooks(fsq)
-    if fsq.bound not in BOUNDS:
-        raise UserError(f"bound={fsq.bound!r} is not allowed: use one of {', '.join(map(repr, BOUNDS))}.")
+    requirement(fsq)(fsq.bound in BOUNDS, "bound", f"use one of {', '.join(map(repr, BOUNDS))}.")
     if 2 in fsq.levels and fsq.bound != "symmetric":
         raise UserError(
             f"levels={fsq.levels!r} is not allowed with bound={fsq.bound!r}, which would put the border between two "
             "levels far from zero. Use bound='symmetric', or at least 3 levels."
         )
-    if not is_number(fsq.noise_dropout) or not 0 <= fsq.noise_dropout <= 1:
-        raise UserError(f"noise_dropout={fsq.noise_dropout!r} is not allowed: use a probability in [0, 1].")
+    in_range = is_number(fsq.noise_dropout) and 0 <= fsq.noise_dropout <= 1
+    requirement(fsq)(in_range, "noise_dropout", "use a probability in [0, 1].")
     if fsq.noise_dropout > 0 and fsq.bound != "symmetric":
         raise UserError(
             f"noise_dropout={fsq.noise_dropout!r} is not allowed with bound={fsq.bound!r}: use bound='symmetric', "

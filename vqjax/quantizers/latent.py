@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from vqjax.errors import UserError
 from vqjax.estimators import straight_through
 from vqjax.finite_scalar import nearest_levels, values_at
-from vqjax.quantizers.checks import is_weight
+from vqjax.quantizers.checks import is_weight, requirement
 from vqjax.quantizers.finite_scalar import check_codebooks, freeze_levels
 from vqjax.quantizers.grid import Choice, Features, GridQuantizer, Levels, TokenMask
 
@@ -75,8 +75,7 @@ class LatentQuantizer(GridQuantizer):
         freeze_levels(self)
         check_codebooks(self)
         for name in ("commitment_weight", "quantization_weight"):
-            if not is_weight(getattr(self, name)):
-                raise UserError(f"{name}={getattr(self, name)!r} is not allowed: use a finite number of at least 0.")
+            requirement(self)(is_weight(getattr(self, name)), name, "use a finite number of at least 0.")
 
     def radices(self) -> tuple[int, ...]:
         return self.levels

@@ -1,5 +1,6 @@
 """The common part of residual quantizers: quantize, subtract, and quantize what is left."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -89,7 +90,7 @@ class ResidualQuantizer(nn.Module):
 
     def combine(self, name: str, values: list[Float[Array, ""]]) -> Float[Array, ""]:
         """What is reported for a metric of the levels: their mean, and the number of all dead codes."""
-        return sum(values) if name == "dead_codes" else sum(values) / len(values)
+        return mean_or_total(name, values)
 
     def cross(self, x: Vectors, codes: Vectors, train: bool) -> Vectors:
         """Returns the sum of codes with its gradient to the input, for ``gradient="total"``."""
@@ -218,16 +219,45 @@ class ResidualQuantizer(nn.Module):
     def _metrics(
         self, x: Vectors, codes: Vectors, mask: Mask, outputs: list[QuantizerOutput]
     ) -> dict[str, Float[Array, ""]]:
-        axis_name = mapped_axis(self)
-        error = masked_mean(jnp.mean(jnp.square(x - codes), axis=-1), mask, axis_name)
-        of_levels = {}
-        for name in outputs[0].metrics:
-            of_levels[name] = self.combine(name, [output.metrics[name] for output in outputs if name in output.metrics])
-        each = {f"quantization_error_{i}": output.metrics["quantization_error"] for i, output in enumerate(outputs)}
-        return of_levels | each | {"quantization_error": error} | geometry(x, codes, mask, axis_name)
+        return combined_metrics(x, codes, mask, mapped_axis(self), outputs, self.combine)
 
 
 def _reaches(number: int, mask: Mask, depths: Int[Array, "*batch"] | None) -> Mask:
     if depths is None:
         return mask
     return depths > number if mask is None else mask & (depths > number)
+
+
+def mean_or_total(name: str, values: list[Float[Array, ""]]) -> Float[Array, ""]:
+    """The mean of a metric over levels; the number of all dead codes."""
+    return sum(values) if name == "dead_codes" else sum(values) / len(values)
+
+
+def combined_metrics(
+    x: Vectors,
+    total: Vectors,
+    mask: Mask,
+    axis_name: str | None,
+    outputs: list[QuantizerOutput],
+    combine: Callable[[str, list[Float[Array, ""]]], Float[Array, ""]],
+) -> dict[str, Float[Array, ""]]:
+    """The metrics of several quantizers, one after the other, that describe the same vectors.
+
+    Args:
+      x: The vectors.
+      total: What all quantizers together make of them.
+      mask: True for the vectors that count.
+      axis_name: Mapped axis over which the batch is split.
+      outputs: Of each quantizer.
+      combine: From a metric's name and values to what is reported.
+
+    Returns:
+      Errors and geometry of the total, the error of each quantizer, and all other metrics combined.
+    """
+    error = masked_mean(jnp.mean(jnp.square(x - total), axis=-1), mask, axis_name)
+    combined = {
+        name: combine(name, [output.metrics[name] for output in outputs if name in output.metrics])
+        for name in outputs[0].metrics
+    }
+    each = {f"quantization_error_{i}": output.metrics["quantization_error"] for i, output in enumerate(outputs)}
+    return combined | each | {"quantization_error": error} | geometry(x, total, mask, axis_name)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from vqjax.bits import LARGEST_GROUP, bit_entropies, group_sizes, to_signs
 from vqjax.estimators import straight_through
+from vqjax.finite_scalar import soft_clamp
 from vqjax.norms import normalize
 from vqjax.quantizers.checks import check_flags, is_count, is_number, is_weight, requirement
 from vqjax.quantizers.devices import mapped_axis
@@ -109,7 +110,7 @@ class LFQ(GridQuantizer):
 
     def enter(self, x: Features) -> Features:
         if self.soft_clamp is not None:
-            x = self.soft_clamp * jnp.tanh(x / self.soft_clamp)
+            x = soft_clamp(x, [self.soft_clamp] * self.bits)
         return rotate(self, x) if self.orthogonal_rotation else x
 
     def leave(self, values: Features) -> Features:

@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.estimators import get_estimator, requirements, straight_through
 from vqjax.estimators.jacobian import with_gradient_of
-from vqjax.metrics import geometry, masked_mean
 from vqjax.quantizers.checks import check_input, is_count
 from vqjax.quantizers.depth import draw_depths
 from vqjax.quantizers.devices import draw_key, mapped_axis
+from vqjax.quantizers.levels import combined_metrics, mean_or_total
 from vqjax.quantizers.masking import int32_indices, zero_where_masked
 from vqjax.quantizers.multi_scale_checks import check_multi_scale, check_shape, check_space, sizes
 from vqjax.quantizers.output import QuantizerOutput
@@ -168,7 +168,7 @@ class MultiScaleVQ(nn.Module):
 
         total = self._descend(x, mask, quantize)
         indices = join_scales([output.indices for output in outputs], self.spatial_dims)
-        metrics = self._metrics(x, total, mask, outputs)
+        metrics = combined_metrics(x, total, mask, mapped_axis(self), outputs, mean_or_total)
         if self.shared_codebook:
             joined = join_scales(tokens, self.spatial_dims, features=1), indices, join_scales(masks, self.spatial_dims)
             joint = self.levels[0].assign(*joined, train)
@@ -310,16 +310,6 @@ class MultiScaleVQ(nn.Module):
         given = {name: value for name, value in offered.items() if name in requirements(estimator)}
         crossed = estimator(x, jax.lax.stop_gradient(total), **given)
         return with_gradient_of(crossed, crossed + total)
-
-    def _metrics(self, x: Map, total: Map, mask: Mask, outputs: list[QuantizerOutput]) -> dict[str, Float[Array, ""]]:
-        axis_name = mapped_axis(self)
-        error = masked_mean(jnp.mean(jnp.square(x - total), axis=-1), mask, axis_name)
-        metrics = {}
-        for name in outputs[0].metrics:
-            values = [output.metrics[name] for output in outputs]
-            metrics[name] = sum(values) if name == "dead_codes" else sum(values) / len(values)
-        each = {f"quantization_error_{i}": output.metrics["quantization_error"] for i, output in enumerate(outputs)}
-        return metrics | each | {"quantization_error": error} | geometry(x, total, mask, axis_name)
 
     def _level(self) -> VectorQuantizer:
         transform = self.quantizer.codebook_transform

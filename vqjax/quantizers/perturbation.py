@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vqjax.errors import UserError
 from vqjax.estimators import straight_through
 from vqjax.finite_scalar import values_at
 from vqjax.perturbation import DISTRIBUTIONS, MOMENTS, bin_centers, bins, moments_loss, perturbed, unit_variance
-from vqjax.quantizers.checks import check_input, is_number
+from vqjax.quantizers.checks import check_input, is_number, requirement
 from vqjax.quantizers.devices import draw_key, mapped_axis
 from vqjax.quantizers.finite_scalar import check_codebooks, freeze_levels
 from vqjax.quantizers.grid import Choice, Features, GridQuantizer, Levels, TokenMask, Vectors
@@ -76,12 +75,11 @@ class FSP(GridQuantizer):
         freeze_levels(self)
         check_codebooks(self)
         for name, known in (("activation", DISTRIBUTIONS), ("moments", MOMENTS)):
-            if not isinstance(getattr(self, name), str) or getattr(self, name) not in known:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r} is not allowed: use one of {', '.join(map(repr, known))}."
-                )
-        if not is_number(self.quantize_rate) or not 0 <= self.quantize_rate <= 1:
-            raise UserError(f"quantize_rate={self.quantize_rate!r} is not allowed: use a probability in [0, 1].")
+            value = getattr(self, name)
+            named = isinstance(value, str) and value in known
+            requirement(self)(named, name, f"use one of {', '.join(map(repr, known))}.")
+        in_range = is_number(self.quantize_rate) and 0 <= self.quantize_rate <= 1
+        requirement(self)(in_range, "quantize_rate", "use a probability in [0, 1].")
 
     def radices(self) -> tuple[int, ...]:
         return self.levels
