@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.measure import by_turns, report
 from benchmarks.peers.available import installed
 from vqjax.models.build import build_model
+from vqjax.training.compiler_options import compiler_options
 from vqjax.training.config import default_config
 from vqjax.training.optimizer import build_optimizer
 from vqjax.training.state import create_state
@@ -104,7 +105,7 @@ def vqjax_train_step(name: str, images: np.ndarray) -> tuple[Callable[[], None],
     def step(state, batch):
         return train_step(state, batch, model, optimizer, options)
 
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(compiler_options=compiler_options())
     held = [state]
 
     def run() -> None:

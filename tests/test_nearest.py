@@ -72,6 +72,12 @@ def test_chunks_change_nothing(name, small_chunks):
     assert wrong(z, codes, np.asarray(nearest_codes(jnp.asarray(z), jnp.asarray(codes)))) == 0
 
 
+@pytest.mark.parametrize("name", DATA)
+def test_parts_of_the_codebook_change_nothing(name, small_chunks):
+    z, codes = data(name)
+    assert wrong(z, codes, np.asarray(nearest_codes(jnp.asarray(z), jnp.asarray(codes), shards=4))) == 0
+
+
 def equal_codes():
     codes = np.zeros((CODES, DIM), np.float32)
     codes[:3] = 1  # the best of the first chunk is worse than the ties that follow
@@ -85,6 +91,8 @@ def test_ties_go_to_the_lowest_index():
 
 def test_ties_between_chunks_and_with_the_padding_go_to_the_lowest_index(small_chunks):
     indices = nearest_codes(jnp.zeros((TOKENS, DIM)), jnp.asarray(equal_codes()))
+    np.testing.assert_array_equal(indices, 3)
+    indices = nearest_codes(jnp.zeros((TOKENS, DIM)), jnp.asarray(equal_codes()), shards=100)
     np.testing.assert_array_equal(indices, 3)
     # Padding repeats code 0.
     indices = nearest_codes(jnp.ones((TOKENS, DIM)), jnp.asarray(equal_codes()))

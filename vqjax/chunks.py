@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 LARGEST_CHUNK = 2**23
 """Numbers held at once, in float32: 32 MiB."""
@@ -39,15 +39,15 @@ def sum_in_chunks(
 
 
 def map_in_chunks(
-    function: Callable[[Array], Array],
+    function: Callable[[Array], PyTree[Array]],
     z: Float[Array, "*batch dim"],
     numbers_per_token: int,
     largest: int | None = None,
-) -> Array:
+) -> PyTree[Array]:
     """Maps a function of tokens over parts so small that what it holds per token fits into a chunk.
 
     Args:
-      function: Maps float32 tokens ``[tokens, dim]`` to a result for each.
+      function: Maps float32 tokens ``[tokens, dim]`` to a result for each, or a tree of such.
       z: Vectors along the last axis.
       numbers_per_token: How many numbers the function holds at once for a token.
       largest: How many it may hold for all tokens of a part; ``LARGEST_CHUNK`` by default.
@@ -65,6 +65,6 @@ def map_in_chunks(
         padded = jnp.pad(tokens, ((0, parts * size - number), (0, 0)))
         # Every part takes tokens from the whole batch: one that is split over devices stays split in each part.
         results = jax.lax.map(function, jnp.swapaxes(padded.reshape(size, parts, -1), 0, 1))
-        results = jnp.swapaxes(results, 0, 1)
-        results = results.reshape(parts * size, *results.shape[2:])[:number]
-    return results.reshape(*z.shape[:-1], *results.shape[1:])
+        results = jax.tree.map(lambda of_parts: jnp.swapaxes(of_parts, 0, 1), results)
+        results = jax.tree.map(lambda x: x.reshape(parts * size, *x.shape[2:])[:number], results)
+    return jax.tree.map(lambda x: x.reshape(*z.shape[:-1], *x.shape[1:]), results)

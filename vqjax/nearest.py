@@ -14,10 +14,15 @@ _SMALLEST_CHUNK = 128
 _CODES_PER_TILE = 1024
 _TILE_ELEMENTS = 2**20
 
+# The score of the nearest code of each token, and its index.
+Found = tuple[Float[Array, " tokens"], Int[Array, " tokens"]]
+
 
 def nearest_codes(
     z: Float[Array, "*batch dim"],
     codes: Float[Array, "codes dim"],
+    *,
+    shards: int = 1,
 ) -> Int[Array, "*batch"]:
     r"""Finds the code with the smallest Euclidean distance to each vector.
 
@@ -31,6 +36,8 @@ def nearest_codes(
     Args:
       z: Vectors to look up, any leading axes and floating-point dtype.
       codes: The codebook.
+      shards: How many devices hold a part of the codebook each, along its first axis (under ``jit``, with a sharded
+        array): each searches its own part, and only its best code per token leaves it. Divides the number of codes.
 
     Returns:
       int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
@@ -42,12 +49,12 @@ def nearest_codes(
       [1 0]
     """
     tokens, codes = _centered(z, codes)
-    if jax.default_backend() == "cpu":
-        per_tile = _even_chunk(codes.shape[0], _CODES_PER_TILE)
-        found = map_in_chunks(lambda part: _search(part, codes, per_tile), tokens, per_tile, _TILE_ELEMENTS)
-    else:
-        largest = max(_SMALLEST_CHUNK, _CHUNK_ELEMENTS // max(1, tokens.shape[0]))
-        found = _search(tokens, codes, _even_chunk(codes.shape[0], largest))
+    if shards == 1:
+        return _nearest(tokens, codes)[1].reshape(z.shape[:-1])
+    parts = codes.reshape(shards, -1, codes.shape[-1])
+    scores, indices = jax.vmap(_nearest, in_axes=(None, 0))(tokens, parts)
+    _, shard = _minimum(scores.T)
+    found = shard * parts.shape[1] + jnp.take_along_axis(indices, shard[None], axis=0)[0]
     return found.reshape(z.shape[:-1])
 
 
@@ -156,14 +163,20 @@ def _scores(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]
     return 0.5 * jnp.sum(jnp.square(codes), axis=-1)[None] - products
 
 
+def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Found:
+    if jax.default_backend() == "cpu":
+        per_tile = _even_chunk(codes.shape[0], _CODES_PER_TILE)
+        return map_in_chunks(lambda part: _search(part, codes, per_tile), tokens, per_tile, _TILE_ELEMENTS)
+    largest = max(_SMALLEST_CHUNK, _CHUNK_ELEMENTS // max(1, tokens.shape[0]))
+    return _search(tokens, codes, _even_chunk(codes.shape[0], largest))
+
+
 def _even_chunk(number: int, largest: int) -> int:
     """The size of chunks of at most ``largest`` that need the least padding."""
     return -(-number // -(-number // largest))
 
 
-def _search(
-    tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], per_chunk: int
-) -> Int[Array, " tokens"]:
+def _search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], per_chunk: int) -> Found:
     num_codes, dim = codes.shape
     num_chunks = -(-num_codes // per_chunk)
     # Padding repeats code 0, which never wins a tie against itself at its lower index.
@@ -180,11 +193,11 @@ def _search(
     # Made from the tokens, for shard_map's check: the carry varies over devices as they do.
     start = (jnp.full_like(tokens[:, 0], jnp.inf), jnp.zeros_like(tokens[:, 0], jnp.int32))
     if num_chunks == 1:
-        return body(start, (0, chunks[0]))[0][1]
-    return jax.lax.scan(body, start, (jnp.arange(num_chunks, dtype=jnp.int32), chunks))[0][1]
+        return body(start, (0, chunks[0]))[0]
+    return jax.lax.scan(body, start, (jnp.arange(num_chunks, dtype=jnp.int32), chunks))[0]
 
 
-def _minimum(scores: Float[Array, "tokens codes"]) -> tuple[Float[Array, " tokens"], Int[Array, " tokens"]]:
+def _minimum(scores: Float[Array, "tokens codes"]) -> Found:
     """The smallest score and the lowest index that has it: two plain minima, which XLA vectorizes on CPUs."""
     smallest = jnp.min(scores, axis=-1)
     index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)

@@ -93,10 +93,32 @@ def assert_same_step(actual, expected):
 
 def assert_no_large_gather(text):
     """Devices exchange sums and one number per token: neither the tokens, nor tokens times codes."""
-    gathers = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
-    sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in gathers]
-    assert 0 < max(sizes) <= TOKENS  # the priorities of the draw
+    assert 0 < max(np.prod(shape) for shape in gathered(text)) <= TOKENS  # the priorities of the draw
     assert "all-reduce" in text
+
+
+def gathered(text):
+    """The shapes of what devices gather in a compiled program."""
+    shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
+    return [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
+
+
+@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
+def test_a_codebook_divided_over_devices_trains_as_a_whole_one(codebook_update, monkeypatch):
+    """Four devices hold eight codes each, and no device ever holds a table of all of them."""
+    monkeypatch.setattr(nearest, "_CODES_PER_TILE", 3)
+    monkeypatch.setattr(nearest, "_TILE_ELEMENTS", 96)
+    settings = {"codebook_update": codebook_update, **SAMPLED}
+    vq = VectorQuantizer(CODES, codebook_shards=4, **settings)
+    arguments = (variables_of(vq), *batch())
+    expected = jax.jit(lambda *a: step(VectorQuantizer(CODES, **settings), *a))(*arguments)
+    both = jax.make_mesh((2, 4), ("data", "codes"), axis_types=(AxisType.Auto,) * 2)
+    specs = (P("codes"), P("data"), P("data"))
+    placed = [jax.device_put(x, NamedSharding(both, spec)) for x, spec in zip(arguments, specs, strict=True)]
+    compiled = jax.jit(lambda *a: step(vq, *a)).lower(*placed).compile()
+    actual = compiled(*placed)
+    assert_same_step(actual, expected)
+    assert not [shape for shape in gathered(compiled.as_text()) if shape[-1:] == (DIM,)]
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

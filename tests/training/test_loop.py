@@ -168,3 +168,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(config, tmp_
     with pytest.raises(FloatingPointError, match=r"at step \d+.*config\.optimizer\.learning_rate"):
         train(config, tmp_path, devices=ONE_DEVICE)
     assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_codebook_divided_over_four_devices_trains_like_one(finished, config, tmp_path):
+    config.quantizer.codebook_shards = 4
+    train(config, tmp_path)
+    chex.assert_trees_all_close(variables(finished), variables(tmp_path), rtol=1e-4, atol=1e-5)
+
+
+def test_a_codebook_is_not_divided_over_devices_that_do_not_share_equally(config, tmp_path):
+    config.quantizer.codebook_shards = 4
+    with pytest.raises(UserError, match=r"codebook_shards=4 is not allowed: use a divisor of 1, the number of devices"):
+        train(config, tmp_path, devices=ONE_DEVICE)

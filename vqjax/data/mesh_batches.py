@@ -11,7 +11,7 @@ def check_batch_size(batch_size: int, num_images: int, mesh: Mesh) -> None:
     Args:
         batch_size: images per step, over all devices.
         num_images: images in the training data.
-        mesh: the devices.
+        mesh: the devices, along the axis "data".
 
     Raises:
         UserError: the batch size does not fit.
@@ -20,11 +20,12 @@ def check_batch_size(batch_size: int, num_images: int, mesh: Mesh) -> None:
         >>> import jax
         >>> check_batch_size(8, 100, jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)))
     """
-    if batch_size < 1 or batch_size % mesh.size:
-        nearest = max(1, round(batch_size / mesh.size)) * mesh.size
+    devices = mesh.shape["data"]
+    if batch_size < 1 or batch_size % devices:
+        nearest = max(1, round(batch_size / devices)) * devices
         raise UserError(
-            f"batch_size={batch_size} cannot be divided over {mesh.size} devices; "
-            f"use a positive multiple of {mesh.size}, such as {nearest}"
+            f"batch_size={batch_size} cannot be divided over {devices} devices; "
+            f"use a positive multiple of {devices}, such as {nearest}"
         )
     if batch_size > num_images:
         raise UserError(

@@ -114,7 +114,9 @@ _GROUPS = frozenset({"groups"})
 _residual_of_vectors = partial(_residual_vq, ResidualVQ, VectorQuantizer)
 
 FAMILIES = {
-    "vector": Family(_VECTOR | {"heads", "separate_codebooks", "kmeans_init"}, partial(_vector, VectorQuantizer)),
+    "vector": Family(
+        _VECTOR | {"heads", "separate_codebooks", "kmeans_init", "codebook_shards"}, partial(_vector, VectorQuantizer)
+    ),
     "product_vq": Family(_VECTOR | {"heads", "kmeans_init"}, partial(_vector, ProductVQ)),
     "residual_vq": Family(_VECTOR | _RESIDUAL_VQ | {"kmeans_init"}, _residual_of_vectors),
     "grouped_residual_vq": Family(

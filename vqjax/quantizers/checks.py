@@ -43,6 +43,11 @@ def check_arguments(vq: nn.Module) -> None:
     get_estimator(vq.estimator)
     require(is_number(vq.decay) and 0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
     require(is_weight(vq.commitment_weight), "commitment_weight", "use a finite number of at least 0, such as 0.25.")
+    require(
+        is_count(vq.codebook_shards) and vq.num_codes % vq.codebook_shards == 0,
+        "codebook_shards",
+        f"use a whole number that divides num_codes={vq.num_codes}.",
+    )
     _check_replacement(vq, require)
     _check_heads(vq, require)
     _check_learned_codes(vq, require)

@@ -38,6 +38,7 @@ def look_up(
     temperature: float,
     metric: str,
     axis_name: str | None,
+    shards: int,
 ) -> Lookup:
     """Chooses a code for each vector and lets the gradient cross.
 
@@ -53,6 +54,7 @@ def look_up(
       temperature: Of the sampling of indices; 0 takes the nearest.
       metric: ``"euclidean"`` or ``"cosine"``; of the sampling.
       axis_name: Mapped axis over which the batch is split.
+      shards: Parts of the codebook that are searched apart, see :func:`vqjax.nearest.nearest_codes`.
 
     Returns:
       Quantized vectors, indices and codes.
@@ -64,17 +66,17 @@ def look_up(
     if chooses_codes(estimator):
         quantized, indices = estimator(vectors, codes, **_given(estimator, {"key": key, "mask": mask}))
         return Lookup(quantized, indices, codes[indices])
-    indices = _select(vectors, codes, key, temperature, metric) if given is None else given
+    if given is not None:
+        indices = given
+    elif key is not None and temperature > 0:
+        # A key of its own: an estimator's noise must not depend on the noise that chose the index.
+        sampling_key = jax.random.fold_in(key, 1)
+        indices = sample_codes(sampling_key, vectors, codes, temperature=temperature, metric=metric)
+    else:
+        indices = nearest_codes(vectors, codes, shards=shards)
     chosen = codes[indices] if chosen is None else chosen
     offered = {"indices": indices, "num_codes": codes.shape[-2], "mask": mask, "axis_name": axis_name, "key": key}
     return Lookup(estimator(vectors, chosen, **_given(estimator, offered)), indices, chosen)
-
-
-def _select(vectors: Vectors, codes: Array, key: Array | None, temperature: float, metric: str) -> Array:
-    if key is not None and temperature > 0:
-        # A key of its own: an estimator's noise must not depend on the noise that chose the index.
-        return sample_codes(jax.random.fold_in(key, 1), vectors, codes, temperature=temperature, metric=metric)
-    return nearest_codes(vectors, codes)
 
 
 def _given(estimator: Estimator, offered: dict) -> dict:

@@ -96,6 +96,9 @@ class VectorQuantizer(nn.Module):
       codebook_transform: Module that maps the stored codes to those that are looked up, see
         :mod:`vqjax.quantizers.transforms`.
       regularizers: Added to the loss, see :mod:`vqjax.regularizers`.
+      codebook_shards: How many devices hold a part of the codebook each, where it is sharded along its first axis
+        (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``): each searches its own part, and
+        nothing of the codebook's size crosses devices. Divides ``num_codes``. The result is the same for any number.
 
     Raises:
       UserError: An argument is out of range or has no effect with the others; at construction.
@@ -137,6 +140,7 @@ class VectorQuantizer(nn.Module):
     synchronization: float = 0.0
     codebook_transform: nn.Module | None = None
     regularizers: tuple[Regularizer, ...] = ()
+    codebook_shards: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,7 +258,7 @@ class VectorQuantizer(nn.Module):
         check_input(z, mask)
         check_features(self, z.shape[-1])
         vectors, codes = lookup_space(self, z), codes_of(self, condition)
-        search = nearest_codes if condition is None else nearest_own_codes
+        search = partial(nearest_codes, shards=self.codebook_shards) if condition is None else nearest_own_codes
         if top_k is not None:
             search = partial(nearest_k_codes if condition is None else nearest_k_own_codes, k=top_k)
         indices = self._search(search, vectors, codes)
@@ -331,7 +335,7 @@ class VectorQuantizer(nn.Module):
         check_features(self, z.shape[-1])
         vectors = jax.lax.stop_gradient(lookup_space(self, zero_where_masked(z, mask)))
         codes = codes_of(self)
-        indices = self._search(nearest_codes, vectors, codes)
+        indices = self._search(partial(nearest_codes, shards=self.codebook_shards), vectors, codes)
         return distance(self, vectors, codes_at(self, indices), mask_of_heads(self, mask))
 
     def unquantized(self, z: Vectors) -> Vectors:
@@ -365,6 +369,7 @@ class VectorQuantizer(nn.Module):
         # A masked token is given as -1, which is no code.
         given = None if given is None else jnp.maximum(given, 0)
         settings = {"temperature": self.sampling_temperature, "metric": self.metric, "axis_name": mapped_axis(self)}
+        settings["shards"] = self.codebook_shards
         search = partial(look_up, estimator=estimator, **settings)
         if not self.separate_codebooks:
             return search(vectors, codes, mask, key, given, chosen)

@@ -3,12 +3,12 @@
 import functools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.data import Feed, ImageDataset, Splits, fingerprint, load_splits, make_feed
@@ -21,10 +21,11 @@ from vqjax.training.checkpoint import Checkpoints, check_resumable, check_same_i
 from vqjax.training.codebook_optimizer import build_codebook_optimizer
 from vqjax.training.codebook_start import start_from_kmeans
 from vqjax.training.config import validate
+from vqjax.training.devices import make_mesh, state_sharding
 from vqjax.training.interrupt import Interrupted, StopRequest
 from vqjax.training.optimizer import build_optimizer
 from vqjax.training.state import TrainState, create_state
-from vqjax.training.step import StepOptions, empty_window, make_dispatch, train_step
+from vqjax.training.step import Metrics, StepOptions, empty_window, make_dispatch, train_step
 from vqjax.training.variance import pixel_variance
 from vqjax.training.workdir import exclusive, usable_workdir
 
@@ -52,9 +53,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     check_resumable(workdir, config)
     _say(f"vqjax: {config.data.source} {config.data.name or 'images'} on {_describe(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
-    mesh = jax.make_mesh(
-        (len(devices or jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
-    )
+    mesh = make_mesh(devices, config.quantizer.codebook_shards)
     feed = make_feed(
         splits.train,
         seed=config.seed,
@@ -74,6 +73,14 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
             return run.final_report()
         finally:
             run.close()
+
+
+class _Window(NamedTuple):
+    """The metrics up to a step, still on the device."""
+
+    step: int
+    loss: jax.Array
+    sums: Metrics
 
 
 class _Run:
@@ -98,13 +105,14 @@ class _Run:
         )
         state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
         state = state.replace(window=empty_window(state, feed, step))
-        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        sharding = state_sharding(state, mesh, model.quantizer.num_codes)
+        state = jax.device_put(state, sharding)
         self.checkpoints = checkpoints
         restored = checkpoints.restore_latest(like=state)
         self.state: TrainState = self._started(state) if restored is None else restored
         self.step = int(self.state.step)
         _say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
-        self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config), mesh)
+        self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config), sharding)
         self.writer = MetricWriter(
             workdir,
             resume_step=None if restored is None else self.step,
@@ -113,6 +121,7 @@ class _Run:
             config=config.to_dict(),
         )
         self.final_result: EvaluationResult | None = None
+        self.unwritten: _Window | None = None
 
     def to_the_end(self, stop_request: StopRequest) -> None:
         """Takes the remaining steps."""
@@ -126,9 +135,12 @@ class _Run:
                 _wait_for(loss)
                 self.state, loss = self.dispatch(self.state, staged, np.int32(count))
                 self.step += count
+                # What was measured before this dispatch is fetched while the device is busy with it.
+                self._write_window(progress)
                 self._handle_events(loss, progress)
                 progress.update(self.step)
                 if stop_request.signal_number is not None:
+                    self._write_window(progress)
                     self._save(loss)
                     raise Interrupted(
                         f"stopped at step {self.step}; the same command continues from there.",
@@ -171,32 +183,39 @@ class _Run:
     def _handle_events(self, loss: jax.Array, progress: Progress) -> None:
         config, step = self.config, self.step
         last = step == config.num_steps
+        evaluates, saves = (step % period == 0 or last for period in (config.eval_every, config.checkpoint_every))
         if step % config.log_every == 0 or last:
-            self._log(loss, progress)
-        if step % config.eval_every == 0 or last:
+            self.unwritten = _Window(step, loss, self.state.window)
+            empty = jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), self.state.window)
+            self.state = self.state.replace(window=empty)
+        if evaluates or saves:
+            self._write_window(progress)
+        if evaluates:
             progress.say(f"step {step}: {_headline(self._evaluate_and_log())}")
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
-        if step % config.checkpoint_every == 0 or last:
+        if saves:
             self._save(loss)
 
-    def _log(self, loss: jax.Array, progress: Progress) -> None:
-        self._check_finite(loss)
-        sums = {name: float(value) for name, value in jax.device_get(self.state.window).items()}
+    def _write_window(self, progress: Progress) -> None:
+        if self.unwritten is None:
+            return
+        step, loss, window = self.unwritten
+        self._check_finite(loss, step)
+        sums = {name: float(value) for name, value in jax.device_get(window).items()}
         steps = sums.pop("steps")
         metrics = {name: value / steps for name, value in sums.items()}
-        self.writer.scalars(self.step, "train", metrics)
+        self.writer.scalars(step, "train", metrics)
         progress.metrics(metrics)
-        empty = jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), self.state.window)
-        self.state = self.state.replace(window=empty)
+        self.unwritten = None
 
     def _save(self, loss: jax.Array) -> None:
-        self._check_finite(loss)
+        self._check_finite(loss, self.step)
         self.checkpoints.save(self.state)
 
-    def _check_finite(self, loss: jax.Array) -> None:
+    def _check_finite(self, loss: jax.Array, step: int) -> None:
         if not np.isfinite(loss):
             raise FloatingPointError(
-                f"the loss or its gradient is not finite at step {self.step}. Lower config.optimizer.learning_rate "
+                f"the loss or its gradient is not finite at step {step}. Lower config.optimizer.learning_rate "
                 f"(={self.config.optimizer.learning_rate}) or set config.optimizer.clip_norm=1.0 in another "
                 "--workdir. Checkpoints written before are intact."
             )

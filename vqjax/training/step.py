@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from vqjax.data import Feed, augment, to_model_range
 from vqjax.models import VQVAE
 from vqjax.training.codebook_optimizer import CodebookOptimizer, codebook_steps
+from vqjax.training.compiler_options import compiler_options
 from vqjax.training.encoder_gradient import loss_through_quantizer
 from vqjax.training.state import TrainState
 
@@ -123,7 +123,7 @@ def make_dispatch(
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     select: Callable[[PyTree, Int[Array, ""] | int], Batch],
     steps_per_dispatch: int,
-    mesh: Mesh,
+    sharding: TrainState,
 ) -> Callable[[TrainState, PyTree, Int[np.ndarray, ""]], tuple[TrainState, Float[Array, ""]]]:
     """Compiles the program that takes up to ``steps_per_dispatch`` steps without returning to the host.
 
@@ -135,7 +135,7 @@ def make_dispatch(
       select: Picks the images of the i-th staged step.
       steps_per_dispatch: The most steps per call; 1 compiles no loop at all. XLA runs convolutions inside a loop
         tens of times slower on CPUs (jax-ml/jax#12868).
-      mesh: The devices; each holds the whole state.
+      sharding: Where the arrays of the state live.
 
     Returns:
       A function of the state (donated), the staged data and the number of steps, that returns the state after them
@@ -159,5 +159,10 @@ def make_dispatch(
 
         return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(())))
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(dispatch, donate_argnames="state", out_shardings=replicated)
+    # A loss is a number like the number of steps: whole on every device.
+    return jax.jit(
+        dispatch,
+        donate_argnames="state",
+        out_shardings=(sharding, sharding.step),
+        compiler_options=compiler_options(),
+    )
