@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from searching import CODES, DATA, DIM, TOKENS, data, distances, equal_codes, wrong
 
 from vqjax import VectorQuantizer, nearest
 from vqjax.nearest import nearest_codes
-
-TOKENS, CODES, DIM = 500, 300, 32
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -20,35 +19,6 @@ def small_chunks(monkeypatch, request):
     monkeypatch.setattr(nearest, "_TILE_ELEMENTS", 7 * 42)
     # The form of a search follows the backend; the CPU can run both.
     monkeypatch.setattr(jax, "default_backend", lambda: request.param)
-
-
-def data(name):
-    rng = np.random.default_rng(0)
-    z, codes = rng.normal(size=(TOKENS, DIM)), rng.normal(size=(CODES, DIM))
-    if name == "far from the origin":
-        z, codes = 20 + 0.1 * z, 20 + 0.1 * codes
-    elif name == "tiny codes":
-        codes = rng.uniform(-1 / CODES, 1 / CODES, size=codes.shape)
-    elif name == "large":
-        z, codes = 1e3 * z, 1e3 * codes
-    elif name == "large and small":
-        codes *= 10.0 ** rng.uniform(-3, 3, size=(CODES, 1))
-    elif name == "unit":
-        z, codes = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, codes))
-    return z.astype(np.float32), codes.astype(np.float32)
-
-
-DATA = ("gaussian", "far from the origin", "tiny codes", "large", "large and small", "unit")
-
-
-def distances(z, codes):
-    return np.sum((z.astype(np.float64)[:, None] - codes.astype(np.float64)) ** 2, axis=-1)
-
-
-def wrong(z, codes, indices):
-    """Tokens whose code is not the nearest, in float64."""
-    squared = distances(z, codes)
-    return int(np.sum(squared[np.arange(len(z)), indices] > squared.min(1)))
 
 
 def textbook(z, codes):
@@ -76,12 +46,6 @@ def test_chunks_change_nothing(name, small_chunks):
 def test_parts_of_the_codebook_change_nothing(name, small_chunks):
     z, codes = data(name)
     assert wrong(z, codes, np.asarray(nearest_codes(jnp.asarray(z), jnp.asarray(codes), shards=4))) == 0
-
-
-def equal_codes():
-    codes = np.zeros((CODES, DIM), np.float32)
-    codes[:3] = 1  # the best of the first chunk is worse than the ties that follow
-    return codes
 
 
 def test_ties_go_to_the_lowest_index():

@@ -1,5 +1,7 @@
 """The nearest-code search."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -23,6 +25,7 @@ def nearest_codes(
     codes: Float[Array, "codes dim"],
     *,
     shards: int = 1,
+    search: Literal["chunks", "hopper"] = "chunks",
 ) -> Int[Array, "*batch"]:
     r"""Finds the code with the smallest Euclidean distance to each vector.
 
@@ -38,6 +41,8 @@ def nearest_codes(
       codes: The codebook.
       shards: How many devices hold a part of the codebook each, along its first axis (under ``jit``, with a sharded
         array): each searches its own part, and only its best code per token leaves it. Divides the number of codes.
+      search: ``"chunks"`` of codes and tokens, in plain JAX, on any backend; ``"hopper"``: one kernel for GPUs of that
+        generation, see :mod:`vqjax.hopper_search`.
 
     Returns:
       int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
@@ -49,6 +54,11 @@ def nearest_codes(
       [1 0]
     """
     tokens, codes = _centered(z, codes)
+    if search == "hopper":
+        # Few need Pallas, which takes 0.2 s to import.
+        from vqjax.hopper_search import search_on_hopper
+
+        return search_on_hopper(tokens, codes).reshape(z.shape[:-1])
     if shards == 1:
         return _nearest(tokens, codes)[1].reshape(z.shape[:-1])
     parts = codes.reshape(shards, -1, codes.shape[-1])

@@ -188,3 +188,19 @@ def test_bfloat16_layers_leave_parameters_latents_and_images_in_float32(options)
     np.testing.assert_allclose(decoded, output.reconstruction, atol=1e-5)
     # Some layer has to be rounded, or the option does nothing.
     assert not np.array_equal(latents, exact.apply(variables, images, method="latents"))
+
+
+def test_the_precision_is_that_of_all_layers_and_their_gradients_but_not_of_the_quantizer():
+    model, variables, images = small("residual")
+    model = model.clone(precision="tensorfloat32")
+
+    def loss(params):
+        return jnp.mean(model.apply(variables | {"params": params}, images).reconstruction ** 2)
+
+    program = jax.jit(jax.grad(loss)).lower(variables["params"]).as_text()
+    convolutions = [line for line in program.splitlines() if "stablehlo.convolution" in line]
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert len(convolutions) > 20
+    assert all(line.count("<precision HIGH>") == 2 for line in convolutions)
+    assert products
+    assert all("HIGHEST" in line for line in products)

@@ -180,3 +180,12 @@ def test_a_codebook_is_not_divided_over_devices_that_do_not_share_equally(config
     config.quantizer.codebook_shards = 4
     with pytest.raises(UserError, match=r"codebook_shards=4 is not allowed: use a divisor of 1, the number of devices"):
         train(config, tmp_path, devices=ONE_DEVICE)
+
+
+def test_a_kernel_for_another_device_is_refused_before_anything_is_written(config, tmp_path):
+    config.quantizer.search = "hopper"
+    with pytest.raises(UserError, match=r"search='hopper' is not possible on"):
+        train(config, tmp_path / "run", devices=ONE_DEVICE)
+    with pytest.raises(UserError, match=r"search='hopper' is not allowed on 8 devices"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
@@ -29,6 +30,8 @@ class VQVAE(nn.Module):
       encoder: Images ``[batch, height, width, channels]`` to a grid ``[batch, rows, columns, dim]``.
       quantizer: Any quantizer of this package.
       decoder: The grid of codes back to images.
+      precision: Of float32 products in encoder and decoder, one of JAX's names: ``"default"`` is TF32 on GPUs that have
+        it, ``"float32"`` is exact on all. The quantizer chooses its own.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -47,6 +50,7 @@ class VQVAE(nn.Module):
     encoder: nn.Module
     quantizer: nn.Module
     decoder: nn.Module
+    precision: str = "default"
 
     def __call__(
         self, images: Images, mask: Bool[Array, " batch"] | None = None, *, train: bool = False
@@ -61,29 +65,30 @@ class VQVAE(nn.Module):
         Returns:
           Reconstructions and the quantizer's output.
         """
-        z = self.encoder(images)
+        z = self.latents(images)
         token_mask = None if mask is None else jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
         quantized = self.quantizer(z, token_mask, train=train)
-        return VQVAEOutput(reconstruction=self.decoder(quantized.quantized), quantizer=quantized)
+        return VQVAEOutput(reconstruction=self.decode_vectors(quantized.quantized), quantizer=quantized)
 
     def quantize(
         self, images: Images, *, train: bool = False
     ) -> tuple[Float[Array, "batch rows columns dim"], QuantizerOutput]:
         """The first half of the call: the grid as it would be without quantization, and the quantizer's output."""
-        z = self.encoder(images)
+        z = self.latents(images)
         return self.quantizer.unquantized(z), self.quantizer(z, train=train)
 
     def decode_vectors(self, vectors: Float[Array, "batch rows columns dim"]) -> Images:
         """The second half: images from a grid of vectors, quantized or not."""
-        return self.decoder(vectors)
+        with jax.default_matmul_precision(self.precision):
+            return self.decoder(vectors)
 
     def encode(self, images: Images) -> Int[Array, " batch *tokens"]:
         """Turns images in [-1, 1] into a grid of code indices."""
-        return self.quantizer.encode(self.encoder(images))
+        return self.quantizer.encode(self.latents(images))
 
     def decode(self, indices: Integer[Array, " batch *tokens"]) -> Images:
         """Turns a grid of code indices into images."""
-        return self.decoder(self.quantizer.decode(indices))
+        return self.decode_vectors(self.quantizer.decode(indices))
 
     def reconstruct(self, images: Images) -> Images:
         """Passes images through the tokens: ``decode(encode(images))``."""
@@ -91,4 +96,5 @@ class VQVAE(nn.Module):
 
     def latents(self, images: Images) -> Float[Array, "batch rows columns dim"]:
         """Returns the encoder's grid, before the quantizer."""
-        return self.encoder(images)
+        with jax.default_matmul_precision(self.precision):
+            return self.encoder(images)

@@ -41,6 +41,8 @@ def build_model(model: Mapping[str, Any] | ConfigDict, quantizer: Mapping[str, A
     size["dtype"] = model.get("dtype")
     if model["name"] == "sonnet":
         encoder = SonnetEncoder(**size, code_dim=model["code_dim"] or model["width"])
-        return VQVAE(encoder, module, SonnetDecoder(**size))
-    size["num_scalings"] = model["num_scalings"]
-    return VQVAE(ResidualEncoder(**size, code_dim=model["code_dim"]), module, ResidualDecoder(**size))
+        decoder = SonnetDecoder(**size)
+    else:
+        size["num_scalings"] = model["num_scalings"]
+        encoder, decoder = ResidualEncoder(**size, code_dim=model["code_dim"]), ResidualDecoder(**size)
+    return VQVAE(encoder, module, decoder, precision=model.get("precision", "default"))

@@ -115,7 +115,8 @@ _residual_of_vectors = partial(_residual_vq, ResidualVQ, VectorQuantizer)
 
 FAMILIES = {
     "vector": Family(
-        _VECTOR | {"heads", "separate_codebooks", "kmeans_init", "codebook_shards"}, partial(_vector, VectorQuantizer)
+        _VECTOR | {"heads", "separate_codebooks", "kmeans_init", "codebook_shards", "search"},
+        partial(_vector, VectorQuantizer),
     ),
     "product_vq": Family(_VECTOR | {"heads", "kmeans_init"}, partial(_vector, ProductVQ)),
     "residual_vq": Family(_VECTOR | _RESIDUAL_VQ | {"kmeans_init"}, _residual_of_vectors),

@@ -1,12 +1,12 @@
 """From vectors to codes: selection and gradient, for one codebook."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.estimators import Estimator, chooses_codes, requirements, straight_through
-from vqjax.nearest import nearest_codes
 from vqjax.sampling import sample_codes
 
 Vectors = Float[Array, "*batch dim"]
@@ -38,7 +38,7 @@ def look_up(
     temperature: float,
     metric: str,
     axis_name: str | None,
-    shards: int,
+    search: Callable[[Vectors, Float[Array, "codes dim"]], Int[Array, "*batch"]],
 ) -> Lookup:
     """Chooses a code for each vector and lets the gradient cross.
 
@@ -54,7 +54,7 @@ def look_up(
       temperature: Of the sampling of indices; 0 takes the nearest.
       metric: ``"euclidean"`` or ``"cosine"``; of the sampling.
       axis_name: Mapped axis over which the batch is split.
-      shards: Parts of the codebook that are searched apart, see :func:`vqjax.nearest.nearest_codes`.
+      search: Finds the nearest codes, see :func:`vqjax.nearest.nearest_codes`.
 
     Returns:
       Quantized vectors, indices and codes.
@@ -73,7 +73,7 @@ def look_up(
         sampling_key = jax.random.fold_in(key, 1)
         indices = sample_codes(sampling_key, vectors, codes, temperature=temperature, metric=metric)
     else:
-        indices = nearest_codes(vectors, codes, shards=shards)
+        indices = search(vectors, codes)
     chosen = codes[indices] if chosen is None else chosen
     offered = {"indices": indices, "num_codes": codes.shape[-2], "mask": mask, "axis_name": axis_name, "key": key}
     return Lookup(estimator(vectors, chosen, **_given(estimator, offered)), indices, chosen)

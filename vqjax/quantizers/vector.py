@@ -99,6 +99,8 @@ class VectorQuantizer(nn.Module):
       codebook_shards: How many devices hold a part of the codebook each, where it is sharded along its first axis
         (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``): each searches its own part, and
         nothing of the codebook's size crosses devices. Divides ``num_codes``. The result is the same for any number.
+      search: How the nearest codes are found: ``"chunks"``, or ``"hopper"``, a kernel for GPUs of that generation
+        (:mod:`vqjax.hopper_search`); it takes tokens and codes of one device, as ``shard_map`` gives them.
 
     Raises:
       UserError: An argument is out of range or has no effect with the others; at construction.
@@ -141,6 +143,7 @@ class VectorQuantizer(nn.Module):
     codebook_transform: nn.Module | None = None
     regularizers: tuple[Regularizer, ...] = ()
     codebook_shards: int = 1
+    search: Literal["chunks", "hopper"] = "chunks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,7 +261,7 @@ class VectorQuantizer(nn.Module):
         check_input(z, mask)
         check_features(self, z.shape[-1])
         vectors, codes = lookup_space(self, z), codes_of(self, condition)
-        search = partial(nearest_codes, shards=self.codebook_shards) if condition is None else nearest_own_codes
+        search = self._nearest if condition is None else nearest_own_codes
         if top_k is not None:
             search = partial(nearest_k_codes if condition is None else nearest_k_own_codes, k=top_k)
         indices = self._search(search, vectors, codes)
@@ -335,7 +338,7 @@ class VectorQuantizer(nn.Module):
         check_features(self, z.shape[-1])
         vectors = jax.lax.stop_gradient(lookup_space(self, zero_where_masked(z, mask)))
         codes = codes_of(self)
-        indices = self._search(partial(nearest_codes, shards=self.codebook_shards), vectors, codes)
+        indices = self._search(self._nearest, vectors, codes)
         return distance(self, vectors, codes_at(self, indices), mask_of_heads(self, mask))
 
     def unquantized(self, z: Vectors) -> Vectors:
@@ -369,12 +372,14 @@ class VectorQuantizer(nn.Module):
         # A masked token is given as -1, which is no code.
         given = None if given is None else jnp.maximum(given, 0)
         settings = {"temperature": self.sampling_temperature, "metric": self.metric, "axis_name": mapped_axis(self)}
-        settings["shards"] = self.codebook_shards
-        search = partial(look_up, estimator=estimator, **settings)
+        choose = partial(look_up, estimator=estimator, search=self._nearest, **settings)
         if not self.separate_codebooks:
-            return search(vectors, codes, mask, key, given, chosen)
+            return choose(vectors, codes, mask, key, given, chosen)
         axes = (-2, 0, None if mask is None else -1, None if key is None else 0, None if given is None else -1)
-        return jax.vmap(search, in_axes=axes, out_axes=Lookup(-2, -1, -2))(vectors, codes, mask, key, given)
+        return jax.vmap(choose, in_axes=axes, out_axes=Lookup(-2, -1, -2))(vectors, codes, mask, key, given)
+
+    def _nearest(self, vectors: Vectors, codes: Array) -> Int[Array, "*batch"]:
+        return nearest_codes(vectors, codes, shards=self.codebook_shards, search=self.search)
 
     def _search(self, search: Callable, vectors: Vectors, codes: Array) -> Int[Array, "*indices"]:
         if not self.separate_codebooks:

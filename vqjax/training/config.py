@@ -56,6 +56,7 @@ def default_config() -> ConfigDict:
     config.model.num_residual_blocks = 2
     config.model.num_scalings = 2  # each halves height and width; sonnet has 2
     config.model.dtype = "float32"  # of the convolutions; or bfloat16, with parameters and quantizer in float32
+    config.model.precision = "default"  # of float32 products, where dtype is that: TF32 on GPUs; float32 is exact
     config.model.code_dim = config_dict.placeholder(int)  # 1x1 convolution to this dimension; None: width, without one
 
     config.quantizer = ConfigDict()
@@ -82,6 +83,7 @@ def default_config() -> ConfigDict:
     config.quantizer.replace_unused_after = config_dict.placeholder(int)  # batches without a token
     config.quantizer.kmeans_init = False  # start the codebook from clusters of the untrained encoder's vectors
     config.quantizer.codebook_shards = 1  # devices that divide the codes among them, of vector
+    config.quantizer.search = "chunks"  # or hopper, a kernel for that generation of GPUs, on one device; of vector
     config.quantizer.num_quantizers = 4  # levels of residual quantizers
     config.quantizer.gradient = "total"  # across all levels or scales at once; or per_level, per_scale
     config.quantizer.dropout = 0.0  # probability with which an image of a batch keeps its first levels or scales only
@@ -189,6 +191,7 @@ def validate(config: Any) -> None:
     _check_number(config, "data.eval_fraction", 0.0, 1.0, open_ends=True)
     _check_choice(config, "model.name", ENCODERS)
     _check_choice(config, "model.dtype", ("float32", "bfloat16"))
+    _check_choice(config, "model.precision", ("default", "tensorfloat32", "float32"))
     _check_range(config, "model.width", 1, LARGEST_DIM)
     _check_range(config, "model.num_residual_blocks", 0, 100)
     _check_range(config, "model.num_scalings", 1, 8)

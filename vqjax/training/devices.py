@@ -9,24 +9,34 @@ from vqjax.errors import UserError
 from vqjax.training.state import TrainState
 
 
-def make_mesh(devices: list[jax.Device] | None, codebook_shards: int = 1) -> Mesh:
+def make_mesh(devices: list[jax.Device] | None, codebook_shards: int = 1, search: str = "chunks") -> Mesh:
     """Arranges devices in the axes ``data`` and ``codes``.
 
     Args:
       devices: All by default.
       codebook_shards: Devices that divide a codebook among them.
+      search: How nearest codes are found, see :func:`vqjax.nearest.nearest_codes`.
 
     Returns:
       A mesh whose axis ``codes`` has that size; all other devices are along ``data``.
 
     Raises:
-      UserError: The number of devices is no multiple of it.
+      UserError: The number of devices is no multiple of it, or they cannot search like this.
 
     Example:
       >>> make_mesh(jax.devices()[:1]).shape
       OrderedDict({'data': 1, 'codes': 1})
     """
     number = len(devices or jax.devices())
+    if search == "hopper":
+        from vqjax.hopper_search import check_hopper
+
+        if number > 1:
+            raise UserError(
+                f"config.quantizer.search='hopper' is not allowed on {number} devices: use 'chunks', or let the run "
+                "see one device (CUDA_VISIBLE_DEVICES=0)."
+            )
+        check_hopper()
     if number % codebook_shards:
         raise UserError(
             f"config.quantizer.codebook_shards={codebook_shards} is not allowed: use a divisor of {number}, the number "
@@ -52,8 +62,8 @@ def state_sharding(state: TrainState, mesh: Mesh, num_codes: int) -> TrainState:
       >>> import jax.numpy as jnp
       >>> codes = {"codebook": {"quantizer": {"codes": jnp.zeros((4, 2))}}}
       >>> state = TrainState(step=jnp.zeros(()), params={}, collections=codes, opt_state={}, window={})
-      >>> state_sharding(state, make_mesh(jax.devices()[:1]), 4).collections["codebook"]["quantizer"]["codes"].spec
-      PartitionSpec('codes',)
+      >>> state_sharding(state, make_mesh(jax.devices()[:1]), 4).collections["codebook"]["quantizer"]["codes"].spec[0]
+      'codes'
     """
 
     def of_array(path: tuple, array: Any) -> NamedSharding:

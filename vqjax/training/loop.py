@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     check_resumable(workdir, config)
     _say(f"vqjax: {config.data.source} {config.data.name or 'images'} on {_describe(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
-    mesh = make_mesh(devices, config.quantizer.codebook_shards)
+    mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
     feed = make_feed(
         splits.train,
         seed=config.seed,
