@@ -56,6 +56,8 @@ def by_turns(
         if repetition >= fewest and time.perf_counter() > end:
             break
         for name, work in contenders.items():
+            # Not timed: threads of the library before may still be spinning, and its data fill the caches.
+            work()
             began = time.perf_counter()
             work()
             taken[name].append(time.perf_counter() - began)
@@ -80,6 +82,8 @@ def machine() -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "processor": platform.processor() or platform.machine(),
+        # Fewer page faults in what every step allocates anew (docs/performance.md).
+        "huge_pages": "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
@@ -87,7 +91,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Prints a table, and writes ``benchmarks/results/NAME-PLATFORM.json``.
+    """Prints a table, and writes ``benchmarks/results/NAME-PLATFORM.json``, or ``NAME-PLATFORM-huge_pages.json``.
 
     Args:
       name: Of the benchmark.
@@ -95,7 +99,7 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str])
       columns: What the table shows.
     """
     where = machine()
-    path = _RESULTS / f"{name}-{where['platform']}.json"
+    path = _RESULTS / f"{name}-{where['platform']}{'-huge_pages' if where['huge_pages'] else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(strict_json({"benchmark": name, "machine": where, "rows": list(rows)}, indent=1).encode() + b"\n")

@@ -1,7 +1,7 @@
 """How the cost of a quantizer's step grows: python -m benchmarks.scaling
 
-With tokens, codes and features, one at a time around 16,384 tokens, 1,024 codes and 32 features; and with the number
-of devices at a fixed global batch (on CPUs: XLA_FLAGS=--xla_force_host_platform_device_count=8, which tells nothing
+With tokens, codes and features, one at a time around 16,384 tokens, 1,024 codes and 32 features; for a codebook of
+2^18 codes of 256 features; and with the number of devices at a fixed global batch (on CPUs: XLA_FLAGS=--xla_force_host_platform_device_count=8, which tells nothing
 about speed on so few cores).
 """
 
@@ -21,15 +21,17 @@ from vqjax import VectorQuantizer
 CENTER = {"tokens": 16384, "codes": 1024, "dim": 32}
 VARIED = {
     "tokens": (1024, 4096, 16384, 65536, 262144),
-    "codes": (64, 256, 1024, 4096, 16384, 65536),
+    "codes": (64, 256, 1024, 4096, 16384, 65536, 262144),
     "dim": (4, 8, 32, 128, 256),
 }
+LARGEST_CODEBOOK = {"tokens": 8192, "codes": 2**18, "dim": 256}
 COLUMNS = ("varied", "tokens", "codes", "dim", "devices", "ms", "ns per token", "temporary MiB")
 
 
 def main() -> None:
     """Runs the command."""
     rows = [measure(name, CENTER | {name: value}) for name, values in VARIED.items() for value in values]
+    rows.append(measure("largest codebook", LARGEST_CODEBOOK))
     counts = [2**power for power in range(jax.device_count().bit_length())]
     rows += [measure_devices(count) for count in counts if count > 1]
     report("scaling", rows, COLUMNS)
