@@ -1,8 +1,8 @@
 """How the cost of a quantizer's step grows: python -m benchmarks.scaling
 
 With tokens, codes and features, one at a time around 16,384 tokens, 1,024 codes and 32 features; for a codebook of
-2^18 codes of 256 features; and with the number of devices at a fixed global batch (on CPUs: XLA_FLAGS=--xla_force_host_platform_device_count=8, which tells nothing
-about speed on so few cores).
+2^18 codes of 256 features; and with the number of devices at a fixed global batch (on CPUs:
+XLA_FLAGS=--xla_force_host_platform_device_count=8, which tells nothing about speed on so few cores).
 """
 
 import sys

@@ -1,19 +1,26 @@
 """The nearest-code search alone, beside the matrix product in it: python -m benchmarks.search [CASE ...]
 
-A case is TOKENSxCODESxDIM. Also counts wrong codes against float64, on data far from the origin.
+A case is TOKENSxCODESxDIM. Also counts wrong codes against float64, on data far from the origin. On a GPU the chunks
+are measured in other sizes and with other products too, and on one of the Hopper generation the kernel for it.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import DotAlgorithmPreset
+from jax.stages import Compiled
 
 from benchmarks.measure import by_turns, report
 from benchmarks.peers.available import fits
 from benchmarks.quantizer import matrix_product
+from vqjax import nearest
 from vqjax.nearest import nearest_codes
 
 CASES = {
@@ -47,30 +54,52 @@ def measure(case: str) -> list[dict[str, Any]]:
     tokens, num_codes, dim = map(int, case.split("x"))
     rng = np.random.default_rng(0)
     z, codes = (jnp.asarray(20 + rng.normal(size=(n, dim)), jnp.float32) for n in (tokens, num_codes))
-    compiled = jax.jit(lambda z, codes: nearest_codes(z, codes)).lower(z, codes).compile()
-    contenders = {"vqjax": lambda: jax.block_until_ready(compiled(z, codes))}
+    searches = {"vqjax": _compiled(nearest_codes, z, codes)}
+    if jax.default_backend() == "gpu":
+        searches |= _of_gpus(z, codes)
     if fits(tokens, num_codes, of_torch=False):
-        at_once = jax.jit(_all_distances_at_once)
-        contenders["all distances at once"] = lambda: jax.block_until_ready(at_once(z, codes))
+        searches["all distances at once"] = _compiled(_all_distances_at_once, z, codes)
+    contenders = {
+        name: lambda search=search: jax.block_until_ready(search(z, codes)) for name, search in searches.items()
+    }
+    if fits(tokens, num_codes, of_torch=False):
         contenders["one matrix product, float32"] = matrix_product(np.asarray(z), num_codes)
     timings = by_turns(contenders)
     product = timings.get("one matrix product, float32")
-    found = {"vqjax": compiled(z, codes)}
-    if "all distances at once" in contenders:
-        found["all distances at once"] = at_once(z, codes)
     return [
         {
             "case": case,
             "contender": name,
             "ms": 1e3 * timing.median,
             "spread (ms)": f"{1e3 * timing.quarter:.3g} to {1e3 * timing.three_quarters:.3g}",
-            "temporary MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20 if name == "vqjax" else None,
+            "temporary MiB": _temporary(searches[name]) if name in searches else None,
             "times one product": product and timing.median / product.median,
-            "wrong codes": _wrong(z, codes, found[name]) if name in found else None,
+            "wrong codes": _wrong(z, codes, searches[name](z, codes)) if name in searches else None,
             "repetitions": timing.repetitions,
         }
         for name, timing in timings.items()
     ]
+
+
+def _compiled(search: Callable[[jax.Array, jax.Array], jax.Array], z: jax.Array, codes: jax.Array) -> Compiled:
+    return jax.jit(lambda z, codes: search(z, codes)).lower(z, codes).compile()
+
+
+def _of_gpus(z: jax.Array, codes: jax.Array) -> dict[str, Compiled]:
+    searches = {}
+    for power in (20, 26, 29):
+        with mock.patch.object(nearest, "_CHUNK_ELEMENTS", 2**power):
+            searches[f"chunks of 2^{power}"] = _compiled(nearest_codes, z, codes)
+    for preset in (DotAlgorithmPreset.BF16_BF16_F32_X6, DotAlgorithmPreset.TF32_TF32_F32_X3):
+        with mock.patch.object(nearest, "_PRECISION", preset), mock.patch.object(nearest, "_CHUNK_ELEMENTS", 2**26):
+            searches[f"chunks of 2^26, {preset.name}"] = _compiled(nearest_codes, z, codes)
+    if jax.devices()[0].compute_capability == "9.0":
+        searches["Hopper kernel"] = _compiled(partial(nearest_codes, search="hopper"), z, codes)
+    return searches
+
+
+def _temporary(program: Compiled) -> float:
+    return program.memory_analysis().temp_size_in_bytes / 2**20
 
 
 def _all_distances_at_once(z: jax.Array, codes: jax.Array) -> jax.Array:

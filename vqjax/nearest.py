@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from vqjax.chunks import LARGEST_CHUNK, map_in_chunks
 from vqjax.errors import UserError
 
+_PRECISION = jax.lax.Precision.HIGHEST
 # Larger searches go through the codes chunk by chunk.
 _CHUNK_ELEMENTS = LARGEST_CHUNK
 _SMALLEST_CHUNK = 128
@@ -169,7 +170,7 @@ def _centered(
 
 
 def _scores(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Float[Array, "tokens codes"]:
-    products = jnp.matmul(tokens, codes.T, precision=jax.lax.Precision.HIGHEST)
+    products = jnp.matmul(tokens, codes.T, precision=_PRECISION)
     return 0.5 * jnp.sum(jnp.square(codes), axis=-1)[None] - products
 
 
