@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.estimators import Estimator, chooses_codes, requirements, straight_through
+from vqjax.nearest import nearest_codes
 from vqjax.sampling import sample_codes
 
 Vectors = Float[Array, "*batch dim"]
@@ -38,7 +39,7 @@ def look_up(
     temperature: float,
     metric: str,
     axis_name: str | None,
-    search: Callable[[Vectors, Float[Array, "codes dim"]], Int[Array, "*batch"]],
+    search: Callable[[Vectors, Float[Array, "codes dim"]], Int[Array, "*batch"]] = nearest_codes,
 ) -> Lookup:
     """Chooses a code for each vector and lets the gradient cross.
 

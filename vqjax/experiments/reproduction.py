@@ -1,0 +1,80 @@
+"""The CIFAR-10 study again: python -m vqjax.experiments.reproduction [--scale=NAME] [--tables=...] [--report_only]
+
+Trains what the study's tables and figures show, exactly as its code does it and corrected, and what it left out; then
+writes docs/reproduction.md with its figures. Finished runs are not repeated, and interrupted ones continue: the same
+command again goes on. CIFAR-10 is found through TFDS_DATA_DIR.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from vqjax.errors import UserError
+from vqjax.experiments.codebook_layout import require_layout
+from vqjax.experiments.plotting import matplotlib_module
+from vqjax.experiments.reproduction_report import write_document
+from vqjax.experiments.reproduction_runs import BETAS, SCALES, TABLES, make_runs, study_runs
+from vqjax.training.command_line import run
+from vqjax.training.config import nearest_name
+
+COMMAND = "python -m vqjax.experiments.reproduction"
+
+
+def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]:
+    """Checks names that were given on the command line.
+
+    Args:
+      names: As given; none stands for all.
+      allowed: All there are.
+      flag: The name of the flag.
+
+    Returns:
+      The names.
+
+    Raises:
+      UserError: One of them is unknown.
+
+    Example:
+      >>> chosen([], ["betas", "sizes"], "tables")
+      ['betas', 'sizes']
+    """
+    for name in names:
+        if name not in allowed:
+            raise UserError(f"--{flag}={name!r} is unknown{nearest_name(name, allowed)}")
+    return list(names) or list(allowed)
+
+
+def define_flags() -> None:
+    """Declares the flags of the command."""
+    flags.DEFINE_string("output", "docs/reproduction", "Directory of records and figures; the document stands beside.")
+    flags.DEFINE_string("workdir", "runs/reproduction", "Where interrupted runs are kept.")
+    flags.DEFINE_string("scale", "full", f"How much of the study to run: {', '.join(SCALES)}.")
+    flags.DEFINE_list("tables", [], f"Which tables: {', '.join(TABLES)}; all by default.")
+    flags.DEFINE_list("betas", [], "Which commitment weights of the study's; all by default.")
+    flags.DEFINE_bool("report_only", False, "Run nothing; rebuild document and figures from the records.")
+
+
+def main() -> None:
+    """Runs the command."""
+    values = flags.FLAGS
+    output = Path(values.output)
+    (scale_name,) = chosen([values.scale], list(SCALES), "scale")
+    tables = chosen(values.tables, list(TABLES), "tables")
+    betas = [float(beta) for beta in chosen(values.betas, [str(beta) for beta in BETAS], "betas")]
+    # Before hours are spent.
+    matplotlib_module("figure")
+    if not values.report_only:
+        require_layout()
+        scale, results = SCALES[scale_name], output / scale_name
+        runs = study_runs(results, scale, tables, betas)
+        make_runs(runs, results, scale, Path(values.workdir) / scale_name)
+    for path in write_document(output):
+        print(path)
+    print("done", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)
