@@ -8,6 +8,7 @@ import os
 import pathlib
 
 import jax
+import jaxtyping
 import pytest
 
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
@@ -30,3 +31,11 @@ def _few_memory_maps():
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def as_users_run_it():
+    """Without the type checks of the tests, which would speak before the package does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -38,6 +38,10 @@ def test_ties_go_to_the_lowest_index_and_nan_to_some_code():
     assert 0 <= found[7] < CODES
 
 
+def test_no_token_has_no_code():
+    assert search_on_hopper(jnp.zeros((0, DIM)), jnp.ones((CODES, DIM)), interpret=True).shape == (0,)
+
+
 def test_it_lowers_for_a_hopper_gpu(monkeypatch):
     monkeypatch.setattr(hopper_search, "check_hopper", lambda: None)
     gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")

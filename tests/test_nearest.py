@@ -7,6 +7,7 @@ import pytest
 from searching import CODES, DATA, DIM, TOKENS, data, distances, equal_codes, wrong
 
 from vqjax import VectorQuantizer, nearest
+from vqjax.errors import UserError
 from vqjax.nearest import nearest_codes
 
 
@@ -46,6 +47,20 @@ def test_chunks_change_nothing(name, small_chunks):
 def test_parts_of_the_codebook_change_nothing(name, small_chunks):
     z, codes = data(name)
     assert wrong(z, codes, np.asarray(nearest_codes(jnp.asarray(z), jnp.asarray(codes), shards=4))) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shards": 7}, r"shards=7 is not allowed: use a whole number that divides the 300 codes"),
+        ({"shards": 0}, r"shards=0 is not allowed"),
+        ({"shards": 2, "search": "hopper"}, r"shards=2 is not allowed with search='hopper'"),
+        ({"search": "fast"}, r"search='fast' is not allowed: use 'chunks' or 'hopper'"),
+    ],
+)
+def test_searches_that_there_are_not_are_refused(arguments, message, as_users_run_it):
+    with pytest.raises(UserError, match=message):
+        nearest_codes(jnp.zeros((3, DIM)), jnp.zeros((CODES, DIM)), **arguments)
 
 
 def test_ties_go_to_the_lowest_index():

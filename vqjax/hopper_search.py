@@ -47,6 +47,8 @@ def search_on_hopper(
     if not interpret:
         check_hopper()
     num_tokens, (num_codes, dim) = tokens.shape[0], codes.shape
+    if num_tokens == 0:
+        return jnp.zeros(0, jnp.int32)
     # A score is the product with the code less half its square: three more features, which tokens have at one.
     half_squares = 0.5 * jnp.sum(jnp.square(codes), axis=-1, keepdims=True)
     of_tokens = [_bfloat16_parts(tokens)[part] for part in _PARTS_OF_TOKENS]

@@ -48,12 +48,16 @@ def nearest_codes(
     Returns:
       int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
 
+    Raises:
+      UserError: ``shards`` or ``search`` cannot be used.
+
     Example:
       >>> import jax.numpy as jnp
       >>> codes = jnp.array([[0.0, 0.0], [1.0, 1.0]])
       >>> print(nearest_codes(jnp.array([[0.9, 0.8], [0.1, -3.0]]), codes))
       [1 0]
     """
+    _check_search(shards, search, codes.shape[0])
     tokens, codes = _centered(z, codes)
     if search == "hopper":
         # Few need Pallas, which takes 0.2 s to import.
@@ -153,6 +157,15 @@ def _own_distances(
 ) -> Float[Array, "*batch codes"]:
     z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
     return jnp.sum(jnp.square(jnp.expand_dims(z, -2) - codes), axis=-1)
+
+
+def _check_search(shards: int, search: str, num_codes: int) -> None:
+    if not isinstance(shards, int) or shards < 1 or num_codes % shards:
+        raise UserError(f"shards={shards!r} is not allowed: use a whole number that divides the {num_codes} codes.")
+    if search not in ("chunks", "hopper"):
+        raise UserError(f"search={search!r} is not allowed: use 'chunks' or 'hopper'.")
+    if search == "hopper" and shards > 1:
+        raise UserError(f"shards={shards} is not allowed with search='hopper', which takes one codebook on one device.")
 
 
 def _check_k(k: int, num_codes: int) -> None:

@@ -1,9 +1,11 @@
 """The reproduction of the CIFAR-10 study: runs once, continues exactly, and reports its records alone."""
 
+import copy
 import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from vqjax.errors import UserError
 from vqjax.experiments import reproduction_figures, reproduction_runs, study_training
 from vqjax.experiments.codebook_layout import lay_out
-from vqjax.experiments.records import read_record, unfinished
+from vqjax.experiments.records import read_record, unfinished, write_record
 from vqjax.experiments.reproduction import chosen
 from vqjax.experiments.reproduction_figures import aligned
 from vqjax.experiments.reproduction_report import write_document
@@ -119,6 +121,43 @@ def test_the_report_is_made_of_the_records_and_the_same_when_made_again(finished
         for number in (last["train"]["loss"], last["test"]["reconstruction_mse"], last["test"]["perplexity"]):
             assert f"{number:.4g}" in document
     assert "`python -m vqjax.experiments.reproduction --scale=small --tables=betas`" in document
+
+
+def test_a_run_that_diverged_leaves_a_gap(finished, small, tmp_path):
+    for path in (finished / "small").glob("*.json"):
+        record = read_record(path)
+        lost = {"epochs": copy.deepcopy(record.measured["epochs"]), "identity_error": math.nan}
+        lost["epochs"][-1]["test"]["perplexity"] = math.nan
+        write_record(tmp_path / "reproduction" / "small" / path.name, record._replace(measured=lost))
+    shutil.copytree(finished / "small" / "snapshots", tmp_path / "reproduction" / "small" / "snapshots")
+    document = write_document(tmp_path / "reproduction")[-1].read_text()
+    assert "| – | 1 |" in document
+    assert "has not been measured yet" in document
+    assert math.isnan(
+        identity_error([{"test": dict.fromkeys(("loss", "reconstruction_mse", "codebook_loss"), 1.0)}] * 2, math.nan)
+    )
+
+
+def test_records_of_another_scale_are_refused(finished, small, monkeypatch):
+    monkeypatch.setitem(reproduction_runs.SCALES, "small", dataclasses.replace(TINY, epochs=4))
+    with pytest.raises(UserError, match=r"was made with epochs=3, now 4"):
+        write_document(finished)
+
+
+def test_an_interrupted_run_is_not_continued_as_another(small, tmp_path):
+    training = study_training.StudyTraining(VARIANTS["corrected"], SIZE, 0.25, TINY, random_images())
+    with pytest.raises(MemoryError):
+        training.run(0, tmp_path, {"seed": 0}, ignore, die)
+    with pytest.raises(UserError, match=r"holds an interrupted run of .*'seed': 0.* not of .*'seed': 1"):
+        training.run(1, tmp_path, {"seed": 1}, ignore, die)
+
+
+def ignore(*_):
+    pass
+
+
+def die(*_):
+    raise MemoryError("killed")
 
 
 def test_an_empty_study_says_how_to_run_it(tmp_path):

@@ -115,10 +115,15 @@ def test_a_codebook_divided_over_devices_trains_as_a_whole_one(codebook_update, 
     both = jax.make_mesh((2, 4), ("data", "codes"), axis_types=(AxisType.Auto,) * 2)
     specs = (P("codes"), P("data"), P("data"))
     placed = [jax.device_put(x, NamedSharding(both, spec)) for x, spec in zip(arguments, specs, strict=True)]
-    compiled = jax.jit(lambda *a: step(vq, *a)).lower(*placed).compile()
+    by_code, by_token, whole = (NamedSharding(both, spec) for spec in (P("codes"), P("data"), P()))
+    results = {"loss": whole, "metrics": whole, "state": by_code, "gradient": by_code}
+    program = jax.jit(lambda *a: step(vq, *a), out_shardings=(results, by_token))
+    compiled = program.lower(*placed).compile()
     actual = compiled(*placed)
     assert_same_step(actual, expected)
-    assert not [shape for shape in gathered(compiled.as_text()) if shape[-1:] == (DIM,)]
+    crossing = re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", compiled.as_text())
+    assert crossing
+    assert not [shapes for shapes in crossing if f"[{CODES},{DIM}]" in shapes or f"[{TOKENS},{DIM}]" in shapes]
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

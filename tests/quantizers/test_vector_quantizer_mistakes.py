@@ -25,6 +25,10 @@ from vqjax import UserError, VectorQuantizer
         ({"codebook_weight": -1.0, "codebook_update": "gradient"}, r"codebook_weight=-1.0 .* at least 0"),
         ({"dead_code_threshold": 2.0}, r"dead_code_threshold=2.0 .* fraction of the average use, in \[0, 1\)"),
         ({"codebook_shards": 3}, r"codebook_shards=3 is not allowed: use a whole number that divides num_codes=16"),
+        (
+            {"codebook_shards": 2, "heads": 2, "separate_codebooks": True},
+            r"codebook_shards=2 .* are not divided. Use 1",
+        ),
         ({"search": "fast"}, r"search='fast' is not allowed: use 'chunks' or 'hopper'"),
         ({"search": "hopper", "codebook_shards": 2}, r"search='hopper' .* the kernel takes one codebook on one device"),
         ({"replace_dead_codes": True, "codebook_update": "none"}, r"replace_dead_codes=True .* freezes the codebook"),

@@ -176,6 +176,19 @@ def test_a_codebook_divided_over_four_devices_trains_like_one(finished, config, 
     chex.assert_trees_all_close(variables(finished), variables(tmp_path), rtol=1e-4, atol=1e-5)
 
 
+def test_where_codes_are_searched_does_not_bind_a_run_to_its_devices(finished, config, tmp_path):
+    """Bug: a run on four devices could neither continue nor be evaluated on one, nor one by a kernel elsewhere."""
+    workdir = tmp_path / "run"
+    config.num_steps, config.quantizer.codebook_shards = 5, 4
+    train(config, workdir)
+    config.num_steps, config.quantizer.codebook_shards = 12, 1
+    train(config, workdir, devices=ONE_DEVICE)
+    chex.assert_trees_all_close(variables(finished), variables(workdir), rtol=1e-4, atol=1e-5)
+    for path in workdir.rglob("_CHECKPOINT_METADATA"):
+        path.write_text(path.read_text().replace('"search": "chunks"', '"search": "hopper"'))
+    assert load_tokenizer(workdir).model.quantizer.search == "chunks"
+
+
 def test_a_codebook_is_not_divided_over_devices_that_do_not_share_equally(config, tmp_path):
     config.quantizer.codebook_shards = 4
     with pytest.raises(UserError, match=r"codebook_shards=4 is not allowed: use a divisor of 1, the number of devices"):

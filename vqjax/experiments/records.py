@@ -23,7 +23,7 @@ class Record(NamedTuple):
     Attributes:
       settings: What was run, by name.
       measured: What came out; None stands for a number that is not finite.
-      seconds: How long it took.
+      seconds: How long it took; where a run was interrupted, since it went on.
     """
 
     settings: dict[str, Any]

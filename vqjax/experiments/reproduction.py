@@ -18,6 +18,7 @@ from vqjax.experiments.reproduction_report import write_document
 from vqjax.experiments.reproduction_runs import BETAS, SCALES, TABLES, make_runs, study_runs
 from vqjax.training.command_line import run
 from vqjax.training.config import nearest_name
+from vqjax.training.workdir import exclusive
 
 COMMAND = "python -m vqjax.experiments.reproduction"
 
@@ -46,13 +47,21 @@ def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]
     return list(names) or list(allowed)
 
 
+def _short(number: str) -> str:
+    """1.0 as 1; what is no number is left to be refused."""
+    try:
+        return f"{float(number):g}"
+    except ValueError:
+        return number
+
+
 def define_flags() -> None:
     """Declares the flags of the command."""
     flags.DEFINE_string("output", "docs/reproduction", "Directory of records and figures; the document stands beside.")
     flags.DEFINE_string("workdir", "runs/reproduction", "Where interrupted runs are kept.")
     flags.DEFINE_string("scale", "full", f"How much of the study to run: {', '.join(SCALES)}.")
     flags.DEFINE_list("tables", [], f"Which tables: {', '.join(TABLES)}; all by default.")
-    flags.DEFINE_list("betas", [], "Which commitment weights of the study's; all by default.")
+    flags.DEFINE_list("betas", [], "Which commitment weights of the table betas; all by default.")
     flags.DEFINE_bool("report_only", False, "Run nothing; rebuild document and figures from the records.")
 
 
@@ -62,14 +71,17 @@ def main() -> None:
     output = Path(values.output)
     (scale_name,) = chosen([values.scale], list(SCALES), "scale")
     tables = chosen(values.tables, list(TABLES), "tables")
-    betas = [float(beta) for beta in chosen(values.betas, [str(beta) for beta in BETAS], "betas")]
+    allowed = [f"{beta:g}" for beta in BETAS]
+    betas = [float(beta) for beta in chosen([_short(beta) for beta in values.betas], allowed, "betas")]
     # Before hours are spent.
     matplotlib_module("figure")
     if not values.report_only:
         require_layout()
         scale, results = SCALES[scale_name], output / scale_name
         runs = study_runs(results, scale, tables, betas)
-        make_runs(runs, results, scale, Path(values.workdir) / scale_name)
+        workdir = Path(values.workdir) / scale_name
+        with exclusive(workdir):
+            make_runs(runs, results, scale, workdir)
     for path in write_document(output):
         print(path)
     print("done", file=sys.stderr)

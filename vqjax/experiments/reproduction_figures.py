@@ -168,4 +168,5 @@ def _band(panel: Any, epochs: np.ndarray, values: np.ndarray, color: str, label:
 
 
 def _per_epoch(records: list[Record], measured: str) -> np.ndarray:
-    return np.array([[epoch["test"][measured] for epoch in record.measured["epochs"]] for record in records])
+    """One row per run; NaN where a run gave no number."""
+    return np.array([[epoch["test"][measured] for epoch in record.measured["epochs"]] for record in records], float)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vqjax.errors import UserError
 from vqjax.experiments.document import table, write_filled
-from vqjax.experiments.records import Record, read_records
+from vqjax.experiments.records import Record, is_finished, read_records
 from vqjax.experiments.reproduction_figures import write_figures
-from vqjax.experiments.reproduction_runs import BETAS, SCALES, SIZES, TABLES, Configuration
+from vqjax.experiments.reproduction_runs import BETAS, SCALES, SIZES, TABLES, Configuration, run_of
 from vqjax.experiments.spread import with_spread
 from vqjax.experiments.study_training import Scale
 from vqjax.experiments.study_variants import PROTOCOLS
@@ -53,12 +54,13 @@ def write_document(output: Path) -> list[Path]:
     Returns:
       What was written, such as ``docs/reproduction.md``.
     """
-    study = {name: by_configuration(read_records(output / name)) for name in SCALES}
+    study = {name: by_configuration(output / name, SCALES[name]) for name in SCALES}
     study = {name: runs for name, runs in study.items() if runs}
     published = read_published(output / "published.json")
     pictures = write_figures(output, study, published.runs)
-    path = output.with_suffix(".md")
-    write_filled(path, "Reproduction: results", document_parts(study, published, [path.name for path in pictures]))
+    path = output.with_name(f"{output.name}.md")
+    links = [f"{output.name}/{picture.name}" for picture in pictures]
+    write_filled(path, "Reproduction: results", document_parts(study, published, links))
     return [*pictures, path]
 
 
@@ -77,18 +79,26 @@ def read_published(path: Path) -> Published:
     return Published(content["printed"]["table_2"], content["runs"])
 
 
-def by_configuration(records: Sequence[Record]) -> Runs:
+def by_configuration(results: Path, scale: Scale) -> Runs:
     """Puts the seeds of a configuration together.
 
     Args:
-      records: Of one scale.
+      results: Directory of the records of a scale.
+      scale: How much they have to be of.
 
     Returns:
       Records by configuration.
+
+    Raises:
+      UserError: A record is of another scale.
     """
     runs = defaultdict(list)
-    for record in records:
-        runs[Configuration(*(record.settings[name] for name in Configuration._fields))].append(record)
+    for record in read_records(results):
+        configuration = Configuration(*(record.settings[name] for name in Configuration._fields))
+        run = run_of(results, scale, configuration, record.settings["seed"])
+        if not is_finished(run.path, run.settings):
+            raise UserError(f"{run.path} is missing, though {results} holds its results under another name.")
+        runs[configuration].append(record)
     return dict(runs)
 
 
@@ -98,7 +108,7 @@ def document_parts(study: dict[str, Runs], published: Published, pictures: Seque
     Args:
       study: Runs by scale.
       published: What the study has published.
-      pictures: File names of the figures.
+      pictures: Paths of the figures, from the document.
 
     Returns:
       Markdown by name.
@@ -113,18 +123,18 @@ def document_parts(study: dict[str, Runs], published: Published, pictures: Seque
     parts = {name: _per_scale(study, name, make) for name, make in makers.items()}
     parts["printed"] = _printed(published)
     parts["identity"] = _identity(study)
-    parts["figures"] = "\n\n".join(f"![{Path(name).stem.replace('_', ' ')}](reproduction/{name})" for name in pictures)
+    parts["figures"] = "\n\n".join(f"![{Path(link).stem.replace('_', ' ')}]({link})" for link in pictures)
     return parts
 
 
 def _per_scale(study: dict[str, Runs], name: str, make: Callable[[Runs, Scale], str]) -> str:
-    sections = []
+    sections, tables = [], "betas" if name == "tokens" else name
     for scale_name, runs in study.items():
         if content := make(runs, SCALES[scale_name]):
             scale = SCALES[scale_name]
             heading = f"**{scale.epochs} epochs of {scale.training_images:,} images** (`{_COMMAND} --scale={scale_name}"
-            sections.append(f"{heading} --tables={'betas' if name == 'tokens' else name}`)\n\n{content}")
-    return "\n\n".join(sections) or f"Not run yet: `{_COMMAND} --tables={name}`"
+            sections.append(f"{heading} --tables={tables}`)\n\n{content}")
+    return "\n\n".join(sections) or f"Not run yet: `{_COMMAND} --tables={tables}`"
 
 
 def _betas(runs: Runs, scale: Scale, published: Published) -> str:
@@ -226,11 +236,13 @@ def _identity(study: dict[str, Runs]) -> str:
         if configuration.variant == "faithful"
         for record in of_seeds
     ]
-    largest = max((record.measured["identity_error"] for record in records), default=0.0)
+    errors = [record.measured["identity_error"] for record in records if record.measured["identity_error"] is not None]
+    if not errors:
+        return "Whether this holds has not been measured yet."
     epochs = sum(len(record.measured["epochs"]) for record in records)
     return (
         f"Largest difference between total and reconstruction + (1 + β) codebook over the {epochs} epochs of all "
-        f"{len(records)} faithful runs, training and testing: {largest:.1e}."
+        f"{len(records)} faithful runs, training and testing: {max(errors):.1e}."
     )
 
 

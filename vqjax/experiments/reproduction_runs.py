@@ -1,6 +1,7 @@
 """Every run of the reproduction of the CIFAR-10 study, by the table that shows it, and where its results are kept."""
 
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -56,13 +57,16 @@ def study_runs(results: Path, scale: Scale, tables: Iterable[str], betas: Sequen
       results: Directory of the records of this scale.
       scale: How much is run.
       tables: Keys of ``TABLES``.
-      betas: Which commitment weights.
+      betas: Which commitment weights of the table "betas".
 
     Returns:
       Each run once, though several tables may show it.
     """
     chosen = dict.fromkeys(
-        configuration for name in tables for configuration in TABLES[name] if configuration.commitment_weight in betas
+        configuration
+        for name in tables
+        for configuration in TABLES[name]
+        if name != "betas" or configuration.commitment_weight in betas
     )
     return [run_of(results, scale, configuration, seed) for seed in range(scale.seeds) for configuration in chosen]
 
@@ -106,17 +110,19 @@ def identity_error(epochs: Sequence[dict[str, dict[str, float]]], commitment_wei
       commitment_weight: Beta.
 
     Returns:
-      The largest difference.
+      The largest difference; NaN where one of the numbers is.
 
     Example:
       >>> identity_error([{"test": {"loss": 2.0, "reconstruction_mse": 0.5, "codebook_loss": 1.0}}], 0.5)
       0.0
     """
-    return max(
+    errors = [
         abs(means["loss"] - means["reconstruction_mse"] - (1 + commitment_weight) * means["codebook_loss"])
         for epoch in epochs
         for means in epoch.values()
-    )
+    ]
+    # Unlike Python's, NumPy's maximum does not lose a NaN.
+    return float(np.max(errors))
 
 
 def load_cifar10() -> StudyImages:
@@ -175,6 +181,7 @@ def _make(
         # Here, because records are rounded.
         measured["identity_error"] = identity_error(measured["epochs"], configuration.commitment_weight)
     write_record(run.path, Record(settings, measured, time.monotonic() - began))
+    shutil.rmtree(workdir / run.path.stem)
     tested = measured["epochs"][-1]["test"]
     progress.say(
         f"{run.path.stem}: total {tested['loss']:.4f}, reconstruction {tested['reconstruction_mse']:.5f}, "

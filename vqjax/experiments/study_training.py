@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import shutil
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from vqjax.data import batch_indices, to_model_range, to_uint8
 from vqjax.data.arrays import ArrayDataset
+from vqjax.errors import UserError
 from vqjax.evaluation.image_metrics import psnr
 from vqjax.experiments.study_variants import Variant
 from vqjax.metrics import perplexity, usage
@@ -42,7 +43,7 @@ class Scale:
     Attributes:
       epochs: Passes over the training images.
       training_images: The first so many.
-      test_images: The first so many.
+      test_images: The first so many; the last batch is left out where it is not whole.
       seeds: Runs of each configuration.
     """
 
@@ -123,14 +124,18 @@ class StudyTraining:
 
         Args:
           seed: Of parameters, codes and the order of images.
-          workdir: Where the state after each epoch is kept until the run is finished; removed then.
+          workdir: Where the state after each epoch is kept; of no use once the results are.
           settings: What is run, kept with the state.
           on_step: Called now and then with the number of steps done and the metrics of the epoch so far.
           on_snapshot: Called after the epochs that figures show, if given.
 
         Returns:
           ``epochs``: for each the means over its batches, under ``train`` and ``test``.
+
+        Raises:
+          UserError: ``workdir`` holds a run of other settings.
         """
+        _check_settings(workdir, settings)
         checkpoints = Checkpoints(workdir, ConfigDict(settings | {"keep_checkpoints": 1}), images="cifar10")
         state = self._start(seed)
         restored = checkpoints.restore_latest(like=state)
@@ -148,7 +153,6 @@ class StudyTraining:
             _write_history(workdir, history)
             checkpoints.save(state)
         checkpoints.close()
-        shutil.rmtree(workdir)
         return {"epochs": history}
 
     def _start(self, seed: int) -> TrainState:
@@ -289,9 +293,21 @@ def _largest_divisor(number: int, at_most: int) -> int:
     return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
 
 
+def _check_settings(workdir: Path, settings: dict[str, Any]) -> None:
+    path, wanted = workdir / "settings.json", json.loads(strict_json(settings))
+    if path.exists() and (found := json.loads(path.read_text())) != wanted:
+        raise UserError(f"{workdir} holds an interrupted run of {found}, not of {wanted}. Delete that directory.")
+    with atomic_file(path) as file:
+        file.write(strict_json(wanted).encode())
+
+
 def _read_history(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / "history.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    if not path.exists():
+        return []
+    # JSON has no NaN.
+    finite = lambda means: {name: math.nan if value is None else value for name, value in means.items()}  # noqa: E731
+    return [{split: finite(means) for split, means in epoch.items()} for epoch in json.loads(path.read_text())]
 
 
 def _write_history(workdir: Path, history: list[dict[str, Any]]) -> None:

@@ -67,7 +67,7 @@ PROTOCOLS = {
     "faithful": Variant(StudyQuantizer, moves_in_evaluation=True),
     "corrected": Variant(_ema),
 }
-"""Exactly what the study's code does; and rotation, averages alone, frozen in evaluation, exact codes."""
+"""What the study's code does, in whole batches; and rotation, averages alone, frozen in evaluation, exact codes."""
 
 ESTIMATORS = {
     "straight-through": Variant(partial(_ema, estimator="straight_through")),

@@ -48,6 +48,11 @@ def check_arguments(vq: nn.Module) -> None:
         "codebook_shards",
         f"use a whole number that divides num_codes={vq.num_codes}.",
     )
+    require(
+        vq.codebook_shards == 1 or not vq.separate_codebooks,
+        "codebook_shards",
+        "several codebooks (separate_codebooks=True) are not divided. Use 1.",
+    )
     require(vq.search in ("chunks", "hopper"), "search", "use 'chunks' or 'hopper'.")
     divided = vq.codebook_shards > 1 or vq.separate_codebooks
     require(vq.search == "chunks" or not divided, "search", "the kernel takes one codebook on one device.")

@@ -97,8 +97,9 @@ class VectorQuantizer(nn.Module):
         :mod:`vqjax.quantizers.transforms`.
       regularizers: Added to the loss, see :mod:`vqjax.regularizers`.
       codebook_shards: How many devices hold a part of the codebook each, where it is sharded along its first axis
-        (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``): each searches its own part, and
-        nothing of the codebook's size crosses devices. Divides ``num_codes``. The result is the same for any number.
+        (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``, as argument and in
+        ``out_shardings``): each searches its own part, and nothing of the codebook's size crosses devices. Divides
+        ``num_codes``. The result is the same for any number.
       search: How the nearest codes are found: ``"chunks"``, or ``"hopper"``, a kernel for GPUs of that generation
         (:mod:`vqjax.hopper_search`); it takes tokens and codes of one device, as ``shard_map`` gives them.
 

@@ -14,13 +14,18 @@ from orbax.checkpoint.experimental import v1 as ocp
 from vqjax.errors import UserError
 from vqjax.models.build import build_model
 from vqjax.models.tokenizer import Tokenizer
+from vqjax.training.config import default_config
 from vqjax.training.state import TrainState
+
+WHERE_CODES_ARE_SEARCHED = {"codebook_shards": 1, "search": "chunks"}
+"""Fields of the config's group ``quantizer`` that depend on the devices, with values that any device can do."""
 
 CHANGEABLE = frozenset(
     {"num_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch"}
     | {"tensorboard", "wandb"}
+    | {f"quantizer.{name}" for name in WHERE_CODES_ARE_SEARCHED}
 )
-"""Config fields that may differ between a run and its continuation: none of them changes a step."""
+"""Config fields that may differ between a run and its continuation: none changes a step by more than rounding."""
 
 
 class Checkpoints:
@@ -107,7 +112,9 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
             f"steps. Use {step} or more, or another --workdir to start a new run."
         )
     # As it was written: JSON makes lists of tuples.
-    saved, given = _flat(metadata["config"]), _flat(json.loads(json.dumps(config.to_dict())))
+    saved, given = (_flat(json.loads(json.dumps(fields))) for fields in (metadata["config"], config.to_dict()))
+    # A field that was added since then had no effect before.
+    saved = _flat(json.loads(json.dumps(default_config().to_dict()))) | saved
     fixed = {"num_steps"} if config.optimizer.schedule == "cosine" else set()
     for name in sorted(saved.keys() | given.keys()):
         if (name in fixed or name not in CHANGEABLE) and saved.get(name) != given.get(name):
@@ -157,7 +164,7 @@ def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
         )
     step, metadata = found
     config = ConfigDict(metadata["config"])
-    model = build_model(config.model, config.quantizer)
+    model = build_model(config.model, config.quantizer.to_dict() | WHERE_CODES_ARE_SEARCHED)
     with _checkpointer(workdir) as checkpointer, _readable(checkpointer.directory, step):
         saved = checkpointer.load(step, _abstract_model(checkpointer.metadata(step).metadata))
     variables = {"params": saved["params"], **saved["collections"]}

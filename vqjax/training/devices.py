@@ -67,8 +67,9 @@ def state_sharding(state: TrainState, mesh: Mesh, num_codes: int) -> TrainState:
     """
 
     def of_array(path: tuple, array: Any) -> NamedSharding:
-        in_quantizer = any(getattr(key, "key", None) == "quantizer" for key in path)
-        row_per_code = in_quantizer and array.shape[:1] == (num_codes,)
+        names = [getattr(key, "key", None) for key in path]
+        of_codes = "quantizer" in names and ("codebook" in names or names[-1] == "codes")
+        row_per_code = of_codes and array.shape[:1] == (num_codes,)
         return NamedSharding(mesh, PartitionSpec("codes") if row_per_code else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(of_array, state)
