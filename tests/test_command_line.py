@@ -78,9 +78,10 @@ def run_of(images_file: Path) -> list[str]:
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(finished, images_file, tmp_path):
-    """SIGKILL during start-up, and three times at random moments of training; then the same command to the end."""
+    """SIGKILL during start-up and at random moments of training; then the same command to the end."""
     moments = random.Random(0)
-    for sign, longest in (("vqjax:", 0.0), ("step ", 0.1), ("step ", 0.5), ("step ", 1.0)):
+    kills = (("vqjax:", 0.0), ("step ", 0.5), ("step ", 0.1), ("step ", 1.0))
+    for sign, longest in kills if "CI" in os.environ else kills[:2]:
         process = start("train.py", f"--workdir={tmp_path}", *run_of(images_file))
         for line in process.stderr:
             if line.startswith(sign):

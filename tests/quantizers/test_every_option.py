@@ -65,7 +65,7 @@ RANDOM_CASES = {
 INPUTS = [((TOKENS, DIM), jnp.float32), ((2, 4, 2, DIM), jnp.bfloat16)]
 every_case = st.sampled_from(sorted(CASES))
 any_case = st.sampled_from(sorted(CASES | RANDOM_CASES))
-SHARE = 1 if "CI" in os.environ else 25
+SHARE = 1 if "CI" in os.environ else 60
 examples = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
