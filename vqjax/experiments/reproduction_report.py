@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 from vqjax.errors import UserError
 from vqjax.experiments.document import table, write_filled
 from vqjax.experiments.records import Record, is_finished, read_records
-from vqjax.experiments.reproduction_figures import write_figures
-from vqjax.experiments.reproduction_runs import BETAS, SCALES, SIZES, TABLES, Configuration, run_of
+from vqjax.experiments.reproduction_figures import Runs, write_figures
+from vqjax.experiments.reproduction_runs import BETAS, SCALES, SIZES, TABLES, Configuration, configuration_of, run_of
 from vqjax.experiments.spread import with_spread
 from vqjax.experiments.study_training import Scale
 from vqjax.experiments.study_variants import PROTOCOLS
-
-Runs = dict[Configuration, list[Record]]
 
 _COMMAND = "python -m vqjax.experiments.reproduction"
 _ALL_IMAGES = 50_000
@@ -94,7 +92,7 @@ def by_configuration(results: Path, scale: Scale) -> Runs:
     """
     runs = defaultdict(list)
     for record in read_records(results):
-        configuration = Configuration(*(record.settings[name] for name in Configuration._fields))
+        configuration = configuration_of(record.settings)
         run = run_of(results, scale, configuration, record.settings["seed"])
         if not is_finished(run.path, run.settings):
             raise UserError(f"{run.path} is missing, though {results} holds its results under another name.")

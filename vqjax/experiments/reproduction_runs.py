@@ -4,9 +4,9 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -88,6 +88,11 @@ def run_of(results: Path, scale: Scale, configuration: Configuration, seed: int)
     return Run(results / f"{_stem(configuration)}--seed{seed}.json", settings)
 
 
+def configuration_of(settings: Mapping[str, Any]) -> Configuration:
+    """The configuration of a run or record, by its settings."""
+    return Configuration(*(settings[name] for name in Configuration._fields))
+
+
 def snapshot_path(results: Path, configuration: Configuration, epoch: int) -> Path:
     """Where the picture of an epoch is; the codebook's layout is beside it, as JSON.
 
@@ -167,7 +172,7 @@ def _make(
         progress.update(steps_before + step)
 
     settings = run.settings
-    configuration = Configuration(*(settings[name] for name in Configuration._fields))
+    configuration = configuration_of(settings)
     training = StudyTraining(
         VARIANTS[configuration.variant], configuration.num_codes, configuration.commitment_weight, scale, images
     )

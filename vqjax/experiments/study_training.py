@@ -88,7 +88,7 @@ class Snapshot(NamedTuple):
 
 
 class StudyTraining:
-    """One configuration, compiled once for all its seeds.
+    """One configuration.
 
     Args:
       variant: How to train.
@@ -109,6 +109,7 @@ class StudyTraining:
         self._test = jax.device_put(images.test[: scale.test_images // BATCH_SIZE * BATCH_SIZE])
         self._train_some = jax.jit(self._steps, donate_argnums=0, compiler_options=compiler_options())
         self._test_batch = jax.jit(self._measure, compiler_options=compiler_options())
+        self._reconstruct = jax.jit(self._model.apply)
         on_cpu = jax.default_backend() == "cpu"
         self._at_once = 1 if on_cpu else _largest_divisor(scale.steps_per_epoch, _MOST_STEPS_PER_DISPATCH)
 
@@ -217,13 +218,13 @@ class StudyTraining:
             "tokens_only_mse": jnp.mean(jnp.square(from_tokens - pixels)),
             "psnr": jnp.mean(psnr((pixels + 1) / 2, (jnp.clip(output.reconstruction, -1, 1) + 1) / 2)),
         }
-        counts = jnp.zeros(self._model.quantizer.num_codes).at[output.quantizer.indices.reshape(-1)].add(1)
+        counts = jnp.bincount(output.quantizer.indices.reshape(-1), length=self._model.quantizer.num_codes)
         return {name: metrics[name] for name in _TESTED}, counts, dict(changed)
 
     def _snapshot(self, state: TrainState, epoch: int, counts: Float[Array, " codes"]) -> Snapshot:
-        output = jax.jit(self._model.apply)(state.variables, to_model_range(self._test[:PICTURES]))
-        codebook = state.collections["codebook"]["quantizer"]
-        codes = codebook["codes"] if "codes" in codebook else codebook["offsets"] + state.params["quantizer"]["codes"]
+        output = self._reconstruct(state.variables, to_model_range(self._test[:PICTURES]))
+        everything = jnp.arange(self._model.quantizer.num_codes)
+        codes = self._model.apply(state.variables, everything, method=lambda model, i: model.quantizer.decode(i))
         return Snapshot(epoch, np.asarray(to_uint8(output.reconstruction)), np.asarray(codes), np.asarray(counts))
 
 
