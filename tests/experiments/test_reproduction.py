@@ -13,8 +13,8 @@ import pytest
 from vqjax.errors import UserError
 from vqjax.experiments import reproduction_figures, reproduction_runs, study_training
 from vqjax.experiments.codebook_layout import lay_out
+from vqjax.experiments.names import chosen
 from vqjax.experiments.records import read_record, unfinished, write_record
-from vqjax.experiments.reproduction import chosen
 from vqjax.experiments.reproduction_figures import aligned
 from vqjax.experiments.reproduction_report import write_document
 from vqjax.experiments.reproduction_runs import Configuration, identity_error, make_runs, run_of, study_runs

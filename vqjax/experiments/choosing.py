@@ -11,14 +11,13 @@ from pathlib import Path
 
 from absl import flags
 
-from vqjax.errors import UserError
 from vqjax.experiments import choosing_runs, collapse, himmelblau
 from vqjax.experiments.choosing_report import write_document, write_pictures
+from vqjax.experiments.names import chosen
 from vqjax.experiments.plotting import matplotlib_module
 from vqjax.experiments.records import unfinished
 from vqjax.experiments.variants import GROUPS
 from vqjax.training.command_line import run
-from vqjax.training.config import nearest_name
 
 PARTS = ("surfaces", "himmelblau", "collapse")
 
@@ -70,26 +69,6 @@ def report(output: Path) -> None:
         print(path)
 
 
-def check_variants(names: Sequence[str]) -> None:
-    """Refuses names that no variant has.
-
-    Args:
-      names: As given on the command line.
-
-    Raises:
-      UserError: One of them is unknown.
-
-    Example:
-      >>> check_variants(["rotatoin"])
-      Traceback (most recent call last):
-      vqjax.errors.UserError: --variants='rotatoin' is unknown: did you mean 'rotation'?
-    """
-    known = [name for variants in GROUPS.values() for name in variants]
-    for name in names:
-        if name not in known:
-            raise UserError(f"--variants={name!r} is unknown{nearest_name(name, known)}")
-
-
 def define_flags() -> None:
     """Declares the flags of the command."""
     flags.DEFINE_string("output", "docs/choosing", "Directory of records and pictures; the document stands beside it.")
@@ -103,7 +82,7 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the command."""
     values = flags.FLAGS
-    check_variants(values.variants)
+    variants = chosen(values.variants, [name for group in GROUPS.values() for name in group], "variants")
     matplotlib_module("figure")
     output = Path(values.output)
     if not values.report_only:
@@ -112,7 +91,7 @@ def main() -> None:
             seeds=values.seeds,
             parts=values.only,
             training=collapse.Setting(steps=values.steps),
-            variants=values.variants or None,
+            variants=variants,
         )
     report(output)
     print("done", file=sys.stderr)

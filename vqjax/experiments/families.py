@@ -10,16 +10,15 @@ from pathlib import Path
 
 from absl import flags
 
-from vqjax.errors import UserError
 from vqjax.experiments.document import table, write_filled
 from vqjax.experiments.family_facts import FACTS
 from vqjax.experiments.family_runs import family_runs, make_trainings
+from vqjax.experiments.names import chosen
 from vqjax.experiments.photograph_training import TrainingSetting
 from vqjax.experiments.records import Record, read_records, unfinished
 from vqjax.experiments.spread import with_spread
 from vqjax.models.families import FAMILIES
 from vqjax.training.command_line import run
-from vqjax.training.config import nearest_name
 
 COMMAND = "python -m vqjax.experiments.families"
 
@@ -85,13 +84,11 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the command."""
     values = flags.FLAGS
-    for name in values.quantizers:
-        if name not in FAMILIES:
-            raise UserError(f"--quantizers={name!r} is unknown{nearest_name(name, FAMILIES)}")
+    quantizers = chosen(values.quantizers, list(FAMILIES), "quantizers")
     output = Path(values.output)
     if not values.report_only:
         setting = TrainingSetting(steps=values.steps)
-        runs = family_runs(output / "results", setting, values.seeds, values.quantizers or None)
+        runs = family_runs(output / "results", setting, values.seeds, quantizers)
         make_trainings(unfinished(runs), setting)
     print(write_document(output))
     print("done", file=sys.stderr)

@@ -6,45 +6,19 @@ command again goes on. CIFAR-10 is found through TFDS_DATA_DIR.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from vqjax.errors import UserError
 from vqjax.experiments.codebook_layout import require_layout
+from vqjax.experiments.names import chosen
 from vqjax.experiments.plotting import matplotlib_module
 from vqjax.experiments.reproduction_report import write_document
 from vqjax.experiments.reproduction_runs import BETAS, SCALES, TABLES, make_runs, study_runs
 from vqjax.training.command_line import run
-from vqjax.training.config import nearest_name
 from vqjax.training.workdir import exclusive
 
 COMMAND = "python -m vqjax.experiments.reproduction"
-
-
-def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]:
-    """Checks names that were given on the command line.
-
-    Args:
-      names: As given; none stands for all.
-      allowed: All there are.
-      flag: The name of the flag.
-
-    Returns:
-      The names.
-
-    Raises:
-      UserError: One of them is unknown.
-
-    Example:
-      >>> chosen([], ["betas", "sizes"], "tables")
-      ['betas', 'sizes']
-    """
-    for name in names:
-        if name not in allowed:
-            raise UserError(f"--{flag}={name!r} is unknown{nearest_name(name, allowed)}")
-    return list(names) or list(allowed)
 
 
 def _short(number: str) -> str:
