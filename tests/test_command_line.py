@@ -170,11 +170,11 @@ def test_another_model_is_refused_and_the_run_is_left_as_it_was(finished, images
     assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
 
 
-def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+def test_a_run_without_a_whole_checkpoint_is_named(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    for path in (tmp_path / "run" / "checkpoints" / "60" / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
+    for path in (tmp_path / "run" / "checkpoints").rglob("_METADATA"):
+        path.write_bytes(b"")
     status, _, err = call("eval.py", f"--workdir={tmp_path}/run")
     assert status == 2
-    assert "checkpoints/60 cannot be read" in err.splitlines()[-1]
+    assert "run/checkpoints is damaged (60: state/_METADATA is not what was written; 56: " in err
+    assert len(err.splitlines()) == 1

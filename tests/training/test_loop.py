@@ -16,9 +16,12 @@ from vqjax.data import ResidentFeed, fingerprint, load_splits
 from vqjax.errors import UserError
 from vqjax.reporting import MetricWriter
 from vqjax.training import loop
-from vqjax.training.checkpoint import check_same_images, load_tokenizer
+from vqjax.training.checkpoint import load_tokenizer
+from vqjax.training.checksums import write_checksums
+from vqjax.training.found_checkpoint import find_checkpoint
 from vqjax.training.interrupt import Interrupted
 from vqjax.training.loop import train
+from vqjax.training.resuming import check_images
 from vqjax.training.workdir import exclusive
 
 ONE_DEVICE = jax.devices()[:1]
@@ -99,9 +102,10 @@ def test_a_run_does_not_continue_on_other_images(finished, config, tmp_path):
         np.savez(tmp_path / "images.npz", train=images["train"][::-1], test=images["test"])
     other = tmp_path / "run"
     shutil.copytree(finished, other)
+    found = find_checkpoint(other)
     with pytest.raises(UserError, match="training images are not those that the run"):
-        check_same_images(other, fingerprint(load_splits(config_of(config, tmp_path / "images.npz").data).train))
-    check_same_images(other, fingerprint(load_splits(config.data).train))
+        check_images(other, found, fingerprint(load_splits(config_of(config, tmp_path / "images.npz").data).train))
+    check_images(other, found, fingerprint(load_splits(config.data).train))
 
 
 def config_of(config, images_file):
@@ -180,6 +184,7 @@ def test_where_codes_are_searched_does_not_bind_a_run_to_its_devices(finished, c
     chex.assert_trees_all_close(variables(finished), variables(workdir), rtol=1e-4, atol=1e-5)
     for path in workdir.rglob("_CHECKPOINT_METADATA"):
         path.write_text(path.read_text().replace('"search": "chunks"', '"search": "hopper"'))
+        write_checksums(path.parent)
     assert load_tokenizer(workdir).model.quantizer.search == "chunks"
 
 

@@ -1,6 +1,5 @@
 """Saving and restoring a run."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -8,33 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint.experimental import v1 as ocp
 
 from vqjax.errors import UserError
 from vqjax.models.build import build_model
 from vqjax.models.tokenizer import Tokenizer
-from vqjax.training.config import default_config
+from vqjax.training.checkpoint_structure import check_structure
+from vqjax.training.checksums import write_checksums
+from vqjax.training.found_checkpoint import (
+    CHECKPOINTS,
+    find_checkpoint,
+    first_line,
+    open_checkpoints,
+    set_aside,
+)
 from vqjax.training.state import TrainState
 
 WHERE_CODES_ARE_SEARCHED = {"codebook_shards": 1, "search": "chunks"}
 """Fields of the config's group ``quantizer`` that depend on the devices, with values that any device can do."""
 
-CHANGEABLE = frozenset(
-    {"num_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch"}
-    | {"tensorboard", "wandb"}
-    | {f"quantizer.{name}" for name in WHERE_CODES_ARE_SEARCHED}
-)
-"""Config fields that may differ between a run and its continuation: none changes a step by more than rounding."""
-
 
 class Checkpoints:
-    """The checkpoints of one run, under ``WORKDIR/checkpoints``; writing is atomic.
+    """The checkpoints of one run, under ``WORKDIR/checkpoints``; writing is atomic, and what is damaged is set aside.
 
     Args:
-      workdir: The run's directory.
+      workdir: The run's directory, which no other run uses.
       config: The run's config, stored with every checkpoint.
       images: The fingerprint of the training images, stored likewise.
+
+    Raises:
+      UserError: There are checkpoints, and none is whole.
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, images: str):
@@ -43,8 +47,11 @@ class Checkpoints:
             "images": images,
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
+        self._found = find_checkpoint(workdir)
+        if self._found is not None:
+            set_aside(workdir, self._found)
         self._checkpointer = ocp.training.Checkpointer(
-            (workdir / "checkpoints").resolve(),
+            (workdir / CHECKPOINTS).resolve(),
             preservation_policy=ocp.training.preservation_policies.LatestN(config.keep_checkpoints),
             # A save that was killed leaves a temporary directory behind; it never counts as a checkpoint.
             cleanup_tmp_directories=True,
@@ -62,28 +69,34 @@ class Checkpoints:
             return
         try:
             self._checkpointer.save(step, state, force=True, custom_metadata=self._metadata)
+            write_checksums(Path(self._checkpointer.directory) / str(step))
         except Exception as error:
             # Orbax raises many types when a disk is full or a directory goes away; none is a defect of the run.
             raise UserError(
                 f"The checkpoint of step {step} cannot be written to {self._checkpointer.directory} "
-                f"({_first_line(error)}). Make room or mend the place, and run the same command again; the "
+                f"({first_line(error)}). Make room or mend the place, and run the same command again; the "
                 "checkpoints before are intact."
             ) from error
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
-        """Returns the newest checkpoint, or None before the first one.
+        """Returns the newest checkpoint that was whole at the start, or None before the first one.
 
         Args:
           like: A state of the same structure, shapes and sharding.
 
         Raises:
-          UserError: The checkpoint cannot be read.
+          UserError: The checkpoint cannot be read, or an older release has written it and this one cannot use it.
         """
-        latest = self._checkpointer.latest
-        if latest is None:
+        if self._found is None:
             return None
-        with _readable(self._checkpointer.directory, latest.step):
-            return self._checkpointer.load(latest.step, _abstract(like))
+        with _readable(self._checkpointer.directory, self._found.step):
+            saved = self._checkpointer.metadata(self._found.step).metadata
+        check_structure(saved, like, self._found.versions["vqjax"])
+        # A release may measure something new; it starts at zero.
+        window = {name: like.window.get(name, ocp.PLACEHOLDER) for name in saved["window"]}
+        with _readable(self._checkpointer.directory, self._found.step):
+            restored = self._checkpointer.load(self._found.step, _abstract(like.replace(window=window)))
+        return restored.replace(window={name: restored.window.get(name, value) for name, value in like.window.items()})
 
     def close(self) -> None:
         """Ends all writing."""
@@ -92,62 +105,12 @@ class Checkpoints:
             self._checkpointer.close()
 
 
-def check_resumable(workdir: Path, config: ConfigDict) -> None:
-    """Refuses to continue a run with another config.
-
-    Args:
-      workdir: The run's directory; one without checkpoints fits any config.
-      config: What was asked for now.
-
-    Raises:
-      UserError: The first field that differs and matters, with both values; or the run is already longer.
-    """
-    found = _read_metadata(workdir, None)
-    if found is None:
-        return
-    step, metadata = found
-    if config.num_steps < step:
-        raise UserError(
-            f"config.num_steps={config.num_steps} is not allowed: the run in --workdir={workdir} has taken {step} "
-            f"steps. Use {step} or more, or another --workdir to start a new run."
-        )
-    # As it was written: JSON makes lists of tuples.
-    saved, given = (_flat(json.loads(json.dumps(fields))) for fields in (metadata["config"], config.to_dict()))
-    # A field that was added since then had no effect before.
-    saved = _flat(json.loads(json.dumps(default_config().to_dict()))) | saved
-    fixed = {"num_steps"} if config.optimizer.schedule == "cosine" else set()
-    for name in sorted(saved.keys() | given.keys()):
-        if (name in fixed or name not in CHANGEABLE) and saved.get(name) != given.get(name):
-            raise UserError(
-                f"config.{name}={given.get(name)!r} is not allowed: --workdir={workdir} holds a run with "
-                f"{saved.get(name)!r}. Use that value to continue it, or another --workdir to start a new run."
-            )
-
-
-def check_same_images(workdir: Path, images: str) -> None:
-    """Refuses to continue a run on other images.
-
-    Args:
-      workdir: The run's directory; one without checkpoints fits any images.
-      images: The fingerprint of the training images now.
-
-    Raises:
-      UserError: The fingerprint differs from the one in the newest checkpoint.
-    """
-    found = _read_metadata(workdir, None)
-    if found is not None and found[1]["images"] != images:
-        raise UserError(
-            f"The training images are not those that the run in --workdir={workdir} was trained on "
-            f"({images} now, {found[1]['images']} then). Restore them, or use another --workdir to start a new run."
-        )
-
-
 def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
     """Loads the model of a run; its config is in the checkpoint.
 
     Args:
       workdir: The run's directory.
-      step: Which checkpoint; the newest by default.
+      step: Which checkpoint; the newest that is whole by default.
 
     Returns:
       The model with its variables.
@@ -156,46 +119,20 @@ def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
       UserError: There is no such checkpoint, or it cannot be read.
     """
     workdir = Path(workdir)
-    found = _read_metadata(workdir, step)
+    found = find_checkpoint(workdir, step)
     if found is None:
         raise UserError(
             f"--workdir={workdir} holds no checkpoint: pass the directory of a run "
             f"(train one with python train.py --workdir={workdir})."
         )
-    step, metadata = found
-    config = ConfigDict(metadata["config"])
+    for other, reason in found.passed_over.items():
+        logging.warning("checkpoint %d is damaged (%s): reading that of step %d", other, reason, found.step)
+    config = ConfigDict(found.config)
     model = build_model(config.model, config.quantizer.to_dict() | WHERE_CODES_ARE_SEARCHED)
-    with _checkpointer(workdir) as checkpointer, _readable(checkpointer.directory, step):
-        saved = checkpointer.load(step, _abstract_model(checkpointer.metadata(step).metadata))
+    with open_checkpoints(workdir) as checkpointer, _readable(checkpointer.directory, found.step):
+        saved = checkpointer.load(found.step, _abstract_model(checkpointer.metadata(found.step).metadata))
     variables = {"params": saved["params"], **saved["collections"]}
-    return Tokenizer(model, variables, config=metadata["config"], step=step)
-
-
-def _read_metadata(workdir: Path, step: int | None) -> tuple[int, dict[str, Any]] | None:
-    if not (workdir / "checkpoints").is_dir():
-        return None
-    with _checkpointer(workdir) as checkpointer:
-        steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
-        if not steps:
-            return None
-        if step is None:
-            step = steps[-1]
-        if step not in steps:
-            raise UserError(f"--step={step} is no checkpoint of --workdir={workdir}: use one of {steps}.")
-        with _readable(checkpointer.directory, step):
-            metadata = checkpointer.metadata(step).custom_metadata
-            if metadata is None or not {"config", "images"} <= metadata.keys():
-                raise ValueError("its metadata are damaged")
-            return step, metadata
-
-
-@contextmanager
-def _checkpointer(workdir: Path) -> Iterator[ocp.training.Checkpointer]:
-    checkpointer = ocp.training.Checkpointer((workdir / "checkpoints").resolve())
-    try:
-        yield checkpointer
-    finally:
-        checkpointer.close()
+    return Tokenizer(model, variables, config=found.config, step=found.step)
 
 
 @contextmanager
@@ -205,17 +142,18 @@ def _readable(directory: Any, step: int) -> Iterator[None]:
     except Exception as error:
         # Orbax raises many types for damaged files; the reader needs the place and the first reason.
         raise UserError(
-            f"The checkpoint {directory}/{step} cannot be read ({_first_line(error)}). Move that directory away "
+            f"The checkpoint {directory}/{step} cannot be read ({first_line(error)}). Move that directory away "
             "to continue from the one before it."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
 def _abstract(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    def of_array(array: Any) -> Any:
+        if array is ocp.PLACEHOLDER:
+            return array
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+    return jax.tree.map(of_array, state)
 
 
 def _abstract_model(saved: dict[str, Any]) -> dict[str, Any]:
@@ -232,13 +170,3 @@ def _abstract_model(saved: dict[str, Any]) -> dict[str, Any]:
         name: jax.tree.map(wanted if name in ("params", "collections") else unwanted, tree)
         for name, tree in saved.items()
     }
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

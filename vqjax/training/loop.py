@@ -17,13 +17,15 @@ from vqjax.evaluation.run import evaluate_model, evaluation_context
 from vqjax.models import VQVAE
 from vqjax.models.build import build_model
 from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
-from vqjax.training.checkpoint import Checkpoints, check_resumable, check_same_images
+from vqjax.training.checkpoint import Checkpoints
 from vqjax.training.codebook_optimizer import build_codebook_optimizer
 from vqjax.training.codebook_start import start_from_kmeans
 from vqjax.training.config import validate
 from vqjax.training.devices import make_mesh, state_sharding
+from vqjax.training.found_checkpoint import find_checkpoint
 from vqjax.training.interrupt import Interrupted, StopRequest
 from vqjax.training.optimizer import build_optimizer
+from vqjax.training.resuming import check_config, check_images
 from vqjax.training.state import TrainState, create_state
 from vqjax.training.step import Metrics, StepOptions, empty_window, make_dispatch, train_step
 from vqjax.training.variance import pixel_variance
@@ -50,7 +52,8 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     workdir = usable_workdir(workdir)
     validate(config)
     model = build_model(config.model, config.quantizer)
-    check_resumable(workdir, config)
+    found = find_checkpoint(workdir)
+    check_config(workdir, found, config)
     _say(f"vqjax: {config.data.source} {config.data.name or 'images'} on {_describe(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
     mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
@@ -65,7 +68,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     # Only now, so that a mistake found above leaves no directory behind.
     with exclusive(workdir):
         images = fingerprint(splits.train)
-        check_same_images(workdir, images)
+        check_images(workdir, found, images)
         run = _Run(config, workdir, model, splits, feed, mesh, Checkpoints(workdir, config, images))
         try:
             with StopRequest() as stop_request:
