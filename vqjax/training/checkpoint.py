@@ -57,6 +57,12 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
+    @property
+    def newest(self) -> Path | None:
+        """The directory of the newest checkpoint, if there is one."""
+        latest = self._checkpointer.latest
+        return None if latest is None else Path(self._checkpointer.directory) / str(latest.step)
+
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint of the state's step, unless there is one already.
 

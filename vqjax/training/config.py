@@ -12,6 +12,7 @@ from vqjax.errors import UserError
 from vqjax.models.build import ENCODERS
 from vqjax.models.families import FAMILIES, REGULARIZERS, TRANSFORMS
 from vqjax.training.encoder_gradient import ENCODER_GRADIENTS
+from vqjax.training.nonfinite import NONFINITE_CHOICES
 
 LARGEST_CODEBOOK = 2**24
 LARGEST_DIM = 2**13
@@ -35,6 +36,7 @@ def default_config() -> ConfigDict:
     config.eval_every = 1000  # steps between evaluations on the held-out split
     config.checkpoint_every = 1000  # steps between checkpoints; one is always written at the end
     config.keep_checkpoints = 2  # newest checkpoints to keep
+    config.nonfinite = "stop"  # at a loss or gradient that is no finite number; or skip: go on without that step
     config.steps_per_dispatch = 0  # steps per call of the compiled program; 0: 1 on CPUs, 20 elsewhere
     config.tensorboard = True  # scalars and pictures under WORKDIR/tensorboard
     config.wandb = False  # the same to Weights & Biases
@@ -184,6 +186,7 @@ def validate(config: Any) -> None:
         _check_range(config, name, 1, 2**31 - 1)
     _check_range(config, "seed", 0, 2**31 - 1)
     _check_range(config, "steps_per_dispatch", 0, 1000)
+    _check_choice(config, "nonfinite", NONFINITE_CHOICES)
     _check_choice(config, "data.source", SOURCES)
     _check_range(config, "data.image_size", 1, 4096)
     _check_range(config, "data.resident_limit_mb", 0, 2**31 - 1)

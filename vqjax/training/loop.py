@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from vqjax.training.config import validate
 from vqjax.training.devices import make_mesh, state_sharding
 from vqjax.training.found_checkpoint import find_checkpoint
 from vqjax.training.interrupt import Interrupted, StopRequest
+from vqjax.training.nonfinite import RecentLosses, first_images, nonfinite_error
 from vqjax.training.optimizer import build_optimizer
 from vqjax.training.resuming import check_config, check_images
 from vqjax.training.state import TrainState, create_state
@@ -47,7 +49,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     Raises:
       UserError: Something that was asked for cannot be done.
       Interrupted: The process got SIGTERM or SIGINT; a checkpoint has been saved.
-      FloatingPointError: The loss is no finite number; the checkpoint before is intact.
+      FloatingPointError: The loss or its gradient is no finite number; the checkpoint before is intact.
     """
     workdir = usable_workdir(workdir)
     validate(config)
@@ -82,7 +84,7 @@ class _Window(NamedTuple):
     """The metrics up to a step, still on the device."""
 
     step: int
-    loss: jax.Array
+    nonfinite_steps: Callable[[], list[int]]
     sums: Metrics
 
 
@@ -107,7 +109,8 @@ class _Run:
             train_step, model=model, optimizer=optimizer, options=options, codebook_optimizer=codebook
         )
         state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
-        state = state.replace(window=empty_window(state, feed, step))
+        skip_nonfinite = config.nonfinite == "skip"
+        state = state.replace(window=empty_window(state, feed, step, skip_nonfinite))
         sharding = state_sharding(state, mesh, model.quantizer.num_codes)
         state = jax.device_put(state, sharding)
         self.checkpoints = checkpoints
@@ -115,7 +118,7 @@ class _Run:
         self.state: TrainState = self._started(state) if restored is None else restored
         self.step = int(self.state.step)
         _say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
-        self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config), sharding)
+        self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config), sharding, skip_nonfinite)
         self.writer = MetricWriter(
             workdir,
             resume_step=None if restored is None else self.step,
@@ -125,26 +128,28 @@ class _Run:
         )
         self.final_result: EvaluationResult | None = None
         self.unwritten: _Window | None = None
+        self.recent_losses = RecentLosses()
 
     def to_the_end(self, stop_request: StopRequest) -> None:
         """Takes the remaining steps."""
         config = self.config
         with Progress(config.num_steps, self.step, config.batch_size) as progress:
-            loss = None
+            losses = None
             while self.step < config.num_steps:
                 count = self._steps_to_next_event()
                 staged = self.feed.stage(self.step, count)
                 # Waiting for the dispatch before this one keeps the device busy and the progress line honest.
-                _wait_for(loss)
-                self.state, loss = self.dispatch(self.state, staged, np.int32(count))
+                _wait_for(losses)
+                self.state, losses = self.dispatch(self.state, staged, np.int32(count))
+                self.recent_losses.add(self.step, count, losses)
                 self.step += count
                 # What was measured before this dispatch is fetched while the device is busy with it.
                 self._write_window(progress)
-                self._handle_events(loss, progress)
+                self._handle_events(progress)
                 progress.update(self.step)
                 if stop_request.signal_number is not None:
                     self._write_window(progress)
-                    self._save(loss)
+                    self._save(progress)
                     raise Interrupted(
                         f"stopped at step {self.step}; the same command continues from there.",
                         stop_request.signal_number,
@@ -183,12 +188,12 @@ class _Run:
         ends = [self.step - self.step % period + period for period in periods]
         return min(*ends, config.num_steps) - self.step
 
-    def _handle_events(self, loss: jax.Array, progress: Progress) -> None:
+    def _handle_events(self, progress: Progress) -> None:
         config, step = self.config, self.step
         last = step == config.num_steps
         evaluates, saves = (step % period == 0 or last for period in (config.eval_every, config.checkpoint_every))
         if step % config.log_every == 0 or last:
-            self.unwritten = _Window(step, loss, self.state.window)
+            self.unwritten = _Window(step, self.recent_losses.take(), self.state.window)
             empty = jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), self.state.window)
             self.state = self.state.replace(window=empty)
         if evaluates or saves:
@@ -197,31 +202,34 @@ class _Run:
             progress.say(f"step {step}: {_headline(self._evaluate_and_log())}")
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if saves:
-            self._save(loss)
+            self._save(progress)
 
     def _write_window(self, progress: Progress) -> None:
         if self.unwritten is None:
             return
-        step, loss, window = self.unwritten
-        self._check_finite(loss, step)
+        step, nonfinite_steps, window = self.unwritten
+        self._look_at(nonfinite_steps(), progress)
         sums = {name: float(value) for name, value in jax.device_get(window).items()}
-        steps = sums.pop("steps")
+        steps, skipped = sums.pop("steps"), sums.pop("skipped", None)
+        if not steps:
+            raise FloatingPointError(f"not one of the last {skipped:.0f} steps had a finite loss and gradient.")
         metrics = {name: value / steps for name, value in sums.items()}
+        metrics |= {} if skipped is None else {"skipped": skipped}
         self.writer.scalars(step, "train", metrics)
         progress.metrics(metrics)
         self.unwritten = None
 
-    def _save(self, loss: jax.Array) -> None:
-        self._check_finite(loss, self.step)
+    def _save(self, progress: Progress) -> None:
+        self._look_at(self.recent_losses.take()(), progress)
         self.checkpoints.save(self.state)
 
-    def _check_finite(self, loss: jax.Array, step: int) -> None:
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss or its gradient is not finite at step {step}. Lower config.optimizer.learning_rate "
-                f"(={self.config.optimizer.learning_rate}) or set config.optimizer.clip_norm=1.0 in another "
-                "--workdir. Checkpoints written before are intact."
-            )
+    def _look_at(self, nonfinite_steps: list[int], progress: Progress) -> None:
+        config, num_images = self.config, self.feed.num_images
+        if nonfinite_steps and config.nonfinite == "stop":
+            raise nonfinite_error(self.workdir, config, nonfinite_steps[0], num_images, self.checkpoints.newest)
+        for step in nonfinite_steps:
+            images = first_images(config, step, num_images)
+            progress.say(f"step {step + 1} skipped: its loss or gradient is not finite (images number {images})")
 
     def _evaluate(self) -> EvaluationResult:
         return evaluate_model(self.model, self.state.variables, self.splits.heldout, batch_size=self.config.batch_size)
