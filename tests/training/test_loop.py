@@ -165,6 +165,26 @@ def test_eight_devices_train_like_one(finished, config, tmp_path):
     chex.assert_trees_all_close(variables(finished), variables(tmp_path), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_batch_in_parts_trains_like_a_whole_one(finished, config, tmp_path, devices):
+    """One codebook update for each optimizer step: use, replacement and drawn codes see the whole batch."""
+    config.gradient_accumulation = 2
+    train(config, tmp_path, devices=jax.devices()[:devices])
+    chex.assert_trees_all_close(variables(finished), variables(tmp_path), rtol=1e-4, atol=1e-5)
+    counts = [variables(run)["codebook"]["quantizer"]["counts"] for run in (finished, tmp_path)]
+    np.testing.assert_allclose(*counts, rtol=1e-6)
+
+
+def test_a_batch_in_parts_needs_rows_for_every_device(config, tmp_path):
+    config.gradient_accumulation = 4
+    with pytest.raises(UserError, match=r"batch_size=8 cannot be divided over 4 devices in 4 parts; use .* 16"):
+        train(config, tmp_path / "run", devices=jax.devices()[:4])
+    config.gradient_accumulation = 3
+    with pytest.raises(UserError, match=r"gradient_accumulation=3 is not allowed: use a divisor of .*=8"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_where_codes_are_searched_does_not_bind_a_run_to_its_devices(finished, config, tmp_path):
     """It trains alike; and the bug: a run on four devices could neither continue nor be evaluated on one."""
     workdir = tmp_path / "run"

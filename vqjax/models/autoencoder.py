@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.models.convolutions import Images
+from vqjax.models.microbatches import in_microbatches
 from vqjax.quantizers import QuantizerOutput
 
 
@@ -32,6 +33,7 @@ class VQVAE(nn.Module):
       decoder: The grid of codes back to images.
       precision: Of float32 products in encoder and decoder, one of JAX's names: ``"default"`` is TF32 on GPUs that have
         it, ``"float32"`` is exact on all. The quantizer chooses its own.
+      microbatches: Parts in which encoder and decoder see a batch, to save memory; the quantizer sees it as a whole.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -51,6 +53,7 @@ class VQVAE(nn.Module):
     quantizer: nn.Module
     decoder: nn.Module
     precision: str = "default"
+    microbatches: int = 1
 
     def __call__(
         self, images: Images, mask: Bool[Array, " batch"] | None = None, *, train: bool = False
@@ -80,7 +83,7 @@ class VQVAE(nn.Module):
     def decode_vectors(self, vectors: Float[Array, "batch rows columns dim"]) -> Images:
         """The second half: images from a grid of vectors, quantized or not."""
         with jax.default_matmul_precision(self.precision):
-            return self.decoder(vectors)
+            return in_microbatches(self.decoder, vectors, self.microbatches)
 
     def encode(self, images: Images) -> Int[Array, " batch *tokens"]:
         """Turns images in [-1, 1] into a grid of code indices."""
@@ -97,4 +100,4 @@ class VQVAE(nn.Module):
     def latents(self, images: Images) -> Float[Array, "batch rows columns dim"]:
         """Returns the encoder's grid, before the quantizer."""
         with jax.default_matmul_precision(self.precision):
-            return self.encoder(images)
+            return in_microbatches(self.encoder, images, self.microbatches)

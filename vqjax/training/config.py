@@ -36,6 +36,7 @@ def default_config() -> ConfigDict:
     config.eval_every = 1000  # steps between evaluations on the held-out split
     config.checkpoint_every = 1000  # steps between checkpoints; one is always written at the end
     config.keep_checkpoints = 2  # newest checkpoints to keep
+    config.gradient_accumulation = 1  # parts of a batch that encoder and decoder see in turn, to save memory
     config.nonfinite = "stop"  # at a loss or gradient that is no finite number; or skip: go on without that step
     config.steps_per_dispatch = 0  # steps per call of the compiled program; 0: 1 on CPUs, 20 elsewhere
     config.tensorboard = True  # scalars and pictures under WORKDIR/tensorboard
@@ -186,6 +187,9 @@ def validate(config: Any) -> None:
         _check_range(config, name, 1, 2**31 - 1)
     _check_range(config, "seed", 0, 2**31 - 1)
     _check_range(config, "steps_per_dispatch", 0, 1000)
+    _check_range(config, "gradient_accumulation", 1, config.batch_size)
+    if config.batch_size % config.gradient_accumulation:
+        _refuse(config, "gradient_accumulation", f"use a divisor of config.batch_size={config.batch_size}.")
     _check_choice(config, "nonfinite", NONFINITE_CHOICES)
     _check_choice(config, "data.source", SOURCES)
     _check_range(config, "data.image_size", 1, 4096)

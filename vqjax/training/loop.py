@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.data import Feed, ImageDataset, Splits, fingerprint, load_splits, make_feed
+from vqjax.data.mesh_batches import check_batch_size
 from vqjax.evaluation import EvaluationResult, terminal_table, write_report
 from vqjax.evaluation.run import evaluate_model, evaluation_context
 from vqjax.models import VQVAE
@@ -59,6 +60,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     _say(f"vqjax: {config.data.source} {config.data.name or 'images'} on {_describe(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
     mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
+    check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation)
     feed = make_feed(
         splits.train,
         seed=config.seed,
@@ -106,7 +108,11 @@ class _Run:
         options = _step_options(config, splits.train)
         codebook = build_codebook_optimizer(config.alternating)
         step = functools.partial(
-            train_step, model=model, optimizer=optimizer, options=options, codebook_optimizer=codebook
+            train_step,
+            model=model.clone(microbatches=config.gradient_accumulation),
+            optimizer=optimizer,
+            options=options,
+            codebook_optimizer=codebook,
         )
         state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
         skip_nonfinite = config.nonfinite == "skip"

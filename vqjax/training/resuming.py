@@ -13,7 +13,7 @@ from vqjax.training.found_checkpoint import FoundCheckpoint
 
 CHANGEABLE = frozenset(
     {"num_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch"}
-    | {"nonfinite", "tensorboard", "wandb"}
+    | {"gradient_accumulation", "nonfinite", "tensorboard", "wandb"}
     | {f"quantizer.{name}" for name in WHERE_CODES_ARE_SEARCHED}
 )
 """Config fields that may differ between a run and its continuation: none changes a step by more than rounding."""
