@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from vqjax.errors import UserError
@@ -59,6 +60,7 @@ def evaluate(
     num_codebooks: int = 1,
     collect_indices: bool = False,
     progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> EvaluationResult:
     """Reconstructs every image of a split once and measures the result.
 
@@ -76,6 +78,7 @@ def evaluate(
         the use of codes is measured in each and averaged.
       collect_indices: Keep the indices of the whole split, in its order.
       progress: Called after every batch with the number of images done.
+      mesh: Devices that share each batch along the axis "data"; every process has to give the same batches.
 
     Returns:
       The numbers, the first 16 images with their reconstructions, and the indices if asked.
@@ -95,19 +98,34 @@ def evaluate(
         reconstruct = jax.tree_util.Partial(reconstruct)
     totals = _Totals(num_codes, collect_indices)
     for images, valid in dataset_batches:
-        totals.add(images, valid, _measure(reconstruct, images, valid, num_codes, num_codebooks))
+        shared = (images, valid) if mesh is None else _shared_by_rows((images, valid), mesh)
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        totals.add(images, valid, _measure(reconstruct, *shared, num_codes, num_codebooks, whole))
         if progress is not None:
             progress(totals.images)
     return totals.result()
 
 
-@jax.jit(static_argnames=("num_codes", "num_codebooks"))
+def _shared_by_rows(arrays: tuple[np.ndarray, ...], mesh: Mesh) -> tuple[Array, ...]:
+    """The rows of arrays divided over the devices; where they do not divide equally, zeros are added."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def shared(array: np.ndarray) -> Array:
+        missing = -len(array) % mesh.shape["data"]
+        padded = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+        return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
+
+    return tuple(map(shared, arrays))
+
+
+@jax.jit(static_argnames=("num_codes", "num_codebooks", "whole"))
 def _measure(
     reconstruct: Callable[..., Reconstruction],
     images: UInt8[Array, "batch height width channels"],
     valid: Bool[Array, " batch"],
     num_codes: int,
     num_codebooks: int,
+    whole: NamedSharding | None,
 ) -> _Measured:
     pixels = images.astype(jnp.float32) / 255
     output = reconstruct(2 * pixels - 1, valid)
@@ -127,7 +145,7 @@ def _measure(
     # Indices that do not exist go to a place of their own instead of wrapping around.
     places = jnp.where(used & (output.indices >= 0), output.indices, num_codes).reshape(-1, num_codebooks)
     codebooks = jnp.broadcast_to(jnp.arange(num_codebooks)[None], places.shape)
-    return _Measured(
+    measured = _Measured(
         # A padded image may give NaN, which a product with zero would let through.
         image_sums={name: jnp.sum(jnp.where(valid, values, 0)) for name, values in per_image.items()},
         token_means={name: value for name in _TOKEN_MEANS if (value := getattr(output, name)) is not None},
@@ -135,6 +153,8 @@ def _measure(
         reconstructions=jnp.round(reconstructed * 255).astype(jnp.uint8),
         indices=output.indices,
     )
+    # Every process needs all of it.
+    return measured if whole is None else jax.lax.with_sharding_constraint(measured, whole)
 
 
 _TOKEN_MEANS = ("quantization_error", "codebook_loss", "commitment_loss")
@@ -170,9 +190,9 @@ class _Totals:
         missing = PICTURED_IMAGES - self.images
         if missing > 0:
             self._originals.append(np.asarray(images)[valid][:missing])
-            self._reconstructions.append(np.asarray(measured.reconstructions)[valid][:missing])
+            self._reconstructions.append(np.asarray(measured.reconstructions)[: len(valid)][valid][:missing])
         if self._collect_indices:
-            self._indices.append(np.asarray(measured.indices)[valid])
+            self._indices.append(np.asarray(measured.indices)[: len(valid)][valid])
         self.images += count
 
     def _add_codes(self, counts: np.ndarray, images: int, *, is_full: bool) -> None:

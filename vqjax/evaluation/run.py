@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from vqjax.data import ImageDataset, evaluation_batches
@@ -21,6 +22,7 @@ def evaluate_model(
     batch_size: int,
     collect_indices: bool = False,
     progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> EvaluationResult:
     """Reconstructs a dataset with a model and measures the result; changes nothing.
 
@@ -31,6 +33,7 @@ def evaluate_model(
       batch_size: Images per batch, over which ``perplexity_batch`` is measured.
       collect_indices: Keep the indices of all images.
       progress: Called with the number of images done.
+      mesh: Devices that share each batch, those on which the variables are; one device by default.
 
     Returns:
       Numbers, first pictures, and indices if asked.
@@ -42,6 +45,7 @@ def evaluate_model(
         num_codebooks=model.quantizer.num_codebooks,
         collect_indices=collect_indices,
         progress=progress,
+        mesh=mesh,
     )
 
 

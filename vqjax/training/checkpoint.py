@@ -23,6 +23,7 @@ from vqjax.training.found_checkpoint import (
     open_checkpoints,
     set_aside,
 )
+from vqjax.training.processes import agree, first_before_others, is_first, is_lost_process
 from vqjax.training.state import TrainState
 
 WHERE_CODES_ARE_SEARCHED = {"codebook_shards": 1, "search": "chunks"}
@@ -37,6 +38,9 @@ class Checkpoints:
       config: The run's config, stored with every checkpoint.
       images: The fingerprint of the training images, stored likewise.
 
+    Attributes:
+      found: The newest checkpoint that was whole at the start, if there was any.
+
     Raises:
       UserError: There are checkpoints, and none is whole.
     """
@@ -47,9 +51,11 @@ class Checkpoints:
             "images": images,
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
-        self._found = find_checkpoint(workdir)
-        if self._found is not None:
-            set_aside(workdir, self._found)
+        self.found = find_checkpoint(workdir)
+        agree(0 if self.found is None else self.found.step, "step of the newest whole checkpoint")
+        with first_before_others("damaged checkpoints are set aside"):
+            if self.found is not None and is_first():
+                set_aside(workdir, self.found)
         self._checkpointer = ocp.training.Checkpointer(
             (workdir / CHECKPOINTS).resolve(),
             preservation_policy=ocp.training.preservation_policies.LatestN(config.keep_checkpoints),
@@ -75,8 +81,11 @@ class Checkpoints:
             return
         try:
             self._checkpointer.save(step, state, force=True, custom_metadata=self._metadata)
-            write_checksums(Path(self._checkpointer.directory) / str(step))
+            if is_first():
+                write_checksums(Path(self._checkpointer.directory) / str(step))
         except Exception as error:
+            if is_lost_process(error):
+                raise
             # Orbax raises many types when a disk is full or a directory goes away; none is a defect of the run.
             raise UserError(
                 f"The checkpoint of step {step} cannot be written to {self._checkpointer.directory} "
@@ -85,7 +94,7 @@ class Checkpoints:
             ) from error
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
-        """Returns the newest checkpoint that was whole at the start, or None before the first one.
+        """Returns the checkpoint that was found, or None before the first one.
 
         Args:
           like: A state of the same structure, shapes and sharding.
@@ -93,15 +102,15 @@ class Checkpoints:
         Raises:
           UserError: The checkpoint cannot be read, or an older release has written it and this one cannot use it.
         """
-        if self._found is None:
+        if self.found is None:
             return None
-        with _readable(self._checkpointer.directory, self._found.step):
-            saved = self._checkpointer.metadata(self._found.step).metadata
-        check_structure(saved, like, self._found.versions["vqjax"])
+        with _readable(self._checkpointer.directory, self.found.step):
+            saved = self._checkpointer.metadata(self.found.step).metadata
+        check_structure(saved, like, self.found.versions["vqjax"])
         # A release may measure something new; it starts at zero.
         window = {name: like.window.get(name, ocp.PLACEHOLDER) for name in saved["window"]}
-        with _readable(self._checkpointer.directory, self._found.step):
-            restored = self._checkpointer.load(self._found.step, _abstract(like.replace(window=window)))
+        with _readable(self._checkpointer.directory, self.found.step):
+            restored = self._checkpointer.load(self.found.step, _abstract(like.replace(window=window)))
         return restored.replace(window={name: restored.window.get(name, value) for name, value in like.window.items()})
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from vqjax.errors import UserError
 from vqjax.training.compilation_cache import keep_compiled_programs
 from vqjax.training.config import default_config, field_names, nearest_name
 from vqjax.training.interrupt import Interrupted
+from vqjax.training.processes import are_several, is_lost_process, leave_at_once
 
 USER_ERROR_STATUS = 2
 _KINDS = {
@@ -46,28 +47,47 @@ def _guarded(function: Callable[[], object]) -> object:
     logging.set_verbosity(logging.WARNING)
     try:
         return function()
-    except UserError as error:
-        return _leave(f"error: {error}", USER_ERROR_STATUS)
-    except FloatingPointError as error:
-        return _leave(f"error: {error}", 1)
-    except Interrupted as error:
-        return _leave(str(error), 128 + error.signal_number)
-    except KeyboardInterrupt:
-        return _leave("interrupted.", 130)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (Exception, KeyboardInterrupt) as error:
+        told = _message_and_status(error)
+        if told is None and not are_several():
             raise
-        return _leave(
-            "error: out of memory: lower config.batch_size, config.model.width or config.quantizer.num_codes.", 1
+        if told is None:
+            traceback.print_exc()
+            leave_at_once(1)
+        message, status = told
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
+        # Others that were asked to stop leave at the same step; after an error they would wait for this process.
+        if are_several() and not isinstance(error, Interrupted):
+            leave_at_once(status)
+        return sys.exit(status)
+
+
+def _message_and_status(error: BaseException) -> tuple[str, int] | None:
+    if isinstance(error, UserError):
+        return f"error: {error}", USER_ERROR_STATUS
+    if isinstance(error, FloatingPointError):
+        return f"error: {error}", 1
+    if isinstance(error, Interrupted):
+        return str(error), 128 + error.signal_number
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted.", 130
+    if is_lost_process(error):
+        reason = str(error).splitlines()[0]
+        return (
+            f"error: another process of this run has ended, see what it said ({reason}). Start all of them again with "
+            "the same commands: the run goes on from its last checkpoint.",
+            1,
         )
-    except OSError as error:
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            "error: out of memory: raise config.gradient_accumulation, or lower config.batch_size, config.model.width "
+            "or config.quantizer.num_codes.",
+            1,
+        )
+    if isinstance(error, OSError):
         # The system's own refusals (no space, no permission) already name what they refuse.
-        return _leave(f"error: {error}", 1)
-
-
-def _leave(message: str, status: int) -> None:
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
-    sys.exit(status)
+        return f"error: {error}", 1
+    return None
 
 
 def _parse(argv: Sequence[str], default_config_file: Path | None) -> list[str]:

@@ -11,6 +11,7 @@ from orbax.checkpoint.experimental import v1 as ocp
 
 from vqjax.errors import UserError
 from vqjax.training.checksums import CHECKSUMS_FILE, find_damage
+from vqjax.training.processes import agree
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged_checkpoints"
 
@@ -50,6 +51,8 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint |
       UserError: There are checkpoints and none is whole, or there is none of ``step``.
     """
     steps = _steps(workdir)
+    # Processes that went on with different answers would wait for each other inside of Orbax.
+    agree(max(steps, default=0), "step of the newest checkpoint")
     if not steps:
         return None
     if step is not None and step not in steps:

@@ -1,6 +1,8 @@
 """The training loop."""
 
 import functools
+import io
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,7 @@ from vqjax.training.found_checkpoint import find_checkpoint
 from vqjax.training.interrupt import Interrupted, StopRequest
 from vqjax.training.nonfinite import RecentLosses, first_images, nonfinite_error
 from vqjax.training.optimizer import build_optimizer
+from vqjax.training.processes import are_several, is_first
 from vqjax.training.resuming import check_config, check_images
 from vqjax.training.state import TrainState, create_state
 from vqjax.training.step import Metrics, StepOptions, empty_window, make_dispatch, train_step
@@ -114,14 +117,17 @@ class _Run:
             options=options,
             codebook_optimizer=codebook,
         )
-        state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
         skip_nonfinite = config.nonfinite == "skip"
+        state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
+        if checkpoints.found is None and config.quantizer.kmeans_init:
+            _say("starting the codebook from k-means")
+            state = start_from_kmeans(model, state, splits.train, config)
         state = state.replace(window=empty_window(state, feed, step, skip_nonfinite))
         sharding = state_sharding(state, mesh, model.quantizer.num_codes)
         state = jax.device_put(state, sharding)
-        self.checkpoints = checkpoints
+        self.mesh, self.checkpoints = mesh, checkpoints
         restored = checkpoints.restore_latest(like=state)
-        self.state: TrainState = self._started(state) if restored is None else restored
+        self.state: TrainState = state if restored is None else restored
         self.step = int(self.state.step)
         _say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
         self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config), sharding, skip_nonfinite)
@@ -139,9 +145,11 @@ class _Run:
     def to_the_end(self, stop_request: StopRequest) -> None:
         """Takes the remaining steps."""
         config = self.config
-        with Progress(config.num_steps, self.step, config.batch_size) as progress:
+        with _progress(config, self.step) as progress:
             losses = None
-            while self.step < config.num_steps:
+            for dispatch in itertools.count():
+                if self.step == config.num_steps:
+                    break
                 count = self._steps_to_next_event()
                 staged = self.feed.stage(self.step, count)
                 # Waiting for the dispatch before this one keeps the device busy and the progress line honest.
@@ -153,7 +161,7 @@ class _Run:
                 self._write_window(progress)
                 self._handle_events(progress)
                 progress.update(self.step)
-                if stop_request.signal_number is not None:
+                if stop_request.is_now(dispatch):
                     self._write_window(progress)
                     self._save(progress)
                     raise Interrupted(
@@ -169,6 +177,8 @@ class _Run:
         context = evaluation_context(
             self.config, num_codes, self.splits.heldout, self.step, split=self.config.data.eval_split
         )
+        if not is_first():
+            return result
         write_report(self.workdir / "eval", result, context=context)
         print(terminal_table(result, context))
         print(f"checkpoint: {self.workdir}/checkpoints/{self.step}")
@@ -181,12 +191,6 @@ class _Run:
         self.feed.close()
         self.writer.close()
         self.checkpoints.close()
-
-    def _started(self, state: TrainState) -> TrainState:
-        if not self.config.quantizer.kmeans_init:
-            return state
-        _say("starting the codebook from k-means")
-        return start_from_kmeans(self.model, state, self.splits.train, self.config)
 
     def _steps_to_next_event(self) -> int:
         config = self.config
@@ -238,14 +242,21 @@ class _Run:
             progress.say(f"step {step + 1} skipped: its loss or gradient is not finite (images number {images})")
 
     def _evaluate(self) -> EvaluationResult:
-        return evaluate_model(self.model, self.state.variables, self.splits.heldout, batch_size=self.config.batch_size)
+        return evaluate_model(
+            self.model,
+            self.state.variables,
+            self.splits.heldout,
+            batch_size=self.config.batch_size,
+            mesh=self.mesh,
+        )
 
     def _evaluate_and_log(self) -> EvaluationResult:
         result = self._evaluate()
         sheet = comparison_sheet(result.originals, result.reconstructions)
         self.writer.scalars(self.step, "eval", result.metrics)
         self.writer.image(self.step, "reconstructions", sheet)
-        save_png(self.workdir / "reconstructions.png", sheet)
+        if is_first():
+            save_png(self.workdir / "reconstructions.png", sheet)
         if self.step == self.config.num_steps:
             self.final_result = result
         return result
@@ -281,8 +292,16 @@ def _headline(result: EvaluationResult) -> str:
 
 def _describe(devices: list[jax.Device] | None) -> str:
     devices = devices or jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}"
+    several = f" in {jax.process_count()} processes" if are_several() else ""
+    return f"{len(devices)} x {devices[0].device_kind}{several}"
+
+
+def _progress(config: ConfigDict, step: int) -> Progress:
+    # One line for all processes.
+    stream = None if is_first() else io.StringIO()
+    return Progress(config.num_steps, step, config.batch_size, stream=stream)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if is_first():
+        print(text, file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vqjax.data import batch_indices
 from vqjax.reporting import atomic_file, strict_json
+from vqjax.training.processes import is_first
 from vqjax.training.state import TrainState
 
 NONFINITE_CHOICES = ("stop", "skip")
@@ -98,8 +99,9 @@ def nonfinite_error(
         "images": batch_indices(config.seed, step, config.batch_size, num_images).tolist(),
         "last_checkpoint": None if last_checkpoint is None else str(last_checkpoint),
     }
-    with atomic_file(workdir / NONFINITE_FILE) as file:
-        file.write(strict_json(facts).encode())
+    if is_first():
+        with atomic_file(workdir / NONFINITE_FILE) as file:
+            file.write(strict_json(facts).encode())
     intact = "there is no checkpoint yet" if last_checkpoint is None else f"the last checkpoint is {last_checkpoint}"
     return FloatingPointError(
         f"the loss or its gradient is not finite at step {step + 1}, whose images are number "

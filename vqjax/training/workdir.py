@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vqjax.errors import UserError
+from vqjax.training.processes import is_first
 
 
 def usable_workdir(workdir: str | Path) -> Path:
@@ -40,12 +41,17 @@ def usable_workdir(workdir: str | Path) -> Path:
 def exclusive(workdir: Path) -> Iterator[None]:
     """Keeps other runs out of a directory for as long as this one lasts; the lock ends with the process.
 
+    Of several processes of one run the first holds it.
+
     Args:
       workdir: The run's directory; created if missing.
 
     Raises:
       UserError: Another process is using it, or it cannot be created.
     """
+    if not is_first():
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")

@@ -1,0 +1,160 @@
+"""Several processes train one model as one process does, and end and begin again together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vqjax.data import to_model_range
+from vqjax.training.checkpoint import load_tokenizer
+from vqjax.training.checksums import CHECKSUMS_FILE
+from vqjax.training.loop import train
+
+NUMBERS = (2, 4) if "CI" in os.environ else (2,)
+ONE_DEVICE = jax.devices()[:1]
+
+# Trains as train.py does, and says how many rows of a batch it has read at a time.
+PROCESS = """
+import ast, sys
+from ml_collections import ConfigDict
+from vqjax.data import streamed_feed
+from vqjax.training.command_line import run
+from vqjax.training.loop import train
+from vqjax.training.processes import join_processes
+
+address, number, process, settings, workdir = sys.argv[1:]
+read_many, rows = streamed_feed.read_many, set()
+
+def read_and_count(dataset, indices):
+    rows.add(len(indices))
+    return read_many(dataset, indices)
+
+def main():
+    join_processes(address, int(number), int(process))
+    train(ConfigDict(ast.literal_eval(settings)), workdir)
+    print("rows of a batch:", rows, file=sys.stderr)
+
+streamed_feed.read_many = read_and_count
+del sys.argv[1:]
+run(main)
+"""
+
+
+def start(number: int, config: ConfigDict, *workdirs: Path) -> list[subprocess.Popen]:
+    """As many processes as asked for, which take the directories in turn."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    }
+    arguments = [[address, number, i, config.to_dict(), ([*workdirs] * number)[i]] for i in range(number)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, *map(str, of_process)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for of_process in arguments
+    ]
+
+
+def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -> None:
+    """Until there is a checkpoint of that step or a later one."""
+    deadline = time.monotonic() + 120
+    while not any(int(path.parent.name) >= step for path in workdir.glob(f"checkpoints/*/{CHECKSUMS_FILE}")):
+        if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
+            raise AssertionError(f"there is no checkpoint of step {step}: {end(processes, seconds=1)}")
+        time.sleep(0.05)
+
+
+def end(processes: list[subprocess.Popen], seconds: int = 240) -> list[tuple[int, str]]:
+    """Exit status and standard error of each."""
+    try:
+        for process in processes:
+            process.wait(seconds)
+    finally:
+        for process in processes:
+            process.kill()
+        errors = [process.communicate()[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+@pytest.fixture
+def config(config):
+    config.num_steps, config.checkpoint_every, config.eval_every, config.log_every = 50, 5, 1000, 5
+    # An odd number of held-out images, read with the batches of training.
+    config.data.resident_limit_mb = 0
+    config.quantizer.kmeans_init = True
+    return config
+
+
+@pytest.fixture
+def of_one(config, tmp_path) -> Path:
+    train(config, tmp_path / "one", devices=ONE_DEVICE)
+    return tmp_path / "one"
+
+
+def assert_same_run(one: Path, other: Path, images_file: str) -> None:
+    tokenizers = [load_tokenizer(workdir) for workdir in (one, other)]
+    params, codebooks = zip(
+        *((t.variables["params"], t.variables["codebook"]["quantizer"]) for t in tokenizers), strict=True
+    )
+    chex.assert_trees_all_close(*params, atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(codebooks[0]["counts"], codebooks[1]["counts"])
+    images = to_model_range(np.load(images_file)["test"])
+    np.testing.assert_array_equal(*(tokenizer.encode(images) for tokenizer in tokenizers))
+    metrics = [json.loads((workdir / "eval" / "metrics.json").read_text())["metrics"] for workdir in (one, other)]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
+    logs = [(workdir / "metrics.jsonl").read_text().splitlines() for workdir in (one, other)]
+    assert [json.loads(line)["step"] for line in logs[0]] == [json.loads(line)["step"] for line in logs[1]]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_processes_killed_stopped_and_started_again_end_like_one(config, of_one, tmp_path, number):
+    """Each reads its own rows of every batch; no step before a signal is lost."""
+    workdir = tmp_path / "run"
+    endless = config.copy_and_resolve_references()
+    endless.num_steps = 10**6
+    processes = start(number, endless, workdir)
+    wait_for_step(processes, workdir, 5)
+    processes[-1].kill()
+    *others, (_, obituary) = end(processes, seconds=60)
+    assert f"process {number - 1} of {number} has died" in obituary
+    for status, error in others:
+        assert status != 0
+        assert error.splitlines()[-1].endswith("the run goes on from its last checkpoint.")
+
+    processes = start(number, endless, workdir)
+    wait_for_step(processes, workdir, 20)
+    processes[-1].terminate()
+    for status, error in end(processes):
+        assert status == 128 + signal.SIGTERM
+        assert f"stopped at step {load_tokenizer(workdir).step};" in error.splitlines()[-1]
+
+    config.num_steps = max(config.num_steps, load_tokenizer(workdir).step + 1)
+    train(config, of_one, devices=ONE_DEVICE)
+    for status, error in end(start(number, config, workdir)):
+        assert status == 0, error
+        assert f"rows of a batch: {{{config.batch_size // number}}}" in error
+    assert_same_run(of_one, workdir, config.data.name)
+
+
+def test_processes_without_a_common_directory_are_told(config, of_one, tmp_path):
+    first, second = end(start(2, config, tmp_path / "nothing", of_one))
+    assert second[0] == 2
+    assert "the step of the newest checkpoint is 50 in process 1 and 0 in process 0" in second[1]
+    assert first[0] != 0
