@@ -18,6 +18,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=20 if "CI" in os.environ else 2, help="SIGKILLs of the soak test")
+    parser.addoption("--soak_seed", type=int, default=0, help="when the soak test kills, and what it damages")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_traces_outside(tmp_path_factory):
     """The front doors keep compiled programs in the user's cache; those that tests start keep theirs here."""

@@ -1,66 +1,24 @@
 """The two front doors, run as their users run them."""
 
 import json
-import os
-import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from front_doors import ROOT, TINY, call, save_images, start
 
 from vqjax.data import to_model_range
 from vqjax.evaluation import load_tokens
 from vqjax.training.checkpoint import load_tokenizer
 
-ROOT = Path(__file__).parents[1]
-TINY = [
-    "--config.data.source=arrays",
-    "--config.data.image_size=16",
-    "--config.batch_size=8",
-    "--config.model.width=8",
-    "--config.model.code_dim=4",
-    "--config.quantizer.num_codes=16",
-    "--config.quantizer.kmeans_init=false",
-    "--config.log_every=10",
-    "--config.eval_every=1000",
-    "--config.tensorboard=false",
-    "--config.optimizer.schedule=constant",
-]
-
-
-def start(script: str, *arguments: object, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, ROOT / script, *map(str, arguments)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def call(script: str, *arguments: object, **environment: str) -> tuple[int, str, str]:
-    process = start(script, *arguments, **environment)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
 
 @pytest.fixture(scope="module")
 def images_file(tmp_path_factory) -> Path:
-    generator = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("images") / "images.npz"
-    np.savez(
-        path,
-        **{k: generator.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8) for k, n in {"train": 64, "test": 20}.items()},
-    )
-    return path
+    return save_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +33,6 @@ def finished(images_file, tmp_path_factory) -> Path:
 
 def run_of(images_file: Path) -> list[str]:
     return [*TINY, f"--config.data.name={images_file}", "--config.num_steps=60", "--config.checkpoint_every=7"]
-
-
-def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(finished, images_file, tmp_path):
-    """SIGKILL during start-up and at random moments of training; then the same command to the end."""
-    moments = random.Random(0)
-    kills = (("vqjax:", 0.0), ("step ", 0.5), ("step ", 0.1), ("step ", 1.0))
-    for sign, longest in kills if "CI" in os.environ else kills[:2]:
-        process = start("train.py", f"--workdir={tmp_path}", *run_of(images_file))
-        for line in process.stderr:
-            if line.startswith(sign):
-                break
-        time.sleep(moments.uniform(0.0, longest))
-        process.kill()
-        process.communicate()
-        assert process.returncode in (-signal.SIGKILL, 0)
-    status, _, err = call("train.py", f"--workdir={tmp_path}", *run_of(images_file))
-    assert status == 0, err
-    chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(tmp_path).variables)
-    assert (finished / "metrics.jsonl").read_text() == (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_sigterm_saves_and_ends_with_its_exit_status(images_file, tmp_path):
