@@ -23,6 +23,9 @@ def check_header(path: Path) -> None:
     Raises:
         UnreadableImage: the file is empty, not an image, or claims to be absurdly large.
     """
+    if path.exists() and not path.is_file():
+        # Opening a named pipe would wait for somebody to write into it.
+        raise UnreadableImage(path, "not a regular file")
     try:
         with Image.open(path, formats=_FORMATS):
             pass

@@ -11,18 +11,11 @@ from absl import app, flags, logging
 
 from vqjax.errors import UserError
 from vqjax.training.compilation_cache import keep_compiled_programs
-from vqjax.training.config import default_config, field_names, nearest_name
+from vqjax.training.config import KINDS, default_config, field_names, nearest_name
 from vqjax.training.interrupt import Interrupted
 from vqjax.training.processes import are_several, is_lost_process, leave_at_once
 
 USER_ERROR_STATUS = 2
-_KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    tuple: "whole numbers in brackets, such as '(8, 5)'",
-}
 
 
 def run(main: Callable[[], object], default_config_file: Path | None = None) -> None:
@@ -116,7 +109,7 @@ def _illegal_value(message: str) -> str:
     """Says which type a field has; the libraries report what Python's int() and float() say."""
     if match := re.match(r"flag --(config\.[^=]+)=(.*?): ", message):
         kind = _type_of(match[1].removeprefix("config."))
-        return f"--{match[1]}={match[2]} is not allowed: use {_KINDS[kind]}."
+        return f"--{match[1]}={match[2]} is not allowed: use {KINDS[kind]}."
     # A failing config file arrives as a whole stack trace inside the message; its last line is the reason.
     return [line for line in message.splitlines() if line.strip()][-1].removeprefix("vqjax.errors.UserError: ")
 

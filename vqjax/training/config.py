@@ -1,7 +1,9 @@
 """The trainer's configuration: every field with its meaning, variants by argument, and validation."""
 
 import difflib
+import functools
 import importlib.util
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,16 @@ from vqjax.training.nonfinite import NONFINITE_CHOICES
 
 LARGEST_CODEBOOK = 2**24
 LARGEST_DIM = 2**13
+
+
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "whole numbers in brackets, such as '(8, 5)'",
+}
+"""What to write for a field of a type."""
 
 
 def default_config() -> ConfigDict:
@@ -218,6 +230,9 @@ def _check_quantizer(config: ConfigDict) -> None:
     _check_choice(config, "quantizer.name", FAMILIES)
     _check_fields_are_read(config)
     _check_range(config, "quantizer.num_codes", 2, LARGEST_CODEBOOK)
+    for name, highest in (("code_dim", LARGEST_DIM), ("replace_unused_after", 2**31 - 1)):
+        if config.quantizer[name] is not None:
+            _check_range(config, f"quantizer.{name}", 1, highest)
     _check_choice(config, "quantizer.codebook_transform", ("", *TRANSFORMS))
     for name in REGULARIZERS:
         if config.quantizer[name] is not None:
@@ -268,6 +283,26 @@ def _check_fields(config: ConfigDict) -> None:
         raise UserError(f"config.{name} is unknown{nearest_name(name, known)}")
     for name in sorted(known - given):
         raise UserError(f"config.{name} is missing: start from vqjax.training.config.default_config().")
+    _check_kinds(config)
+
+
+def _check_kinds(config: ConfigDict) -> None:
+    defaults = default_config()
+    for name in field_names(defaults):
+        *groups, field = name.split(".")
+        kind = functools.reduce(getattr, groups, defaults).get_type(field)
+        value = _value(config, name)
+        if not (_is_of_kind(value, kind) or (value is None and _value(defaults, name) is None)):
+            _refuse(config, name, f"use {KINDS[kind]}.")
+
+
+def _is_of_kind(value: object, kind: type) -> bool:
+    """Every truth value is a whole number in Python, and a whole number is not a float."""
+    if kind is tuple:
+        return isinstance(value, tuple | list) and bool(value) and all(_is_of_kind(item, int) for item in value)
+    if kind is float:
+        return _is_of_kind(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _check_fields_are_read(config: ConfigDict) -> None:

@@ -32,7 +32,7 @@ from vqjax.training.nonfinite import RecentLosses, first_images, nonfinite_error
 from vqjax.training.optimizer import build_optimizer
 from vqjax.training.processes import are_several, is_first
 from vqjax.training.resuming import check_config, check_images
-from vqjax.training.state import TrainState, create_state
+from vqjax.training.state import TrainState, check_model, create_state
 from vqjax.training.step import Metrics, StepOptions, empty_window, make_dispatch, train_step
 from vqjax.training.variance import pixel_variance
 from vqjax.training.workdir import exclusive, usable_workdir
@@ -58,6 +58,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     workdir = usable_workdir(workdir)
     validate(config)
     model = build_model(config.model, config.quantizer)
+    check_model(model, config)
     found = find_checkpoint(workdir)
     check_config(workdir, found, config)
     _say(f"vqjax: {config.data.source} {config.data.name or 'images'} on {_describe(devices)}, writing to {workdir}")

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from vqjax.models import VQVAE
 
@@ -80,3 +81,18 @@ def create_state(
         opt_state=opt_state,
         window={},
     )
+
+
+def check_model(model: VQVAE, config: ConfigDict) -> None:
+    """Finds, before anything is loaded or computed, what only the shape of the images tells.
+
+    Args:
+      model: The autoencoder.
+      config: The run's config.
+
+    Raises:
+      UserError: The model refuses images of that size.
+    """
+    images = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(model.init, {"params": key, "quantizer": key}, images)
