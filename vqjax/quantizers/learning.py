@@ -21,7 +21,12 @@ Groups = tuple[Float[Array, "*codebooks tokens dim"], Bool[Array, "*codebooks to
 
 
 def learn(
-    vq: nn.Module, vectors: Vectors, indices: Int[Array, "*tokens"], mask: Mask, weights: Array | None
+    vq: nn.Module,
+    vectors: Vectors,
+    indices: Int[Array, "*tokens"],
+    counts: Float[Array, "*codebooks codes"],
+    mask: Mask,
+    weights: Array | None,
 ) -> dict[str, Float[Array, ""]]:
     """Updates the state by one batch.
 
@@ -29,6 +34,7 @@ def learn(
       vq: A ``VectorQuantizer``.
       vectors: Tokens in the space of the lookup.
       indices: Their codes.
+      counts: Tokens of each code, which devices then do not add up twice.
       mask: True for the tokens that count.
       weights: Weight of each code's moving averages.
 
@@ -46,7 +52,7 @@ def learn(
     if vq.codebook_update != "none":
         # Moving averages live among the stored codes, learned codes are replaced where they are looked up.
         in_base = transform.to_base(tokens) if running and ema_settings(vq) is not None else tokens
-        batch = assigned(vq, in_base, indices, token_mask)
+        batch = assigned(vq, in_base, indices, token_mask)._replace(counts=counts)
         before = read_state(vq)
         after, dead = _updated(vq, before, batch, in_base, token_mask, weights)
         write_state(vq, before, after)

@@ -238,7 +238,7 @@ class VectorQuantizer(nn.Module):
         if self.codebook_update != "none":
             metrics["dead_codes"] = count_dead(self)
         if train and update:
-            metrics |= learn(self, vectors, found.indices, token_mask, update_weights)
+            metrics |= learn(self, vectors, found.indices, counts, token_mask, update_weights)
         # The sum is the value of the first term bit for bit: the second is zero, and carries a gradient to the codes.
         quantized = found.quantized + self.synchronization * (found.codes - jax.lax.stop_gradient(found.codes))
         quantized = output_space(self, quantized).astype(z.dtype)
