@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,14 @@ TINY = [
 ]
 
 
-def start(script: str, *arguments: object, **environment: str) -> subprocess.Popen:
+def start(script: str, *arguments: object, largest_file: int | None = None, **environment: str) -> subprocess.Popen:
+    """Starts a front door; ``largest_file`` in bytes makes writing fail as a full disk does."""
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
+    if largest_file is not None:
+        # In blocks of 512 bytes.
+        command = ["sh", "-c", f'ulimit -f {largest_file // 512}; exec "$@"', "sh", *command]
     return subprocess.Popen(
-        [sys.executable, ROOT / script, *map(str, arguments)],
+        command,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -33,8 +39,9 @@ def start(script: str, *arguments: object, **environment: str) -> subprocess.Pop
     )
 
 
-def call(script: str, *arguments: object, **environment: str) -> tuple[int, str, str]:
-    process = start(script, *arguments, **environment)
+def call(script: str, *arguments: object, **options: Any) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of :func:`start`."""
+    process = start(script, *arguments, **options)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -111,6 +112,23 @@ def test_another_model_is_refused_and_the_run_is_left_as_it_was(finished, images
         "continue it, or another --workdir to start a new run.\n"
     )
     assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_checkpoint(finished, images_file, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    longer = [f"--workdir={run}", *run_of(images_file), "--config.num_steps=70"]
+    status, _, err = call("train.py", *longer, largest_file=20_000)
+    assert status == 2
+    assert "The checkpoint of step 63 cannot be written to" in err.splitlines()[-1]
+    assert "the checkpoints before are intact" in err.splitlines()[-1]
+    chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)
+    status, _, err = call("train.py", *longer)
+    assert status == 0, err
+    assert "resuming at step 60" in err
+    status, _, err = call("eval.py", f"--workdir={run}", largest_file=2_000)
+    assert status == 1
+    assert err.splitlines()[-1] == f"error: [Errno 27] File too large: '{run}/eval/reconstructions.png'"
 
 
 def test_a_run_without_a_whole_checkpoint_is_named(finished, tmp_path):

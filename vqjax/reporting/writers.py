@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from vqjax.errors import UserError
-from vqjax.reporting.atomic import atomic_file
+from vqjax.reporting.atomic import atomic_file, naming
 from vqjax.reporting.strict_json import strict_json
 
 METRICS_FILE = "metrics.jsonl"
@@ -90,8 +90,9 @@ class MetricWriter:
         if self._lines is None:
             return
         named = {f"{prefix}/{name}": value for name, value in values.items()}
-        self._lines.write(strict_json({"step": step, **named}) + "\n")
-        self._lines.flush()
+        with naming(self._lines.name):
+            self._lines.write(strict_json({"step": step, **named}) + "\n")
+            self._lines.flush()
         numbers = {name: float(value) for name, value in named.items() if value is not None}
         if self._tensorboard is not None:
             for name, number in numbers.items():
