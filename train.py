@@ -1,7 +1,7 @@
 """Trains a tokenizer: python train.py --config=configs/X.py --workdir=DIR [--config.field=value ...]
 
 Without flags it trains on bundled photographs for two to three minutes. The same command again continues a run.
-Several processes train one model with --distributed, see docs/scaling.md.
+Several processes train one model with --distributed, see docs/long-runs.md.
 """
 
 from pathlib import Path

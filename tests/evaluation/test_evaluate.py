@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 from skimage import metrics as skimage_metrics
 
 from vqjax.errors import UserError
@@ -132,16 +132,17 @@ def test_evaluations_with_new_variables_share_one_compilation():
     assert errors[0] != errors[1]
 
 
-def test_batches_spread_over_devices_give_the_same_numbers():
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+@pytest.mark.parametrize("devices", [3, 4, 8])
+def test_devices_that_share_batches_see_every_image_once(devices):
+    """Also where they cannot share equally: 4 images on 3 or 8 devices, and 2 in the last batch."""
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     images = photos(10, size=8)
-    spread = (jax.device_put(batch, sharding) for batch in batches(images, 4))
-    expected = evaluate(coarse, batches(images, 4), num_codes=NUM_CODES)
-    found = evaluate(coarse, spread, num_codes=NUM_CODES)
+    expected = evaluate(coarse, batches(images, 4), num_codes=NUM_CODES, collect_indices=True)
+    found = evaluate(coarse, batches(images, 4), num_codes=NUM_CODES, collect_indices=True, mesh=mesh)
     expected.metrics.pop("ssim"), found.metrics.pop("ssim")
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
     np.testing.assert_array_equal(found.reconstructions, expected.reconstructions)
+    np.testing.assert_array_equal(found.indices, expected.indices)
 
 
 def test_progress_counts_images():

@@ -123,6 +123,11 @@ def assert_same_run(one: Path, other: Path, images_file: str) -> None:
     assert [json.loads(line)["step"] for line in logs[0]] == [json.loads(line)["step"] for line in logs[1]]
 
 
+def test_eight_devices_train_like_one(config, of_one, tmp_path):
+    train(config, tmp_path / "eight", devices=jax.devices())
+    assert_same_run(of_one, tmp_path / "eight", config.data.name)
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_processes_killed_stopped_and_started_again_end_like_one(config, of_one, tmp_path, number):
     """Each reads its own rows of every batch; no step before a signal is lost."""
