@@ -19,9 +19,10 @@ from vqjax.data.decode import decode_image
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
 from vqjax.models.build import build_model
-from vqjax.training.config import default_config, field_names, validate
+from vqjax.training.config import default_config, field_names
 from vqjax.training.loop import train
 from vqjax.training.state import check_model
+from vqjax.training.validation import validate
 
 SIDE = 8
 SEED = 0

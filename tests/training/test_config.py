@@ -8,8 +8,9 @@ import pytest
 from vqjax.errors import UserError
 from vqjax.models.build import build_model
 from vqjax.models.families import FAMILIES
-from vqjax.training.config import default_config, parse_variant, validate
+from vqjax.training.config import default_config, parse_variant
 from vqjax.training.quantizer_presets import PRESETS, use_preset
+from vqjax.training.validation import validate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -12,10 +12,10 @@ from vqjax.errors import UserError
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
 from vqjax.models.build import build_quantizer
 from vqjax.training.codebook_optimizer import CodebookOptimizer
-from vqjax.training.config import validate
 from vqjax.training.loop import train
 from vqjax.training.state import create_state
 from vqjax.training.step import StepOptions, train_step
+from vqjax.training.validation import validate
 
 RATE = 0.1
 

@@ -1,9 +1,7 @@
 """The training loop."""
 
 import functools
-import io
 import itertools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +22,17 @@ from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
 from vqjax.training.checkpoint import Checkpoints
 from vqjax.training.codebook_optimizer import build_codebook_optimizer
 from vqjax.training.codebook_start import start_from_kmeans
-from vqjax.training.config import validate
 from vqjax.training.devices import make_mesh, state_sharding
 from vqjax.training.found_checkpoint import find_checkpoint
 from vqjax.training.interrupt import Interrupted, StopRequest
 from vqjax.training.nonfinite import RecentLosses, first_images, nonfinite_error
 from vqjax.training.optimizer import build_optimizer
-from vqjax.training.processes import are_several, is_first
+from vqjax.training.processes import is_first
 from vqjax.training.resuming import check_config, check_images
 from vqjax.training.state import TrainState, check_model, create_state
 from vqjax.training.step import Metrics, StepOptions, empty_window, make_dispatch, train_step
+from vqjax.training.telling import describe_devices, progress_line, say
+from vqjax.training.validation import validate
 from vqjax.training.variance import pixel_variance
 from vqjax.training.workdir import exclusive, usable_workdir
 
@@ -61,7 +60,9 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     check_model(model, config)
     found = find_checkpoint(workdir)
     check_config(workdir, found, config)
-    _say(f"vqjax: {config.data.source} {config.data.name or 'images'} on {_describe(devices)}, writing to {workdir}")
+    say(
+        f"vqjax: {config.data.source} {config.data.name or 'images'} on {describe_devices(devices)}, writing to {workdir}"
+    )
     splits = load_splits(config.data)
     mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
     check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation)
@@ -121,7 +122,7 @@ class _Run:
         skip_nonfinite = config.nonfinite == "skip"
         state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
         if checkpoints.found is None and config.quantizer.kmeans_init:
-            _say("starting the codebook from k-means")
+            say("starting the codebook from k-means")
             state = start_from_kmeans(model, state, splits.train, config)
         state = state.replace(window=empty_window(state, feed, step, skip_nonfinite))
         sharding = state_sharding(state, mesh, model.quantizer.num_codes)
@@ -130,7 +131,7 @@ class _Run:
         restored = checkpoints.restore_latest(like=state)
         self.state: TrainState = state if restored is None else restored
         self.step = int(self.state.step)
-        _say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
+        say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
         self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config), sharding, skip_nonfinite)
         self.writer = MetricWriter(
             workdir,
@@ -146,7 +147,7 @@ class _Run:
     def to_the_end(self, stop_request: StopRequest) -> None:
         """Takes the remaining steps."""
         config = self.config
-        with _progress(config, self.step) as progress:
+        with progress_line(config, self.step) as progress:
             losses = None
             for dispatch in itertools.count():
                 if self.step == config.num_steps:
@@ -289,20 +290,3 @@ def _headline(result: EvaluationResult) -> str:
         f"held-out PSNR {metrics['psnr']:.2f} dB ({metrics['psnr_gain']:+.2f} over the mean color), "
         f"perplexity {metrics['perplexity_batch']:.1f}, codes in use {100 * metrics['usage_split']:.0f} %"
     )
-
-
-def _describe(devices: list[jax.Device] | None) -> str:
-    devices = devices or jax.devices()
-    several = f" in {jax.process_count()} processes" if are_several() else ""
-    return f"{len(devices)} x {devices[0].device_kind}{several}"
-
-
-def _progress(config: ConfigDict, step: int) -> Progress:
-    # One line for all processes.
-    stream = None if is_first() else io.StringIO()
-    return Progress(config.num_steps, step, config.batch_size, stream=stream)
-
-
-def _say(text: str) -> None:
-    if is_first():
-        print(text, file=sys.stderr, flush=True)
