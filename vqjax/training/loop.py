@@ -56,15 +56,14 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     """
     workdir = usable_workdir(workdir)
     validate(config)
+    mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
     model = build_model(config.model, config.quantizer)
     check_model(model, config)
     found = find_checkpoint(workdir)
     check_config(workdir, found, config)
-    say(
-        f"vqjax: {config.data.source} {config.data.name or 'images'} on {describe_devices(devices)}, writing to {workdir}"
-    )
+    source = f"{config.data.source} {config.data.name or 'images'}"
+    say(f"vqjax: {source} on {describe_devices(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
-    mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
     check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation)
     feed = make_feed(
         splits.train,
