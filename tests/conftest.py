@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=20 if "CI" in os.environ else 2, help="SIGKILLs of the soak test")
+    parser.addoption("--kills", type=int, default=20 if "CI" in os.environ else 1, help="SIGKILLs of the soak test")
     parser.addoption("--soak_seed", type=int, default=0, help="when the soak test kills, and what it damages")
 
 

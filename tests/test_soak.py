@@ -1,6 +1,6 @@
 """A run that is killed, damaged and started again, over and over, ends bit for bit as if it had been left alone.
 
-20 kills in continuous integration and 2 elsewhere; ``pytest tests/test_soak.py --kills=200 --soak_seed=1`` for more.
+20 kills in continuous integration and one elsewhere; ``pytest tests/test_soak.py --kills=200 --soak_seed=1`` for more.
 """
 
 import random

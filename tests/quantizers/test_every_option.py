@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from shares import all_in_ci
 
 from vqjax import VectorQuantizer
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio, requirements
@@ -169,7 +170,7 @@ def test_masked_tokens_are_as_if_they_were_not_there(name, seed, rubbish):
     assert_equal(after, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(CASES | RANDOM_CASES))
+@pytest.mark.parametrize("name", all_in_ci(sorted(CASES | RANDOM_CASES), 9))
 def test_eight_devices_do_what_one_does(name):
     vq, variables = quantizer(name)
     mesh = Mesh(np.asarray(jax.devices()), ("data",))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from shares import all_in_ci
 
 from vqjax import UserError, VectorQuantizer
 from vqjax.beam_search import beam_search
@@ -55,7 +56,7 @@ def assert_alike(first, second, **tolerances):
 
 @cache
 def variables_of(name):
-    return OPTIONS[name].init({"params": KEY, "quantizer": KEY}, Z)
+    return jax.jit(OPTIONS[name].init)({"params": KEY, "quantizer": KEY}, Z)
 
 
 @cache
@@ -117,7 +118,7 @@ def test_evaluation_changes_nothing():
     assert_alike(updates["codebook"], variables_of("default")["codebook"], rtol=0)
 
 
-@every_option
+@pytest.mark.parametrize("name", all_in_ci(OPTIONS, 5))
 def test_one_device_and_eight_are_alike(name):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(Z, jax.NamedSharding(mesh, jax.P("data")))

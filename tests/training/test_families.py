@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shares import all_in_ci
 
 from vqjax.evaluation import load_tokens
 from vqjax.models import VQVAE
@@ -39,7 +40,7 @@ def passes(model, variables, images, key):
     return gradient, metrics, indices, direct, model.apply(trained, indices, method="decode")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", all_in_ci(FAMILIES, 8))
 def test_every_quantizer_trains_and_gives_images_from_its_tokens(name, config):
     use_preset(config, name)
     # Convolutions would take most of the time to compile.

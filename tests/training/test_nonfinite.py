@@ -55,13 +55,15 @@ def test_the_run_ends_and_names_the_step_its_images_and_the_checkpoint(config, t
 
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 4])
-def test_a_step_that_is_skipped_leaves_nothing_behind(config, tmp_path, overflow, capsys, steps_per_dispatch):
+def test_a_step_that_is_skipped_leaves_nothing_behind(
+    config, tmp_path, overflow, monkeypatch, capsys, steps_per_dispatch
+):
     overflow(6)
     config.nonfinite, config.steps_per_dispatch, config.num_steps = "skip", steps_per_dispatch, 7
     train(config, tmp_path / "skipped", devices=ONE_DEVICE)
     assert "step 7 skipped: its loss or gradient is not finite" in capsys.readouterr().err
-    overflow()
-    config.num_steps = 6
+    monkeypatch.undo()
+    config.nonfinite, config.num_steps = "stop", 6
     train(config, tmp_path / "shorter", devices=ONE_DEVICE)
     chex.assert_trees_all_equal(*(load_tokenizer(tmp_path / run).variables for run in ("skipped", "shorter")))
     windows = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
