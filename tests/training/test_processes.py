@@ -14,13 +14,13 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from shares import all_in_ci
 
 from vqjax.data import to_model_range
 from vqjax.training.checkpoint import load_tokenizer
 from vqjax.training.checksums import CHECKSUMS_FILE
 from vqjax.training.loop import train
 
-NUMBERS = (2, 4) if "CI" in os.environ else (2,)
 ONE_DEVICE = jax.devices()[:1]
 
 # Trains as train.py does, and says how many rows of a batch it has read at a time.
@@ -102,6 +102,12 @@ def config(config):
     return config
 
 
+def endless(config: ConfigDict) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.num_steps = 10**6
+    return config
+
+
 @pytest.fixture
 def of_one(config, tmp_path) -> Path:
     train(config, tmp_path / "one", devices=ONE_DEVICE)
@@ -128,13 +134,11 @@ def test_eight_devices_train_like_one(config, of_one, tmp_path):
     assert_same_run(of_one, tmp_path / "eight", config.data.name)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_processes_killed_and_stopped_and_started_again_end_like_one(config, of_one, tmp_path, number):
-    """Each reads its own rows of every batch; no step before a signal is lost."""
+@pytest.mark.parametrize("number", all_in_ci([2, 4], 1))
+def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_path, number):
+    """Each reads its own rows of every batch."""
     workdir = tmp_path / "run"
-    endless = config.copy_and_resolve_references()
-    endless.num_steps = 10**6
-    processes = start(number, endless, workdir)
+    processes = start(number, endless(config), workdir)
     wait_for_step(processes, workdir, 5)
     processes[-1].kill()
     *others, (_, obituary) = end(processes, seconds=60)
@@ -143,20 +147,23 @@ def test_processes_killed_and_stopped_and_started_again_end_like_one(config, of_
         assert status != 0
         assert error.splitlines()[-1].endswith("the run goes on from its last checkpoint.")
 
-    if "CI" in os.environ:
-        processes = start(number, endless, workdir)
-        wait_for_step(processes, workdir, 20)
-        processes[-1].terminate()
-        for status, error in end(processes):
-            assert status == 128 + signal.SIGTERM
-            assert f"stopped at step {load_tokenizer(workdir).step};" in error.splitlines()[-1]
-
     config.num_steps = max(config.num_steps, load_tokenizer(workdir).step + 1)
     train(config, of_one, devices=ONE_DEVICE)
     for status, error in end(start(number, config, workdir)):
         assert status == 0, error
         assert f"rows of a batch: {{{config.batch_size // number}}}" in error
     assert_same_run(of_one, workdir, config.data.name)
+
+
+@pytest.mark.parametrize("number", all_in_ci([2, 4], 1))
+def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, number):
+    """And no step is lost."""
+    processes = start(number, endless(config), tmp_path)
+    wait_for_step(processes, tmp_path, 5)
+    processes[-1].terminate()
+    for status, error in end(processes):
+        assert status == 128 + signal.SIGTERM
+        assert f"stopped at step {load_tokenizer(tmp_path).step};" in error.splitlines()[-1]
 
 
 def test_processes_without_a_common_directory_are_told(config, of_one, tmp_path):
