@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from vqjax.errors import UserError
 from vqjax.training.compilation_cache import keep_compiled_programs
-from vqjax.training.config import KINDS, default_config, field_names, nearest_name
+from vqjax.training.config import KINDS, default_config, field_names, field_type, nearest_name
 from vqjax.training.interrupt import Interrupted
 from vqjax.training.processes import are_several, is_lost_process, leave_at_once
 
@@ -108,7 +108,7 @@ def _parse(argv: Sequence[str], default_config_file: Path | None) -> list[str]:
 def _illegal_value(message: str) -> str:
     """Says which type a field has; the libraries report what Python's int() and float() say."""
     if match := re.match(r"flag --(config\.[^=]+)=(.*?): ", message):
-        kind = _type_of(match[1].removeprefix("config."))
+        kind = field_type(default_config(), match[1].removeprefix("config."))
         return f"--{match[1]}={match[2]} is not allowed: use {KINDS[kind]}."
     # A failing config file arrives as a whole stack trace inside the message; its last line is the reason.
     return [line for line in message.splitlines() if line.strip()][-1].removeprefix("vqjax.errors.UserError: ")
@@ -141,14 +141,6 @@ def _check_overrides(argv: Sequence[str]) -> None:
                 raise UserError(f"--config.{match[1]} is a group: set one of its fields, such as --config.{field}.")
             if match[1] not in known:
                 raise UserError(f"--config.{match[1]} is unknown{nearest_name(match[1], known)}")
-
-
-def _type_of(name: str) -> type:
-    config = default_config()
-    *groups, field = name.split(".")
-    for group in groups:
-        config = config[group]
-    return config.get_type(field)
 
 
 def _broken_config(argv: Sequence[str], error: Exception) -> str:

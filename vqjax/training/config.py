@@ -1,6 +1,7 @@
 """The trainer's configuration: every field with its meaning, and variants by argument."""
 
 import difflib
+import functools
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict, config_dict
@@ -185,3 +186,9 @@ def _parse_value(name: str, text: str, kind: type) -> bool | int | float | str:
     except ValueError:
         pass
     raise UserError(f"config argument {name}={text!r} is not allowed: use a value of type {kind.__name__}.")
+
+
+def field_type(config: ConfigDict, name: str) -> type:
+    """The type of a field by its dotted name, also where its value is None."""
+    *groups, field = name.split(".")
+    return functools.reduce(getattr, groups, config).get_type(field)

@@ -1,6 +1,5 @@
 """Whether a config can run."""
 
-import functools
 import importlib.util
 import math
 from typing import Any
@@ -11,7 +10,7 @@ from vqjax.data.load import SOURCES
 from vqjax.errors import UserError
 from vqjax.models.build import ENCODERS
 from vqjax.models.families import FAMILIES, REGULARIZERS, TRANSFORMS
-from vqjax.training.config import KINDS, default_config, field_names, nearest_name
+from vqjax.training.config import KINDS, default_config, field_names, field_type, nearest_name
 from vqjax.training.encoder_gradient import ENCODER_GRADIENTS
 from vqjax.training.nonfinite import NONFINITE_CHOICES
 
@@ -108,9 +107,7 @@ def _check_fields(config: ConfigDict) -> None:
 def _check_kinds(config: ConfigDict) -> None:
     defaults = default_config()
     for name in field_names(defaults):
-        *groups, field = name.split(".")
-        kind = functools.reduce(getattr, groups, defaults).get_type(field)
-        value = _value(config, name)
+        kind, value = field_type(defaults, name), _value(config, name)
         if not (_is_of_kind(value, kind) or (value is None and _value(defaults, name) is None)):
             _refuse(config, name, f"use {KINDS[kind]}.")
 
