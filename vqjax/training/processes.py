@@ -99,29 +99,24 @@ def is_first() -> bool:
     return not are_several() or jax.process_index() == 0
 
 
-def agree(number: int, what: str) -> int:
+def agree(number: int, what: str) -> None:
     """Waits for all processes, and makes sure that they have found the same.
 
     Args:
       number: What this process has found.
       what: What it is, for the message.
 
-    Returns:
-      The number.
-
     Raises:
       UserError: Process 0 has found another one.
 
     Example:
       >>> agree(60, "step of the newest checkpoint")
-      60
     """
     if are_several() and (first := int(multihost_utils.broadcast_one_to_all(number))) != number:
         raise UserError(
             f"the {what} is {number} in process {jax.process_index()} and {first} in process 0: all processes need the "
             "same --workdir on a file system that they share."
         )
-    return number
 
 
 @contextmanager
