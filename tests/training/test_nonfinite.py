@@ -65,7 +65,9 @@ def test_a_step_that_is_skipped_leaves_nothing_behind(
     monkeypatch.undo()
     config.nonfinite, config.num_steps = "stop", 6
     train(config, tmp_path / "shorter", devices=ONE_DEVICE)
-    chex.assert_trees_all_equal(*(load_tokenizer(tmp_path / run).variables for run in ("skipped", "shorter")))
+    # Close, because the two are different programs, whose sums the compiler may order differently.
+    ends = (load_tokenizer(tmp_path / run).variables for run in ("skipped", "shorter"))
+    chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
     windows = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"]: line["train/skipped"] for line in windows if "train/loss" in line} == {4: 0.0, 7: 1.0}
     assert all(np.isfinite(value) for line in windows for value in line.values() if value is not None)
