@@ -106,7 +106,9 @@ def test_an_interrupted_run_ends_like_one_that_was_not(finished, small, tmp_path
 
 
 def test_the_report_is_made_of_the_records_and_the_same_when_made_again(finished, small):
-    published = {"columns": [], "printed": {"table_2": {"Initial": [0.1, 0.0433, 0.0454, 17.95]}}, "runs": {}}
+    published = {"columns": [], "printed": {}, "runs": {}}
+    published["printed"]["table_2"] = {"Initial": [0.1, 0.0433, 0.0454, 17.95]}
+    published["printed"]["table_3"] = {"test": {"2.0": [0.0273, 0.0114, 0.0053, 117.17]}}
     (finished / "published.json").write_text(json.dumps(published))
     written = write_document(finished)
     assert [path.name for path in written] == [
@@ -121,6 +123,8 @@ def test_the_report_is_made_of_the_records_and_the_same_when_made_again(finished
         for number in (last["train"]["loss"], last["test"]["reconstruction_mse"], last["test"]["perplexity"]):
             assert f"{number:.4g}" in document
     assert "`python -m vqjax.experiments.reproduction --scale=small --tables=betas`" in document
+    assert "| Initial | 0.1 | 0.0433 | 0.0454 | 17.95 | 0.1001 |" in document
+    assert "| test, β = 2.0 | 0.0273 | 0.0114 | 0.0053 | 117.17 | 0.0273 |" in document
 
 
 def test_a_run_that_diverged_leaves_a_gap(finished, small, tmp_path):

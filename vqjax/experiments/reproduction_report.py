@@ -25,11 +25,13 @@ class Published(NamedTuple):
     """What the study prints, and what it stored.
 
     Attributes:
-      printed: Its Table 2 by row: total, reconstruction, codebook, perplexity.
+      sizes: Its Table 2 by row: total, reconstruction, codebook, perplexity.
+      betas: The same of its Table 3 by split and commitment weight.
       runs: Stored runs by name, with their settings and these four numbers of every epoch.
     """
 
-    printed: dict[str, list[float]]
+    sizes: dict[str, list[float]]
+    betas: dict[str, dict[str, list[float]]]
     runs: dict[str, dict[str, Any]]
 
     def at(self, configuration: Configuration, epochs: int, split: str) -> list[list[float]]:
@@ -72,9 +74,9 @@ def read_published(path: Path) -> Published:
       Its numbers.
     """
     if not path.exists():
-        return Published({}, {})
+        return Published({}, {}, {})
     content = json.loads(path.read_text())
-    return Published(content["printed"]["table_2"], content["runs"])
+    return Published(content["printed"]["table_2"], content["printed"]["table_3"], content["runs"])
 
 
 def by_configuration(results: Path, scale: Scale) -> Runs:
@@ -119,7 +121,15 @@ def document_parts(study: dict[str, Runs], published: Published, pictures: Seque
         "tokens": lambda runs, scale: _tokens(runs),
     }
     parts = {name: _per_scale(study, name, make) for name, make in makers.items()}
-    parts["printed"] = _printed(published)
+    parts["printed_sizes"] = _printed("Table 2", [(name, 0.25, numbers) for name, numbers in published.sizes.items()])
+    parts["printed_betas"] = _printed(
+        "Table 3",
+        [
+            (f"{split}, β = {beta}", float(beta), numbers)
+            for split, of_split in published.betas.items()
+            for beta, numbers in of_split.items()
+        ],
+    )
     parts["identity"] = _identity(study)
     parts["figures"] = "\n\n".join(f"![{Path(link).stem.replace('_', ' ')}]({link})" for link in pictures)
     return parts
@@ -217,13 +227,13 @@ def _tokens(runs: Runs) -> str:
     return table(header, rows) if rows else ""
 
 
-def _printed(published: Published) -> str:
-    rows = []
-    for name, numbers in published.printed.items():
-        total, reconstruction, codebook, perplexity = numbers
-        implied = reconstruction + 1.25 * codebook
-        rows.append([name, *(f"{n:g}" for n in (total, reconstruction, codebook, perplexity)), f"{implied:.4f}"])
-    return table(["printed in Table 2", *_COLUMNS, "reconstruction + 1.25 codebook"], rows)
+def _printed(name: str, printed: Sequence[tuple[str, float, list[float]]]) -> str:
+    """What is printed, by row with its commitment weight, beside the total that its parts give."""
+    rows = [
+        [row, *(f"{number:g}" for number in numbers), f"{numbers[1] + (1 + beta) * numbers[2]:.4f}"]
+        for row, beta, numbers in printed
+    ]
+    return table([f"printed in {name}", *_COLUMNS, "reconstruction + (1 + β) codebook"], rows)
 
 
 def _identity(study: dict[str, Runs]) -> str:
