@@ -1,6 +1,7 @@
 """What the quantizers refuse, and why."""
 
 import dataclasses
+import functools
 import inspect
 import math
 import numbers
@@ -263,12 +264,12 @@ def is_count(value: object) -> bool:
 
 def requirement(module: nn.Module) -> Callable[[bool, str, str], None]:
     """A function ``require(valid, name, allowed)`` that refuses the module's field ``name`` where it is not valid."""
+    return functools.partial(_require, module)
 
-    def require(valid: bool, name: str, allowed: str) -> None:
-        if not valid:
-            value = getattr(module, name)
-            # A module shows all its attributes, line by line.
-            shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
-            raise UserError(f"{name}={shown} is not allowed: {allowed}")
 
-    return require
+def _require(module: nn.Module, valid: bool, name: str, allowed: str) -> None:
+    if not valid:
+        value = getattr(module, name)
+        # A module shows all its attributes, line by line.
+        shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
+        raise UserError(f"{name}={shown} is not allowed: {allowed}")
