@@ -21,7 +21,7 @@ from vqjax.reporting import Progress, save_png
 SCALES = {
     "full": Scale(epochs=50, training_images=50_000, test_images=10_000, seeds=5),
     "five_epochs": Scale(epochs=5, training_images=50_000, test_images=10_000, seeds=1),
-    "small": Scale(epochs=5, training_images=5_120, test_images=1_024, seeds=2),
+    "small": Scale(epochs=5, training_images=2_560, test_images=512, seeds=2),
 }
 """How much of it, by name: the study's own, and what fits two CPU cores."""
 
