@@ -1,7 +1,6 @@
 """The figures of the reproduction of the CIFAR-10 study: reconstructions, codebook, curves and commitment weights."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vqjax.experiments.study_training import snapshot_epochs
 Runs = dict[Configuration, list[Record]]
 
 _COLORS = {"faithful": ORANGE, "corrected": BLUE}
+_PUBLISHED_COLUMNS = ("total", "reconstruction", "codebook", "perplexity")
 _MEASURED = {"reconstruction": "reconstruction_mse", "perplexity": "perplexity", "total": "loss"}
 
 
@@ -37,13 +37,14 @@ def write_figures(output: Path, study: dict[str, Runs], published: dict[str, dic
         epochs = SCALES[scale_name].epochs
         if not all(configuration in runs for configuration in PICTURED):
             continue
+        comparable = published if SCALES[scale_name].training_images == 50_000 else {}
         figures = {
             "reconstructions": _reconstructions(output / scale_name, epochs),
             "codebooks": _codebooks(output / scale_name, epochs),
-            "curves": _curves(runs, published if SCALES[scale_name].training_images == 50_000 else {}),
+            "curves": _curves(runs, comparable),
         }
         if sum(Configuration("faithful", commitment_weight=beta) in runs for beta in BETAS) > 1:
-            figures["commitment_weights"] = _betas(runs)
+            figures["commitment_weights"] = _betas(runs, comparable, epochs)
         for name, figure in figures.items():
             path = output / f"{scale_name}_{name}.png"
             save_figure(path, figure)
@@ -124,8 +125,9 @@ def _curves(runs: Runs, published: dict[str, dict[str, Any]]) -> Any:
             values = _per_epoch(runs[configuration], measured)
             longest = max(longest, values.shape[1])
             _band(panel, 1 + np.arange(values.shape[1]), values, _COLORS[configuration.variant], configuration.variant)
-        column = ("total", "reconstruction", "codebook", "perplexity").index(title)
-        for number, run in enumerate(_same_configuration(published)):
+        column = _PUBLISHED_COLUMNS.index(title)
+        same = [run for run in _same_size(published) if run["commitment_weight"] == PICTURED[0].commitment_weight]
+        for number, run in enumerate(same):
             numbers = [epoch[column] for epoch in run["test"][:longest]]
             label = "published runs" if number == 0 else None
             panel.plot(1 + np.arange(len(numbers)), numbers, color=INK, lw=0.8, ls=":", label=label)
@@ -135,13 +137,11 @@ def _curves(runs: Runs, published: dict[str, dict[str, Any]]) -> Any:
     return figure
 
 
-def _same_configuration(published: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for run in published.values():
-        if (run["num_codes"], run["commitment_weight"]) == (PICTURED[0].num_codes, PICTURED[0].commitment_weight):
-            yield run
+def _same_size(published: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [run for run in published.values() if run["num_codes"] == PICTURED[0].num_codes]
 
 
-def _betas(runs: Runs) -> Any:
+def _betas(runs: Runs, published: dict[str, dict[str, Any]], epochs: int) -> Any:
     figure, axes = new_figure(11.0, 3.2, 1, len(_MEASURED))
     for panel, (title, measured) in zip(axes[0], _MEASURED.items(), strict=True):
         for variant, color in _COLORS.items():
@@ -153,12 +153,17 @@ def _betas(runs: Runs) -> Any:
             panel.plot(found, means, color=color, marker="o", ms=4, label=variant)
             for beta, of_beta in zip(found, values, strict=True):
                 panel.vlines(beta, of_beta.min(), of_beta.max(), color=color, lw=1)
+        for number, run in enumerate(_same_size(published)):
+            value = run["test"][epochs - 1][_PUBLISHED_COLUMNS.index(title)]
+            label = f"published runs, epoch {epochs}" if number == 0 else None
+            panel.plot(run["commitment_weight"], value, color=INK, marker="x", ms=5, ls="", label=label)
         panel.set_xscale("log")
         panel.set_xticks(BETAS, [f"{beta:g}" for beta in BETAS])
         panel.minorticks_off()
         panel.set_title(f"{title}, test split")
         panel.set_xlabel("commitment weight β")
-    axes[0, 0].legend()
+    # Where the curves, which fall, leave room.
+    axes[0, -1].legend(loc="upper right")
     return figure
 
 
