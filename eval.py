@@ -3,6 +3,12 @@
 The config is in the checkpoint. Prints a table and writes DIR/eval/metrics.json, report.md and reconstructions.png.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # Until a run can save: Python's own answer, an exception, shows a stack or is lost in a callback of JAX.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from absl import flags
 
 from vqjax.training.command_line import run

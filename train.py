@@ -4,7 +4,12 @@ Without flags it trains on bundled photographs for two to three minutes. The sam
 Several processes train one model with --distributed, see docs/long-runs.md.
 """
 
+import signal
 from pathlib import Path
+
+if __name__ == "__main__":
+    # Until a run can save: Python's own answer, an exception, shows a stack or is lost in a callback of JAX.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import flags
 from ml_collections import config_flags

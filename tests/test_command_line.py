@@ -48,6 +48,26 @@ def test_sigterm_saves_and_ends_with_its_exit_status(images_file, tmp_path):
     assert load_tokenizer(tmp_path).step >= 1
 
 
+def test_sigint_before_there_is_anything_to_save_ends_the_run_at_once(images_file, tmp_path):
+    """Bug: the exception that it was got lost in a callback of JAX, and the run went on."""
+    process = start("train.py", f"--workdir={tmp_path}", *run_of(images_file), "--config.num_steps=1000000")
+    assert process.stderr.readline().startswith("vqjax: ")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].count("Traceback") == 0
+    assert process.returncode == -signal.SIGINT
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_nobody_listens_to_goes_on(finished, images_file, tmp_path):
+    """Bug: train.py 2>&1 | head -1 ended the run at its second line."""
+    shutil.copytree(finished, tmp_path / "run")
+    process = start("train.py", f"--workdir={tmp_path}/run", *run_of(images_file), "--config.num_steps=61")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert load_tokenizer(tmp_path / "run").step == 61
+
+
 def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstructions(finished, images_file):
     before = (finished / "eval" / "metrics.json").read_text()
     tokens_file = finished / "tokens.npz"
@@ -127,7 +147,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_checkpoint(finishe
     assert status == 0, err
     assert "resuming at step 60" in err
     status, _, err = call("eval.py", f"--workdir={run}", largest_file=2_000)
-    assert status == 1
+    assert status == 2
     assert err.splitlines()[-1] == f"error: [Errno 27] File too large: '{run}/eval/reconstructions.png'"
 
 

@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vqjax.data import UnreadableImage, load_splits, materialize
+from vqjax.data import UnreadableImage, fingerprint, load_splits, materialize
 from vqjax.data.decode import decode_image
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
@@ -162,6 +162,7 @@ def odd_files(directory: Path) -> dict[str, bool]:
     }
     for name, (content, _) in contents.items():
         (directory / name).write_bytes(content)
+    (directory / os.fsdecode(b"no \xff text.png")).write_bytes(b"not a picture")
     (directory / "loop").symlink_to(directory)
     (directory / "itself.png").symlink_to(directory / "itself.png")
     (directory / "nowhere.png").symlink_to(directory / "is_not_there.png")
@@ -177,7 +178,9 @@ def test_odd_files_of_a_folder_are_read_or_named(tmp_path, caplog):
     data.source, data.name, data.image_size, data.train_split = "image_folder", str(tmp_path), SIDE, ""
     splits = load_splits(data)
     assert sum(len(materialize(split)) for split in splits) == sum(is_picture.values())
-    assert "skipped 8 unreadable images of 16" in caplog.text
+    assert "skipped 9 unreadable images of 17" in caplog.text
+    for split in splits:
+        assert fingerprint(split)
 
 
 # Arrays

@@ -127,3 +127,13 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     metrics.image(1, "eval/reconstructions", np.zeros([4, 6, 3], np.uint8))
     metrics.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_of_once_and_by_name(tmp_path):
+    """Bug: closing tried the line again, and that error, without a name, was the one that was shown."""
+    metrics = writer(tmp_path)
+    metrics._lines.close()
+    with open("/dev/full", "a") as metrics._lines:
+        with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+            metrics.scalars(1, "train", {"loss": 0.5})
+        metrics.close()

@@ -15,7 +15,7 @@ from vqjax.training import loop
 from vqjax.training.checkpoint import load_tokenizer
 from vqjax.training.checksums import CHECKSUMS_FILE
 from vqjax.training.config import default_config
-from vqjax.training.found_checkpoint import DAMAGED, find_checkpoint
+from vqjax.training.found_checkpoint import DAMAGED, find_checkpoint, set_aside
 from vqjax.training.loop import train
 
 ONE_DEVICE = jax.devices()[:1]
@@ -69,6 +69,40 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, run, c
     assert (finished / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
     assert [path.name for path in (run / DAMAGED).iterdir()] == ["12"]
     assert f"moved to {run / DAMAGED / '12'}" in caplog.text
+
+
+def lost(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "12")
+    (run / "checkpoints" / "12").symlink_to("nowhere")
+
+
+def replaced(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "12")
+    (run / "checkpoints" / "12").write_text("")
+
+
+@pytest.mark.parametrize("damage", [lost, replaced])
+def test_what_is_no_directory_is_set_aside(run, damage):
+    """Bug: the run trained on, and could not save where a link without a target was."""
+    damage(run)
+    found = find_checkpoint(run)
+    assert (found.step, found.passed_over) == (10, {12: "it is no directory"})
+    set_aside(run, found)
+    assert (run / DAMAGED / "12").exists() or (run / DAMAGED / "12").is_symlink()
+    assert find_checkpoint(run).passed_over == {}
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(run):
+    shutil.copytree(run / "checkpoints" / "12", run / "checkpoints" / "012")
+    assert find_checkpoint(run).passed_over == {}
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_named_at_once(run):
+    """Bug: it was noticed at the first save."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="checkpoints is no directory"):
+        find_checkpoint(run)
 
 
 def test_a_run_killed_between_a_checkpoint_and_its_checksums_goes_on(finished, run, config):

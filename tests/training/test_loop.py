@@ -15,13 +15,14 @@ from jaxtyping import PyTree
 from vqjax.data import ResidentFeed, fingerprint, load_splits
 from vqjax.errors import UserError
 from vqjax.reporting import MetricWriter
+from vqjax.training import loop
 from vqjax.training.checkpoint import load_tokenizer
 from vqjax.training.checksums import write_checksums
 from vqjax.training.found_checkpoint import find_checkpoint
 from vqjax.training.interrupt import Interrupted
 from vqjax.training.loop import train
 from vqjax.training.resuming import check_images
-from vqjax.training.workdir import exclusive
+from vqjax.training.workdir import exclusive, usable_workdir
 
 ONE_DEVICE = jax.devices()[:1]
 
@@ -126,6 +127,21 @@ def test_two_runs_do_not_share_a_directory(finished, config):
         pytest.raises(UserError, match=r"--workdir=.* is in use by another run"),
     ):
         train(config, finished, devices=ONE_DEVICE)
+
+
+def test_a_run_that_ended_while_this_one_started_is_looked_at_again(finished, config, monkeypatch):
+    """Bug: what was checked before the lock was not what was continued after it."""
+    monkeypatch.setattr(loop, "find_checkpoint", lambda workdir: None)
+    before = sorted(path.stat().st_mtime_ns for path in (finished / "checkpoints").rglob("*"))
+    config.seed = 7
+    with pytest.raises(UserError, match=r"config\.seed=7 is not allowed: .* holds a run with 0"):
+        train(config, finished, devices=ONE_DEVICE)
+    assert sorted(path.stat().st_mtime_ns for path in (finished / "checkpoints").rglob("*")) == before
+
+
+def test_a_run_needs_a_directory_that_can_be_named():
+    with pytest.raises(UserError, match="its name is not UTF-8"):
+        usable_workdir(os.fsdecode(b"/tmp/\xff"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

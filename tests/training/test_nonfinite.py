@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vqjax.data import batch_indices
-from vqjax.training import loop
+from vqjax.training import loop, nonfinite
 from vqjax.training.checkpoint import load_tokenizer
 from vqjax.training.loop import train
 from vqjax.training.step import train_step
@@ -82,8 +82,30 @@ def test_a_run_that_stopped_goes_on_without_the_step(config, tmp_path, overflow)
     assert load_tokenizer(tmp_path).step == 12
 
 
-def test_a_run_that_can_only_skip_ends(config, tmp_path, overflow):
+def test_nothing_is_made_of_a_state_that_is_not_finite(config, tmp_path, overflow):
+    """Bug: an evaluation before the next line of the log drew a picture of nothing and logged it."""
+    overflow(6)
+    config.eval_every, config.log_every = 8, 100
+    with pytest.raises(FloatingPointError, match="not finite at step 7"):
+        train(config, tmp_path, devices=ONE_DEVICE)
+    assert not (tmp_path / "reconstructions.png").exists()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_log_line_of_skipped_steps_alone_has_no_numbers(config, tmp_path, overflow):
+    """Bug: it ended the run, and every run that was to continue it."""
+    overflow(6)
+    config.nonfinite, config.log_every, config.num_steps = "skip", 1, 8
+    train(config, tmp_path, devices=ONE_DEVICE)
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    losses = {line["step"]: (line["train/loss"], line["train/skipped"]) for line in lines if "train/loss" in line}
+    assert losses[7] == (None, 1.0)
+    assert all(loss is not None and skipped == 0 for step, (loss, skipped) in losses.items() if step != 7)
+
+
+def test_a_run_that_can_only_skip_ends(config, tmp_path, overflow, monkeypatch):
+    monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 4)
     overflow(*range(4, 8))
     config.nonfinite = "skip"
-    with pytest.raises(FloatingPointError, match="not one of the last 4 steps had a finite loss"):
+    with pytest.raises(FloatingPointError, match=r"not one of the last 4 steps before step 9 had .* Lower config"):
         train(config, tmp_path, devices=ONE_DEVICE)

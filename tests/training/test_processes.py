@@ -50,8 +50,8 @@ run(main)
 """
 
 
-def start(number: int, config: ConfigDict, *workdirs: Path) -> list[subprocess.Popen]:
-    """As many processes as asked for, which take the directories in turn."""
+def start(number: int, config: ConfigDict, *workdirs: Path, others: ConfigDict | None = None) -> list[subprocess.Popen]:
+    """As many processes as asked for, which take the directories in turn; all but the first may have another config."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -59,7 +59,8 @@ def start(number: int, config: ConfigDict, *workdirs: Path) -> list[subprocess.P
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
     }
-    arguments = [[address, number, i, config.to_dict(), ([*workdirs] * number)[i]] for i in range(number)]
+    configs = [config] + [others or config] * (number - 1)
+    arguments = [[address, number, i, configs[i].to_dict(), ([*workdirs] * number)[i]] for i in range(number)]
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, *map(str, of_process)],
@@ -167,7 +168,23 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, nu
 
 
 def test_processes_without_a_common_directory_are_told(config, of_one, tmp_path):
-    first, second = end(start(2, config, tmp_path / "nothing", of_one))
-    assert second[0] == 2
-    assert "the step of the newest checkpoint is 50 in process 1 and 0 in process 0" in second[1]
-    assert first[0] != 0
+    for status, error in end(start(2, config, tmp_path / "nothing", of_one)):
+        assert status == 2
+        assert "error: process 1 has another newest checkpoint than process 0. Give all of them" in error
+
+
+def test_processes_with_two_new_directories_are_told(config, tmp_path):
+    """Bug: they waited for each other inside of the first save."""
+    for status, error in end(start(2, config, tmp_path / "one", tmp_path / "other")):
+        assert status == 2
+        assert "error: process 1 has another --workdir than process 0. Give all of them" in error
+
+
+def test_processes_with_other_arguments_are_told(config, tmp_path):
+    """Bug: each trained with its own learning rate, and the first one's config was kept with what came of it."""
+    other = config.copy_and_resolve_references()
+    other.optimizer.learning_rate *= 2
+    for status, error in end(start(2, config, tmp_path / "run", others=other)):
+        assert status == 2
+        assert "error: process 1 has another config than process 0. Start all of them with the same" in error
+    assert not (tmp_path / "run").exists()

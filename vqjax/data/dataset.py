@@ -51,7 +51,9 @@ class UnreadableImage(Exception):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        # A name may hold line breaks, and bytes that are no text.
+        name = self.path if self.path.isprintable() else repr(self.path)
+        return f"{name}: {self.reason}"
 
 
 def materialize(dataset: ImageDataset) -> UInt8[np.ndarray, "images height width channels"]:

@@ -1,5 +1,6 @@
 """Tells whether a dataset is still the one it was."""
 
+import os
 import zlib
 
 import numpy as np
@@ -27,6 +28,6 @@ def fingerprint(dataset: ImageDataset) -> str:
     checksum = 0
     rows = np.unique(np.linspace(0, len(dataset) - 1, _LOOKED_AT).astype(int))
     for image in read_many(dataset, rows.tolist()):
-        content = image.path.encode() if isinstance(image, UnreadableImage) else image.tobytes()
+        content = os.fsencode(image.path) if isinstance(image, UnreadableImage) else image.tobytes()
         checksum = zlib.crc32(content, checksum)
     return f"{len(dataset)} images, checksum {checksum:08x}"

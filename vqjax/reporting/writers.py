@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,7 +117,9 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes and closes everything; call it once, at the end of the run."""
         if self._lines is not None:
-            self._lines.close()
+            # A line that found no room has been told of; closing would try it again.
+            with suppress(OSError):
+                self._lines.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb_run is not None:

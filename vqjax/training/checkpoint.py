@@ -18,6 +18,7 @@ from vqjax.training.checkpoint_structure import check_structure
 from vqjax.training.checksums import write_checksums
 from vqjax.training.found_checkpoint import (
     CHECKPOINTS,
+    SHARE_THE_WORKDIR,
     find_checkpoint,
     first_line,
     open_checkpoints,
@@ -52,7 +53,7 @@ class Checkpoints:
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
         self.found = find_checkpoint(workdir)
-        agree(0 if self.found is None else self.found.step, "step of the newest whole checkpoint")
+        agree("newest whole checkpoint", self.found and self.found.step, SHARE_THE_WORKDIR)
         with first_before_others("damaged checkpoints are set aside"):
             if self.found is not None and is_first():
                 set_aside(workdir, self.found)

@@ -10,6 +10,7 @@ import jax
 from absl import app, flags, logging
 
 from vqjax.errors import UserError
+from vqjax.reporting.lasting_stream import LastingStream
 from vqjax.training.compilation_cache import keep_compiled_programs
 from vqjax.training.config import KINDS, default_config, field_names, field_type, nearest_name
 from vqjax.training.interrupt import Interrupted
@@ -21,13 +22,16 @@ USER_ERROR_STATUS = 2
 def run(main: Callable[[], object], default_config_file: Path | None = None) -> None:
     """Parses the flags, runs ``main`` and leaves the process.
 
-    The exit status is 0; 2 after a mistake of the user (one line on standard error, no stack trace); 143 or 130 when
+    The exit status is 0; 2 after what the user can mend (one line on standard error, no stack trace); 143 or 130 when
     a run was stopped by SIGTERM or SIGINT and has saved a checkpoint; 1 after any other failure.
 
     Args:
       main: Takes no arguments; reads its flags.
       default_config_file: What ``--config`` is when it is not given.
     """
+    # Before the streams are others: absl tells by them which handlers it replaces.
+    logging.use_absl_handler()
+    sys.stdout, sys.stderr = LastingStream.of(sys.stdout), LastingStream.of(sys.stderr)
     jax.config.config_with_absl()
     keep_compiled_programs()
     # Orbax logs the stack trace of every thread of a failed save; the error that ends the run says what happened.
@@ -79,7 +83,7 @@ def _message_and_status(error: BaseException) -> tuple[str, int] | None:
         )
     if isinstance(error, OSError):
         # The system's own refusals (no space, no permission) already name what they refuse.
-        return f"error: {error}", 1
+        return f"error: {error}", USER_ERROR_STATUS
     return None
 
 

@@ -14,6 +14,7 @@ from vqjax.training.checksums import CHECKSUMS_FILE, find_damage
 from vqjax.training.processes import agree
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged_checkpoints"
+SHARE_THE_WORKDIR = "Give all of them the same --workdir, on a file system that they share."
 
 
 class FoundCheckpoint(NamedTuple):
@@ -52,7 +53,7 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint |
     """
     steps = _steps(workdir)
     # Processes that went on with different answers would wait for each other inside of Orbax.
-    agree(max(steps, default=0), "step of the newest checkpoint")
+    agree("newest checkpoint", max(steps, default=0), SHARE_THE_WORKDIR)
     if not steps:
         return None
     if step is not None and step not in steps:
@@ -61,6 +62,8 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint |
     for candidate in _in_order_of_trust(workdir, steps if step is None else [step]):
         directory = _directory(workdir, candidate)
         try:
+            if not directory.is_dir():
+                raise ValueError("it is no directory")
             has_checksums = (directory / CHECKSUMS_FILE).exists()
             if has_checksums and (damage := find_damage(directory)) is not None:
                 raise ValueError(damage)
@@ -70,8 +73,8 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint |
             reasons[candidate] = first_line(error)
             continue
         later = [other for other in steps if other > candidate] if step is None else []
-        unchecked = f"it has no {CHECKSUMS_FILE}"
-        return FoundCheckpoint(candidate, **metadata, passed_over={s: reasons.get(s, unchecked) for s in later})
+        passed_over = {other: reasons.get(other) or _reason_for_no_trust(workdir, other) for other in later}
+        return FoundCheckpoint(candidate, **metadata, passed_over=passed_over)
     told = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
     raise UserError(
         f"{workdir / CHECKPOINTS} is damaged ({told}). Restore it from a copy, or train again in another --workdir."
@@ -114,9 +117,15 @@ def _directory(workdir: Path, step: int) -> Path:
 
 def _steps(workdir: Path) -> list[int]:
     directory = workdir / CHECKPOINTS
-    # A save that was killed has left a directory of another name.
-    names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
+        raise UserError(f"{directory} is no directory, so no checkpoint fits in it. Move it away.")
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    # A save that was killed has left a directory of another name; and a copy such as 060 is none of ours.
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
+def _reason_for_no_trust(workdir: Path, step: int) -> str:
+    return f"it has no {CHECKSUMS_FILE}" if _directory(workdir, step).is_dir() else "it is no directory"
 
 
 def _in_order_of_trust(workdir: Path, steps: list[int]) -> list[int]:

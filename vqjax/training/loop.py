@@ -19,15 +19,15 @@ from vqjax.evaluation.run import evaluate_model, evaluation_context
 from vqjax.models import VQVAE
 from vqjax.models.build import build_model
 from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
+from vqjax.training import nonfinite
 from vqjax.training.checkpoint import Checkpoints
 from vqjax.training.codebook_optimizer import build_codebook_optimizer
 from vqjax.training.codebook_start import start_from_kmeans
 from vqjax.training.devices import make_mesh, state_sharding
 from vqjax.training.found_checkpoint import find_checkpoint
 from vqjax.training.interrupt import Interrupted, StopRequest
-from vqjax.training.nonfinite import RecentLosses, first_images, nonfinite_error
 from vqjax.training.optimizer import build_optimizer
-from vqjax.training.processes import is_first
+from vqjax.training.processes import agree, is_first
 from vqjax.training.resuming import check_config, check_images
 from vqjax.training.state import TrainState, check_model, create_state
 from vqjax.training.step import Metrics, StepOptions, empty_window, make_dispatch, train_step
@@ -59,8 +59,8 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
     model = build_model(config.model, config.quantizer)
     check_model(model, config)
-    found = find_checkpoint(workdir)
-    check_config(workdir, found, config)
+    agree("config", config.to_json_best_effort(sort_keys=True), "Start all of them with the same arguments.")
+    check_config(workdir, find_checkpoint(workdir), config)
     source = f"{config.data.source} {config.data.name or 'images'}"
     say(f"vqjax: {source} on {describe_devices(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
@@ -76,8 +76,12 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     # Only now, so that a mistake found above leaves no directory behind.
     with exclusive(workdir):
         images = fingerprint(splits.train)
-        check_images(workdir, found, images)
-        run = _Run(config, workdir, model, splits, feed, mesh, Checkpoints(workdir, config, images))
+        agree("set of training images", images, "Give all of them the same images.")
+        checkpoints = Checkpoints(workdir, config, images)
+        # Another run may have ended since the first look.
+        check_config(workdir, checkpoints.found, config)
+        check_images(workdir, checkpoints.found, images)
+        run = _Run(config, workdir, model, splits, feed, mesh, checkpoints)
         try:
             with StopRequest() as stop_request:
                 run.to_the_end(stop_request)
@@ -141,7 +145,8 @@ class _Run:
         )
         self.final_result: EvaluationResult | None = None
         self.unwritten: _Window | None = None
-        self.recent_losses = RecentLosses()
+        self.recent_losses = nonfinite.RecentLosses()
+        self.skipped_in_a_row = 0
 
     def to_the_end(self, stop_request: StopRequest) -> None:
         """Takes the remaining steps."""
@@ -163,8 +168,8 @@ class _Run:
                 self._handle_events(progress)
                 progress.update(self.step)
                 if stop_request.is_now(dispatch):
-                    self._write_window(progress)
-                    self._save(progress)
+                    self._look_at_all(progress)
+                    self.checkpoints.save(self.state)
                     raise Interrupted(
                         f"stopped at step {self.step}; the same command continues from there.",
                         stop_request.signal_number,
@@ -208,12 +213,12 @@ class _Run:
             empty = jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), self.state.window)
             self.state = self.state.replace(window=empty)
         if evaluates or saves:
-            self._write_window(progress)
+            self._look_at_all(progress)
         if evaluates:
             progress.say(f"step {step}: {_headline(self._evaluate_and_log())}")
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if saves:
-            self._save(progress)
+            self.checkpoints.save(self.state)
 
     def _write_window(self, progress: Progress) -> None:
         if self.unwritten is None:
@@ -222,24 +227,27 @@ class _Run:
         self._look_at(nonfinite_steps(), progress)
         sums = {name: float(value) for name, value in jax.device_get(window).items()}
         steps, skipped = sums.pop("steps"), sums.pop("skipped", None)
-        if not steps:
-            raise FloatingPointError(f"not one of the last {skipped:.0f} steps had a finite loss and gradient.")
-        metrics = {name: value / steps for name, value in sums.items()}
-        metrics |= {} if skipped is None else {"skipped": skipped}
-        self.writer.scalars(step, "train", metrics)
-        progress.metrics(metrics)
+        metrics = {name: value / steps for name, value in sums.items()} if steps else dict.fromkeys(sums)
+        self.writer.scalars(step, "train", metrics if skipped is None else metrics | {"skipped": skipped})
+        if steps:
+            progress.metrics(metrics)
         self.unwritten = None
+        self.skipped_in_a_row = 0 if steps else self.skipped_in_a_row + int(skipped)
+        if self.skipped_in_a_row >= nonfinite.MOST_IN_A_ROW:
+            raise nonfinite.nothing_but_skipped(self.config, step, self.skipped_in_a_row, self.checkpoints.newest)
 
-    def _save(self, progress: Progress) -> None:
+    def _look_at_all(self, progress: Progress) -> None:
+        self._write_window(progress)
         self._look_at(self.recent_losses.take()(), progress)
-        self.checkpoints.save(self.state)
 
     def _look_at(self, nonfinite_steps: list[int], progress: Progress) -> None:
         config, num_images = self.config, self.feed.num_images
         if nonfinite_steps and config.nonfinite == "stop":
-            raise nonfinite_error(self.workdir, config, nonfinite_steps[0], num_images, self.checkpoints.newest)
+            raise nonfinite.nonfinite_error(
+                self.workdir, config, nonfinite_steps[0], num_images, self.checkpoints.newest
+            )
         for step in nonfinite_steps:
-            images = first_images(config, step, num_images)
+            images = nonfinite.first_images(config, step, num_images)
             progress.say(f"step {step + 1} skipped: its loss or gradient is not finite (images number {images})")
 
     def _evaluate(self) -> EvaluationResult:

@@ -16,6 +16,9 @@ from vqjax.training.state import TrainState
 
 NONFINITE_CHOICES = ("stop", "skip")
 NONFINITE_FILE = "nonfinite_step.json"
+MOST_IN_A_ROW = 100
+"""Steps that may be skipped one after another before the run ends."""
+
 _NAMED_IMAGES = 8
 
 
@@ -102,10 +105,40 @@ def nonfinite_error(
     if is_first():
         with atomic_file(workdir / NONFINITE_FILE) as file:
             file.write(strict_json(facts).encode())
-    intact = "there is no checkpoint yet" if last_checkpoint is None else f"the last checkpoint is {last_checkpoint}"
     return FloatingPointError(
         f"the loss or its gradient is not finite at step {step + 1}, whose images are number "
         f"{first_images(config, step, num_images)} of the training split (all in {workdir / NONFINITE_FILE}); "
-        f"{intact}. Set config.nonfinite=skip to go on without such steps, or lower config.optimizer.learning_rate "
-        f"(={config.optimizer.learning_rate}) or set config.optimizer.clip_norm=1.0 in another --workdir."
+        f"{_intact(last_checkpoint)}. Set config.nonfinite=skip to go on without such steps, or "
+        f"{_smaller_steps(config)}."
+    )
+
+
+def nothing_but_skipped(
+    config: ConfigDict, step: int, skipped: int, last_checkpoint: Path | None
+) -> FloatingPointError:
+    """Says that a run which skips such steps does nothing else any more.
+
+    Args:
+      config: The run's config.
+      step: How many steps have been taken.
+      skipped: How many of the last were skipped.
+      last_checkpoint: The newest, if any.
+
+    Returns:
+      What to raise.
+    """
+    return FloatingPointError(
+        f"not one of the last {skipped} steps before step {step + 1} had a finite loss and gradient; "
+        f"{_intact(last_checkpoint)}. {_smaller_steps(config).capitalize()}."
+    )
+
+
+def _intact(last_checkpoint: Path | None) -> str:
+    return "there is no checkpoint yet" if last_checkpoint is None else f"the last checkpoint is {last_checkpoint}"
+
+
+def _smaller_steps(config: ConfigDict) -> str:
+    return (
+        f"lower config.optimizer.learning_rate (={config.optimizer.learning_rate}) or set "
+        "config.optimizer.clip_norm=1.0 in another --workdir"
     )

@@ -5,17 +5,22 @@ import faulthandler
 import os
 import subprocess
 import sys
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from vqjax.errors import UserError
 
 # JAX's own 100 seconds would leave processes that wait for a dead one in the dark for longer than a minute.
 _SECONDS_WITHOUT_HEARTBEAT = 30
+
+_SECONDS_FOR_LAST_WORDS = 1.0
 
 _SIGNS_OF_A_LOST_PROCESS = ("gloo", "nccl", "coordination", "barrier", "heartbeat", "unavailable", "connection ")
 
@@ -99,24 +104,25 @@ def is_first() -> bool:
     return not are_several() or jax.process_index() == 0
 
 
-def agree(number: int, what: str) -> None:
-    """Waits for all processes, and makes sure that they have found the same.
+def agree(what: str, value: object, remedy: str) -> None:
+    """Waits for all processes, and makes sure that they have the same.
 
     Args:
-      number: What this process has found.
-      what: What it is, for the message.
+      what: What has to be the same, for the message.
+      value: What this process has; its text is compared.
+      remedy: What to do where it is not the same.
 
     Raises:
-      UserError: Process 0 has found another one.
+      UserError: In every process, if one has something else than process 0.
 
     Example:
-      >>> agree(60, "step of the newest checkpoint")
+      >>> agree("newest checkpoint", 60, "Use the same --workdir.")
     """
-    if are_several() and (first := int(multihost_utils.broadcast_one_to_all(number))) != number:
-        raise UserError(
-            f"the {what} is {number} in process {jax.process_index()} and {first} in process 0: all processes need the "
-            "same --workdir on a file system that they share."
-        )
+    if not are_several():
+        return
+    checksums = multihost_utils.process_allgather(np.uint32(zlib.crc32(str(value).encode())))
+    if (others := np.flatnonzero(checksums != checksums[0])).size:
+        raise UserError(f"process {others[0]} has another {what} than process 0. {remedy}")
 
 
 @contextmanager
@@ -154,6 +160,9 @@ def leave_at_once(status: int) -> NoReturn:
         _Obituary.current.withdraw()
     sys.stdout.flush()
     sys.stderr.flush()
+    if are_several() and is_first():
+        # JAX ends the others as soon as this one is gone, and they may have something to say.
+        time.sleep(_SECONDS_FOR_LAST_WORDS)
     os._exit(status)
 
 

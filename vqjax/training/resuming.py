@@ -44,9 +44,10 @@ def check_config(workdir: Path, found: FoundCheckpoint | None, config: ConfigDic
     fixed = {"num_steps"} if config.optimizer.schedule == "cosine" else set()
     for name in sorted(saved.keys() | given.keys()):
         if (name in fixed or name not in CHANGEABLE) and saved.get(name) != given.get(name):
+            reason = ", on which its learning rates depend (optimizer.schedule=cosine)" if name in fixed else ""
             raise UserError(
                 f"config.{name}={given.get(name)!r} is not allowed: --workdir={workdir} holds a run with "
-                f"{saved.get(name)!r}. Use that value to continue it, or another --workdir to start a new run."
+                f"{saved.get(name)!r}{reason}. Use that value to continue it, or another --workdir to start a new run."
             )
 
 

@@ -2,12 +2,15 @@
 
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vqjax.errors import UserError
-from vqjax.training.processes import is_first
+from vqjax.training.processes import agree, first_before_others, is_first
+
+_LOCK_FILE = ".lock"
 
 
 def usable_workdir(workdir: str | Path) -> Path:
@@ -20,7 +23,7 @@ def usable_workdir(workdir: str | Path) -> Path:
       The path.
 
     Raises:
-      UserError: It is empty, no directory, or cannot be written to.
+      UserError: It is empty, no UTF-8, no directory, or cannot be written to.
 
     Example:
       >>> usable_workdir("runs/quickstart").name
@@ -28,6 +31,8 @@ def usable_workdir(workdir: str | Path) -> Path:
     """
     if not str(workdir):
         raise UserError("--workdir is empty: name the directory of the run, such as --workdir=runs/first.")
+    if not _is_unicode(str(workdir)):
+        raise UserError(f"--workdir={str(workdir)!r} is not allowed: its name is not UTF-8. Use another path.")
     path = Path(workdir).expanduser()
     existing = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not existing.is_dir():
@@ -41,20 +46,28 @@ def usable_workdir(workdir: str | Path) -> Path:
 def exclusive(workdir: Path) -> Iterator[None]:
     """Keeps other runs out of a directory for as long as this one lasts; the lock ends with the process.
 
-    Of several processes of one run the first holds it.
+    Of several processes of one run the first holds it, and the others make sure that they see its lock.
 
     Args:
       workdir: The run's directory; created if missing.
 
     Raises:
-      UserError: Another process is using it, or it cannot be created.
+      UserError: Another run is using it, it cannot be created, or the processes have different ones.
     """
-    if not is_first():
+    with _locked(workdir) if is_first() else nullcontext():
+        with first_before_others("the directory is locked"):
+            path = workdir / _LOCK_FILE
+            token = path.read_text() if path.exists() else "none"
+        agree("--workdir", token, "Give all of them the same directory, on a file system that they share.")
         yield
-        return
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        # Not emptied before it is locked: what is in it may belong to another run.
+        lock = (workdir / _LOCK_FILE).open("a")
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}). Use another path.") from error
     with lock:
@@ -64,4 +77,16 @@ def exclusive(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"--workdir={workdir} is in use by another run. Wait for it to end, or use another --workdir."
             ) from error
+        lock.truncate(0)
+        lock.write(uuid.uuid4().hex)
+        lock.flush()
+        os.fsync(lock.fileno())
         yield
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
