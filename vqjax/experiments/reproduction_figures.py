@@ -34,10 +34,11 @@ def write_figures(output: Path, study: dict[str, Runs], published: dict[str, dic
     """
     drawn = []
     for scale_name, runs in study.items():
-        epochs = SCALES[scale_name].epochs
+        scale = SCALES[scale_name]
+        epochs = scale.epochs
         if not all(configuration in runs for configuration in PICTURED):
             continue
-        comparable = published if SCALES[scale_name].training_images == 50_000 else {}
+        comparable = published if scale.training_images == 50_000 else {}
         figures = {
             "reconstructions": _reconstructions(output / scale_name, epochs),
             "codebooks": _codebooks(output / scale_name, epochs),
@@ -47,6 +48,7 @@ def write_figures(output: Path, study: dict[str, Runs], published: dict[str, dic
             figures["commitment_weights"] = _betas(runs, comparable, epochs)
         for name, figure in figures.items():
             path = output / f"{scale_name}_{name}.png"
+            figure.suptitle(f"{epochs} epochs of {scale.training_images:,} images", fontsize="medium")
             save_figure(path, figure)
             drawn.append(path)
     return drawn

@@ -10,7 +10,16 @@ from vqjax.errors import UserError
 from vqjax.experiments.document import table, write_filled
 from vqjax.experiments.records import Record, is_finished, read_records
 from vqjax.experiments.reproduction_figures import Runs, write_figures
-from vqjax.experiments.reproduction_runs import BETAS, SCALES, SIZES, TABLES, Configuration, configuration_of, run_of
+from vqjax.experiments.reproduction_runs import (
+    BETAS,
+    COMMITMENT_WEIGHT,
+    SCALES,
+    SIZES,
+    TABLES,
+    Configuration,
+    configuration_of,
+    run_of,
+)
 from vqjax.experiments.spread import with_spread
 from vqjax.experiments.study_training import Scale
 from vqjax.experiments.study_variants import PROTOCOLS
@@ -121,7 +130,13 @@ def document_parts(study: dict[str, Runs], published: Published, pictures: Seque
         "tokens": lambda runs, scale: _tokens(runs),
     }
     parts = {name: _per_scale(study, name, make) for name, make in makers.items()}
-    parts["printed_sizes"] = _printed("Table 2", [(name, 0.25, numbers) for name, numbers in published.sizes.items()])
+    stored = [
+        (f"stored, {run['num_codes']:,} codes, epoch {len(run['train'])}", run["train"][-1])
+        for run in published.runs.values()
+        if run["commitment_weight"] == COMMITMENT_WEIGHT
+    ]
+    of_sizes = [(name, COMMITMENT_WEIGHT, numbers) for name, numbers in [*published.sizes.items(), *stored]]
+    parts["printed_sizes"] = _printed("Table 2", of_sizes)
     parts["printed_betas"] = _printed(
         "Table 3",
         [
@@ -131,7 +146,8 @@ def document_parts(study: dict[str, Runs], published: Published, pictures: Seque
         ],
     )
     parts["identity"] = _identity(study)
-    parts["figures"] = "\n\n".join(f"![{Path(link).stem.replace('_', ' ')}]({link})" for link in pictures)
+    captions = {Path(link).stem.replace("_", " "): link for link in pictures}
+    parts["figures"] = "\n\n".join(f"**{caption}**\n\n![{caption}]({link})" for caption, link in captions.items())
     return parts
 
 
