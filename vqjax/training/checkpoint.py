@@ -18,7 +18,6 @@ from vqjax.training.checkpoint_structure import check_structure
 from vqjax.training.checksums import write_checksums
 from vqjax.training.found_checkpoint import (
     CHECKPOINTS,
-    SHARE_THE_WORKDIR,
     find_checkpoint,
     first_line,
     open_checkpoints,
@@ -26,6 +25,7 @@ from vqjax.training.found_checkpoint import (
 )
 from vqjax.training.processes import agree, first_before_others, is_first, is_lost_process
 from vqjax.training.state import TrainState
+from vqjax.training.workdir import SHARE_THE_WORKDIR
 
 WHERE_CODES_ARE_SEARCHED = {"codebook_shards": 1, "search": "chunks"}
 """Fields of the config's group ``quantizer`` that depend on the devices, with values that any device can do."""

@@ -12,9 +12,9 @@ from orbax.checkpoint.experimental import v1 as ocp
 from vqjax.errors import UserError
 from vqjax.training.checksums import CHECKSUMS_FILE, find_damage
 from vqjax.training.processes import agree
+from vqjax.training.workdir import SHARE_THE_WORKDIR
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged_checkpoints"
-SHARE_THE_WORKDIR = "Give all of them the same --workdir, on a file system that they share."
 
 
 class FoundCheckpoint(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 from vqjax.errors import UserError
 from vqjax.training.processes import agree, first_before_others, is_first
 
+SHARE_THE_WORKDIR = "Give all of them the same --workdir, on a file system that they share."
 _LOCK_FILE = ".lock"
 
 
@@ -58,7 +59,7 @@ def exclusive(workdir: Path) -> Iterator[None]:
         with first_before_others("the directory is locked"):
             path = workdir / _LOCK_FILE
             token = path.read_text() if path.exists() else "none"
-        agree("--workdir", token, "Give all of them the same directory, on a file system that they share.")
+        agree("--workdir", token, SHARE_THE_WORKDIR)
         yield
 
 
