@@ -6,7 +6,7 @@ The config is in the checkpoint. Prints a table and writes DIR/eval/metrics.json
 import signal
 
 if __name__ == "__main__":
-    # Until a run can save: Python's own answer, an exception, shows a stack or is lost in a callback of JAX.
+    # Python's own answer, an exception, shows a stack while modules are loaded, or is lost in a callback of JAX.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import flags

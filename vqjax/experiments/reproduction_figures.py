@@ -17,8 +17,11 @@ from vqjax.experiments.study_training import snapshot_epochs
 Runs = dict[Configuration, list[Record]]
 
 _COLORS = {"faithful": ORANGE, "corrected": BLUE}
-_PUBLISHED_COLUMNS = ("total", "reconstruction", "codebook", "perplexity")
-_MEASURED = {"reconstruction": "reconstruction_mse", "perplexity": "perplexity", "total": "loss"}
+COLUMNS = {"total": "loss", "reconstruction": "reconstruction_mse", "codebook": "codebook_loss"}
+COLUMNS |= {"perplexity": "perplexity"}
+"""What the study publishes, in its order, and what our records call it."""
+
+_DRAWN = ("reconstruction", "perplexity", "total")
 
 
 def write_figures(output: Path, study: dict[str, Runs], published: dict[str, dict[str, Any]]) -> list[Path]:
@@ -38,7 +41,7 @@ def write_figures(output: Path, study: dict[str, Runs], published: dict[str, dic
         epochs = scale.epochs
         if not all(configuration in runs for configuration in PICTURED):
             continue
-        comparable = published if scale.training_images == 50_000 else {}
+        comparable = published if scale.is_published else {}
         figures = {
             "reconstructions": _reconstructions(output / scale_name, epochs),
             "codebooks": _codebooks(output / scale_name, epochs),
@@ -48,7 +51,7 @@ def write_figures(output: Path, study: dict[str, Runs], published: dict[str, dic
             figures["commitment_weights"] = _betas(runs, comparable, epochs)
         for name, figure in figures.items():
             path = output / f"{scale_name}_{name}.png"
-            figure.suptitle(f"{epochs} epochs of {scale.training_images:,} images", fontsize="medium")
+            figure.suptitle(scale.length, fontsize="medium")
             save_figure(path, figure)
             drawn.append(path)
     return drawn
@@ -120,14 +123,14 @@ def aligned(layout: Float[np.ndarray, "codes 2"], reference: Float[np.ndarray, "
 
 
 def _curves(runs: Runs, published: dict[str, dict[str, Any]]) -> Any:
-    figure, axes = new_figure(11.0, 3.2, 1, len(_MEASURED))
-    for panel, (title, measured) in zip(axes[0], _MEASURED.items(), strict=True):
+    figure, axes = new_figure(11.0, 3.2, 1, len(_DRAWN))
+    for panel, title in zip(axes[0], _DRAWN, strict=True):
         longest = 0
         for configuration in PICTURED:
-            values = _per_epoch(runs[configuration], measured)
+            values = _per_epoch(runs[configuration], COLUMNS[title])
             longest = max(longest, values.shape[1])
             _band(panel, 1 + np.arange(values.shape[1]), values, _COLORS[configuration.variant], configuration.variant)
-        column = _PUBLISHED_COLUMNS.index(title)
+        column = list(COLUMNS).index(title)
         same = [run for run in _same_size(published) if run["commitment_weight"] == PICTURED[0].commitment_weight]
         for number, run in enumerate(same):
             numbers = [epoch[column] for epoch in run["test"][:longest]]
@@ -144,19 +147,20 @@ def _same_size(published: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _betas(runs: Runs, published: dict[str, dict[str, Any]], epochs: int) -> Any:
-    figure, axes = new_figure(11.0, 3.2, 1, len(_MEASURED))
-    for panel, (title, measured) in zip(axes[0], _MEASURED.items(), strict=True):
+    figure, axes = new_figure(11.0, 3.2, 1, len(_DRAWN))
+    for panel, title in zip(axes[0], _DRAWN, strict=True):
         for variant, color in _COLORS.items():
             found = [beta for beta in BETAS if Configuration(variant, commitment_weight=beta) in runs]
             values = [
-                _per_epoch(runs[Configuration(variant, commitment_weight=beta)], measured)[:, -1] for beta in found
+                _per_epoch(runs[Configuration(variant, commitment_weight=beta)], COLUMNS[title])[:, -1]
+                for beta in found
             ]
             means = [np.mean(of_beta) for of_beta in values]
             panel.plot(found, means, color=color, marker="o", ms=4, label=variant)
             for beta, of_beta in zip(found, values, strict=True):
                 panel.vlines(beta, of_beta.min(), of_beta.max(), color=color, lw=1)
         for number, run in enumerate(_same_size(published)):
-            value = run["test"][epochs - 1][_PUBLISHED_COLUMNS.index(title)]
+            value = run["test"][epochs - 1][list(COLUMNS).index(title)]
             label = f"published runs, epoch {epochs}" if number == 0 else None
             panel.plot(run["commitment_weight"], value, color=INK, marker="x", ms=5, ls="", label=label)
         panel.set_xscale("log")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from vqjax.errors import UserError
 from vqjax.experiments.document import table, write_filled
 from vqjax.experiments.records import Record, is_finished, read_records
-from vqjax.experiments.reproduction_figures import Runs, write_figures
+from vqjax.experiments.reproduction_figures import COLUMNS, Runs, write_figures
 from vqjax.experiments.reproduction_runs import (
     BETAS,
     COMMITMENT_WEIGHT,
@@ -25,9 +25,6 @@ from vqjax.experiments.study_training import Scale
 from vqjax.experiments.study_variants import PROTOCOLS
 
 _COMMAND = "python -m vqjax.experiments.reproduction"
-_ALL_IMAGES = 50_000
-_COLUMNS = {"total": "loss", "reconstruction": "reconstruction_mse", "codebook": "codebook_loss"}
-_COLUMNS |= {"perplexity": "perplexity"}
 
 
 class Published(NamedTuple):
@@ -155,8 +152,7 @@ def _per_scale(study: dict[str, Runs], name: str, make: Callable[[Runs, Scale], 
     sections, tables = [], "betas" if name == "tokens" else name
     for scale_name, runs in study.items():
         if content := make(runs, SCALES[scale_name]):
-            scale = SCALES[scale_name]
-            heading = f"**{scale.epochs} epochs of {scale.training_images:,} images** (`{_COMMAND} --scale={scale_name}"
+            heading = f"**{SCALES[scale_name].length}** (`{_COMMAND} --scale={scale_name}"
             sections.append(f"{heading} --tables={tables}`)\n\n{content}")
     return "\n\n".join(sections) or f"Not run yet: `{_COMMAND} --tables={tables}`"
 
@@ -172,7 +168,7 @@ def _betas(runs: Runs, scale: Scale, published: Published) -> str:
                 rows += _published_rows(f"{beta}", of_beta[0], scale, split, published)
                 rows += [_row([f"{beta}", chosen.variant], runs[chosen], split) for chosen in of_beta]
         if rows:
-            header = ["β", "", *_COLUMNS, "seeds"]
+            header = ["β", "", *COLUMNS, "seeds"]
             parts.append(f"{'Training' if split == 'train' else 'Testing'}, last epoch:\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
@@ -186,14 +182,14 @@ def _sizes(runs: Runs, scale: Scale, published: Published) -> str:
         if of_size:
             rows += _published_rows(name, of_size[0], scale, "train", published)
             rows += [_row([name, chosen.variant], runs[chosen], "train") for chosen in of_size]
-    return f"Training, last epoch:\n\n{table(['size', '', *_COLUMNS, 'seeds'], rows)}" if rows else ""
+    return f"Training, last epoch:\n\n{table(['size', '', *COLUMNS, 'seeds'], rows)}" if rows else ""
 
 
 def _published_rows(
     name: str, configuration: Configuration, scale: Scale, split: str, published: Published
 ) -> list[list[str]]:
     """One row for each stored run, at the same epoch; none where the images are fewer."""
-    if scale.training_images != _ALL_IMAGES:
+    if not scale.is_published:
         return []
     return [
         [name, f"published, epoch {scale.epochs}", *(f"{number:.4g}" for number in numbers), "1"]
@@ -202,7 +198,7 @@ def _published_rows(
 
 
 def _row(names: list[str], records: Sequence[Record], split: str) -> list[str]:
-    return [*names, *(_cell(records, split, measured) for measured in _COLUMNS.values()), f"{len(records)}"]
+    return [*names, *(_cell(records, split, measured) for measured in COLUMNS.values()), f"{len(records)}"]
 
 
 def _compared(runs: Runs, configurations: Sequence[Configuration]) -> str:
@@ -249,7 +245,7 @@ def _printed(name: str, printed: Sequence[tuple[str, float, list[float]]]) -> st
         [row, *(f"{number:g}" for number in numbers), f"{numbers[1] + (1 + beta) * numbers[2]:.4f}"]
         for row, beta, numbers in printed
     ]
-    return table([f"printed in {name}", *_COLUMNS, "reconstruction + (1 + β) codebook"], rows)
+    return table([f"printed in {name}", *COLUMNS, "reconstruction + (1 + β) codebook"], rows)
 
 
 def _identity(study: dict[str, Runs]) -> str:

@@ -29,6 +29,7 @@ from vqjax.training.step import StepOptions, train_step
 
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-4
+_ALL_IMAGES = 50_000
 PICTURES = 8
 _STEPS_PER_LOOK = 10
 _MOST_STEPS_PER_DISPATCH = 39
@@ -53,10 +54,18 @@ class Scale:
     seeds: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.epochs} epochs of {self.training_images:,} images, {self.test_images:,} test images, "
-            f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
-        )
+        seeds = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
+        return f"{self.length}, {self.test_images:,} test images, {seeds}"
+
+    @property
+    def length(self) -> str:
+        """How long one run is."""
+        return f"{self.epochs} epochs of {self.training_images:,} images"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether epochs are those of the study, so that its numbers can be compared."""
+        return self.training_images == _ALL_IMAGES
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,6 +1,5 @@
 """Output that outlives its reader: a run does not end because nobody listens any more."""
 
-import io
 import os
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -23,9 +22,9 @@ class LastingStream:
         self._stream = stream
 
     @classmethod
-    def of(cls, stream: TextIO | None) -> "TextIO | LastingStream":
+    def of(cls, stream: TextIO | None) -> "LastingStream":
         """What to write to instead of ``sys.stdout`` or ``sys.stderr``, which is None where it was closed."""
-        return io.StringIO() if stream is None else cls(stream)
+        return cls(os.fdopen(_open_nowhere(), "w") if stream is None else stream)
 
     def write(self, text: str) -> int:
         """Writes a text, while somebody listens."""
@@ -44,6 +43,10 @@ class LastingStream:
             action()
         except BrokenPipeError:
             # What is still in the buffer, and all that follows, goes where it fits.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
+            nowhere = _open_nowhere()
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+
+
+def _open_nowhere() -> int:
+    return os.open(os.devnull, os.O_WRONLY)

@@ -58,12 +58,11 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint |
         return None
     if step is not None and step not in steps:
         raise UserError(f"--step={step} is no checkpoint of --workdir={workdir}: use one of {steps}.")
-    reasons: dict[int, str] = {}
-    for candidate in _in_order_of_trust(workdir, steps if step is None else [step]):
+    wanted = steps if step is None else [step]
+    reasons = {number: "it is no directory" for number in wanted if not _directory(workdir, number).is_dir()}
+    for candidate in _in_order_of_trust(workdir, [number for number in wanted if number not in reasons]):
         directory = _directory(workdir, candidate)
         try:
-            if not directory.is_dir():
-                raise ValueError("it is no directory")
             has_checksums = (directory / CHECKSUMS_FILE).exists()
             if has_checksums and (damage := find_damage(directory)) is not None:
                 raise ValueError(damage)
@@ -73,8 +72,8 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint |
             reasons[candidate] = first_line(error)
             continue
         later = [other for other in steps if other > candidate] if step is None else []
-        passed_over = {other: reasons.get(other) or _reason_for_no_trust(workdir, other) for other in later}
-        return FoundCheckpoint(candidate, **metadata, passed_over=passed_over)
+        unchecked = f"it has no {CHECKSUMS_FILE}"
+        return FoundCheckpoint(candidate, **metadata, passed_over={s: reasons.get(s, unchecked) for s in later})
     told = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
     raise UserError(
         f"{workdir / CHECKPOINTS} is damaged ({told}). Restore it from a copy, or train again in another --workdir."
@@ -122,10 +121,6 @@ def _steps(workdir: Path) -> list[int]:
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     # A save that was killed has left a directory of another name; and a copy such as 060 is none of ours.
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
-
-
-def _reason_for_no_trust(workdir: Path, step: int) -> str:
-    return f"it has no {CHECKSUMS_FILE}" if _directory(workdir, step).is_dir() else "it is no directory"
 
 
 def _in_order_of_trust(workdir: Path, steps: list[int]) -> list[int]:
