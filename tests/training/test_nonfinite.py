@@ -55,19 +55,16 @@ def test_the_run_ends_and_names_the_step_its_images_and_the_checkpoint(config, t
 
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 4])
-def test_a_step_that_is_skipped_leaves_nothing_behind(
-    config, tmp_path, overflow, monkeypatch, capsys, steps_per_dispatch
-):
+def test_a_step_that_is_skipped_leaves_nothing_behind(config, tmp_path, overflow, capsys, steps_per_dispatch):
     overflow(6)
     config.nonfinite, config.steps_per_dispatch, config.num_steps = "skip", steps_per_dispatch, 7
     train(config, tmp_path / "skipped", devices=ONE_DEVICE)
     assert "step 7 skipped: its loss or gradient is not finite" in capsys.readouterr().err
-    monkeypatch.undo()
-    config.nonfinite, config.num_steps = "stop", 6
+    # The same program but for one number, so that the compiler adds everything up in the same order.
+    overflow(99)
+    config.num_steps = 6
     train(config, tmp_path / "shorter", devices=ONE_DEVICE)
-    # Close, because the two are different programs, whose sums the compiler may order differently.
-    ends = (load_tokenizer(tmp_path / run).variables for run in ("skipped", "shorter"))
-    chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal(*(load_tokenizer(tmp_path / run).variables for run in ("skipped", "shorter")))
     windows = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"]: line["train/skipped"] for line in windows if "train/loss" in line} == {4: 0.0, 7: 1.0}
     assert all(np.isfinite(value) for line in windows for value in line.values() if value is not None)
