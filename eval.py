@@ -11,8 +11,8 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from vqjax.training.command_line import run
-from vqjax.training.evaluate_workdir import evaluate_workdir
+from vqjax.training.cli import run
+from vqjax.training.evaluate import evaluate_workdir
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Directory of the run.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")

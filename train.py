@@ -14,9 +14,9 @@ if __name__ == "__main__":
 from absl import flags
 from ml_collections import config_flags
 
-from vqjax.training.command_line import run
+from vqjax.runtime.processes import join_processes
+from vqjax.training.cli import run
 from vqjax.training.loop import train
-from vqjax.training.processes import join_processes
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, with arguments after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Directory of checkpoints, metrics and pictures.")

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from benchmarks.measure import report
+from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import load_splits, materialize, to_model_range
 from vqjax.models.tokenizer import Tokenizer
-from vqjax.training.checkpoint import load_tokenizer
 from vqjax.training.config import default_config
 
 _ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vqjax.experiments.document import table
+from studies.common.document import table
 from vqjax.reporting import atomic_file, strict_json
 
 _RESULTS = Path(__file__).parent / "results"

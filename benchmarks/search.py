@@ -20,8 +20,8 @@ from jax.stages import Compiled
 from benchmarks.measure import by_turns, report
 from benchmarks.peers.available import fits
 from benchmarks.quantizer import matrix_product
-from vqjax import nearest
-from vqjax.nearest import nearest_codes
+from vqjax.functional import search as nearest
+from vqjax.functional.search import nearest_codes
 
 CASES = {
     "cpu": ("8192x1024x256", "8192x8192x256", "65536x1024x8", "65536x16384x8", "8192x262144x8"),

@@ -1,6 +1,6 @@
 """From the command line to the first step, twice: python -m benchmarks.startup [CONFIG ...]
 
-The first start compiles everything; the second finds what the first has compiled (vqjax/training/compilation_cache.py).
+The first start compiles everything; the second finds what the first has compiled (vqjax/runtime/compilation.py).
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Counts and sums of the tokens of each code, three ways: python -m benchmarks.statistics [CASE ...]
 
-A case is TOKENSxCODESxDIM. vqjax.codebook.assign takes the way that wins here, on each backend that has been measured.
+A case is TOKENSxCODESxDIM. vqjax.functional.codebook.assign
+takes the way that wins here, on each backend that has been measured.
 """
 
 import argparse
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import by_turns, report
-from vqjax.chunks import LARGEST_CHUNK, sum_in_chunks
-from vqjax.codebook import Assignment, assign
+from vqjax.functional.chunks import LARGEST_CHUNK, sum_in_chunks
+from vqjax.functional.codebook import Assignment, assign
 
 CASES = ("8192x1024x256", "65536x1024x64", "65536x16384x8", "65536x262144x8", "262144x1024x32")
 COLUMNS = ("case", "tokens per code", "contender", "ms", "spread (ms)", "scatter is faster by", "temporary MiB")

@@ -13,12 +13,12 @@ import numpy as np
 
 from benchmarks.measure import by_turns, report
 from benchmarks.peers.available import installed
-from vqjax.models.build import build_model
-from vqjax.training.compiler_options import compiler_options
+from vqjax.models.registry import build_model
+from vqjax.runtime.compilation import compiler_options
+from vqjax.tasks.state import create_state
+from vqjax.tasks.vqvae import StepOptions, train_step
 from vqjax.training.config import default_config
 from vqjax.training.optimizer import build_optimizer
-from vqjax.training.state import create_state
-from vqjax.training.step import StepOptions, train_step
 
 BATCH_SIZES = {"residual": 128, "sonnet": 32}
 COLUMNS = ("model", "contender", "images/s", "ms", "spread (ms)", "ours is faster by", "GFLOP/s", "of a large product")

@@ -1,6 +1,6 @@
 """Bundled photographs, no download: what a bare `python train.py` runs.
 
-Arguments: quantizer, any name of vqjax/models/families.py, at about 8 bits per latent vector
+Arguments: quantizer, any name of vqjax/quantizers/registry.py, at about 8 bits per latent vector
            (vqjax/training/quantizer_presets.py); for example configs/quickstart.py:quantizer=fsq
 Data:      64 x 64 crops of six photographs to train on and of two others to evaluate on, all from scikit-image.
 Command:   python train.py

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import vqjax
-from quantizing import CODES, DIM, gaussian
+from helpers.quantizing import CODES, DIM, gaussian
 from vqjax import QuantizerOutput, UserError, VectorQuantizer
 from vqjax.nnx import CodebookState, Quantizer
 from vqjax.quantizers import ImplicitCodebook

@@ -1,6 +1,6 @@
 """Vector quantization for JAX: quantizers for Flax models, trained through the rotation trick."""
 
-from vqjax import codebook, estimators, kmeans, loss_weights, metrics, nearest, regularizers, replacement
+from vqjax import estimators, functional
 from vqjax.errors import UserError
 from vqjax.quantizers import (
     BSQ,
@@ -55,12 +55,6 @@ __all__ = [
     "SoftMaxVecPool",
     "UserError",
     "VectorQuantizer",
-    "codebook",
     "estimators",
-    "kmeans",
-    "loss_weights",
-    "metrics",
-    "nearest",
-    "regularizers",
-    "replacement",
+    "functional",
 ]

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.quantizers.output import QuantizerOutput
+from vqjax.quantizers.base import QuantizerOutput
 
 
 @nnx.register_variable_name("codebook")

@@ -25,7 +25,7 @@ from vqjax.estimators import (
     rotation,
     space_filling_diveq,
 )
-from vqjax.nearest import nearest_codes
+from vqjax.functional.search import nearest_codes
 
 TOKENS, CODES, DIM = 12, 5, 3
 KEY = jax.random.key(2)

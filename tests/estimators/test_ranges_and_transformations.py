@@ -24,7 +24,7 @@ from vqjax.estimators import (
     rotation,
     space_filling_diveq,
 )
-from vqjax.nearest import nearest_codes
+from vqjax.functional.search import nearest_codes
 
 TOKENS, CODES, DIM = 6, 4, 3
 KEY = jax.random.key(4)

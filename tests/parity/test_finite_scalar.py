@@ -5,10 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.quantizers.finite_scalar import FSQ
-from vqjax.quantizers.latent import LatentQuantizer
-from vqjax.quantizers.perturbation import FSP
-from vqjax.quantizers.residual_finite_scalar import ResidualFSQ
+from vqjax.quantizers.residual_scalar import ResidualFSQ
+from vqjax.quantizers.scalar import FSP, FSQ, LatentQuantizer
 
 torch = pytest.importorskip("torch")
 peer = pytest.importorskip("vector_quantize_pytorch")

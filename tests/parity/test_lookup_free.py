@@ -14,10 +14,9 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from vqjax.bits import bit_entropies
-from vqjax.quantizers.binary_mapper import BinaryMapper
-from vqjax.quantizers.lookup_free import BSQ, LFQ
-from vqjax.quantizers.residual_lookup_free import ResidualLFQ
+from vqjax.functional.binary import bit_entropies
+from vqjax.quantizers.binary import BSQ, LFQ, BinaryMapper
+from vqjax.quantizers.residual_scalar import ResidualLFQ
 
 torch = pytest.importorskip("torch")
 peer = pytest.importorskip("vector_quantize_pytorch")

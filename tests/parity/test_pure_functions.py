@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.affine import Statistics, match_statistics, token_statistics, update_statistics
-from vqjax.codebook import fresh_codebook
 from vqjax.estimators import diveq
-from vqjax.kmeans import kmeans
-from vqjax.regularizers import assignment_entropies, orthogonality
-from vqjax.replacement import replace_codes
-from vqjax.sampling import sample_codes
+from vqjax.functional.affine import Statistics, match_statistics, token_statistics, update_statistics
+from vqjax.functional.codebook import fresh_codebook, replace_codes
+from vqjax.functional.kmeans import kmeans
+from vqjax.functional.regularizers import assignment_entropies, orthogonality
+from vqjax.functional.search import sample_codes
 
 torch = pytest.importorskip("torch")
 module = importlib.import_module("vector_quantize_pytorch.vector_quantize_pytorch")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.pooling import max_vector_pool, softmax_vector_pool
-from vqjax.quantizers.linear import SimVQ
+from vqjax.functional.pooling import max_vector_pool, softmax_vector_pool
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
+from vqjax.quantizers.vector import SimVQ
 
 torch = pytest.importorskip("torch")
 peer = importlib.import_module("vector_quantize_pytorch")

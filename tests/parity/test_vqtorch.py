@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vqjax import VectorQuantizer
-from vqjax.loss_weights import vqtorch as vqtorch_weights
+from vqjax.functional.regularizers import vqtorch as vqtorch_weights
 from vqjax.quantizers import LearnedAffine
 
 torch = pytest.importorskip("torch")

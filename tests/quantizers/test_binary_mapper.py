@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from quantizing import KEY, gaussian
+from helpers.quantizing import KEY, gaussian
 from vqjax.errors import UserError
-from vqjax.quantizers.binary_mapper import BinaryMapper
+from vqjax.quantizers.binary import BinaryMapper
 
 TOKENS, BITS = 16, 4
 MAPPER = BinaryMapper(BITS)

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vqjax import VectorQuantizer, nearest
+from vqjax import VectorQuantizer
+from vqjax.functional import search as nearest
 
 TOKENS, CODES, DIM = 128, 32, 4
 KEY = jax.random.key(5)

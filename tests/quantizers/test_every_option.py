@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from shares import all_in_ci
 
+from helpers.shares import all_in_ci
 from vqjax import VectorQuantizer
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio, requirements
+from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
 from vqjax.quantizers import EMA, LearnedAffine, LinearTransform, RunningAffine
-from vqjax.regularizers import Diversity, EntropyPenalty, Orthogonality
 
 DIM, CODES, TOKENS = 8, 11, 16
 KEY = jax.random.key(0)

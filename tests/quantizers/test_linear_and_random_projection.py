@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from quantizing import CODES, DIM, KEY, every_second, gaussian, train
+from helpers.quantizing import CODES, DIM, KEY, every_second, gaussian, train
 from vqjax import UserError, VectorQuantizer
 from vqjax.quantizers import LinearTransform
-from vqjax.quantizers.linear import SimVQ
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
+from vqjax.quantizers.vector import SimVQ
 
 SHAPE, FEATURES, CODE_DIM = (4, 8), 6, 5
 few = settings(deadline=None, derandomize=True, max_examples=10, suppress_health_check=list(HealthCheck))

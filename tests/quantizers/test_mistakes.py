@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import vqjax.nnx
-from quantizing import KEY, gaussian
+from helpers.quantizing import KEY, gaussian
 from vqjax import (
     BSQ,
     FSP,
@@ -26,8 +26,8 @@ from vqjax import (
     UserError,
     VectorQuantizer,
 )
+from vqjax.functional.regularizers import Diversity
 from vqjax.quantizers import EMA, ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
-from vqjax.regularizers import Diversity
 
 Z = gaussian(4, 6, 8)
 LEARNED = VectorQuantizer(4, codebook_update="gradient")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from quantizing import gaussian
+from helpers.quantizing import gaussian
 from vqjax import UserError, VectorQuantizer
 from vqjax.estimators import diveq, rotation
 from vqjax.quantizers import EMA, LearnedAffine

@@ -15,11 +15,11 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from quantizing import gaussian
+from helpers.quantizing import gaussian
 from vqjax import GroupedResidualVQ, ResidualVQ, UserError, VectorQuantizer
 from vqjax.estimators import gumbel_softmax
+from vqjax.functional.regularizers import Orthogonality
 from vqjax.quantizers import RunningAffine
-from vqjax.regularizers import Orthogonality
 
 CODES, DIM, TOKENS = 16, 4, 64
 KEY = jax.random.key(6)

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from quantizing import KEY, every_second, gaussian
+from helpers.quantizing import KEY, every_second, gaussian
 from vqjax.errors import UserError
-from vqjax.perturbation import DISTRIBUTIONS, MOMENTS, Moments, moments_loss
-from vqjax.quantizers.latent import LatentQuantizer
-from vqjax.quantizers.perturbation import FSP
+from vqjax.functional.scalar import DISTRIBUTIONS, MOMENTS, Moments, moments_loss
+from vqjax.quantizers.scalar import FSP, LatentQuantizer
 
 SHAPE, LEVELS = (2, 4, 4), (4, 3, 5, 2)
 QUANTIZERS = {

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from quantizing import gaussian
+from helpers.quantizing import gaussian
 from vqjax import VectorQuantizer
-from vqjax.alternating import alternating_steps
 from vqjax.errors import UserError
+from vqjax.functional.regularizers import Diversity, Orthogonality
 from vqjax.quantizers import EMA, ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
-from vqjax.regularizers import Diversity, Orthogonality
+from vqjax.tasks.alternating import alternating_steps
 
 CODES, DIM, TOKENS = 16, 4, 64
 KEY = jax.random.key(4)

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from shares import all_in_ci
 
+from helpers.shares import all_in_ci
 from vqjax import UserError, VectorQuantizer
-from vqjax.beam_search import beam_search
-from vqjax.quantizers.depth import draw_depths
+from vqjax.functional.beam_search import beam_search
 from vqjax.quantizers.grouped import GroupedResidualVQ, ProductVQ
-from vqjax.quantizers.residual import ResidualVQ
+from vqjax.quantizers.residual import ResidualVQ, draw_depths
 from vqjax.quantizers.transforms import ImplicitCodebook
 
 KEY = jax.random.key(0)

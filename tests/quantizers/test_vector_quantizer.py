@@ -6,7 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizing import CODES, DIM, KEY, codes_of, create, every_second, gaussian, metrics, nearest, train, updates
+from helpers.quantizing import (
+    CODES,
+    DIM,
+    KEY,
+    codes_of,
+    create,
+    every_second,
+    gaussian,
+    metrics,
+    nearest,
+    train,
+    updates,
+)
 from vqjax import UserError, VectorQuantizer
 
 

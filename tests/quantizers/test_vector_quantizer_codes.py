@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizing import CODES, DIM, KEY, codes_of, create, every_second, gaussian, metrics, train, updates
+from helpers.quantizing import CODES, DIM, KEY, codes_of, create, every_second, gaussian, metrics, train, updates
 from vqjax import UserError, VectorQuantizer
-from vqjax.kmeans import kmeans
-from vqjax.replacement import sample_tokens
+from vqjax.functional.codebook import sample_tokens
+from vqjax.functional.kmeans import kmeans
 
 
 class FirstKey(nn.Module):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizing import CODES, DIM, create, every_second, gaussian, metrics, nearest, train, updates
-from vqjax.metrics import perplexity
+from helpers.quantizing import CODES, DIM, create, every_second, gaussian, metrics, nearest, train, updates
+from vqjax.functional.metrics import perplexity
 
 
 def unit(x):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from quantizing import CODES, DIM, KEY, create, gaussian
+from helpers.quantizing import CODES, DIM, KEY, create, gaussian
 from vqjax import UserError, VectorQuantizer
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizing import CODES, DIM, create, gaussian, updates
+from helpers.quantizing import CODES, DIM, create, gaussian, updates
 from vqjax import UserError, VectorQuantizer
 
 

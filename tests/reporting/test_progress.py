@@ -6,7 +6,7 @@ import re
 import pytest
 
 from vqjax.reporting import Progress, progress
-from vqjax.reporting.progress_text import Moment, terminal_line
+from vqjax.reporting.progress import Moment, terminal_line
 
 METRICS = {"loss": 0.0312, "psnr": 24.123, "perplexity": 4012.3, "dead_codes": 1234.0}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vqjax.errors import UserError
-from vqjax.models.build import build_model
-from vqjax.models.families import FAMILIES
+from vqjax.models.registry import build_model
+from vqjax.quantizers.registry import FAMILIES
 from vqjax.training.config import default_config, parse_variant
 from vqjax.training.quantizer_presets import PRESETS, use_preset
 from vqjax.training.validation import validate

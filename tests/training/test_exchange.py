@@ -12,10 +12,11 @@ from jaxtyping import PyTree
 
 from vqjax.data import make_feed
 from vqjax.data.arrays import ArrayDataset
-from vqjax.models.build import build_model
+from vqjax.models.registry import build_model
+from vqjax.tasks.state import create_state
+from vqjax.tasks.vqvae import StepOptions, train_step
 from vqjax.training.devices import make_mesh, state_sharding
-from vqjax.training.state import create_state
-from vqjax.training.step import StepOptions, empty_window, make_dispatch, train_step
+from vqjax.training.dispatch import empty_window, make_dispatch
 
 BATCH, SIDE = 16, 16
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "u8": 1, "pred": 1}

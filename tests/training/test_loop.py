@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from jaxtyping import PyTree
 
+from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.checkpointing.discovery import find_checkpoint
+from vqjax.checkpointing.integrity import write_checksums
 from vqjax.data import ResidentFeed, fingerprint, load_splits
 from vqjax.errors import UserError
 from vqjax.reporting import MetricWriter
+from vqjax.runtime.signals import Interrupted
+from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.training import loop
-from vqjax.training.checkpoint import load_tokenizer
-from vqjax.training.checksums import write_checksums
-from vqjax.training.found_checkpoint import find_checkpoint
-from vqjax.training.interrupt import Interrupted
 from vqjax.training.loop import train
-from vqjax.training.resuming import check_images
-from vqjax.training.workdir import exclusive, usable_workdir
+from vqjax.training.resume import check_images
 
 ONE_DEVICE = jax.devices()[:1]
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import batch_indices
+from vqjax.tasks.vqvae import train_step
 from vqjax.training import loop, nonfinite
-from vqjax.training.checkpoint import load_tokenizer
 from vqjax.training.loop import train
-from vqjax.training.step import train_step
 
 ONE_DEVICE = jax.devices()[:1]
 

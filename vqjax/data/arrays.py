@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from vqjax.data.batches import hold_out
 from vqjax.data.dataset import Splits
-from vqjax.data.holdout import hold_out
-from vqjax.data.resize import resize_and_center_crop
+from vqjax.data.images import resize_and_center_crop
 from vqjax.errors import UserError
 
 _ALLOWED = "uint8 of shape [images, height, width, 3], or grayscale without the 3 or with 1 instead"

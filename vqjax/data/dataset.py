@@ -1,14 +1,10 @@
-"""What every image source looks like, and reading a whole source into memory."""
+"""Protocol of an image source."""
 
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
-
-# Below this many images reading takes about a second, too short for a bar to tell anything.
-_IMAGES_WORTH_A_PROGRESS_BAR = 4000
 
 
 @runtime_checkable
@@ -54,35 +50,3 @@ class UnreadableImage(Exception):
         # A name may hold line breaks, and bytes that are no text.
         name = self.path if self.path.isprintable() else repr(self.path)
         return f"{name}: {self.reason}"
-
-
-def materialize(dataset: ImageDataset) -> UInt8[np.ndarray, "images height width channels"]:
-    """Decodes a whole dataset into one array, leaving out (and naming) the images that cannot be read.
-
-    Args:
-        dataset: the images; all must fit into memory.
-
-    Returns:
-        the readable images in dataset order, uint8 in [0, 255].
-
-    Raises:
-        UserError: not one image can be read.
-
-    Example:
-        >>> from vqjax.data.arrays import ArrayDataset
-        >>> materialize(ArrayDataset("black", np.zeros((5, 8, 8, 3), np.uint8), image_size=4)).shape
-        (5, 4, 4, 3)
-    """
-    # grain takes half a second to import, and whoever only names the protocol above does not need it.
-    from vqjax.data.reading import image_shape, readable_images
-
-    total = len(dataset)
-    images = np.empty((total, *image_shape(dataset)), np.uint8)
-    # None shows the bar on a terminal only.
-    hide_bar = None if total >= _IMAGES_WORTH_A_PROGRESS_BAR else True
-    readable = readable_images(dataset)
-    count = 0
-    for image in tqdm(readable, f"reading {dataset.name}", total, unit="image", disable=hide_bar):
-        images[count] = image
-        count += 1
-    return images[:count]

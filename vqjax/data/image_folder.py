@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from vqjax.data.batches import hold_out
 from vqjax.data.dataset import Splits, UnreadableImage
-from vqjax.data.decode import check_header, decode_image
-from vqjax.data.holdout import hold_out
+from vqjax.data.images import check_header, decode_image
 from vqjax.data.reading import READING_THREADS, UnreadableReport
 from vqjax.errors import UserError
 

@@ -9,9 +9,13 @@ import grain
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from vqjax.data.dataset import ImageDataset, UnreadableImage
 from vqjax.errors import UserError
+
+# Below this many images reading takes about a second, too short for a bar to tell anything.
+_IMAGES_WORTH_A_PROGRESS_BAR = 4000
 
 READING_THREADS = min(16, 2 * (os.cpu_count() or 1))
 
@@ -149,3 +153,35 @@ def _image_or_error(dataset: ImageDataset, index: int) -> np.ndarray | Unreadabl
         return dataset[index]
     except UnreadableImage as error:
         return error
+
+
+def materialize(dataset: ImageDataset) -> UInt8[np.ndarray, "images height width channels"]:
+    """Decodes a whole dataset into one array, leaving out (and naming) the images that cannot be read.
+
+    Args:
+        dataset: the images; all must fit into memory.
+
+    Returns:
+        the readable images in dataset order, uint8 in [0, 255].
+
+    Raises:
+        UserError: not one image can be read.
+
+    Example:
+        >>> from vqjax.data.arrays import ArrayDataset
+        >>> materialize(ArrayDataset("black", np.zeros((5, 8, 8, 3), np.uint8), image_size=4)).shape
+        (5, 4, 4, 3)
+    """
+    # grain takes half a second to import, and whoever only names the protocol above does not need it.
+    from vqjax.data.reading import image_shape, readable_images
+
+    total = len(dataset)
+    images = np.empty((total, *image_shape(dataset)), np.uint8)
+    # None shows the bar on a terminal only.
+    hide_bar = None if total >= _IMAGES_WORTH_A_PROGRESS_BAR else True
+    readable = readable_images(dataset)
+    count = 0
+    for image in tqdm(readable, f"reading {dataset.name}", total, unit="image", disable=hide_bar):
+        images[count] = image
+        count += 1
+    return images[:count]

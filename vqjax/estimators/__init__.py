@@ -41,18 +41,15 @@ A callable of your own may name the keyword-only parameters ``key``, ``indices``
 ``(q', indices)``. Set other parameters with ``functools.partial``.
 """
 
+from vqjax.estimators.clipping import clip_norm_ratio
 from vqjax.estimators.decoder_gradients import DecoderLoss, exact_gradient, hessian_gradient
-from vqjax.estimators.diveq import diveq, diveq_detached, space_filling_diveq
-from vqjax.estimators.dynamic import dynamic_straight_through
-from vqjax.estimators.geometry import norm_ratio
-from vqjax.estimators.guard import clip_norm_ratio
+from vqjax.estimators.diveq import diveq, diveq_detached, noise_substitution, space_filling_diveq
 from vqjax.estimators.gumbel_softmax import gumbel_softmax
 from vqjax.estimators.jacobian import Estimator
-from vqjax.estimators.noise_substitution import noise_substitution
-from vqjax.estimators.reflection import reflection
 from vqjax.estimators.registry import ESTIMATORS, chooses_codes, get_estimator, requirements
-from vqjax.estimators.rotation import rotation, rotation_normalized, rotation_unscaled, scaled_rotation
-from vqjax.estimators.straight_through import straight_through
+from vqjax.estimators.rotation import reflection, rotation, rotation_normalized, rotation_unscaled, scaled_rotation
+from vqjax.estimators.straight_through import dynamic_straight_through, straight_through
+from vqjax.functional.geometry import norm_ratio
 
 __all__ = [
     "ESTIMATORS",

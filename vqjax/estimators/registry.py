@@ -3,14 +3,11 @@
 import inspect
 
 from vqjax.errors import UserError
-from vqjax.estimators.diveq import diveq, diveq_detached, space_filling_diveq
-from vqjax.estimators.dynamic import dynamic_straight_through
+from vqjax.estimators.diveq import diveq, diveq_detached, noise_substitution, space_filling_diveq
 from vqjax.estimators.gumbel_softmax import gumbel_softmax
 from vqjax.estimators.jacobian import Estimator
-from vqjax.estimators.noise_substitution import noise_substitution
-from vqjax.estimators.reflection import reflection
-from vqjax.estimators.rotation import rotation, rotation_normalized, rotation_unscaled
-from vqjax.estimators.straight_through import straight_through
+from vqjax.estimators.rotation import reflection, rotation, rotation_normalized, rotation_unscaled
+from vqjax.estimators.straight_through import dynamic_straight_through, straight_through
 
 ESTIMATORS: dict[str, Estimator] = {
     "straight_through": straight_through,

@@ -1,6 +1,11 @@
 """The straight-through estimator."""
 
-from vqjax.estimators.jacobian import Vectors, with_jacobian
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from vqjax.estimators.jacobian import Vectors, with_jacobian, with_scaled_gradient
+from vqjax.functional.norms import length_and_direction
 
 
 def straight_through(z: Vectors, q: Vectors) -> Vectors:
@@ -24,3 +29,51 @@ def straight_through(z: Vectors, q: Vectors) -> Vectors:
     Source: Bengio et al., 2013 (arXiv 1308.3432); van den Oord et al., 2017 (arXiv 1711.00937).
     """
     return with_jacobian(lambda z, q, tangent: tangent, z, q)
+
+
+def dynamic_straight_through(
+    z: Vectors,
+    q: Vectors,
+    *,
+    indices: Int[Array, "*batch"],
+    num_codes: int,
+    mask: Bool[Array, "*batch"] | None = None,
+    axis_name: str | None = None,
+) -> Vectors:
+    r"""Straight-through, weighted by how close a token is to its code compared with the batch's closest.
+
+    .. math:: \partial q'/\partial z = \frac{\min_{j:\, i_j = i} |z_j - q|^2}{|z - q|^2}\, I \preceq I
+
+    The closest token of each code keeps its gradient, the others' is attenuated and never amplified.
+
+    Args:
+      z: Encoder vectors, any leading axes.
+      q: The codes chosen for them, of the same shape.
+      indices: The index of each code.
+      num_codes: Size of the codebook.
+      mask: True for the tokens that count.
+      axis_name: Mapped axis over which the batch is split.
+
+    Returns:
+      ``q``, with the Jacobian above.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q, indices = jnp.array([[1.0], [2.0]]), jnp.zeros((2, 1)), jnp.array([0, 0])
+      >>> f = lambda z: dynamic_straight_through(z, q, indices=indices, num_codes=1).sum()
+      >>> print(jax.grad(f)(z)[:, 0])
+      [1.   0.25]
+
+    Source: StableVQ, 2026 (arXiv 2609.26774), "Dynamic STE".
+    """
+    difference = jax.lax.stop_gradient(z.astype(jnp.float32) - q.astype(jnp.float32))
+    # Lengths, squared only once they are a ratio: squares of very long or short ones leave float32.
+    apart = length_and_direction(difference)[0][..., 0]
+    counted = apart if mask is None else jnp.where(mask, apart, jnp.inf)
+    closest = jax.ops.segment_min(counted.reshape(-1), indices.reshape(-1), num_segments=num_codes)
+    if axis_name is not None:
+        closest = jax.lax.pmin(closest, axis_name)
+    ratio = jnp.where(apart > 0, closest[indices] / jnp.where(apart > 0, apart, 1.0), 1.0)
+    # A masked token may hold anything, NaN included.
+    weight = jnp.where(jnp.isfinite(apart), jnp.square(jnp.minimum(ratio, 1.0)), 0.0)
+    return with_jacobian(lambda z, q, tangent: tangent, with_scaled_gradient(z, weight[..., None]), q)

@@ -1,19 +1,23 @@
 """One pass over a split: how well it is reconstructed, and how well the codebook is used."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
+from vqjax.data import ImageDataset, evaluation_batches
 from vqjax.errors import UserError
-from vqjax.evaluation.code_usage import perplexity
-from vqjax.evaluation.image_metrics import SSIM_WINDOW, mean_squared_error, psnr, ssim
+from vqjax.evaluation.metrics import SSIM_WINDOW, mean_squared_error, psnr, ssim
+from vqjax.functional.metrics import exact_perplexity
+from vqjax.quantizers.registry import FAMILIES
 
 PSNR_CAP = 100.0
 PICTURED_IMAGES = 16
@@ -232,7 +236,7 @@ class _Totals:
 
     def _code_metrics(self) -> dict[str, float | int | None]:
         used_codes = int(np.count_nonzero(self._code_counts))
-        entropy_bits = float(np.mean([math.log2(perplexity(counts)) for counts in self._code_counts]))
+        entropy_bits = float(np.mean([math.log2(exact_perplexity(counts)) for counts in self._code_counts]))
         return {
             "perplexity_batch": float(np.mean(self._full_perplexities or self._partial_perplexities)),
             "perplexity_split": _mean_perplexity(self._code_counts),
@@ -245,4 +249,79 @@ class _Totals:
 
 
 def _mean_perplexity(counts: np.ndarray) -> float:
-    return float(np.mean([perplexity(of_codebook) for of_codebook in counts]))
+    return float(np.mean([exact_perplexity(of_codebook) for of_codebook in counts]))
+
+
+def evaluate_model(
+    model: nn.Module,
+    variables: Any,
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    collect_indices: bool = False,
+    progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
+) -> EvaluationResult:
+    """Reconstructs a dataset with a model and measures the result; changes nothing.
+
+    Args:
+      model: The autoencoder.
+      variables: Its variables.
+      dataset: The images.
+      batch_size: Images per batch, over which ``perplexity_batch`` is measured.
+      collect_indices: Keep the indices of all images.
+      progress: Called with the number of images done.
+      mesh: Devices that share each batch, those on which the variables are; one device by default.
+
+    Returns:
+      Numbers, first pictures, and indices if asked.
+    """
+    return evaluate(
+        jax.tree_util.Partial(_reconstruct_with(model), variables),
+        evaluation_batches(dataset, min(batch_size, len(dataset))),
+        num_codes=model.quantizer.num_codes,
+        num_codebooks=model.quantizer.num_codebooks,
+        collect_indices=collect_indices,
+        progress=progress,
+        mesh=mesh,
+    )
+
+
+def evaluation_context(config: Any, num_codes: int, dataset: ImageDataset, step: int, split: str) -> dict[str, Any]:
+    """What was evaluated, for the head of a report.
+
+    Args:
+      config: The run's config.
+      num_codes: Of a codebook.
+      dataset: The evaluated images.
+      step: The checkpoint's training step.
+      split: Name of the split.
+
+    Returns:
+      Facts by name.
+    """
+    fields = FAMILIES[config.quantizer.name].fields
+    return {
+        "dataset": dataset.name,
+        "split": split,
+        "image_size": config.data.image_size,
+        "checkpoint_step": step,
+        "model": config.model.name,
+        "quantizer": config.quantizer.name,
+        "num_codes": num_codes,
+        "seed": config.seed,
+    } | {name: config.quantizer[name] for name in ("estimator", "codebook_update") if name in fields}
+
+
+# One function object per model: evaluations during training then share one compilation.
+@functools.cache
+def _reconstruct_with(model: nn.Module) -> Callable[..., Reconstruction]:
+    def reconstruct(
+        variables: Any, images: Float[Array, "batch height width channels"], mask: Bool[Array, " batch"]
+    ) -> Reconstruction:
+        output = model.apply(variables, images, mask)
+        metrics = output.quantizer.metrics
+        losses = (metrics.get(name) for name in ("quantization_error", "codebook_loss", "commitment_loss"))
+        return Reconstruction(output.reconstruction, output.quantizer.indices, *losses)
+
+    return reconstruct

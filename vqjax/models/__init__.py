@@ -1,7 +1,6 @@
 """Encoders, decoders, and the autoencoder that joins them with a quantizer."""
 
-from vqjax.models.autoencoder import VQVAE, VQVAEOutput
-from vqjax.models.residual import ResidualDecoder, ResidualEncoder
-from vqjax.models.sonnet import SonnetDecoder, SonnetEncoder
+from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
+from vqjax.models.vqvae import VQVAE, VQVAEOutput
 
 __all__ = ["VQVAE", "ResidualDecoder", "ResidualEncoder", "SonnetDecoder", "SonnetEncoder", "VQVAEOutput"]

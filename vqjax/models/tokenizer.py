@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
-from vqjax.models.convolutions import Images
+from vqjax.models.layers import Images
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,21 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.metrics import index_statistics, masked_mean
-from vqjax.mixed_radix import to_index, to_levels
-from vqjax.quantizers.checks import check_input
-from vqjax.quantizers.devices import mapped_axis
-from vqjax.quantizers.masking import decode_valid, minus_one_where_masked, zero_where_masked
-from vqjax.quantizers.output import QuantizerOutput
-from vqjax.quantizers.projection import create_projections, has_projections, inner_features, outer_features, project
+from vqjax.functional.metrics import index_statistics, masked_mean
+from vqjax.functional.mixed_radix import to_index, to_levels
+from vqjax.quantizers.base import (
+    QuantizerOutput,
+    create_projections,
+    decode_valid,
+    has_projections,
+    inner_features,
+    mapped_axis,
+    minus_one_where_masked,
+    outer_features,
+    project,
+    zero_where_masked,
+)
+from vqjax.quantizers.validation import check_input
 
 Vectors = Float[Array, "*batch dim"]
 Features = Float[Array, "*tokens features"]

@@ -9,16 +9,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.quantizers.binary_mapper import BinaryMapper
-from vqjax.quantizers.checks import check_input, is_count, requirement
+from vqjax.quantizers.base import QuantizerOutput
+from vqjax.quantizers.binary import BinaryMapper
 from vqjax.quantizers.grid import GridQuantizer
-from vqjax.quantizers.index_backpropagation import IBQ
-from vqjax.quantizers.levels import ResidualQuantizer
-from vqjax.quantizers.output import QuantizerOutput
+from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
-from vqjax.quantizers.residual import ResidualVQ
-from vqjax.quantizers.residual_finite_scalar import ResidualFSQ
-from vqjax.quantizers.residual_lookup_free import ResidualLFQ
+from vqjax.quantizers.residual import ResidualQuantizer, ResidualVQ
+from vqjax.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
+from vqjax.quantizers.validation import check_input, is_count, requirement
 from vqjax.quantizers.vector import VectorQuantizer
 
 Vectors = Float[Array, "*batch dim"]

@@ -7,8 +7,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.estimators import Estimator, chooses_codes, requirements, straight_through
-from vqjax.nearest import nearest_codes
-from vqjax.sampling import sample_codes
+from vqjax.functional.search import nearest_codes, sample_codes
 
 Vectors = Float[Array, "*batch dim"]
 
@@ -55,7 +54,7 @@ def look_up(
       temperature: Of the sampling of indices; 0 takes the nearest.
       metric: ``"euclidean"`` or ``"cosine"``; of the sampling.
       axis_name: Mapped axis over which the batch is split.
-      search: Finds the nearest codes, see :func:`vqjax.nearest.nearest_codes`.
+      search: Finds the nearest codes, see :func:`vqjax.functional.search.nearest_codes`.
 
     Returns:
       Quantized vectors, indices and codes.

@@ -1,5 +1,7 @@
 """The multi-scale vector quantizer: a map in tokens from coarse to fine."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
@@ -11,19 +13,208 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from vqjax.estimators import get_estimator, requirements, straight_through
+from vqjax.errors import UserError
+from vqjax.estimators import chooses_codes, get_estimator, requirements, straight_through
 from vqjax.estimators.jacobian import with_gradient_of
-from vqjax.quantizers.checks import check_input, is_count
-from vqjax.quantizers.depth import draw_depths
-from vqjax.quantizers.devices import draw_key, mapped_axis
-from vqjax.quantizers.levels import combined_metrics, mean_or_total
-from vqjax.quantizers.masking import int32_indices, zero_where_masked
-from vqjax.quantizers.multi_scale_checks import check_multi_scale, check_shape, check_space, sizes
-from vqjax.quantizers.output import QuantizerOutput
-from vqjax.quantizers.refinement import Refinement
-from vqjax.quantizers.scale_sequence import join_scales, split_scales
+from vqjax.functional.resampling import adaptive_average_pool, interpolate_linearly
+from vqjax.quantizers.base import QuantizerOutput, draw_key, int32_indices, mapped_axis, zero_where_masked
+from vqjax.quantizers.residual import combined_metrics, draw_depths, mean_or_total
+from vqjax.quantizers.transforms import takes_condition
+from vqjax.quantizers.validation import check_flags, check_input, check_template, is_count, is_number, requirement
 from vqjax.quantizers.vector import VectorQuantizer
-from vqjax.resampling import adaptive_average_pool, interpolate_linearly
+
+
+class Refinement(nn.Module):
+    r"""A convolution over three positions along each axis of space, mixed with the map itself.
+
+    .. math:: \phi(x) = (1 - \rho)\, x + \rho\, \mathrm{conv}(x)
+
+    Attributes:
+      amount: :math:`\rho`, in [0, 1]; 0 has no convolution.
+      spatial_dims: Number of axes of space.
+
+    Source: Tian et al., 2024 (arXiv 2404.02905), Section 3.2; the mixture is that of the authors' code.
+    """
+
+    amount: float
+    spatial_dims: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*space dim"]) -> Float[Array, "*space dim"]:
+        """Refines a map."""
+        if self.amount == 0:
+            return x
+        window = (3,) * self.spatial_dims
+        convolution = nn.Conv(x.shape[-1], window, precision=jax.lax.Precision.HIGHEST, name="convolution")
+        return (1 - self.amount) * x + self.amount * convolution(x)
+
+
+def join_scales(
+    maps: Sequence[Float[Array, "..."] | Integer[Array, "..."] | Bool[Array, "..."] | None],
+    spatial_dims: int,
+    features: int = 0,
+) -> Array | None:
+    """Puts maps of several sizes behind each other, each row by row.
+
+    Args:
+      maps: One per scale, coarse to fine, with the same leading axes; or None for each.
+      spatial_dims: Number of axes of space.
+      features: Number of axes after those of space.
+
+    Returns:
+      One axis of tokens in place of the axes of space; None for None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> join_scales([jnp.zeros((5, 1, 1), int), jnp.zeros((5, 2, 2), int)], spatial_dims=2).shape
+      (5, 5)
+    """
+    if maps[0] is None:
+        return None
+    first = maps[0].ndim - features - spatial_dims
+    flat = [x.reshape(*x.shape[:first], -1, *x.shape[first + spatial_dims :]) for x in maps]
+    return jnp.concatenate(flat, axis=first)
+
+
+def split_scales(
+    indices: Integer[Array, "*batch tokens"], shapes: Sequence[tuple[int, ...]]
+) -> tuple[Integer[Array, "..."], ...]:
+    """The inverse of :func:`join_scales` for indices, also for those of the first scales only.
+
+    Args:
+      indices: Tokens along the last axis.
+      shapes: Size of the map of each scale, coarse to fine.
+
+    Returns:
+      Indices ``[..., *shape]`` of each scale that is there.
+
+    Raises:
+      UserError: The tokens end within a scale.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> [tokens.tolist() for tokens in split_scales(jnp.arange(3), [(1,), (2,), (4,)])]
+      [[0], [1, 2]]
+    """
+    ends = tuple(itertools.accumulate(math.prod(shape) for shape in shapes))
+    if indices.ndim < 1 or indices.shape[-1] not in ends:
+        raise UserError(f"indices has shape {indices.shape}: its last axis has to end with a scale, one of {ends}.")
+    parts = jnp.split(indices, ends[: ends.index(indices.shape[-1])], axis=-1)
+    return tuple(part.reshape(*part.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=False))
+
+
+def sizes(scale: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    """The size along each axis of space.
+
+    Args:
+      scale: One number for all axes, or one per axis.
+      spatial_dims: Number of axes.
+
+    Returns:
+      One number per axis.
+    """
+    return (scale,) * spatial_dims if is_count(scale) else tuple(scale)
+
+
+def check_shape(name: str, value: object, spatial_dims: int) -> None:
+    """Refuses what is not the size of a map.
+
+    Args:
+      name: Of the argument.
+      value: What was passed.
+      spatial_dims: Number of axes of space.
+
+    Raises:
+      UserError: It is neither a number nor one number per axis.
+    """
+    each = isinstance(value, Sequence) and len(value) == spatial_dims and all(is_count(size) for size in value)
+    if not (is_count(value) or each):
+        raise UserError(
+            f"{name}={value!r} is not allowed: use a whole number of at least 1, or {spatial_dims} of them, one per "
+            "axis of space."
+        )
+
+
+def check_multi_scale(vq: nn.Module) -> None:
+    """Refuses constructor arguments that are out of range or have no effect with the others.
+
+    Args:
+      vq: A ``MultiScaleVQ``.
+
+    Raises:
+      UserError: The first such argument, its value and what is allowed.
+    """
+
+    require = requirement(vq)
+    check_template(vq)
+    check_flags(vq)
+    require(is_count(vq.spatial_dims) and vq.spatial_dims <= 3, "spatial_dims", "use 1, 2 or 3.")
+    require(isinstance(vq.scales, Sequence) and len(vq.scales) > 0, "scales", "use at least one scale, such as (1, 2).")
+    for scale in vq.scales:
+        check_shape("a scale", scale, vq.spatial_dims)
+    shapes = np.array([sizes(scale, vq.spatial_dims) for scale in vq.scales])
+    require(bool(np.all(np.diff(shapes, axis=0) >= 0)), "scales", "go from coarse to fine: no size may decrease.")
+    require(is_number(vq.refinement) and 0 <= vq.refinement <= 1, "refinement", "use a number in [0, 1], such as 0.5.")
+    count = len(vq.scales)
+    whole = vq.num_refinements == 0 and is_number(vq.num_refinements)
+    require(
+        whole or (is_count(vq.num_refinements) and vq.num_refinements <= count),
+        "num_refinements",
+        f"use a whole number in [1, {count}], the number of scales, or 0 for one per scale.",
+    )
+    require(vq.gradient in ("total", "per_scale"), "gradient", "use 'total' or 'per_scale'.")
+    require(is_number(vq.dropout) and 0 <= vq.dropout <= 1, "dropout", "use a probability in [0, 1].")
+    require(
+        is_count(vq.fewest_scales) and vq.fewest_scales <= count,
+        "fewest_scales",
+        f"use a whole number in [1, {count}], the number of scales.",
+    )
+    _check_template(vq)
+
+
+def check_space(vq: nn.Module, z: Float[Array, "*space dim"]) -> None:
+    """Refuses an input without the axes of space.
+
+    Args:
+      vq: A ``MultiScaleVQ``.
+      z: The input.
+
+    Raises:
+      UserError: It has too few axes, or none of size one or more.
+    """
+    space = z.shape[-1 - vq.spatial_dims : -1]
+    if z.ndim <= vq.spatial_dims or 0 in space:
+        raise UserError(
+            f"z has shape {z.shape}: it needs {vq.spatial_dims} axes of space (spatial_dims) of at least one position "
+            "before its features."
+        )
+
+
+def _check_template(vq: nn.Module) -> None:
+    template, estimator = vq.quantizer, get_estimator(vq.quantizer.estimator)
+    if template.heads > 1:
+        raise UserError(f"quantizer.heads={template.heads} is not allowed: a token of a scale has one index. Use 1.")
+    if takes_condition(template.codebook_transform):
+        name = type(template.codebook_transform).__name__
+        raise UserError(f"quantizer.codebook_transform={name} is not allowed: the scales have no condition for it.")
+    if vq.shared_codebook and chooses_codes(estimator):
+        raise UserError(
+            f"quantizer.estimator={template.estimator!r} chooses the codes itself, and a shared codebook is updated "
+            "with the codes of all scales: use shared_codebook=False, or another estimator."
+        )
+    if vq.gradient == "per_scale":
+        return
+    if requirements(estimator) & {"codes", "indices", "num_codes"}:
+        raise UserError(
+            f"quantizer.estimator={template.estimator!r} needs the codebook of a scale, and gradient='total' crosses "
+            "all scales at once: use gradient='per_scale', or another estimator."
+        )
+    if template.code_dim is not None:
+        raise UserError(
+            f"quantizer.code_dim={template.code_dim} projects within each scale, and those projections learn only "
+            "where the gradient crosses in each scale: use gradient='per_scale', or project outside."
+        )
+
 
 Map = Float[Array, "*space dim"]
 Mask = Bool[Array, "*space"] | None

@@ -2,11 +2,11 @@
 
 import flax.linen as nn
 
-from vqjax.pooling import Image, Pooled, max_vector_pool, softmax_vector_pool
+from vqjax.functional.pooling import Image, Pooled, max_vector_pool, softmax_vector_pool
 
 
 class MaxVecPool(nn.Module):
-    """:func:`vqjax.pooling.max_vector_pool` as a layer; it has no variables.
+    """:func:`vqjax.functional.pooling.max_vector_pool` as a layer; it has no variables.
 
     Attributes:
       window: Height and width of a window, in positions.
@@ -36,7 +36,7 @@ class MaxVecPool(nn.Module):
 
 
 class SoftMaxVecPool(nn.Module):
-    """:func:`vqjax.pooling.softmax_vector_pool` as a layer; it has no variables.
+    """:func:`vqjax.functional.pooling.softmax_vector_pool` as a layer; it has no variables.
 
     Attributes:
       window: Height and width of a window, in positions.

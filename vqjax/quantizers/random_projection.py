@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.quantizers.checks import check_flags, check_input, is_count
-from vqjax.quantizers.masking import zero_where_masked
-from vqjax.quantizers.output import QuantizerOutput
+from vqjax.quantizers.base import QuantizerOutput, zero_where_masked
+from vqjax.quantizers.validation import check_flags, check_input, is_count
 from vqjax.quantizers.vector import VectorQuantizer
 
 Vectors = Float[Array, "*batch dim"]

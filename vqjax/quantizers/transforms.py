@@ -8,6 +8,7 @@ the bridge of FVQ (arXiv 2509.10140). Three optional abilities are found by name
 * a method ``update``, called in training after the lookup (:class:`RunningAffine`).
 """
 
+import inspect
 from functools import partial
 
 import flax.linen as nn
@@ -15,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vqjax.affine import Statistics, match_statistics, token_statistics, update_statistics
 from vqjax.errors import UserError
-from vqjax.quantizers.checks import is_count, is_number, is_weight, requirement
+from vqjax.functional.affine import Statistics, match_statistics, token_statistics, update_statistics
+from vqjax.quantizers.validation import is_count, is_number, is_weight, requirement
 
 Codes = Float[Array, "*batch codes dim"]
 Tokens = Float[Array, "*batch tokens dim"]
@@ -223,3 +224,8 @@ def _statistics_of(x: Tokens, mask: Bool[Array, "*batch tokens"] | None, axis_na
         return token_statistics(x, mask, axis_name)
     one = partial(token_statistics, axis_name=axis_name)
     return jax.vmap(one, in_axes=(0, None if mask is None else 0))(x, mask)
+
+
+def takes_condition(transform: nn.Module | None) -> bool:
+    """Whether a codebook transform gives each token a codebook of its own."""
+    return isinstance(transform, nn.Module) and "condition" in inspect.signature(type(transform).__call__).parameters

@@ -1,5 +1,6 @@
 """The vector quantizer: one codebook, one nearest code per token."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -12,28 +13,125 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
 from vqjax.estimators import Estimator, chooses_codes, get_estimator, requirements
-from vqjax.metrics import geometry, perplexity, usage
-from vqjax.nearest import nearest_codes, nearest_k_codes, nearest_k_own_codes, nearest_own_codes
-from vqjax.quantizers.checks import check_arguments, check_given, check_input, is_count
-from vqjax.quantizers.codes import codes_at, codes_of
-from vqjax.quantizers.devices import mapped_axis
-from vqjax.quantizers.ema import EMA
-from vqjax.quantizers.learning import (
+from vqjax.functional.metrics import geometry, masked_mean, perplexity, usage
+from vqjax.functional.norms import normalize
+from vqjax.functional.regularizers import Regularizer
+from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_k_own_codes, nearest_own_codes
+from vqjax.quantizers.base import (
+    QuantizerOutput,
+    decode_valid,
+    mapped_axis,
+    minus_one_where_masked,
+    project,
+    zero_where_masked,
+)
+from vqjax.quantizers.codebooks import (
+    EMA,
     assigned,
+    check_features,
+    codes_at,
+    codes_of,
     count_dead,
+    create_variables,
     draw_keys,
     learn,
+    per_codebook,
     per_group,
     require_mutable,
     start_from_clusters,
+    stored_codes,
 )
 from vqjax.quantizers.lookup import Lookup, look_up
-from vqjax.quantizers.losses import distance, losses
-from vqjax.quantizers.masking import decode_valid, minus_one_where_masked, zero_where_masked
-from vqjax.quantizers.output import QuantizerOutput
-from vqjax.quantizers.spaces import lookup_space, mask_of_heads, output_space
-from vqjax.quantizers.variables import check_features, create_variables, per_codebook, stored_codes
-from vqjax.regularizers import Regularizer
+from vqjax.quantizers.transforms import LinearTransform, takes_condition
+from vqjax.quantizers.validation import check_flags, check_input, is_count, is_number, is_weight, requirement
+
+
+def lookup_space(vq: nn.Module, z: Float[Array, "*batch dim"]) -> Float[Array, "*tokens code_dim"]:
+    """Takes inputs to where codes live, in float32.
+
+    Args:
+      vq: A ``VectorQuantizer`` with variables.
+      z: Inputs.
+
+    Returns:
+      Vectors; with several heads their axis comes before the last one.
+    """
+    z = z.astype(jnp.float32)
+    if vq.code_dim is not None:
+        z = project(vq, "project_in", z)
+    if vq.heads > 1:
+        z = z.reshape(*z.shape[:-1], vq.heads, z.shape[-1] // vq.heads)
+    return normalize(z) if vq.metric == "cosine" else z
+
+
+def output_space(vq: nn.Module, vectors: Float[Array, "*tokens code_dim"]) -> Float[Array, "*batch dim"]:
+    """Takes vectors from where codes live to where the inputs came from.
+
+    Args:
+      vq: A ``VectorQuantizer`` with variables.
+      vectors: As :func:`lookup_space` returns them.
+
+    Returns:
+      Vectors of the input's dimension.
+    """
+    if vq.heads > 1:
+        vectors = vectors.reshape(*vectors.shape[:-2], vq.heads * vectors.shape[-1])
+    return project(vq, "project_out", vectors) if vq.code_dim is not None else vectors
+
+
+def mask_of_heads(vq: nn.Module, mask: Bool[Array, "*batch"] | None) -> Bool[Array, "*tokens"] | None:
+    """One value per token and head."""
+    if mask is None or vq.heads == 1:
+        return mask
+    return jnp.broadcast_to(mask[..., None], (*mask.shape, vq.heads))
+
+
+Tokens = Float[Array, "*tokens dim"]
+TokenMask = Bool[Array, "*tokens"] | None
+
+
+def distance(vq: nn.Module, x: Tokens, y: Tokens, mask: TokenMask) -> Float[Array, ""]:
+    """The mean squared difference over unmasked tokens and dimensions."""
+    return masked_mean(jnp.mean(jnp.square(x - y), axis=-1), mask, mapped_axis(vq))
+
+
+def losses(
+    vq: nn.Module, vectors: Tokens, chosen: Tokens, counts: Float[Array, "*codebooks codes"], mask: TokenMask
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the weighted loss, and each term without its weight by name.
+
+    Args:
+      vq: A ``VectorQuantizer`` with variables.
+      vectors: Tokens in the space of the lookup.
+      chosen: Their codes, with gradient.
+      counts: Tokens per code in the global batch.
+      mask: True for the tokens that count.
+
+    Returns:
+      A scalar, and scalars by name.
+    """
+    commitment = distance(vq, vectors, jax.lax.stop_gradient(chosen), mask)
+    codebook = distance(vq, jax.lax.stop_gradient(vectors), chosen, mask)
+    loss = vq.commitment_weight * commitment
+    if learns_codes(vq):
+        loss += (1.0 if vq.codebook_weight is None else vq.codebook_weight) * codebook
+    metrics = {"quantization_error": commitment, "commitment_loss": commitment, "codebook_loss": codebook}
+    for regularizer in vq.regularizers:
+        metrics[regularizer.name] = _regularize(vq, regularizer, vectors, counts, mask)
+        loss += regularizer.weight * metrics[regularizer.name]
+    return loss, metrics
+
+
+def _regularize(
+    vq: nn.Module, regularizer: Regularizer, vectors: Tokens, counts: Array, mask: TokenMask
+) -> Float[Array, ""]:
+    value = partial(regularizer, axis_name=mapped_axis(vq), metric=vq.metric)
+    if not vq.separate_codebooks:
+        return value(vectors, codes_of(vq), counts, mask)
+    tokens, token_mask = per_group(vq, vectors, mask)
+    of_heads = jax.vmap(value, in_axes=(0, 0, 0, None if mask is None else 0))
+    return jnp.mean(of_heads(tokens, codes_of(vq), counts, token_mask))
+
 
 Vectors = Float[Array, "*batch dim"]
 Mask = Bool[Array, "*batch"] | None
@@ -41,6 +139,173 @@ Condition = Float[Array, "*batch features"] | None
 
 # Uniform with variance 1/dim, so that a code's expected squared length is one for any dim and number of codes.
 unit_scale_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=1, out_axis=0)
+
+
+def check_arguments(vq: nn.Module) -> None:
+    """Refuses constructor arguments that are out of range or have no effect with the others.
+
+    Args:
+      vq: A ``VectorQuantizer``.
+
+    Raises:
+      UserError: The first such argument, its value and what is allowed.
+    """
+
+    check_flags(vq)
+    require = requirement(vq)
+    _check_parts(vq, require)
+    require(
+        is_count(vq.num_codes) and vq.num_codes < 2**31,
+        "num_codes",
+        "use a whole number of at least 1.",
+    )
+    require(vq.metric in ("euclidean", "cosine"), "metric", "use 'euclidean' or 'cosine'.")
+    require(
+        isinstance(vq.codebook_update, EMA) or vq.codebook_update in ("ema", "gradient", "none"),
+        "codebook_update",
+        "use 'ema', 'gradient', 'none' or vqjax.quantizers.EMA(...).",
+    )
+    get_estimator(vq.estimator)
+    require(is_number(vq.decay) and 0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
+    require(is_weight(vq.commitment_weight), "commitment_weight", "use a finite number of at least 0, such as 0.25.")
+    require(
+        is_count(vq.codebook_shards) and vq.num_codes % vq.codebook_shards == 0,
+        "codebook_shards",
+        f"use a whole number that divides num_codes={vq.num_codes}.",
+    )
+    require(
+        vq.codebook_shards == 1 or not vq.separate_codebooks,
+        "codebook_shards",
+        "several codebooks (separate_codebooks=True) are not divided. Use 1.",
+    )
+    require(vq.search in ("chunks", "hopper"), "search", "use 'chunks' or 'hopper'.")
+    divided = vq.codebook_shards > 1 or vq.separate_codebooks
+    require(vq.search == "chunks" or not divided, "search", "the kernel takes one codebook on one device.")
+    _check_replacement(vq, require)
+    _check_heads(vq, require)
+    _check_learned_codes(vq, require)
+    _check_lookup(vq, require)
+
+
+def learns_codes(vq: nn.Module) -> bool:
+    """Whether a gradient moves the codes that are looked up: their own, or that of their transform."""
+    transform = vq.codebook_transform
+    return vq.codebook_update == "gradient" or (transform is not None and not hasattr(transform, "update"))
+
+
+def _check_parts(vq: nn.Module, require: Callable) -> None:
+    """What is no number; names of classes, and classes themselves, belong to configs."""
+    transform, regularizers = vq.codebook_transform, vq.regularizers
+    require(
+        transform is None or isinstance(transform, nn.Module),
+        "codebook_transform",
+        "use a Flax module such as LinearTransform(), or None.",
+    )
+    require(callable(vq.codebook_init), "codebook_init", "use an initializer such as nn.initializers.normal(1.0).")
+    known = isinstance(regularizers, tuple) and all(hasattr(r, "needs_learned_codes") for r in regularizers)
+    require(known, "regularizers", "use a tuple of regularizers such as (Diversity(0.1),).")
+
+
+def _check_replacement(vq: nn.Module, require: Callable) -> None:
+    require(
+        is_number(vq.dead_code_threshold) and 0 <= vq.dead_code_threshold < 1,
+        "dead_code_threshold",
+        "use a fraction of the average use, in [0, 1).",
+    )
+    require(
+        vq.replace_unused_after is None or is_count(vq.replace_unused_after),
+        "replace_unused_after",
+        "use a whole number of batches, or None.",
+    )
+    without_inverse = vq.codebook_transform is not None and not hasattr(vq.codebook_transform, "to_base")
+    for name in ("replace_dead_codes", "replace_unused_after"):
+        wanted = getattr(vq, name) not in (False, None)
+        frozen = vq.codebook_update == "none"
+        require(not (wanted and frozen), name, "codebook_update='none' freezes the codebook. Choose one of the two.")
+        require(
+            not (wanted and without_inverse),
+            name,
+            f"a token cannot become a code through codebook_transform={type(vq.codebook_transform).__name__}, which "
+            "has no inverse (method to_base). Choose one of the two.",
+        )
+
+
+def _check_heads(vq: nn.Module, require: Callable) -> None:
+    require(is_count(vq.heads), "heads", "use a whole number of at least 1.")
+    require(vq.code_dim is None or is_count(vq.code_dim), "code_dim", "use a whole number of at least 1, or None.")
+    require(
+        not vq.separate_codebooks or vq.heads > 1,
+        "heads",
+        "one head has one codebook anyway. Use at least 2, or separate_codebooks=False.",
+    )
+
+
+def _check_learned_codes(vq: nn.Module, require: Callable) -> None:
+    by_gradient = "only codes that are learned by gradient (codebook_update='gradient', or a codebook_transform with"
+    by_gradient += " parameters) have this. Leave it out."
+    require(vq.codebook_weight is None or learns_codes(vq), "codebook_weight", by_gradient)
+    require(
+        vq.codebook_weight is None or is_weight(vq.codebook_weight), "codebook_weight", "use a number of at least 0."
+    )
+    require(is_weight(vq.synchronization), "synchronization", "use a finite number of at least 0, such as 0.2.")
+    require(vq.synchronization == 0 or learns_codes(vq), "synchronization", by_gradient)
+    for regularizer in vq.regularizers:
+        require(
+            learns_codes(vq) or not regularizer.needs_learned_codes,
+            "regularizers",
+            f"moving averages and frozen codebooks would undo {type(regularizer).__name__}: {by_gradient}",
+        )
+    moving = vq.codebook_update == "ema" or isinstance(vq.codebook_update, EMA)
+    has_parameters = vq.codebook_transform is not None and not hasattr(vq.codebook_transform, "update")
+    require(
+        not (moving and has_parameters),
+        "codebook_transform",
+        "moving averages and the gradient of a transform would both move the codes. Use codebook_update='none' or "
+        "'gradient' with it.",
+    )
+    require(
+        not (vq.metric == "cosine" and hasattr(vq.codebook_transform, "update")),
+        "codebook_transform",
+        "running statistics move codes off the unit sphere of metric='cosine'. Use metric='euclidean'.",
+    )
+
+
+def _check_lookup(vq: nn.Module, require: Callable) -> None:
+    estimator = get_estimator(vq.estimator)
+    require(is_weight(vq.sampling_temperature), "sampling_temperature", "use 0, or a finite number above 0.")
+    require(
+        vq.sampling_temperature == 0 or not chooses_codes(estimator),
+        "sampling_temperature",
+        f"estimator={vq.estimator!r} chooses the codes itself. Choose one of the two.",
+    )
+    if takes_condition(vq.codebook_transform):
+        conditioned = "a codebook per token (codebook_transform with a condition) cannot be combined with it."
+        require(vq.heads == 1, "heads", conditioned)
+        require(vq.sampling_temperature == 0, "sampling_temperature", conditioned)
+        require(not chooses_codes(estimator), "estimator", conditioned)
+        require(not vq.regularizers, "regularizers", conditioned)
+
+
+def check_given(vq: nn.Module, z: Array, indices: Array | None, update_weights: Array | None) -> None:
+    """Refuses indices and weights that do not fit the tokens and the codebook.
+
+    Args:
+      vq: A ``VectorQuantizer``.
+      z: The tokens.
+      indices: Codes chosen elsewhere, if given.
+      update_weights: One per code, if given.
+
+    Raises:
+      UserError: What is wrong, and what to pass.
+    """
+    expected = z.shape[:-1] if vq.heads == 1 else (*z.shape[:-1], vq.heads)
+    if indices is not None and (indices.shape != expected or not jnp.issubdtype(indices.dtype, jnp.integer)):
+        raise UserError(
+            f"indices is {indices.dtype}{list(indices.shape)}: pass integers{list(expected)}, one per token."
+        )
+    expected = (vq.heads, vq.num_codes) if vq.separate_codebooks else (vq.num_codes,)
+    if update_weights is not None and update_weights.shape not in (expected, expected[-1:]):
+        raise UserError(f"update_weights has shape {update_weights.shape}: pass one weight per code, {expected}.")
 
 
 class VectorQuantizer(nn.Module):
@@ -57,7 +322,7 @@ class VectorQuantizer(nn.Module):
 
     Variables:
       The collection ``codebook`` holds, in float32 under any input dtype, ``codes``, ``counts``, ``sums`` and
-      ``usage`` (see :class:`vqjax.codebook.Codebook`). With ``codebook_update="gradient"`` the codes are
+      ``usage`` (see :class:`vqjax.functional.codebook.Codebook`). With ``codebook_update="gradient"`` the codes are
       ``params["codes"] + codebook["offsets"]``: the optimizer moves the first, and k-means and dead-code
       replacement, which are no gradient steps, write the second. With ``"none"`` there are only ``codes``. With
       ``separate_codebooks`` each of these has a leading axis of heads. ``params`` holds the projections too
@@ -90,18 +355,18 @@ class VectorQuantizer(nn.Module):
       heads: Parts into which the features are split; each is a token of its own. Indices get a last axis of heads.
       separate_codebooks: One codebook per head instead of one for all.
       sampling_temperature: Above 0, indices are drawn in training from ``softmax(similarity / temperature)``
-        (:func:`vqjax.sampling.sample_codes`) instead of the nearest.
+        (:func:`vqjax.functional.search.sample_codes`) instead of the nearest.
       synchronization: Weight with which the task's gradient reaches the codes as well (:math:`\nu` of Huh et al.,
         2023, eq. 21); only where codes or their transform are learned by gradient.
       codebook_transform: Module that maps the stored codes to those that are looked up, see
         :mod:`vqjax.quantizers.transforms`.
-      regularizers: Added to the loss, see :mod:`vqjax.regularizers`.
+      regularizers: Added to the loss, see :mod:`vqjax.functional.regularizers`.
       codebook_shards: How many devices hold a part of the codebook each, where it is sharded along its first axis
         (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``, as argument and in
         ``out_shardings``): each searches its own part, and nothing of the codebook's size crosses devices. Divides
         ``num_codes``. The result is the same for any number.
       search: How the nearest codes are found: ``"chunks"``, or ``"hopper"``, a kernel for GPUs of that generation
-        (:mod:`vqjax.hopper_search`); it takes tokens and codes of one device, as ``shard_map`` gives them.
+        (:mod:`vqjax.functional.hopper`); it takes tokens and codes of one device, as ``shard_map`` gives them.
 
     Raises:
       UserError: An argument is out of range or has no effect with the others; at construction.
@@ -326,7 +591,7 @@ class VectorQuantizer(nn.Module):
     def codebook_loss(self, z: Vectors, mask: Mask = None) -> Float[Array, ""]:
         """The mean squared distance of codes to the tokens that choose them, with gradient to the codes alone.
 
-        What alternating optimization minimizes between task steps (:mod:`vqjax.alternating`).
+        What alternating optimization minimizes between task steps (:mod:`vqjax.tasks.alternating`).
 
         Args:
           z: Vectors along the last axis.
@@ -391,3 +656,38 @@ class VectorQuantizer(nn.Module):
     def _count(self, vectors: Vectors, indices: Int[Array, "*tokens"], mask: Mask) -> Float[Array, "*codebooks codes"]:
         tokens, token_mask = per_group(self, jax.lax.stop_gradient(vectors), mask)
         return assigned(self, tokens, indices, token_mask).counts
+
+
+# Variance 1/dim: a code's expected squared length is one.
+unit_scale_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
+
+
+class SimVQ(VectorQuantizer):
+    r"""A :class:`VectorQuantizer` whose codes are one linear map of fixed random vectors.
+
+    .. math:: e_k = W c_k,\quad c_k \sim \mathcal N(0, I/d)\ \text{fixed}
+
+    The codebook loss moves :math:`W`, and with it all codes, those that no token chooses included: none die. Only
+    defaults differ: ``codebook_update="none"``, ``codebook_transform=LinearTransform()`` (any other transform
+    module may be given) and ``codebook_init``. Everything else is that of :class:`VectorQuantizer`.
+
+    Variables:
+      ``codebook["codes"]``, the fixed :math:`c_k`, and ``params["codebook_transform"]``, the transform's own.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import SimVQ
+      >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+      >>> vq = SimVQ(num_codes=16)
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> slope = jax.grad(lambda params: vq.apply(variables | {"params": params}, z).loss)(variables["params"])
+      >>> slope["codebook_transform"]["linear"]["kernel"].shape
+      (4, 4)
+
+    Source: Zhu et al., 2024 (arXiv 2411.02038).
+    """
+
+    codebook_update: Literal["ema", "gradient", "none"] | EMA = "none"
+    codebook_init: Callable = unit_scale_normal
+    # Without a parent, also where it is made inside of another module: it belongs to this one.
+    codebook_transform: nn.Module | None = dataclasses.field(default_factory=lambda: LinearTransform(parent=None))

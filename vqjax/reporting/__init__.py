@@ -1,11 +1,10 @@
 """What a run shows and keeps: the progress line, metric files, pictures and tables."""
 
-from vqjax.reporting.atomic import atomic_file
 from vqjax.reporting.pictures import comparison_sheet, save_png
 from vqjax.reporting.progress import Progress
-from vqjax.reporting.strict_json import strict_json
 from vqjax.reporting.tables import markdown_table, metrics_table
 from vqjax.reporting.writers import MetricWriter
+from vqjax.runtime.files import atomic_file, strict_json
 
 __all__ = [
     "MetricWriter",

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vqjax.errors import UserError
-from vqjax.reporting.atomic import atomic_file
+from vqjax.runtime.files import atomic_file
 
 CAPTIONS = ("original", "reconstruction")
 _FONT_SIZE = 15

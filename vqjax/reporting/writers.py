@@ -17,8 +17,7 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from vqjax.errors import UserError
-from vqjax.reporting.atomic import atomic_file, naming
-from vqjax.reporting.strict_json import strict_json
+from vqjax.runtime.files import atomic_file, naming, strict_json
 
 METRICS_FILE = "metrics.jsonl"
 _TENSORBOARD_FOLDER = "tensorboard"

@@ -63,7 +63,7 @@ def default_config() -> ConfigDict:
     config.model.code_dim = config_dict.placeholder(int)  # 1x1 convolution to this dimension; None: width, without one
 
     config.quantizer = ConfigDict()
-    config.quantizer.name = "vector"  # or another of vqjax/models/families.py, which says what each reads of these
+    config.quantizer.name = "vector"  # or another of vqjax/quantizers/registry.py, which says what each reads of these
     config.quantizer.num_codes = 1024  # of each codebook
     config.quantizer.metric = "euclidean"  # or cosine
     config.quantizer.estimator = "rotation"
@@ -78,7 +78,7 @@ def default_config() -> ConfigDict:
     config.quantizer.sampling_temperature = 0.0  # above 0: draw codes in training instead of taking the nearest
     config.quantizer.synchronization = 0.0  # weight of the task's gradient on codes learned by gradient
     config.quantizer.codebook_transform = ""  # linear (SimVQ), learned_affine or running_affine
-    config.quantizer.orthogonality_weight = 0.0  # of regularizers, see vqjax/regularizers.py
+    config.quantizer.orthogonality_weight = 0.0  # of regularizers, see vqjax/functional/regularizers.py
     config.quantizer.diversity_weight = 0.0
     config.quantizer.entropy_weight = config_dict.placeholder(float)  # None: 0.1 where codes are bits, else 0
     config.quantizer.dead_code_threshold = 0.01  # fraction of the average use

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vqjax.errors import UserError
-from vqjax.training.state import TrainState
+from vqjax.tasks.state import TrainState
 
 
 def make_mesh(devices: list[jax.Device] | None, codebook_shards: int = 1, search: str = "chunks") -> Mesh:
@@ -15,7 +15,7 @@ def make_mesh(devices: list[jax.Device] | None, codebook_shards: int = 1, search
     Args:
       devices: All by default.
       codebook_shards: Devices that divide a codebook among them.
-      search: How nearest codes are found, see :func:`vqjax.nearest.nearest_codes`.
+      search: How nearest codes are found, see :func:`vqjax.functional.search.nearest_codes`.
 
     Returns:
       A mesh whose axis ``codes`` has that size; all other devices are along ``data``.
@@ -29,7 +29,7 @@ def make_mesh(devices: list[jax.Device] | None, codebook_shards: int = 1, search
     """
     number = len(devices or jax.devices())
     if search == "hopper":
-        from vqjax.hopper_search import check_hopper
+        from vqjax.functional.hopper import check_hopper
 
         if number > 1:
             raise UserError(

@@ -12,29 +12,30 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vqjax.checkpointing.checkpoints import Checkpoints
+from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import Feed, ImageDataset, Splits, fingerprint, load_splits, make_feed
-from vqjax.data.mesh_batches import check_batch_size
+from vqjax.data.batches import check_batch_size
+from vqjax.data.statistics import pixel_variance
 from vqjax.evaluation import EvaluationResult, terminal_table, write_report
-from vqjax.evaluation.run import evaluate_model, evaluation_context
+from vqjax.evaluation.evaluate import evaluate_model, evaluation_context
 from vqjax.models import VQVAE
-from vqjax.models.build import build_model
+from vqjax.models.registry import build_model
 from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
+from vqjax.runtime.processes import agree, is_first
+from vqjax.runtime.signals import Interrupted, StopRequest
+from vqjax.runtime.workdir import exclusive, usable_workdir
+from vqjax.tasks.alternating import build_codebook_optimizer
+from vqjax.tasks.codebook_init import start_from_kmeans
+from vqjax.tasks.state import TrainState, check_model, create_state
+from vqjax.tasks.vqvae import Metrics, StepOptions, train_step
 from vqjax.training import nonfinite
-from vqjax.training.checkpoint import Checkpoints
-from vqjax.training.codebook_optimizer import build_codebook_optimizer
-from vqjax.training.codebook_start import start_from_kmeans
+from vqjax.training.console import describe_devices, progress_line, say
 from vqjax.training.devices import make_mesh, state_sharding
-from vqjax.training.found_checkpoint import find_checkpoint
-from vqjax.training.interrupt import Interrupted, StopRequest
+from vqjax.training.dispatch import empty_window, make_dispatch
 from vqjax.training.optimizer import build_optimizer
-from vqjax.training.processes import agree, is_first
-from vqjax.training.resuming import check_config, check_images
-from vqjax.training.state import TrainState, check_model, create_state
-from vqjax.training.step import Metrics, StepOptions, empty_window, make_dispatch, train_step
-from vqjax.training.telling import describe_devices, progress_line, say
+from vqjax.training.resume import check_config, check_images
 from vqjax.training.validation import validate
-from vqjax.training.variance import pixel_variance
-from vqjax.training.workdir import exclusive, usable_workdir
 
 
 def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from vqjax.data import batch_indices
 from vqjax.reporting import atomic_file, strict_json
-from vqjax.training.processes import is_first
-from vqjax.training.state import TrainState
+from vqjax.runtime.processes import is_first
+from vqjax.tasks.state import TrainState
 
 NONFINITE_CHOICES = ("stop", "skip")
 NONFINITE_FILE = "nonfinite_step.json"

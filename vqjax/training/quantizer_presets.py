@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqjax.errors import UserError
-from vqjax.models.families import FAMILIES
+from vqjax.quantizers.registry import FAMILIES
 from vqjax.training.config import default_config, nearest_name
 
 _REPLACED = {"replace_dead_codes": True, "dead_code_threshold": 0.1}

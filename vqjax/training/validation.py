@@ -6,12 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vqjax.data.load import SOURCES
+from vqjax.data.sources import SOURCES
 from vqjax.errors import UserError
-from vqjax.models.build import ENCODERS
-from vqjax.models.families import FAMILIES, REGULARIZERS, TRANSFORMS
+from vqjax.models.registry import ENCODERS
+from vqjax.quantizers.registry import FAMILIES, REGULARIZERS, TRANSFORMS
+from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS
 from vqjax.training.config import KINDS, default_config, field_names, field_type, nearest_name
-from vqjax.training.encoder_gradient import ENCODER_GRADIENTS
 from vqjax.training.nonfinite import NONFINITE_CHOICES
 
 LARGEST_CODEBOOK = 2**24

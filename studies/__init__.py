@@ -1,0 +1,1 @@
+"""The experiments behind the documentation; not part of the installed package."""

@@ -1,0 +1,1 @@
+"""Which remedy helps against which symptom (docs/choosing-a-quantizer.md)."""

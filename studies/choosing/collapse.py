@@ -1,0 +1,114 @@
+"""Training small autoencoders on photographs from starts that a codebook may not survive."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from studies.choosing.variants import Start, Variant
+from studies.common.photograph_training import Photographs, PhotographTraining, TrainingSetting
+from vqjax import VectorQuantizer
+from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
+from vqjax.tasks.codebook_init import start_from_kmeans
+from vqjax.tasks.state import TrainState
+
+_KEPT = ("psnr", "psnr_gain", "perplexity_split", "quantization_error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting(TrainingSetting):
+    """What all runs have in common.
+
+    Attributes:
+      num_codes: Size of the codebook. All others: see :class:`TrainingSetting`.
+    """
+
+    num_codes: int = 512
+
+
+class Experiment:
+    """One variant, compiled once for all its starts and seeds.
+
+    Args:
+      variant: What is compared.
+      setting: What all runs have in common.
+      photographs: The images.
+    """
+
+    def __init__(self, variant: Variant, setting: Setting, photographs: Photographs) -> None:
+        self._variant, self._setting, self._photographs = variant, setting, photographs
+        model = build_model(variant, setting)
+        self._training = PhotographTraining(model, setting, photographs, variant.encoder_gradient)
+
+    def run(self, start: Start, seed: int, on_step: Callable[[int, dict[str, Array]], None]) -> dict[str, Any]:
+        """Trains from one start with one seed, and evaluates on the held-out photographs.
+
+        Args:
+          start: Of the codes.
+          seed: Of parameters, codes, order of the images and all noise.
+          on_step: Called every 10 steps with the number of steps done and the last step's metrics.
+
+        Returns:
+          Held-out numbers, ``norm_ratio`` (mean of :math:`|q|/|z|` over batches of the last tenth of the steps) and
+          ``diverged``. A run whose loss is no finite number stops, and tells only that.
+        """
+        outcome = self._training.run(self._start(start, seed), seed, on_step)
+        if outcome.diverged:
+            return {"diverged": True}
+        kept = {name: outcome.heldout[name] for name in _KEPT}
+        used = self._setting.num_codes - outcome.heldout["dead_codes_split"]
+        return {"diverged": False, "norm_ratio": outcome.late["norm_ratio"]} | kept | {"codes_used": used}
+
+    def _start(self, start: Start, seed: int) -> TrainState:
+        setting = self._setting
+        # Another initializer makes other values of the same variables, so the compiled step serves all starts.
+        model = build_model(self._variant, setting, codebook_init=scaled_codes(start.scale))
+        state = self._training.start(seed, model)
+        if not self._variant.kmeans_start:
+            return state
+        config = ConfigDict({"seed": seed, "batch_size": setting.batch_size, "quantizer": {}})
+        config.quantizer.num_codes = setting.num_codes
+        return start_from_kmeans(model, state, self._photographs.splits.train, config)
+
+
+def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
+    """The autoencoder of a variant.
+
+    Args:
+      variant: Gives the quantizer's arguments.
+      setting: Gives the sizes.
+      **quantizer: Further arguments of the quantizer.
+
+    Returns:
+      The module, without variables.
+
+    Example:
+      >>> build_model(Variant({"decay": 0.8}), Setting()).quantizer.decay
+      0.8
+    """
+    return VQVAE(
+        SonnetEncoder(width=setting.width, code_dim=setting.code_dim),
+        VectorQuantizer(num_codes=setting.num_codes, **variant.quantizer, **quantizer),
+        SonnetDecoder(width=setting.width),
+    )
+
+
+def scaled_codes(scale: float) -> Callable[..., Array]:
+    """An initializer of codes with an expected squared length of ``scale ** 2``.
+
+    Args:
+      scale: Factor on the library's initial codes.
+
+    Returns:
+      The initializer, of key, shape and dtype.
+
+    Example:
+      >>> import jax
+      >>> codes = scaled_codes(10.0)(jax.random.key(0), (1000, 16))
+      >>> 95 < float((codes**2).sum(axis=-1).mean()) < 105
+      True
+    """
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "uniform", in_axis=1, out_axis=0)

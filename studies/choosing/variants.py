@@ -1,0 +1,84 @@
+"""What the collapse experiment compares. To add a variant, append a line; finished runs of the others stay."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vqjax.estimators import ESTIMATORS, clip_norm_ratio
+from vqjax.functional.regularizers import Diversity
+from vqjax.quantizers import LearnedAffine, LinearTransform, RunningAffine
+from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+      quantizer: Arguments of :class:`vqjax.VectorQuantizer` beside ``num_codes``.
+      encoder_gradient: See :class:`vqjax.tasks.vqvae.StepOptions`.
+      kmeans_start: Start the codebook from clusters of the untrained encoder's vectors.
+    """
+
+    quantizer: Mapping[str, Any] = field(default_factory=dict)
+    encoder_gradient: str = "estimator"
+    kmeans_start: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the codes are before the first step.
+
+    Attributes:
+      scale: Factor on the library's initial codes, whose expected squared length is one.
+    """
+
+    scale: float
+
+
+STARTS = {"fitting": Start(1.0), "too long": Start(10.0)}
+"""The benign start and the adversarial one, under which most tokens choose one of very few codes."""
+
+ESTIMATOR_VARIANTS = {name: Variant({"estimator": name}) for name in ESTIMATORS} | {
+    name: Variant(encoder_gradient=name) for name in ENCODER_GRADIENTS
+}
+"""Every estimator, all else at its default."""
+
+_TASK_ALONE = {"codebook_update": "gradient", "codebook_weight": 0.0, "commitment_weight": 0.0}
+
+ESTIMATOR_VARIANTS |= {
+    "rotation, scale of at most 1": Variant({"estimator": clip_norm_ratio("rotation", 1.0)}),
+    "diveq, codes learn from the task": Variant({"estimator": "diveq"} | _TASK_ALONE),
+    "space_filling_diveq, codes learn from the task": Variant({"estimator": "space_filling_diveq"} | _TASK_ALONE),
+    "noise_substitution, codes learn from the task": Variant({"estimator": "noise_substitution"} | _TASK_ALONE),
+    "gumbel_softmax, gradient codebook": Variant({"estimator": "gumbel_softmax", "codebook_update": "gradient"}),
+}
+"""And the guard, and the estimators whose gradient reaches the codes as their papers use them."""
+
+REMEDIES = {
+    "none": Variant(),
+    "replace dead codes": Variant({"replace_dead_codes": True, "dead_code_threshold": 0.1}),
+    "replace after 50 idle batches": Variant({"replace_unused_after": 50}),
+    "k-means start": Variant(kmeans_start=True),
+    "k-means start, replace dead codes": Variant(
+        {"replace_dead_codes": True, "dead_code_threshold": 0.1}, kmeans_start=True
+    ),
+    "decay 0.8": Variant({"decay": 0.8}),
+    "cosine": Variant({"metric": "cosine"}),
+    "cosine, replace dead codes": Variant({"metric": "cosine", "replace_dead_codes": True, "dead_code_threshold": 0.1}),
+    "projection to 4 dimensions": Variant({"code_dim": 4}),
+    "running affine": Variant({"codebook_transform": RunningAffine()}),
+    "gradient codebook": Variant({"codebook_update": "gradient"}),
+    "gradient codebook, learned affine": Variant(
+        {"codebook_update": "gradient", "codebook_transform": LearnedAffine(10.0)}
+    ),
+    "gradient codebook, synchronization 0.2": Variant({"codebook_update": "gradient", "synchronization": 0.2}),
+    "gradient codebook, diversity 0.1": Variant({"codebook_update": "gradient", "regularizers": (Diversity(0.1),)}),
+    "SimVQ": Variant({"codebook_update": "none", "codebook_transform": LinearTransform()}),
+    "straight-through, replace dead codes": Variant(
+        {"estimator": "straight_through", "replace_dead_codes": True, "dead_code_threshold": 0.1}
+    ),
+}
+"""Remedies against an unused codebook, at the default estimator unless the name says another."""
+
+GROUPS = {"estimators": ESTIMATOR_VARIANTS, "remedies": REMEDIES}

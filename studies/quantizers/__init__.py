@@ -1,0 +1,1 @@
+"""All quantizers on one budget (docs/quantizers.md)."""

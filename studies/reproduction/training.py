@@ -1,0 +1,325 @@
+"""Training and testing as the CIFAR-10 study does it: epochs of batches, and means over batches."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from studies.reproduction.variants import Variant
+from vqjax.checkpointing.checkpoints import Checkpoints
+from vqjax.data import batch_indices, to_model_range, to_uint8
+from vqjax.data.arrays import ArrayDataset
+from vqjax.errors import UserError
+from vqjax.evaluation.metrics import psnr
+from vqjax.functional.metrics import perplexity, usage
+from vqjax.reporting import atomic_file, strict_json
+from vqjax.runtime.compilation import compiler_options
+from vqjax.tasks.codebook_init import start_from_kmeans
+from vqjax.tasks.state import TrainState, create_state
+from vqjax.tasks.vqvae import StepOptions, train_step
+
+BATCH_SIZE = 128
+LEARNING_RATE = 2e-4
+_ALL_IMAGES = 50_000
+PICTURES = 8
+_STEPS_PER_LOOK = 10
+_MOST_STEPS_PER_DISPATCH = 39
+_TRAINED = ("loss", "reconstruction_mse", "codebook_loss", "commitment_loss", "perplexity", "angle", "norm_ratio")
+_TESTED = (*_TRAINED, "psnr", "tokens_only_mse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of the study is run.
+
+    Attributes:
+      epochs: Passes over the training images.
+      training_images: The first so many.
+      test_images: The first so many; the last batch is left out where it is not whole.
+      seeds: Runs of each configuration.
+    """
+
+    epochs: int
+    training_images: int
+    test_images: int
+    seeds: int
+
+    def __str__(self) -> str:
+        seeds = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
+        return f"{self.length}, {self.test_images:,} test images, {seeds}"
+
+    @property
+    def length(self) -> str:
+        """How long one run is."""
+        return f"{self.epochs} epochs of {self.training_images:,} images"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether epochs are those of the study, so that its numbers can be compared."""
+        return self.training_images == _ALL_IMAGES
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch."""
+        return self.training_images // BATCH_SIZE
+
+
+class StudyImages(NamedTuple):
+    """CIFAR-10 in memory, uint8."""
+
+    training: UInt8[np.ndarray, "training 32 32 3"]
+    test: UInt8[np.ndarray, "test 32 32 3"]
+
+
+class Snapshot(NamedTuple):
+    """What a run shows of itself after an epoch.
+
+    Attributes:
+      epoch: From 0.
+      reconstructions: Of the first test images.
+      codes: The codebook.
+      counts: Test tokens of each code.
+    """
+
+    epoch: int
+    reconstructions: UInt8[np.ndarray, "images 32 32 3"]
+    codes: Float[np.ndarray, "codes dim"]
+    counts: Float[np.ndarray, " codes"]
+
+
+class StudyTraining:
+    """One configuration.
+
+    Args:
+      variant: How to train.
+      num_codes: Size of the codebook.
+      commitment_weight: Of the loss.
+      scale: How long, and on how much.
+      images: CIFAR-10, of which ``scale`` takes the first.
+    """
+
+    def __init__(
+        self, variant: Variant, num_codes: int, commitment_weight: float, scale: Scale, images: StudyImages
+    ) -> None:
+        self._variant, self._scale = variant, scale
+        self._model = variant.model(num_codes, commitment_weight)
+        self._optimizer = optax.adam(LEARNING_RATE)
+        self._training = images.training[: scale.training_images]
+        self._on_device = jax.device_put(self._training)
+        self._test = jax.device_put(images.test[: scale.test_images // BATCH_SIZE * BATCH_SIZE])
+        self._train_some = jax.jit(self._steps, donate_argnums=0, compiler_options=compiler_options())
+        self._test_batch = jax.jit(self._measure, compiler_options=compiler_options())
+        self._reconstruct = jax.jit(self._model.apply)
+        on_cpu = jax.default_backend() == "cpu"
+        self._at_once = 1 if on_cpu else _largest_divisor(scale.steps_per_epoch, _MOST_STEPS_PER_DISPATCH)
+
+    def run(
+        self,
+        seed: int,
+        workdir: Path,
+        settings: dict[str, Any],
+        on_step: Callable[[int, dict[str, float]], None],
+        on_snapshot: Callable[[Snapshot], None] | None = None,
+    ) -> dict[str, Any]:
+        """Trains for all epochs, testing after each; continues what was interrupted.
+
+        Args:
+          seed: Of parameters, codes and the order of images.
+          workdir: Where the state after each epoch is kept; of no use once the results are.
+          settings: What is run, kept with the state.
+          on_step: Called now and then with the number of steps done and the metrics of the epoch so far.
+          on_snapshot: Called after the epochs that figures show, if given.
+
+        Returns:
+          ``epochs``: for each the means over its batches, under ``train`` and ``test``.
+
+        Raises:
+          UserError: ``workdir`` holds a run of other settings.
+        """
+        _check_settings(workdir, settings)
+        checkpoints = Checkpoints(workdir, ConfigDict(settings | {"keep_checkpoints": 1}), images="cifar10")
+        state = self._start(seed)
+        restored = checkpoints.restore_latest(like=state)
+        state = state if restored is None else restored
+        done = int(state.step) // self._scale.steps_per_epoch
+        history = _read_history(workdir)[:done]
+        for epoch in range(done, self._scale.epochs):
+            state, trained = self._train_epoch(state, epoch, seed, on_step)
+            state, tested, counts = self._test_epoch(state)
+            tested |= {"perplexity_split": float(perplexity(counts)), "usage_split": float(usage(counts))}
+            history.append({"train": trained, "test": tested})
+            if on_snapshot is not None and epoch in snapshot_epochs(self._scale.epochs):
+                on_snapshot(self._snapshot(state, epoch, counts))
+            # Before the checkpoint, which says how much of it counts.
+            _write_history(workdir, history)
+            checkpoints.save(state)
+        checkpoints.close()
+        return {"epochs": history}
+
+    def _start(self, seed: int) -> TrainState:
+        state = create_state(self._model, self._optimizer, (32, 32, 3), seed)
+        params = initialize_like_pytorch(state.params, jax.random.key(seed))
+        state = state.replace(params=params, window=_empty_window())
+        if self._variant.kmeans_start:
+            config = ConfigDict({"seed": seed, "batch_size": BATCH_SIZE})
+            config.quantizer = ConfigDict({"num_codes": self._model.quantizer.num_codes})
+            state = start_from_kmeans(self._model, state, ArrayDataset("cifar10/train", self._training, 32), config)
+        return state
+
+    def _train_epoch(self, state: TrainState, epoch: int, seed: int, on_step) -> tuple[TrainState, dict[str, float]]:
+        per_epoch, images = self._scale.steps_per_epoch, len(self._training)
+        state = state.replace(window=_empty_window())
+        for first in range(0, per_epoch, self._at_once):
+            steps = range(epoch * per_epoch + first, epoch * per_epoch + first + self._at_once)
+            indices = np.stack([batch_indices(seed, step, BATCH_SIZE, images) for step in steps])
+            state = self._train_some(state, self._on_device, indices, seed)
+            done = first + self._at_once
+            # Looking at a number waits for its step.
+            if done % _STEPS_PER_LOOK == 0 or self._at_once > 1:
+                on_step(steps[-1] + 1, {name: float(value) / done for name, value in state.window.items()})
+        return state, {name: float(value) / per_epoch for name, value in state.window.items()}
+
+    def _steps(
+        self,
+        state: TrainState,
+        images: UInt8[Array, "images 32 32 3"],
+        indices: Int[Array, "steps batch"],
+        seed: Int[Array, ""],
+    ) -> TrainState:
+        def one(state: TrainState, chosen: Int[Array, " batch"]) -> tuple[TrainState, None]:
+            sums = state.window
+            state, metrics = train_step(state, images[chosen], self._model, self._optimizer, StepOptions(seed=seed))
+            return state.replace(window={name: total + metrics[name] for name, total in sums.items()}), None
+
+        if len(indices) == 1:
+            return one(state, indices[0])[0]
+        return jax.lax.scan(one, state, indices)[0]
+
+    def _test_epoch(self, state: TrainState) -> tuple[TrainState, dict[str, float], Float[Array, " codes"]]:
+        batches = self._test.reshape(-1, BATCH_SIZE, *self._test.shape[1:])
+        sums, counts = dict.fromkeys(_TESTED, jnp.zeros(())), jnp.zeros(self._model.quantizer.num_codes)
+        for images in batches:
+            metrics, of_codes, collections = self._test_batch(state.variables, images)
+            sums = {name: total + metrics[name] for name, total in sums.items()}
+            counts += of_codes
+            if self._variant.moves_in_evaluation:
+                state = state.replace(collections=collections)
+        return state, {name: float(value) / len(batches) for name, value in sums.items()}, counts
+
+    def _measure(self, variables: PyTree, images: UInt8[Array, "batch 32 32 3"]) -> tuple[dict, Array, PyTree]:
+        pixels = to_model_range(images)
+        output, changed = self._model.apply(variables, pixels, mutable=["codebook"])
+        metrics = output.quantizer.metrics
+        error = jnp.mean(jnp.square(output.reconstruction - pixels))
+        from_tokens = self._model.apply(variables, output.quantizer.indices, method="decode")
+        metrics |= {
+            "loss": error + output.quantizer.loss,
+            "reconstruction_mse": error,
+            "tokens_only_mse": jnp.mean(jnp.square(from_tokens - pixels)),
+            "psnr": jnp.mean(psnr((pixels + 1) / 2, (jnp.clip(output.reconstruction, -1, 1) + 1) / 2)),
+        }
+        counts = jnp.bincount(output.quantizer.indices.reshape(-1), length=self._model.quantizer.num_codes)
+        return {name: metrics[name] for name in _TESTED}, counts, dict(changed)
+
+    def _snapshot(self, state: TrainState, epoch: int, counts: Float[Array, " codes"]) -> Snapshot:
+        output = self._reconstruct(state.variables, to_model_range(self._test[:PICTURES]))
+        everything = jnp.arange(self._model.quantizer.num_codes)
+        codes = self._model.apply(state.variables, everything, method=lambda model, i: model.quantizer.decode(i))
+        return Snapshot(epoch, np.asarray(to_uint8(output.reconstruction)), np.asarray(codes), np.asarray(counts))
+
+
+def snapshot_epochs(epochs: int) -> list[int]:
+    """The epochs that figures show, from 0: the first, those after each quarter, the last.
+
+    Example:
+      >>> snapshot_epochs(100), snapshot_epochs(1)
+      ([0, 25, 50, 75, 99], [0])
+    """
+    return sorted({0, epochs // 4, epochs // 2, 3 * epochs // 4, epochs - 1})
+
+
+def initialize_like_pytorch(params: PyTree, key: Array) -> PyTree:
+    """Draws the parameters of all convolutions as PyTorch does: uniform within one over the root of the fan-in.
+
+    Args:
+      params: Of an autoencoder; those of its quantizer are kept.
+      key: Random key.
+
+    Returns:
+      Parameters of the same shapes.
+
+    Example:
+      >>> params = {"encoder": {"Conv_0": {"kernel": jnp.zeros((1, 1, 4, 2)), "bias": jnp.zeros(2)}}}
+      >>> drawn = initialize_like_pytorch(params, jax.random.key(0))["encoder"]["Conv_0"]
+      >>> bool(abs(drawn["kernel"]).max() <= 0.5), drawn["bias"].shape
+      (True, (2,))
+
+    Source: torch.nn.Conv2d and ConvTranspose2d, whose fan-in counts output channels.
+    """
+
+    def drawn(layers: PyTree, path: tuple[str, ...]) -> Iterator[tuple[str, PyTree]]:
+        for name, layer in layers.items():
+            here = (*path, name)
+            if name == "quantizer":
+                yield name, layer
+            elif "kernel" in layer:
+                rows, columns, inputs, outputs = layer["kernel"].shape
+                fan_in = rows * columns * (outputs if name.startswith("UpsamplingConv") else inputs)
+                own_key = jax.random.fold_in(key, _number_of(here))
+                yield name, _uniform_like(layer, own_key, fan_in**-0.5)
+            else:
+                yield name, dict(drawn(layer, here))
+
+    return dict(drawn(params, ()))
+
+
+def _empty_window() -> dict[str, Array]:
+    return {name: jnp.zeros(()) for name in _TRAINED}
+
+
+def _uniform_like(layer: dict[str, Array], key: Array, bound: float) -> dict[str, Array]:
+    keys = jax.random.split(key, len(layer))
+    return {
+        name: jax.random.uniform(own_key, layer[name].shape, minval=-bound, maxval=bound)
+        for name, own_key in zip(sorted(layer), keys, strict=True)
+    }
+
+
+def _number_of(path: tuple[str, ...]) -> int:
+    """The same number for the same place in every process, unlike ``hash``."""
+    return int.from_bytes("/".join(path).encode()[-64:], "little") % (2**31 - 1)
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
+
+
+def _check_settings(workdir: Path, settings: dict[str, Any]) -> None:
+    path, wanted = workdir / "settings.json", json.loads(strict_json(settings))
+    if path.exists() and (found := json.loads(path.read_text())) != wanted:
+        raise UserError(f"{workdir} holds an interrupted run of {found}, not of {wanted}. Delete that directory.")
+    with atomic_file(path) as file:
+        file.write(strict_json(wanted).encode())
+
+
+def _read_history(workdir: Path) -> list[dict[str, Any]]:
+    path = workdir / "history.json"
+    if not path.exists():
+        return []
+    # JSON has no NaN.
+    finite = lambda means: {name: math.nan if value is None else value for name, value in means.items()}  # noqa: E731
+    return [{split: finite(means) for split, means in epoch.items()} for epoch in json.loads(path.read_text())]
+
+
+def _write_history(workdir: Path, history: list[dict[str, Any]]) -> None:
+    with atomic_file(workdir / "history.json") as file:
+        file.write(strict_json(history).encode())

@@ -1,0 +1,173 @@
+"""Nothing that happens to the newest checkpoint costs more than the steps since the one before."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.checkpointing.discovery import DAMAGED, find_checkpoint, set_aside
+from vqjax.checkpointing.integrity import CHECKSUMS_FILE
+from vqjax.errors import UserError
+from vqjax.training import loop
+from vqjax.training.config import default_config
+from vqjax.training.loop import train
+
+ONE_DEVICE = jax.devices()[:1]
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1 << (len(content) % 8)
+    path.write_bytes(content)
+
+
+DAMAGES = {"truncated": truncate, "one bit flipped": flip_a_bit, "deleted": Path.unlink}
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A finished run with checkpoints of steps 10 and 12."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damage_to_any_file_is_found(run, damage: Callable[[Path], None]):
+    newest = run / "checkpoints" / "12"
+    files = [path.relative_to(newest) for path in sorted(newest.rglob("*")) if path.is_file()]
+    assert len(files) >= 8
+    for file in files:
+        shutil.copytree(newest, run / "copy")
+        damage(newest / file)
+        found = find_checkpoint(run)
+        assert found.step == 10, file
+        assert list(found.passed_over) == [12]
+        shutil.rmtree(newest)
+        (run / "copy").rename(newest)
+
+
+@pytest.mark.parametrize(("file", "damage"), [("state/d", flip_a_bit), ("_CHECKPOINT_METADATA", Path.unlink)])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, run, config, file, damage, caplog):
+    place = run / "checkpoints" / "12" / file
+    damage(next(place.iterdir()) if place.is_dir() else place)
+    assert load_tokenizer(run).step == 10
+    assert "checkpoint 12 is damaged" in caplog.text
+    assert "reading that of step 10" in caplog.text
+    train(config, run, devices=ONE_DEVICE)
+    chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)
+    assert (finished / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+    assert [path.name for path in (run / DAMAGED).iterdir()] == ["12"]
+    assert f"moved to {run / DAMAGED / '12'}" in caplog.text
+
+
+def lost(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "12")
+    (run / "checkpoints" / "12").symlink_to("nowhere")
+
+
+def replaced(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "12")
+    (run / "checkpoints" / "12").write_text("")
+
+
+@pytest.mark.parametrize("damage", [lost, replaced])
+def test_what_is_no_directory_is_set_aside(run, damage):
+    """Bug: the run trained on, and could not save where a link without a target was."""
+    damage(run)
+    found = find_checkpoint(run)
+    assert (found.step, found.passed_over) == (10, {12: "it is no directory"})
+    set_aside(run, found)
+    assert (run / DAMAGED / "12").exists() or (run / DAMAGED / "12").is_symlink()
+    assert find_checkpoint(run).passed_over == {}
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(run):
+    shutil.copytree(run / "checkpoints" / "12", run / "checkpoints" / "012")
+    assert find_checkpoint(run).passed_over == {}
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_named_at_once(run):
+    """Bug: it was noticed at the first save."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="checkpoints is no directory"):
+        find_checkpoint(run)
+
+
+def test_a_run_killed_between_a_checkpoint_and_its_checksums_goes_on(finished, run, config):
+    """And where every checkpoint lacks them, the newest is read as it is."""
+    (run / "checkpoints" / "12" / CHECKSUMS_FILE).unlink()
+    assert find_checkpoint(run).step == 10
+    (run / "checkpoints" / "10" / CHECKSUMS_FILE).unlink()
+    assert find_checkpoint(run).step == 12
+    chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)
+
+
+def test_a_run_without_any_whole_checkpoint_is_refused_and_left_alone(run, config):
+    for step in ("10", "12"):
+        truncate(run / "checkpoints" / step / "state" / "manifest.ocdbt")
+    before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+    with pytest.raises(UserError, match=r"is damaged \(12: state/manifest.ocdbt is not what was written; 10: "):
+        train(config, run, devices=ONE_DEVICE)
+    assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
+
+
+@pytest.fixture
+def old_run(tmp_path, monkeypatch) -> Path:
+    """Two steps of release 0.1.0, before checkpoints had checksums."""
+    monkeypatch.chdir(tmp_path)
+    shutil.unpack_archive(Path(__file__).parent / "release_0_1_0.zip", tmp_path / "run")
+    random = np.random.default_rng(0)
+    images = {split: random.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for split, n in (("train", 16), ("test", 8))}
+    np.savez(tmp_path / "images.npz", **images)
+    return tmp_path / "run"
+
+
+def old_config(num_steps: int) -> ConfigDict:
+    config = default_config()
+    config.num_steps, config.batch_size = num_steps, 4
+    config.log_every, config.eval_every, config.checkpoint_every = 4, 1000, 5
+    config.tensorboard = False
+    config.data.source, config.data.name, config.data.image_size = "arrays", "images.npz", 8
+    config.model.name, config.model.width, config.model.code_dim = "sonnet", 4, 2
+    config.model.num_residual_blocks = 1
+    config.quantizer.num_codes = 4
+    return config
+
+
+def test_a_checkpoint_of_an_older_release_is_continued(old_run):
+    # As that release reported it.
+    result = train(old_config(num_steps=2), old_run, devices=ONE_DEVICE)
+    assert result.metrics["psnr"] == pytest.approx(10.830727, abs=1e-4)
+    train(old_config(num_steps=3), old_run, devices=ONE_DEVICE)
+    assert load_tokenizer(old_run).step == 3
+
+
+def test_a_checkpoint_of_another_structure_says_what_changed(old_run, monkeypatch):
+    create_state = loop.create_state
+
+    def of_a_later_release(*args):
+        state = create_state(*args)
+        state.params["encoder"]["Conv_0"]["scale"] = state.params["encoder"]["Conv_0"].pop("bias")[:2]
+        return state
+
+    monkeypatch.setattr(loop, "create_state", of_a_later_release)
+    monkeypatch.setattr(loop, "empty_window", lambda *args: {})
+    with pytest.raises(UserError) as error:
+        train(old_config(num_steps=3), old_run, devices=ONE_DEVICE)
+    assert str(error.value) == (
+        "The checkpoint was written by vqjax 0.1.0, and this release cannot continue it: "
+        "params.encoder.Conv_0.scale is missing; params.encoder.Conv_0.bias is not known. "
+        "Continue with vqjax==0.1.0, or train in another --workdir."
+    )

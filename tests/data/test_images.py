@@ -1,0 +1,140 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqjax.data import UnreadableImage
+from vqjax.data.images import check_header, decode_image, resize_and_center_crop
+
+
+def encode(image, extension, **options):
+    content = io.BytesIO()
+    image.save(content, extension, **options)
+    return content.getvalue()
+
+
+def decode(content, size):
+    return decode_image(io.BytesIO(content), size, path="picture")
+
+
+def noise(height, width, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def test_an_image_of_the_right_size_comes_back_bit_for_bit():
+    image = noise(8, 8)
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(image), "PNG"), 8), image)
+
+
+def test_the_center_of_a_wide_image_is_kept_and_the_sides_are_cut():
+    image = np.zeros((8, 24, 3), np.uint8)
+    image[:, 8:16] = 200
+    assert (decode(encode(Image.fromarray(image), "PNG"), 8) == 200).all()
+
+
+def test_the_center_of_a_tall_image_is_kept():
+    image = np.zeros((48, 16, 3), np.uint8)
+    image[16:32] = 200
+    result = decode(encode(Image.fromarray(image), "PNG"), 8)
+    np.testing.assert_allclose(result, np.full((8, 8, 3), 200), atol=12)
+
+
+def test_shrinking_averages_instead_of_picking_pixels():
+    checkerboard = np.indices((64, 64)).sum(0) % 2 * 255
+    image = Image.fromarray(checkerboard.astype(np.uint8)).convert("RGB")
+    result = resize_and_center_crop(image, 8)
+    assert abs(result.astype(int) - 127).max() <= 2
+
+
+def test_small_images_are_enlarged():
+    assert decode(encode(Image.new("RGB", (3, 5), "red"), "PNG"), 16).shape == (16, 16, 3)
+
+
+def test_a_jpeg_decoded_at_reduced_size_looks_like_the_full_one():
+    ramp = np.linspace(0, 255, 512).astype(np.uint8)
+    image = Image.fromarray(np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], ramp[::-1, None]), -1))
+    result = decode(encode(image, "JPEG", quality=95), 16)
+    wanted = resize_and_center_crop(image, 16)
+    assert abs(result.astype(int) - wanted).max() <= 6
+
+
+@pytest.mark.parametrize("extension", ["JPEG", "PNG", "WEBP"])
+def test_the_orientation_of_the_camera_is_honored(extension):
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:8] = 255
+    tag = Image.Exif()
+    tag[0x0112] = 3  # rotated by half a turn
+    result = decode(encode(Image.fromarray(image), extension, exif=tag.tobytes()), 16)
+    assert result[:7].max() < 20
+    assert result[9:].min() > 235
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_become_white(mode):
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    options = {}
+    if mode == "P":
+        image = image.convert("RGB").quantize(2)
+        options["transparency"] = image.getpixel((7, 0))
+    result = decode(encode(image if mode == "P" else image.convert(mode), "PNG", **options), 8)
+    assert result[0, 7].tolist() == [255, 255, 255]
+    assert result[0, 0].tolist() != [255, 255, 255]
+
+
+def test_a_transparent_color_of_an_rgb_png_becomes_white():
+    image = Image.new("RGB", (8, 8), (10, 20, 30))
+    assert (decode(encode(image, "PNG", transparency=(10, 20, 30)), 8) == 255).all()
+
+
+def test_palette_colors_are_looked_up():
+    image = Image.new("RGB", (8, 8), (10, 20, 30)).quantize(2)
+    assert decode(encode(image, "PNG"), 8)[0, 0].tolist() == [10, 20, 30]
+
+
+def test_16_bit_grayscale_keeps_its_upper_bits_instead_of_saturating():
+    levels = np.repeat(np.arange(8, dtype=np.uint16)[None] * 8192, 8, axis=0)
+    result = decode(encode(Image.fromarray(levels), "PNG"), 8)
+    assert result[0, :, 0].tolist() == [0, 32, 64, 96, 128, 160, 192, 224]
+    assert (result == result[..., :1]).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK"])
+def test_other_modes_become_rgb(mode):
+    image = Image.new("RGB", (8, 8), "white").convert(mode)
+    result = decode(encode(image, "JPEG" if mode == "CMYK" else "PNG"), 8)
+    assert result.min() >= 250
+
+
+def broken_contents():
+    image = Image.fromarray(noise(64, 64))
+    return {
+        "empty": b"",
+        "text": b"this is no image",
+        "truncated JPEG": encode(image, "JPEG")[:800],
+        "truncated PNG": encode(image, "PNG")[:800],
+        "truncated WebP": encode(image, "WEBP")[:800],
+        "corrupt": encode(image, "PNG").replace(b"IDAT", b"IDOT"),
+    }
+
+
+@pytest.mark.parametrize("content", broken_contents().values(), ids=broken_contents().keys())
+def test_damaged_files_raise_one_exception_that_names_them(content):
+    with pytest.raises(UnreadableImage, match=r"^picture: [^\n]+$"):
+        decode(content, 8)
+
+
+def test_a_decompression_bomb_is_found_by_its_header(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = tmp_path / "bomb.png"
+    Image.new("RGB", (64, 64)).save(path)
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        check_header(path)
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        decode_image(path, 8, path=path)
+
+
+def test_formats_that_start_other_programs_are_not_opened():
+    with pytest.raises(UnreadableImage):
+        decode(encode(Image.new("RGB", (8, 8)), "EPS"), 8)

@@ -1,0 +1,127 @@
+"""Regularizers against float64 NumPy, over devices, and in parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from vqjax.errors import UserError
+from vqjax.functional import regularizers
+from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality, assignment_entropies, orthogonality
+from vqjax.functional.search import similarity
+
+TOKENS, CODES, DIM = 32, 6, 3
+
+
+def gaussian(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+Z, E = gaussian(TOKENS, DIM), gaussian(CODES, DIM, seed=1)
+
+
+def entropies(z, codes, inverse_temperature, metric="euclidean"):
+    z, codes = np.asarray(z, np.float64), np.asarray(codes, np.float64)
+    scores = z @ codes.T if metric == "cosine" else -np.linalg.norm(z[:, None] - codes, axis=-1)
+    p = np.exp(inverse_temperature * scores)
+    p /= p.sum(-1, keepdims=True)
+    mean = p.mean(0)
+    return -(p * np.log(p)).sum(-1).mean(), -(mean * np.log(mean)).sum()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_entropies_are_their_definition(metric):
+    measured = assignment_entropies(Z, E, inverse_temperature=2.0, metric=metric)
+    np.testing.assert_allclose(measured, entropies(Z, E, 2.0, metric), rtol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_definition_by_finite_differences():
+    direction = np.asarray(gaussian(CODES, DIM, seed=2), np.float64)
+    for which in range(2):
+        gradient = jax.grad(lambda e, which=which: assignment_entropies(Z, e, inverse_temperature=2.0)[which])(E)
+        step = 1e-5
+        up, down = (entropies(Z, np.asarray(E, np.float64) + s * direction, 2.0)[which] for s in (step, -step))
+        np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), (up - down) / (2 * step), rtol=1e-3)
+
+
+def test_parts_and_whole_agree_in_value_and_gradient(monkeypatch):
+    mask = jnp.arange(TOKENS) % 3 != 0
+
+    def both(z):
+        return sum(assignment_entropies(z, E, inverse_temperature=3.0, mask=mask))
+
+    whole = jax.value_and_grad(both)(Z)
+    monkeypatch.setattr(regularizers, "LARGEST_CHUNK", 7 * CODES)
+    for part, expected in zip(jax.value_and_grad(both)(Z), whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_batch_entropy_is_global_over_devices_and_so_is_its_gradient():
+    # vector-quantize-pytorch takes the entropy per process: two with 1 and 2 tokens give two answers.
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mask = jnp.arange(TOKENS) >= 6
+
+    def step(z, mask, axis_name=None):
+        average = (lambda x: jax.lax.pmean(x, axis_name)) if axis_name else (lambda x: x)
+
+        def loss(codes):
+            return average(sum(assignment_entropies(z, codes, inverse_temperature=2.0, mask=mask, axis_name=axis_name)))
+
+        value, gradient = jax.value_and_grad(loss)(E)
+        return value, gradient
+
+    mapped = jax.shard_map(
+        lambda z, mask: step(z, mask, "data"), mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=True
+    )
+    for actual, expected in zip(mapped(Z, mask), step(Z, mask), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_that_equal_codes_have_finite_gradients():
+    gradient = jax.grad(lambda z: sum(assignment_entropies(z, E)))(jnp.concatenate([E, E]))
+    assert bool(jnp.all(jnp.isfinite(gradient)))
+
+
+def test_a_batch_without_a_token_that_counts_has_finite_gradients():
+    nothing = jnp.zeros(TOKENS, bool)
+    value, slope = jax.value_and_grad(lambda z: sum(assignment_entropies(z, E, mask=nothing)))(Z)
+    assert np.isfinite(value)
+    np.testing.assert_array_equal(slope, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
+def test_orthogonality_is_its_definition_on_both_sides(shape):
+    codes = gaussian(*shape)
+    unit = np.asarray(codes, np.float64)
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    expected = np.sum((unit @ unit.T) ** 2) / shape[0] ** 2 - 1 / shape[0]
+    np.testing.assert_allclose(orthogonality(codes), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_inactive_codes_do_not_count():
+    active = jnp.array([True, False, True, True, False, False])
+    np.testing.assert_allclose(orthogonality(E, active), orthogonality(E[jnp.array([0, 2, 3])]), rtol=1e-5)
+    value = Orthogonality(1.0, active_only=True)(Z, E, active.astype(jnp.float32), None, None, "euclidean")
+    np.testing.assert_allclose(value, orthogonality(E, active))
+
+
+def test_diversity_and_penalty_are_made_of_the_entropies():
+    per_token, batch = assignment_entropies(Z, E, inverse_temperature=5.0)
+    assert float(Diversity(1.0, 5.0)(Z, E, jnp.zeros(CODES), None, None, "euclidean")) == pytest.approx(-float(batch))
+    penalty = EntropyPenalty(1.0, 5.0)(Z, E, jnp.zeros(CODES), None, None, "euclidean")
+    assert float(penalty) == pytest.approx(float(per_token - batch))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", [Orthogonality, Diversity, EntropyPenalty])
+def test_wrong_weights_are_refused(kind, weight):
+    with pytest.raises(UserError, match=r"weight=.* is not allowed: use a finite number of at least 0"):
+        kind(weight)
+
+
+def test_similarity_is_the_negative_distance_also_far_from_the_origin():
+    z, codes = Z + 1000, E + 1000
+    expected = -np.linalg.norm(np.asarray(z, np.float64)[:, None] - np.asarray(codes, np.float64), axis=-1)
+    np.testing.assert_allclose(similarity(z, codes, "euclidean"), expected, rtol=1e-3)

@@ -1,0 +1,57 @@
+"""The two front doors as their users run them, on a run that takes seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--config.data.source=arrays",
+    "--config.data.image_size=16",
+    "--config.batch_size=8",
+    "--config.model.width=8",
+    "--config.model.code_dim=4",
+    "--config.quantizer.num_codes=16",
+    "--config.quantizer.kmeans_init=false",
+    "--config.log_every=10",
+    "--config.eval_every=1000",
+    "--config.tensorboard=false",
+    "--config.optimizer.schedule=constant",
+]
+
+
+def start(script: str, *arguments: object, largest_file: int | None = None, **environment: str) -> subprocess.Popen:
+    """Starts a front door; ``largest_file`` in bytes makes writing fail as a full disk does."""
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
+    if largest_file is not None:
+        # In blocks of 512 bytes.
+        command = ["sh", "-c", f'ulimit -f {largest_file // 512}; exec "$@"', "sh", *command]
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def call(script: str, *arguments: object, **options: Any) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of :func:`start`."""
+    process = start(script, *arguments, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def save_images(directory: Path) -> Path:
+    """64 random images to train on and 20 others."""
+    generator = np.random.default_rng(0)
+    splits = {
+        split: generator.integers(0, 256, (number, 16, 16, 3), dtype=np.uint8)
+        for split, number in (("train", 64), ("test", 20))
+    }
+    np.savez(directory / "images.npz", **splits)
+    return directory / "images.npz"

@@ -1,0 +1,62 @@
+"""The folded convolutions are the strided ones: same parameters, same values, same gradients."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqjax.errors import UserError
+from vqjax.models.layers import DownsamplingConv, UpsamplingConv
+
+LAYERS = {
+    "down": (DownsamplingConv(5), nn.Conv(5, (4, 4), strides=2, padding=1)),
+    "up": (UpsamplingConv(5), nn.ConvTranspose(5, (4, 4), strides=(2, 2), padding="SAME")),
+}
+
+
+def gaussian(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_value_and_gradient_equal_those_of_flax(name):
+    layer, reference = LAYERS[name]
+    x = gaussian(2, 6, 10, 3)
+    params = {"kernel": gaussian(4, 4, 3, 5, seed=1), "bias": gaussian(5, seed=2)}
+
+    def loss(layer, params, x):
+        y = layer.apply({"params": params}, x)
+        return jnp.sum(y**3), y
+
+    def run(layer):
+        return jax.jit(jax.grad(lambda *a: loss(layer, *a), argnums=(0, 1), has_aux=True))(params, x)
+
+    (of_params, of_x), y = run(layer)
+    (expected_params, expected_x), expected = run(reference)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    np.testing.assert_allclose(of_x, expected_x, rtol=1e-3, atol=1e-2)
+    for key in params:
+        np.testing.assert_allclose(of_params[key], expected_params[key], rtol=1e-3, atol=0.1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_initial_parameters_are_those_of_flax(name):
+    # A kernel of the same shape with another fan-in would start at another scale.
+    layer, reference = LAYERS[name]
+    x = jnp.zeros((1, 4, 4, 3))
+    actual, expected = (module.init(jax.random.key(0), x)["params"] for module in (layer, reference))
+    assert jax.tree.map(jnp.shape, actual) == jax.tree.map(jnp.shape, expected)
+    np.testing.assert_array_equal(actual["kernel"], expected["kernel"])
+    np.testing.assert_array_equal(actual["bias"], 0)
+
+
+def test_an_odd_number_of_pixels_is_refused():
+    with pytest.raises(UserError, match="x has 8 x 9 pixels"):
+        DownsamplingConv(features=2).init(jax.random.key(0), jnp.zeros((1, 8, 9, 3)))
+
+
+@pytest.mark.parametrize("layer", [DownsamplingConv(features=2), UpsamplingConv(features=2)])
+def test_images_of_another_dtype_are_promoted_as_flax_does(layer):
+    images = jnp.zeros((1, 4, 4, 3), jnp.bfloat16)
+    assert layer.init_with_output(jax.random.key(0), images)[0].dtype == jnp.float32

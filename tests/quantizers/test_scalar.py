@@ -1,0 +1,282 @@
+"""FSQ and ResidualFSQ: the contract of every quantizer, and what each option promises."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.quantizing import KEY, every_second, gaussian
+from vqjax.errors import UserError
+from vqjax.functional.scalar import bounded
+from vqjax.quantizers.residual_scalar import ResidualFSQ
+from vqjax.quantizers.scalar import FSQ
+
+DIM, SHAPE = 6, (2, 4, 6)
+LEVELS = (4, 3, 5, 8, 7, 4)
+QUANTIZERS = {
+    "asymmetric": FSQ(LEVELS),
+    "paper": FSQ(LEVELS, bound="paper"),
+    "symmetric": FSQ((2, *LEVELS[1:]), bound="symmetric", noise_dropout=0.5),
+    "clamped": FSQ(LEVELS, hard_clamp=True),
+    "rotated": FSQ((5, 5, 5), num_codebooks=2, orthogonal_rotation=True),
+    "projected": FSQ((8, 5), num_codebooks=2, bound="symmetric", hard_clamp=True, orthogonal_rotation=True),
+    "residual": ResidualFSQ(LEVELS, 3),
+    "residual projected": ResidualFSQ((5, 5), 2, gradient="per_level", hard_clamp=False, soft_clamp=2.0),
+}
+every = pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+ALL = jnp.ones(SHAPE[:-1], bool)
+
+
+@functools.cache
+def variables_of(quantizer):
+    return quantizer.init({"params": KEY, "quantizer": KEY}, jnp.zeros(SHAPE))
+
+
+@functools.partial(jax.jit, static_argnames="quantizer")
+def run(quantizer, variables, z, mask):
+    return quantizer.apply(variables, z, mask)
+
+
+@functools.partial(jax.jit, static_argnames="quantizer")
+def encode(quantizer, variables, z, mask):
+    return quantizer.apply(variables, z, mask, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="quantizer")
+def decode(quantizer, variables, indices):
+    return quantizer.apply(variables, indices, method="decode")
+
+
+@every
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([0.0, 0.1, 1.0, 30.0, 1e30]),
+    mask=st.sampled_from([ALL, ~ALL, every_second(SHAPE[:-1])]),
+)
+def test_indices_decode_to_the_output_bit_for_bit(quantizer, seed, scale, mask):
+    z, variables = jnp.where(mask[..., None], gaussian(*SHAPE, seed=seed) * scale, jnp.nan), variables_of(quantizer)
+    out, indices = run(quantizer, variables, z, mask), encode(quantizer, variables, z, mask)
+    np.testing.assert_array_equal(out.indices, indices)
+    np.testing.assert_array_equal(decode(quantizer, variables, indices), out.quantized)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(out))
+    assert (indices[~mask] == -1).all()
+    assert not out.quantized[~mask].any()
+    assert ((indices[mask] >= 0) & (indices[mask] < quantizer.num_codes)).all()
+
+
+@pytest.mark.parametrize("name", ["asymmetric", "symmetric", "residual"])
+def test_codes_are_the_same_bits_in_every_compilation(name):
+    # Computed from the level, a fused product and sum gave other bits than the two one after the other.
+    quantizer = QUANTIZERS[name]
+    variables = variables_of(quantizer)
+    out = run(quantizer, variables, gaussian(*SHAPE), ALL)
+    np.testing.assert_array_equal(quantizer.apply(variables, out.indices, method="decode"), out.quantized)
+    np.testing.assert_array_equal(decode(quantizer, variables, out.indices[1, 2]), out.quantized[1, 2])
+
+
+@pytest.mark.parametrize("name", ["asymmetric", "residual"])
+def test_masked_tokens_take_no_part(name):
+    quantizer, mask = QUANTIZERS[name], every_second(SHAPE[:-1])
+    z = jnp.where(mask[..., None], gaussian(*SHAPE), jnp.nan)
+    out, alone = run(quantizer, {}, z, mask), quantizer.apply({}, z[mask])
+    np.testing.assert_array_equal(out.indices[mask], alone.indices)
+    for name, value in alone.metrics.items():
+        np.testing.assert_allclose(out.metrics[name], value, rtol=1e-5, err_msg=name)
+    gradient = jax.grad(lambda z: jnp.sum(run(quantizer, {}, z, mask).quantized))(z)
+    assert not gradient[~mask].any()
+    assert gradient[mask].all()
+
+
+@pytest.mark.parametrize("name", ["paper", "residual"])
+def test_lower_precision(name):
+    quantizer, z = QUANTIZERS[name], gaussian(*SHAPE).astype(jnp.bfloat16)
+    out, exact = (run(quantizer, {}, x, ALL) for x in (z, z.astype(jnp.float32)))
+    assert out.quantized.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.indices, exact.indices)
+    np.testing.assert_array_equal(out.quantized, exact.quantized.astype(jnp.bfloat16))
+
+
+def test_indices_that_are_none():
+    for quantizer in (FSQ((4, 3)), ResidualFSQ((4, 3), 2)):
+        indices = jnp.array([-1, 0, 12, -2])
+        indices = indices if isinstance(quantizer, FSQ) else jnp.stack([indices, jnp.zeros_like(indices)], -1)
+        vectors = quantizer.apply({}, indices, method="decode")
+        np.testing.assert_array_equal(jnp.isnan(vectors).any(-1), [False, False, True, True])
+    assert not FSQ((4, 3)).apply({}, jnp.array([-1]), method="decode").any()
+
+
+@pytest.mark.parametrize("bound", ["paper", "asymmetric", "symmetric"])
+def test_bounds_and_their_gradients_are_the_formulas(bound):
+    # Mentzer et al., Appendix A.1 (eps = 1e-3, tan), and the two of vector-quantize-pytorch, in float64.
+    z, counts = np.asarray(gaussian(64, 3), np.float64) * 2, np.array([4, 5, 8])
+    half, offset = (counts - 1) * (0.999 if bound == "paper" else 1.001) / 2, np.array([0.5, 0, 0.5])
+    shift = np.tan(offset / half) if bound == "paper" else np.arctanh(offset / half)
+    if bound == "symmetric":
+        value, slope = np.tanh(z), 1 - np.tanh(z) ** 2
+        levels = np.floor((counts - 1) * (value + 1) / 2 + 0.5)
+    else:
+        value, slope = np.tanh(z + shift) * half - offset, (1 - np.tanh(z + shift) ** 2) * half / (counts // 2)
+        levels, value = np.round(value) + counts // 2, value / (counts // 2)
+    quantizer = FSQ((4, 5, 8), bound=bound)
+    out = quantizer.apply({}, jnp.asarray(z, jnp.float32))
+    np.testing.assert_array_equal(out.indices, levels @ [1, 4, 20])
+    np.testing.assert_allclose(bounded(jnp.asarray(z, jnp.float32), (4, 5, 8), bound), value, rtol=2e-5, atol=1e-6)
+    gradient = jax.grad(lambda z: jnp.sum(quantizer.apply({}, z).quantized))(jnp.asarray(z, jnp.float32))
+    np.testing.assert_allclose(gradient, slope, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["asymmetric", "paper", "symmetric", "clamped"])
+def test_every_level_is_reached(name):
+    quantizer = QUANTIZERS[name]
+    z = jnp.broadcast_to(jnp.linspace(-8, 8, 4001)[:, None], (4001, DIM))
+    values = quantizer.apply({}, z).quantized
+    assert [len(np.unique(values[:, j])) for j in range(DIM)] == list(quantizer.levels)
+    assert np.abs(values).max() <= 1
+
+
+def test_indices_beyond_2_to_the_24_are_exact():
+    # In float32, as the peer adds them up, 493,827,157 came back as 493,827,136.
+    quantizer = FSQ((1000, 1000, 1000), bound="symmetric", hard_clamp=True)
+    indices = jnp.array([493_827_157, 0, 999_999_999, 16_777_217])
+    vectors = quantizer.apply({}, indices, method="decode")
+    np.testing.assert_array_equal(quantizer.apply({}, vectors, method="encode"), indices)
+    np.testing.assert_array_equal(quantizer.apply({}, vectors).quantized, vectors)
+
+
+def test_no_codebook_is_ever_built():
+    quantizer = FSQ((8,) * 10)
+    jaxpr = jax.make_jaxpr(lambda z: quantizer.apply({}, z))(jnp.zeros((5, 10)))
+    assert quantizer.num_codes == 2**30
+    assert max(v.aval.size for e in jaxpr.eqns for v in e.outvars) < 1000
+
+
+def test_more_than_a_thousand_levels_stay_in_range():
+    # The margin of the bound is then more than a level: the peer returns codes that it does not have.
+    quantizer = FSQ((3001, 3))
+    indices = quantizer.apply({}, jnp.array([[-20.0, 0.0], [20.0, 0.0]]), method="encode")
+    np.testing.assert_array_equal(indices % 3001, [0, 3000])
+
+
+def test_noise_is_half_a_step_around_the_code():
+    quantizer = FSQ((3, 9), bound="symmetric", noise_dropout=0.25)
+    z = gaussian(4000, 2)
+    code, noisy = (quantizer.apply({}, z, train=train, rngs={"quantizer": KEY}) for train in (False, True))
+    np.testing.assert_array_equal(noisy.indices, code.indices)
+    moved = np.asarray(noisy.quantized - code.quantized)
+    half_step = np.array([1 / 2, 1 / 8])
+    assert (np.abs(moved) <= half_step + 1e-6).all()
+    inside = np.abs(code.quantized) < 1
+    for feature in range(2):
+        of_inside = moved[inside[:, feature], feature]
+        assert of_inside.max() > 0.9 * half_step[feature]
+        assert of_inside.min() < -0.9 * half_step[feature]
+        assert abs(np.mean(of_inside != 0) - 0.25) < 0.04
+    assert np.abs(noisy.quantized).max() <= 1
+    with pytest.raises(UserError, match=r"noise_dropout=0\.25 draws random numbers"):
+        quantizer.apply({}, z, train=True)
+
+
+def test_the_rotation_is_undone():
+    quantizer = QUANTIZERS["rotated"]
+    rotation = np.asarray(variables_of(quantizer)["codebook"]["rotation"])
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
+    z = gaussian(7, 3)
+    inner = FSQ((5, 5, 5)).apply({}, jnp.asarray(z @ rotation))
+    alone = FSQ((5, 5, 5), orthogonal_rotation=True)
+    out = alone.apply({"codebook": {"rotation": jnp.asarray(rotation)}}, z)
+    np.testing.assert_array_equal(out.indices, inner.indices)
+    np.testing.assert_allclose(out.quantized, inner.quantized @ rotation.T, atol=1e-6)
+    with pytest.raises(UserError, match="hold no rotation"):
+        alone.apply({}, z)
+
+
+def test_each_step_leaves_one_part_in_so_many():
+    z = gaussian(50, 2) * 3
+    for steps in (1, 2, 3):
+        quantizer = ResidualFSQ((4, 5), steps)
+        inside = quantizer.apply({}, z, method="unquantized")
+        left = np.abs(np.asarray(inside - quantizer.apply({}, z).quantized)).max(axis=0)
+        largest = np.array([4, 5]) ** (1.0 - steps) / np.array([3, 4])
+        assert (left <= largest + 1e-6).all()
+        assert (left > largest / 2).all()
+
+
+def test_fewer_steps_give_the_coarser_vector():
+    z = gaussian(8, DIM)
+    indices = ResidualFSQ(LEVELS, 3).apply({}, z, method="encode")
+    coarse = ResidualFSQ(LEVELS, 2).apply({}, z)
+    np.testing.assert_array_equal(ResidualFSQ(LEVELS, 3).apply({}, indices[:, :2], method="decode"), coarse.quantized)
+
+
+def test_the_gradient_does_not_grow_with_the_steps_unless_asked_for():
+    z = np.asarray(gaussian(50, 2) / 3)
+
+    def gradient(**arguments):
+        quantizer = ResidualFSQ((4, 5), 3, **arguments)
+        return np.asarray(jax.grad(lambda z: jnp.sum(quantizer.apply({}, z).quantized))(jnp.asarray(z)))
+
+    limit = np.array([4 / 3, 5 / 4])
+    np.testing.assert_allclose(gradient(), 1 - np.tanh(z / limit) ** 2, rtol=1e-4)
+    ratio = gradient(gradient="per_level") / gradient()
+    assert set(np.unique(ratio.round(3))) <= {1, 2, 3}  # less than 3 where a step clips
+    assert np.mean(ratio.round(3) == 3) > 0.5
+
+
+def test_dropout_keeps_the_first_steps():
+    quantizer = ResidualFSQ(LEVELS, 4, dropout=0.7, fewest_levels=2)
+    out = quantizer.apply({}, gaussian(40, 3, DIM), train=True, rngs={"quantizer": KEY})
+    depths = np.sum(np.asarray(out.indices) != -1, axis=-1)
+    assert (depths == depths[:, :1]).all()
+    assert set(depths[:, 0]) == {2, 3, 4}
+    np.testing.assert_array_equal(quantizer.apply({}, out.indices, method="decode"), out.quantized)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"levels": 8}, "levels=8 is not allowed: use whole numbers of at least 2"),
+        ({"levels": ()}, r"levels=\(\) is not allowed"),
+        ({"levels": (8, 1)}, r"levels=\(8, 1\) is not allowed"),
+        ({"levels": (4, 2)}, "Use bound='symmetric', or at least 3 levels"),
+        ({"levels": (8,) * 11}, "8589934592 codes, and an int32 index"),
+        ({"levels": (4,), "num_codebooks": 0}, "num_codebooks=0 is not allowed"),
+        ({"levels": (4,), "bound": "tanh"}, "bound='tanh' is not allowed: use one of 'paper', 'asymmetric'"),
+        ({"levels": (4,), "noise_dropout": 0.5}, "noise_dropout=0.5 is not allowed with bound='asymmetric'"),
+        ({"levels": (4,), "bound": "symmetric", "noise_dropout": 2}, "use a probability"),
+    ],
+)
+def test_mistakes_are_named(as_users_run_it, arguments, message):
+    with pytest.raises(UserError, match=message):
+        FSQ(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"levels": (8, 0)}, r"levels=\(8, 0\) is not allowed"),
+        ({"num_quantizers": 0}, "num_quantizers=0 is not allowed"),
+        ({"gradient": "both"}, "gradient='both' is not allowed"),
+        ({"soft_clamp": 2.0}, "soft_clamp=2.0 is not allowed with hard_clamp=True"),
+        ({"soft_clamp": -1.0, "hard_clamp": False}, "soft_clamp=-1.0 is not allowed: use a finite number"),
+    ],
+)
+def test_mistakes_in_residuals_are_named(as_users_run_it, arguments, message):
+    with pytest.raises(UserError, match=message):
+        ResidualFSQ(**{"levels": (4, 3), "num_quantizers": 2} | arguments)
+
+
+def test_other_features_than_in_init_are_named():
+    with pytest.raises(UserError, match="z has 3 features, but the codebook is made for 2"):
+        FSQ((4, 3)).apply({}, gaussian(5, 3))
+    with pytest.raises(UserError, match="z has 3 features, but the codes have 2"):
+        ResidualFSQ((4, 3), 2).apply({}, gaussian(5, 3))
+
+
+def test_a_list_of_levels_is_as_good_as_a_tuple():
+    assert FSQ([4, 3]) == FSQ((4, 3))
+    assert hash(FSQ([4, 3])) == hash(FSQ((4, 3)))

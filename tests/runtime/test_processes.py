@@ -1,0 +1,190 @@
+"""Several processes train one model as one process does, and end and begin again together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from helpers.shares import all_in_ci
+from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.checkpointing.integrity import CHECKSUMS_FILE
+from vqjax.data import to_model_range
+from vqjax.training.loop import train
+
+ONE_DEVICE = jax.devices()[:1]
+
+# Trains as train.py does, and says how many rows of a batch it has read at a time.
+PROCESS = """
+import ast, sys
+from ml_collections import ConfigDict
+from vqjax.data import streamed_feed
+from vqjax.training.cli import run
+from vqjax.training.loop import train
+from vqjax.runtime.processes import join_processes
+
+address, number, process, settings, workdir = sys.argv[1:]
+read_many, rows = streamed_feed.read_many, set()
+
+def read_and_count(dataset, indices):
+    rows.add(len(indices))
+    return read_many(dataset, indices)
+
+def main():
+    join_processes(address, int(number), int(process))
+    train(ConfigDict(ast.literal_eval(settings)), workdir)
+    print("rows of a batch:", rows, file=sys.stderr)
+
+streamed_feed.read_many = read_and_count
+del sys.argv[1:]
+run(main)
+"""
+
+
+def start(number: int, config: ConfigDict, *workdirs: Path, others: ConfigDict | None = None) -> list[subprocess.Popen]:
+    """As many processes as asked for, which take the directories in turn; all but the first may have another config."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    }
+    configs = [config] + [others or config] * (number - 1)
+    arguments = [[address, number, i, configs[i].to_dict(), ([*workdirs] * number)[i]] for i in range(number)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, *map(str, of_process)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for of_process in arguments
+    ]
+
+
+def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -> None:
+    """Until there is a checkpoint of that step or a later one."""
+    deadline = time.monotonic() + 120
+    while not any(int(path.parent.name) >= step for path in workdir.glob(f"checkpoints/*/{CHECKSUMS_FILE}")):
+        if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
+            raise AssertionError(f"there is no checkpoint of step {step}: {end(processes, seconds=1)}")
+        time.sleep(0.05)
+
+
+def end(processes: list[subprocess.Popen], seconds: int = 240) -> list[tuple[int, str]]:
+    """Exit status and standard error of each."""
+    try:
+        for process in processes:
+            process.wait(seconds)
+    finally:
+        for process in processes:
+            process.kill()
+        errors = [process.communicate()[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+@pytest.fixture
+def config(config):
+    config.num_steps, config.checkpoint_every, config.eval_every, config.log_every = 50, 5, 1000, 5
+    # An odd number of held-out images, read with the batches of training.
+    config.data.resident_limit_mb = 0
+    config.quantizer.kmeans_init = True
+    return config
+
+
+def endless(config: ConfigDict) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.num_steps = 10**6
+    return config
+
+
+@pytest.fixture
+def of_one(config, tmp_path) -> Path:
+    train(config, tmp_path / "one", devices=ONE_DEVICE)
+    return tmp_path / "one"
+
+
+def assert_same_run(one: Path, other: Path, images_file: str) -> None:
+    tokenizers = [load_tokenizer(workdir) for workdir in (one, other)]
+    params, codebooks = zip(
+        *((t.variables["params"], t.variables["codebook"]["quantizer"]) for t in tokenizers), strict=True
+    )
+    chex.assert_trees_all_close(*params, atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(codebooks[0]["counts"], codebooks[1]["counts"])
+    images = to_model_range(np.load(images_file)["test"])
+    np.testing.assert_array_equal(*(tokenizer.encode(images) for tokenizer in tokenizers))
+    metrics = [json.loads((workdir / "eval" / "metrics.json").read_text())["metrics"] for workdir in (one, other)]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
+    logs = [(workdir / "metrics.jsonl").read_text().splitlines() for workdir in (one, other)]
+    assert [json.loads(line)["step"] for line in logs[0]] == [json.loads(line)["step"] for line in logs[1]]
+
+
+def test_eight_devices_train_like_one(config, of_one, tmp_path):
+    train(config, tmp_path / "eight", devices=jax.devices())
+    assert_same_run(of_one, tmp_path / "eight", config.data.name)
+
+
+@pytest.mark.parametrize("number", all_in_ci([2, 4], 1))
+def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_path, number):
+    """Each reads its own rows of every batch."""
+    workdir = tmp_path / "run"
+    processes = start(number, endless(config), workdir)
+    wait_for_step(processes, workdir, 5)
+    processes[-1].kill()
+    *others, (_, obituary) = end(processes, seconds=60)
+    assert f"process {number - 1} of {number} has died" in obituary
+    for status, error in others:
+        assert status != 0
+        assert error.splitlines()[-1].endswith("the run goes on from its last checkpoint.")
+
+    config.num_steps = max(config.num_steps, load_tokenizer(workdir).step + 1)
+    train(config, of_one, devices=ONE_DEVICE)
+    for status, error in end(start(number, config, workdir)):
+        assert status == 0, error
+        assert f"rows of a batch: {{{config.batch_size // number}}}" in error
+    assert_same_run(of_one, workdir, config.data.name)
+
+
+@pytest.mark.parametrize("number", all_in_ci([2, 4], 1))
+def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, number):
+    """And no step is lost."""
+    processes = start(number, endless(config), tmp_path)
+    wait_for_step(processes, tmp_path, 5)
+    processes[-1].terminate()
+    for status, error in end(processes):
+        assert status == 128 + signal.SIGTERM
+        assert f"stopped at step {load_tokenizer(tmp_path).step};" in error.splitlines()[-1]
+
+
+def test_processes_without_a_common_directory_are_told(config, of_one, tmp_path):
+    for status, error in end(start(2, config, tmp_path / "nothing", of_one)):
+        assert status == 2
+        assert "error: process 1 has another newest checkpoint than process 0. Give all of them" in error
+
+
+def test_processes_with_two_new_directories_are_told(config, tmp_path):
+    """Bug: they waited for each other inside of the first save."""
+    for status, error in end(start(2, config, tmp_path / "one", tmp_path / "other")):
+        assert status == 2
+        assert "error: process 1 has another --workdir than process 0. Give all of them" in error
+
+
+def test_processes_with_other_arguments_are_told(config, tmp_path):
+    """Bug: each trained with its own learning rate, and the first one's config was kept with what came of it."""
+    other = config.copy_and_resolve_references()
+    other.optimizer.learning_rate *= 2
+    for status, error in end(start(2, config, tmp_path / "run", others=other)):
+        assert status == 2
+        assert "error: process 1 has another config than process 0. Start all of them with the same" in error
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,23 @@
+import pytest
+
+from studies.choosing.collapse import Setting, build_model
+from studies.choosing.runs import collapse_runs
+from studies.choosing.variants import ESTIMATOR_VARIANTS, GROUPS, STARTS
+from vqjax.estimators import ESTIMATORS
+from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS
+
+VARIANTS = [(group, name) for group, variants in GROUPS.items() for name in variants]
+
+
+@pytest.mark.parametrize(("group", "name"), VARIANTS)
+def test_every_variant_constructs(group, name):
+    assert build_model(GROUPS[group][name], Setting()).quantizer.num_codes == 512
+
+
+def test_every_estimator_is_compared():
+    assert set(ESTIMATOR_VARIANTS) >= {*ESTIMATORS, *ENCODER_GRADIENTS}
+
+
+def test_every_run_has_a_file_of_its_own(tmp_path):
+    paths = [run.path for run in collapse_runs(tmp_path, Setting(), seeds=2)]
+    assert len(paths) == len(set(paths)) == 2 * len(STARTS) * len(VARIANTS)

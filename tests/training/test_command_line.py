@@ -1,0 +1,161 @@
+"""The two front doors, run as their users run them."""
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers.commands import ROOT, TINY, call, save_images, start
+from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.data import to_model_range
+from vqjax.evaluation import load_tokens
+
+
+@pytest.fixture(scope="module")
+def images_file(tmp_path_factory) -> Path:
+    return save_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def finished(images_file, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    status, out, err = call("train.py", f"--workdir={workdir}", *run_of(images_file))
+    assert status == 0, err
+    assert "psnr" in out
+    assert "step 60/60 (100%)" in err
+    return workdir
+
+
+def run_of(images_file: Path) -> list[str]:
+    return [*TINY, f"--config.data.name={images_file}", "--config.num_steps=60", "--config.checkpoint_every=7"]
+
+
+def test_sigterm_saves_and_ends_with_its_exit_status(images_file, tmp_path):
+    process = start("train.py", f"--workdir={tmp_path}", *run_of(images_file), "--config.num_steps=1000000")
+    for line in process.stderr:
+        if line.startswith("step "):
+            break
+    process.terminate()
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "the same command continues from there" in err
+    assert load_tokenizer(tmp_path).step >= 1
+
+
+def test_sigint_before_there_is_anything_to_save_ends_the_run_at_once(images_file, tmp_path):
+    """Bug: the exception that it was got lost in a callback of JAX, and the run went on."""
+    process = start("train.py", f"--workdir={tmp_path}", *run_of(images_file), "--config.num_steps=1000000")
+    assert process.stderr.readline().startswith("vqjax: ")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].count("Traceback") == 0
+    assert process.returncode == -signal.SIGINT
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_nobody_listens_to_goes_on(finished, images_file, tmp_path):
+    """Bug: train.py 2>&1 | head -1 ended the run at its second line."""
+    shutil.copytree(finished, tmp_path / "run")
+    process = start("train.py", f"--workdir={tmp_path}/run", *run_of(images_file), "--config.num_steps=61")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(240) == 0
+    assert load_tokenizer(tmp_path / "run").step == 61
+
+
+def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstructions(finished, images_file):
+    before = (finished / "eval" / "metrics.json").read_text()
+    tokens_file = finished / "tokens.npz"
+    status, out, err = call("eval.py", f"--workdir={finished}", f"--export_tokens={tokens_file}")
+    assert status == 0, err
+    assert {"psnr", "ssim", "perplexity_split", "bits_per_image"} <= {line.split(" ")[0] for line in out.splitlines()}
+    # Evaluating a checkpoint gives what training reported of it.
+    assert json.loads((finished / "eval" / "metrics.json").read_text())["metrics"] == pytest.approx(
+        json.loads(before)["metrics"], rel=1e-5
+    )
+    tokenizer, tokens = load_tokenizer(finished), load_tokens(tokens_file)
+    images = to_model_range(np.load(images_file)["test"])
+    np.testing.assert_array_equal(tokens.indices, tokenizer.encode(images))
+    reconstruction = tokenizer.model.apply(tokenizer.variables, images).reconstruction
+    np.testing.assert_allclose(tokenizer.decode(jnp.asarray(tokens.indices)), reconstruction, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["--config.quantizer.num_code=5"], "did you mean 'quantizer.num_codes'?"),
+        ("train.py", ["--config.quantizer.num_codes=many"], "num_codes=many is not allowed: use a whole number."),
+        ("train.py", ["--config.quantizer.num_codes=1"], "config.quantizer.num_codes=1 is not allowed"),
+        ("train.py", ["--config.quantizer=vector"], "--config.quantizer is a group"),
+        ("train.py", ["--config=configs/nowhere.py"], "--config=configs/nowhere.py is no file"),
+        ("train.py", [f"--config={ROOT}/configs/cifar10.py:cods=3"], "did you mean 'codes'?"),
+        ("train.py", [f"--config={ROOT}/configs/cifar10.py"], "TFDS_DATA_DIR"),
+        ("train.py", ["--config.data.source=image_folder", "--config.data.name=EMPTY"], "EMPTY holds no .jpeg"),
+        ("train.py", ["--config.batch_size=100000"], "batch_size=100000 is larger than the"),
+        ("train.py", ["configs/cifar10.py"], "argument 'configs/cifar10.py' is not expected"),
+        ("train.py", ["--config=BROKEN"], "BROKEN, line 2 cannot be used: ZeroDivisionError: division by zero"),
+        ("train.py", ["--workdir=BROKEN/run"], "BROKEN is no directory"),
+        ("train.py", ["--num_processes=2"], "--coordinator_address is missing: give all of"),
+        ("train.py", ["--coordinator_address=here", "--num_processes=2", "--process_id=0"], "use HOST:PORT"),
+        ("train.py", ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"], "from 0 to 1"),
+        ("train.py", ["--distributed"], "the processes of this run do not find each other (coordinator_address"),
+        ("eval.py", [], "holds no checkpoint"),
+        ("eval.py", ["--export_tokens=tokens.txt"], "--export_tokens=tokens.txt is not allowed"),
+        ("eval.py", ["--splt=train"], "splt"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_and_leaves_nothing_behind(tmp_path, script, arguments, message):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "BROKEN").write_text("def get_config():\n    return 1 / 0\n")
+    arguments = [re.sub("EMPTY|BROKEN", lambda name: str(tmp_path / name[0]), argument) for argument in arguments]
+    status, out, err = call(script, f"--workdir={tmp_path}/run", *arguments, TFDS_DATA_DIR=str(tmp_path))
+    assert status == 2
+    assert out == ""
+    *notes, error = err.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert all(note.startswith("vqjax: ") for note in notes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_model_is_refused_and_the_run_is_left_as_it_was(finished, images_file):
+    before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
+    status, _, err = call("train.py", f"--workdir={finished}", *run_of(images_file), "--config.model.width=16")
+    assert status == 2
+    assert err == (
+        f"error: config.model.width=16 is not allowed: --workdir={finished} holds a run with 8. Use that value to "
+        "continue it, or another --workdir to start a new run.\n"
+    )
+    assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_checkpoint(finished, images_file, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    longer = [f"--workdir={run}", *run_of(images_file), "--config.num_steps=70"]
+    status, _, err = call("train.py", *longer, largest_file=20_000)
+    assert status == 2
+    assert "The checkpoint of step 63 cannot be written to" in err.splitlines()[-1]
+    assert "the checkpoints before are intact" in err.splitlines()[-1]
+    chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)
+    status, _, err = call("train.py", *longer)
+    assert status == 0, err
+    assert "resuming at step 60" in err
+    status, _, err = call("eval.py", f"--workdir={run}", largest_file=2_000)
+    assert status == 2
+    assert err.splitlines()[-1] == f"error: [Errno 27] File too large: '{run}/eval/reconstructions.png'"
+
+
+def test_a_run_without_a_whole_checkpoint_is_named(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").rglob("_METADATA"):
+        path.write_bytes(b"")
+    status, _, err = call("eval.py", f"--workdir={tmp_path}/run")
+    assert status == 2
+    assert "run/checkpoints is damaged (60: state/_METADATA is not what was written; 56: " in err
+    assert len(err.splitlines()) == 1

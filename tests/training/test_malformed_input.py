@@ -1,0 +1,326 @@
+"""Whatever is wrong with a config, an image, an array or a token file: one clear line, or a counted skip."""
+
+import contextlib
+import io
+import os
+import random
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vqjax.data import UnreadableImage, fingerprint, load_splits, materialize
+from vqjax.data.images import decode_image
+from vqjax.errors import UserError
+from vqjax.evaluation import load_tokens, save_tokens
+from vqjax.models.registry import build_model
+from vqjax.tasks.state import check_model
+from vqjax.training.config import default_config, field_names
+from vqjax.training.loop import train
+from vqjax.training.validation import validate
+
+SIDE = 8
+SEED = 0
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
+
+
+def ends_well(function: Callable[[], Any]) -> bool:
+    """Whether it refuses in one line; raises whatever else it raises."""
+    try:
+        function()
+    except UserError as error:
+        message = str(error)
+        assert message.strip() == message, message
+        assert "\n" not in message, message
+        assert 20 < len(message) < 1500, message
+        return True
+    return False
+
+
+def damaged(content: bytes, number: int) -> Iterator[bytes]:
+    """Cut short, with wrong bytes, with bytes put in and taken out."""
+    chance = random.Random(SEED)
+    for i in range(number):
+        spoiled, place = bytearray(content), chance.randrange(len(content))
+        match i % 4:
+            case 0:
+                del spoiled[place:]
+            case 1:
+                for _ in range(chance.choice([1, 1, 8])):
+                    spoiled[chance.randrange(len(spoiled))] ^= 1 << chance.randrange(8)
+            case 2:
+                spoiled[place:place] = chance.randbytes(chance.randrange(1, 40))
+            case 3:
+                del spoiled[place : place + chance.randrange(1, 40)]
+        yield bytes(spoiled)
+
+
+# Configs
+
+WRONG: dict[type, list[Any]] = {
+    int: [-1, 2.5, "many", True, [1], float("nan"), 10**30],
+    float: [-1.0, "much", float("nan"), float("-inf"), [0.5], True],
+    bool: ["maybe", 2, None, [True]],
+    str: ["nonsense", 3, ["euclidean"], None],
+    tuple: [3, "8, 5", (2.5, 3), (), (-1,), None],
+}
+FREE_TEXT = {"data.name", "data.train_split", "data.eval_split"}
+
+
+def wrong_values() -> Iterator[tuple[str, Any]]:
+    config = default_config()
+    for name in field_names(config):
+        *groups, field = name.split(".")
+        group = config
+        for part in groups:
+            group = group[part]
+        for value in WRONG[group.get_type(field)]:
+            may_be_that = (name in FREE_TEXT and isinstance(value, str)) or (value is None and group[field] is None)
+            if not may_be_that:
+                yield name, value
+
+
+def valid_config() -> dict[str, Any]:
+    config = default_config()
+    config.num_steps, config.batch_size = 10, 4
+    config.data.source = "photos"
+    return config.to_dict()
+
+
+def start_of(config: Any) -> None:
+    """What a run looks at before it loads or writes anything."""
+    validate(config)
+    check_model(build_model(config.model, config.quantizer), config)
+
+
+@pytest.mark.parametrize(("name", "value"), list(wrong_values()), ids=lambda value: repr(value)[:30])
+def test_a_wrong_value_in_a_config_file_is_refused(name, value):
+    fields = valid_config()
+    *groups, field = name.split(".")
+    group = fields
+    for part in groups:
+        group = group[part]
+    group[field] = value
+    assert ends_well(lambda: start_of(ConfigDict(fields)))
+
+
+@pytest.mark.parametrize(
+    "config", [None, 3, "config", {}, ConfigDict(), ConfigDict({"data": 1}), ConfigDict({"seed": 0})]
+)
+def test_what_is_no_config_is_refused(config, tmp_path):
+    assert ends_well(lambda: train(config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+# Images
+
+
+def encoded(extension: str, mode: str = "RGB", **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 4), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").convert(mode).save(content, extension, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("extension", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_a_damaged_image_is_read_or_skipped(extension):
+    for content in damaged(encoded(extension), 60):
+        with contextlib.suppress(UnreadableImage):
+            image = decode_image(io.BytesIO(content), SIDE, path="picture")
+            assert image.shape == (SIDE, SIDE, 3)
+            assert image.dtype == np.uint8
+
+
+def odd_files(directory: Path) -> dict[str, bool]:
+    """Writes files, and says which of them are pictures."""
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
+    animation = io.BytesIO()
+    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
+    deep = io.BytesIO()
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(deep, "PNG")
+    wide = encoded("PNG").replace((20).to_bytes(4) + (24).to_bytes(4), (2**31 - 1).to_bytes(4) * 2)
+    contents = {
+        "cmyk.jpg": (encoded("JPEG", "CMYK"), True),
+        "gray.png": (encoded("PNG", "L"), True),
+        "bits.png": (encoded("PNG", "1"), True),
+        "palette.png": (encoded("PNG", "P"), True),
+        "animated.png": (animation.getvalue(), True),
+        "deep.png": (deep.getvalue(), True),
+        "wrong_extension.jpg": (encoded("PNG"), True),
+        "new\nline.png": (encoded("PNG"), True),
+        "zero.png": (b"", False),
+        "text.png": (b"not a picture", False),
+        "huge.png": (wide, False),
+        "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", False),
+        "cut.webp": (encoded("WEBP")[:40], False),
+    }
+    for name, (content, _) in contents.items():
+        (directory / name).write_bytes(content)
+    (directory / os.fsdecode(b"no \xff text.png")).write_bytes(b"not a picture")
+    (directory / "loop").symlink_to(directory)
+    (directory / "itself.png").symlink_to(directory / "itself.png")
+    (directory / "nowhere.png").symlink_to(directory / "is_not_there.png")
+    (directory / "directory.png").mkdir()
+    os.mkfifo(directory / "pipe.png")
+    return {name: is_picture for name, (_, is_picture) in contents.items()}
+
+
+def test_odd_files_of_a_folder_are_read_or_named(tmp_path, caplog):
+    """Bug: a named pipe was opened as a picture, and the run waited for ever for somebody to write into it."""
+    is_picture = odd_files(tmp_path)
+    data = default_config().data
+    data.source, data.name, data.image_size, data.train_split = "image_folder", str(tmp_path), SIDE, ""
+    splits = load_splits(data)
+    assert sum(len(materialize(split)) for split in splits) == sum(is_picture.values())
+    assert "skipped 9 unreadable images of 17" in caplog.text
+    for split in splits:
+        assert fingerprint(split)
+
+
+# Arrays
+
+
+def array_files(directory: Path) -> Iterator[Path]:
+    good = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
+    arrays = [
+        *(
+            good.astype(dtype)
+            for dtype in ("float32", "float64", "int8", "int16", "int64", "uint16", "bool", "complex64")
+        ),
+        *(good.astype(dtype) for dtype in ("S3", "U3", "datetime64[s]", "timedelta64[s]")),
+        np.full(good.shape, np.nan),
+        np.array([good, None], object),
+        np.array(["a" * 100] * 3, object),
+        np.zeros(4, [("pixels", "u1", 3)]),
+        good[0, 0, 0, 0],
+        good[0, 0, 0],
+        good[0, 0],
+        good[:, :, :, :2],
+        good[:, None],
+        good[:0],
+        good[:, :0],
+        good[..., :0],
+        np.concatenate([good, good], -1),
+        good[:1],
+        good.view(np.dtype("V1")),
+    ]
+    for number, array in enumerate(arrays):
+        for extension, save in ((".npy", np.save), (".npz", np.savez)):
+            path = directory / f"array{number}{extension}"
+            save(path, array, allow_pickle=True)
+            yield path
+    np.savez(directory / "three.npz", good, good, good)
+    np.savez(directory / "one_split.npz", train=good, tets=good)
+    np.savez(directory / "mixed.npz", train=good, test=good.astype(float))
+    with zipfile.ZipFile(directory / "text.npz", "w") as archive:
+        archive.writestr("train.npy", "not an array")
+    with zipfile.ZipFile(directory / "empty.npz", "w"):
+        pass
+    (directory / "empty.npy").write_bytes(b"")
+    (directory / "directory.npy").mkdir()
+    (directory / "itself.npz").symlink_to(directory / "itself.npz")
+    header = np.lib.format.magic(1, 0) + (118).to_bytes(2, "little")
+    shape = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 9999, 9999, 3), }"
+    (directory / "claims.npy").write_bytes(header + shape.ljust(117) + b"\n")
+    with zipfile.ZipFile(directory / "claims.npz", "w") as archive:
+        archive.write(directory / "claims.npy", "images.npy")
+    os.mkfifo(directory / "pipe.npy")
+    for name in ("three.npz", "one_split.npz", "mixed.npz", "text.npz", "empty.npz", "empty.npy", "directory.npy"):
+        yield directory / name
+    for name in (
+        "itself.npz",
+        "claims.npy",
+        "claims.npz",
+        "pipe.npy",
+        "is_not_there.npy",
+        "is_not_there.npz",
+        "other.txt",
+    ):
+        yield directory / name
+
+
+def load_arrays(path: Path) -> None:
+    data = default_config().data
+    data.source, data.name, data.image_size = "arrays", str(path), SIDE
+    for split in load_splits(data):
+        images = materialize(split)
+        assert images.shape[1:] == (SIDE, SIDE, 3)
+
+
+def test_an_array_that_is_no_images_is_refused(tmp_path):
+    for path in array_files(tmp_path):
+        assert ends_well(lambda path=path: load_arrays(path)), path
+
+
+@pytest.mark.parametrize("extension", [".npy", ".npz"])
+def test_a_damaged_array_file_is_refused_unless_only_its_pixels_changed(tmp_path, extension):
+    path = tmp_path / f"images{extension}"
+    good = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
+    (np.save if extension == ".npy" else np.savez_compressed)(path, good)
+    content = path.read_bytes()
+    refused = 0
+    for spoiled in damaged(content, 60):
+        path.write_bytes(spoiled)
+        refused += ends_well(lambda: load_arrays(path))
+    assert refused >= 15
+
+
+# Token files
+
+
+def test_a_damaged_token_file_is_refused_or_as_it_was(tmp_path):
+    path, indices = tmp_path / "tokens.npz", np.arange(48).reshape(3, 4, 4)
+    save_tokens(path, indices, num_codes=64, context={"split": "test"})
+    for spoiled in damaged(path.read_bytes(), 80):
+        path.write_bytes(spoiled)
+        if not ends_well(lambda: load_tokens(path)):
+            # Damage to what nothing reads, such as a date.
+            np.testing.assert_array_equal(load_tokens(path).indices, indices)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"indices": np.array([[[64]]])},
+        {"indices": np.array([[[-1]]])},
+        {"indices": np.array([[[0.5]]])},
+        {"indices": np.array([[[np.nan]]])},
+        {"indices": np.array([[["a"]]])},
+        {"indices": np.array([[None]], object)},
+        {"indices": np.array(3)},
+        {"num_codes": np.array(0)},
+        {"num_codes": np.array(-5)},
+        {"num_codes": np.array(2.5)},
+        {"num_codes": np.array([64, 64])},
+        {"num_codes": np.array("many")},
+        {"num_codes": np.array(None, object)},
+        {"context": np.array("{")},
+        {"context": np.array("[1]")},
+        {"context": np.array(3)},
+        {"context": np.array({"split": "test"}, object)},
+        {"indices": None},
+        {"num_codes": None},
+        {"context": None},
+    ],
+    ids=lambda changed: repr(changed)[:40],
+)
+def test_a_token_file_with_other_content_is_refused(tmp_path, changed):
+    content = {"indices": np.zeros((1, 2, 2), np.uint8), "num_codes": np.array(64), "context": np.array("{}")}
+    content = {name: value for name, value in (content | changed).items() if value is not None}
+    np.savez(tmp_path / "tokens.npz", allow_pickle=True, **content)
+    assert ends_well(lambda: load_tokens(tmp_path / "tokens.npz"))
+
+
+@pytest.mark.parametrize("name", ["is_not_there.npz", "directory.npz", "itself.npz", "zero.npz", "pipe.npz"])
+def test_what_is_no_token_file_is_refused(tmp_path, name):
+    (tmp_path / "directory.npz").mkdir()
+    (tmp_path / "itself.npz").symlink_to(tmp_path / "itself.npz")
+    (tmp_path / "zero.npz").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert ends_well(lambda: load_tokens(tmp_path / name))

@@ -1,0 +1,97 @@
+"""A run that is killed, damaged and started again, over and over, ends bit for bit as if it had been left alone.
+
+20 kills in continuous integration and one elsewhere; ``pytest tests/training/test_soak.py --kills=200
+--soak_seed=1`` for more.
+"""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import chex
+import pytest
+
+from helpers.commands import TINY, call, save_images, start
+from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.checkpointing.integrity import CHECKSUMS_FILE
+
+CHECKPOINT_EVERY = 7
+
+
+@pytest.fixture(scope="module")
+def kills(request) -> int:
+    return request.config.getoption("--kills")
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, kills) -> list[str]:
+    """Long enough that the kills come before its end."""
+    images_file = save_images(tmp_path_factory.mktemp("images"))
+    return [
+        *TINY,
+        f"--config.data.name={images_file}",
+        f"--config.num_steps={60 + 25 * kills}",
+        f"--config.checkpoint_every={CHECKPOINT_EVERY}",
+        "--config.keep_checkpoints=3",
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arguments, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    status, _, err = call("train.py", f"--workdir={workdir}", *arguments)
+    assert status == 0, err
+    return workdir
+
+
+def damage_newest(workdir: Path, chance: random.Random) -> str | None:
+    """Harms one file of the newest checkpoint, if one with checksums stands before it."""
+    steps = sorted(int(path.parent.name) for path in workdir.glob(f"checkpoints/*/{CHECKSUMS_FILE}"))
+    if len(steps) < 2:
+        return None
+    newest = workdir / "checkpoints" / str(steps[-1])
+    path = chance.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
+    content = bytearray(path.read_bytes())
+    kind = chance.choice(["truncated", "flipped", "deleted", "emptied"])
+    if kind == "truncated":
+        path.write_bytes(content[: chance.randrange(len(content))])
+    elif kind == "flipped":
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(content)
+    elif kind == "deleted":
+        path.unlink()
+    else:
+        shutil.rmtree(newest / "state")
+    return f"{kind}: {path.relative_to(workdir)}"
+
+
+def kill_at_random(process: subprocess.Popen, chance: random.Random) -> None:
+    """During start-up, or after the first steps."""
+    sign, longest = chance.choice([("vqjax: ", 3.0), ("step ", 0.2), ("step ", 2.0), ("step ", 2.0)])
+    for line in process.stderr:
+        if line.startswith(sign):
+            break
+    time.sleep(chance.uniform(0.0, longest))
+    process.kill()
+    process.communicate()
+
+
+def test_kills_and_damage_leave_no_trace(undisturbed, arguments, kills, request, tmp_path):
+    chance = random.Random(request.config.getoption("--soak_seed"))
+    workdir, survived, damages = tmp_path / "run", 0, []
+    for _ in range(kills):
+        process = start("train.py", f"--workdir={workdir}", *arguments)
+        kill_at_random(process, chance)
+        assert process.returncode in (-signal.SIGKILL, 0)
+        survived += process.returncode == -signal.SIGKILL
+        if chance.random() < 0.4 and (damage := damage_newest(workdir, chance)):
+            damages.append(damage)
+    status, _, err = call("train.py", f"--workdir={workdir}", *arguments)
+    assert status == 0, err
+    print(f"{survived} kills and these damages survived: {damages}")
+    chex.assert_trees_all_equal(load_tokenizer(undisturbed).variables, load_tokenizer(workdir).variables)
+    assert (undisturbed / "metrics.jsonl").read_bytes() == (workdir / "metrics.jsonl").read_bytes()
+    assert survived >= 0.8 * kills

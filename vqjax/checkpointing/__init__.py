@@ -1,0 +1,1 @@
+"""Saving, finding, verifying and restoring checkpoints."""

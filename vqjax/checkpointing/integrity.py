@@ -1,0 +1,71 @@
+"""Tells whether the files of a directory are still those that were written."""
+
+import hashlib
+from pathlib import Path
+
+from vqjax.runtime.files import atomic_file
+
+CHECKSUMS_FILE = "SHA256SUMS"
+
+
+def write_checksums(directory: Path) -> None:
+    """Writes the checksum of every file below a directory into ``SHA256SUMS``, as ``sha256sum -c`` reads it.
+
+    Args:
+      directory: Holds files that will not change any more.
+
+    Raises:
+      OSError: A file cannot be read, or the checksums cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> directory = Path(tempfile.mkdtemp())
+      >>> _ = (directory / "codes").write_text("1 2 3")
+      >>> write_checksums(directory)
+      >>> find_damage(directory)
+      >>> _ = (directory / "codes").write_text("1 2 4")
+      >>> find_damage(directory)
+      'codes is not what was written'
+    """
+    lines = [f"{_checksum(directory / name)}  {name}\n" for name in sorted(_files_below(directory))]
+    with atomic_file(directory / CHECKSUMS_FILE) as file:
+        file.writelines(line.encode() for line in lines)
+
+
+def find_damage(directory: Path) -> str | None:
+    """Compares the files below a directory with ``SHA256SUMS``.
+
+    Args:
+      directory: Has been given checksums by :func:`write_checksums`.
+
+    Returns:
+      The first difference as a half sentence; None if there is none.
+
+    Raises:
+      OSError: ``SHA256SUMS`` or a file cannot be read.
+    """
+    wanted = {}
+    for line in (directory / CHECKSUMS_FILE).read_bytes().splitlines():
+        checksum, separator, name = line.partition(b"  ")
+        if not separator:
+            return f"{CHECKSUMS_FILE} is not what was written"
+        wanted[name.decode(errors="replace")] = checksum.decode(errors="replace")
+    found = _files_below(directory)
+    for name in sorted(wanted.keys() | found):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in wanted:
+            return f"{name} was added"
+        if _checksum(directory / name) != wanted[name]:
+            return f"{name} is not what was written"
+    return None
+
+
+def _files_below(directory: Path) -> set[str]:
+    files = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return {name for name in files if name != CHECKSUMS_FILE}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

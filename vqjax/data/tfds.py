@@ -1,0 +1,152 @@
+"""`tfds`: image datasets prepared by tensorflow-datasets as array_record, read without TensorFlow."""
+
+import difflib
+import importlib.util
+import io
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from vqjax.data.dataset import Splits
+from vqjax.data.images import decode_image
+from vqjax.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+class TfdsImages:
+    """The images of one split, an `ImageDataset`.
+
+    Args:
+        builder: a dataset prepared as array_record, with an `image` feature.
+        split: a split of it, such as "train" or "train[:10%]".
+        image_size: the side of the images in pixels; others are resized and center-cropped.
+
+    Raises:
+        UserError: there is no such split, or it is empty.
+    """
+
+    def __init__(self, builder: "tfds.core.DatasetBuilder", split: str, image_size: int):
+        import tensorflow_datasets as tfds
+
+        allowed = ", ".join(repr(name) for name in builder.info.splits)
+        # The encoded bytes are asked for, because tfds would decode with whichever library happens to be installed.
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        try:
+            self._source = builder.as_data_source(split=split, decoders=decoders)
+        except ValueError as error:
+            raise UserError(
+                f"split {split!r} of tfds {builder.name} cannot be read ({_one_line(error)}); set "
+                f"config.data.train_split and config.data.eval_split to {allowed}, or a slice such as 'train[:90%]'"
+            ) from error
+        self.name = f"{builder.name}/{split}"
+        self._image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        return self._decode(index, self._source[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "height width 3"]]:
+        """Many images at once: the records are fetched together, which is nearly twice as fast as one by one."""
+        records = self._source.__getitems__(list(indices))
+        return [self._decode(index, record) for index, record in zip(indices, records, strict=True)]
+
+    def _decode(self, index: int, record: dict) -> UInt8[np.ndarray, "height width 3"]:
+        return decode_image(io.BytesIO(record["image"]), self._image_size, path=f"{self.name}[{index}]")
+
+
+def tfds_splits(name: str, image_size: int, train_split: str, eval_split: str) -> Splits:
+    """Opens a dataset of the tensorflow-datasets catalog, or one prepared in the same layout.
+
+    The data directory is `TFDS_DATA_DIR`, or the place tensorflow-datasets uses by default. A dataset that is not
+    there yet is prepared if TensorFlow is installed, which preparing (but not reading) needs.
+
+    Args:
+        name: "cifar10", or with configuration and version "imagenet_resized/32x32:0.1.0".
+        image_size: the side of the images in pixels.
+        train_split: the split to train on.
+        eval_split: the split to evaluate on.
+
+    Returns:
+        both splits.
+
+    Raises:
+        UserError: the dataset or a split is unknown, has no images, or is not prepared as array_record.
+    """
+    builder = _prepared_builder(name)
+    _check_image_feature(name, builder)
+    return Splits(
+        TfdsImages(builder, train_split, image_size),
+        TfdsImages(builder, eval_split, image_size),
+    )
+
+
+def _prepared_builder(name: str) -> "tfds.core.DatasetBuilder":
+    import tensorflow_datasets as tfds
+
+    # tfds reads the variable only once, when it is imported; passing it on makes a later change count as well.
+    data_dir = os.environ.get("TFDS_DATA_DIR")
+    builder = _builder(name, data_dir)
+    if not _is_prepared(builder):
+        if importlib.util.find_spec("tensorflow") is None:
+            raise UserError(
+                f"config.data.name={name!r} is not prepared in {builder.data_dir}; set TFDS_DATA_DIR to the "
+                'directory that holds it, or pip install "vqjax[tfds-prepare]" to let this command prepare it'
+            )
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"config.data.name={name!r} is prepared as {builder.info.file_format.value} in {builder.data_dir}, which "
+            "needs TensorFlow to read; prepare it in another TFDS_DATA_DIR by `tfds build --file_format=array_record`"
+        )
+    return builder
+
+
+def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        nearest = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+        hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "its catalog lists the names"
+        raise UserError(f"config.data.name={name!r} is not a tensorflow-datasets name; {hint}") from error
+    except (AssertionError, ValueError) as error:  # a version, a configuration, or not a name at all
+        raise UserError(
+            f"config.data.name={name!r} cannot be opened by tensorflow-datasets ({_one_line(error)}); "
+            "correct the name, or leave out configuration and version to get the default ones"
+        ) from error
+
+
+def _check_image_feature(name: str, builder: "tfds.core.DatasetBuilder") -> None:
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    is_image = "image" in features and isinstance(features["image"], tfds.features.Image)
+    if not is_image or features["image"].np_dtype != np.uint8:
+        raise UserError(
+            f"config.data.name={name!r} has no 8-bit feature called 'image' (its features: {', '.join(features)}); "
+            "choose an image dataset"
+        )
+
+
+def _is_prepared(builder: "tfds.core.DatasetBuilder") -> bool:
+    # tfds logs a warning for every dataset that is not prepared; the UserError says it better.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return builder.is_prepared()
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

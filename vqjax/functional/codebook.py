@@ -1,0 +1,311 @@
+"""Codebook state as a pytree, and the pure functions that move it.
+
+Every function takes the tokens of one whole batch. Under ``jit`` over a sharded batch the sums below are global by
+construction, and samples are the same rows for any number of devices.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vqjax.errors import UserError
+from vqjax.functional.norms import SHORTEST, length_and_direction
+
+Tokens = Float[Array, "tokens dim"]
+Mask = Bool[Array, " tokens"]
+
+
+class Codebook(NamedTuple):
+    """An EMA codebook. Everything is float32.
+
+    Attributes:
+      codes: The code vectors, ``[codes, dim]``.
+      counts: Moving average of the number of tokens each code receives per batch, ``[codes]``. Starts at zero.
+      sums: Moving average of the sum of those tokens, ``[codes, dim]``. Starts at zero.
+      usage: Moving average of each code's share of the tokens, as a multiple of the average share, ``[codes]``:
+        one is average use, zero is no use. Starts at one.
+    """
+
+    codes: Float[Array, "codes dim"]
+    counts: Float[Array, " codes"]
+    sums: Float[Array, "codes dim"]
+    usage: Float[Array, " codes"]
+
+
+class Assignment(NamedTuple):
+    """What one batch assigns to the codes.
+
+    Attributes:
+      counts: Tokens per code, ``[codes]``, float32.
+      sums: Sum of the tokens of each code, ``[codes, dim]``, float32.
+    """
+
+    counts: Float[Array, " codes"]
+    sums: Float[Array, "codes dim"]
+
+
+def fresh_codebook(codes: Float[Array, "codes dim"], start: str = "empty") -> Codebook:
+    """A codebook that no token has touched.
+
+    With counts and sums of zero the moving average needs no bias correction: a code's first batch moves it to the
+    mean of its tokens, and its initial value only decides which tokens those are.
+
+    Args:
+      codes: Initial code vectors.
+      start: ``"empty"``, as above; ``"one_token"``: counts of one and sums equal to the codes, as if each code had
+        received itself (vector-quantize-pytorch); ``"sums_only"``: such sums, but counts of zero (the official
+        rotation-trick code, where smoothing then throws unused codes far away).
+
+    Returns:
+      The state, in float32.
+
+    Raises:
+      UserError: ``start`` is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> fresh_codebook(jnp.ones((4, 2))).usage.tolist()
+      [1.0, 1.0, 1.0, 1.0]
+    """
+    codes = codes.astype(jnp.float32)
+    ones = jnp.ones(codes.shape[0], jnp.float32)
+    if start == "empty":
+        return Codebook(codes, counts=jnp.zeros_like(ones), sums=jnp.zeros_like(codes), usage=ones)
+    if start not in ("one_token", "sums_only"):
+        raise UserError(f"start={start!r} is not allowed: use 'empty', 'one_token' or 'sums_only'.")
+    return Codebook(codes, counts=ones if start == "one_token" else jnp.zeros_like(ones), sums=codes, usage=ones)
+
+
+def assign(z: Tokens, indices: Int[Array, " tokens"], num_codes: int, mask: Mask | None = None) -> Assignment:
+    """Counts and sums the tokens of each code.
+
+    Args:
+      z: Tokens of the batch.
+      indices: The code of each token, in ``[0, num_codes)``.
+      num_codes: Number of codes.
+      mask: True for the tokens that take part; all by default.
+
+    Returns:
+      Counts and sums per code. No gradient passes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> z = jnp.array([[1.0], [2.0], [5.0]])
+      >>> assign(z, jnp.array([0, 0, 2]), 3).sums[:, 0].tolist()
+      [3.0, 0.0, 5.0]
+    """
+    z = jax.lax.stop_gradient(z).astype(jnp.float32)
+    # Indices past the end are dropped by the scatter: no masked value is ever added, not even NaN times zero.
+    target = indices if mask is None else jnp.where(mask, indices, num_codes)
+    counts = jnp.zeros(num_codes, jnp.int32).at[target].add(1, mode="drop")
+    sums = jnp.zeros((num_codes, z.shape[-1]), jnp.float32).at[target].add(z, mode="drop")
+    return Assignment(counts=counts.astype(jnp.float32), sums=sums)
+
+
+def ema_update(
+    codebook: Codebook,
+    batch: Assignment,
+    *,
+    decay: float | Float[Array, " codes"],
+    unit_norm: bool = False,
+    smoothing: float = 0.0,
+) -> Codebook:
+    r"""Moves counts, sums and codes by one batch.
+
+    .. math::
+      N_k \leftarrow \gamma_k N_k + (1-\gamma_k)\, n_k,\quad M_k \leftarrow \gamma_k M_k + (1-\gamma_k)\, s_k,\quad
+      e_k \leftarrow M_k / N_k \ \text{where}\ n_k > 0
+
+    A code that received no token in this batch keeps its value bit for bit (its :math:`N` and :math:`M` decay
+    alike, so their ratio does not change). With smoothing every code is rewritten instead, as
+
+    .. math:: e_k \leftarrow M_k / \tilde N_k,\quad
+      \tilde N_k = \frac{N_k + \epsilon}{\sum_j N_j + K\epsilon} \sum_j N_j
+
+    which drags codes that are never used to the origin.
+
+    Args:
+      codebook: State before the batch.
+      batch: The batch's counts and sums.
+      decay: :math:`\gamma`, in ``[0, 1)``, or one per code; 1 freezes a code.
+      unit_norm: Scale the moved codes to length one (cosine codebooks).
+      smoothing: :math:`\epsilon` of the Laplace smoothing; 0 for none.
+
+    Returns:
+      The state after the batch; ``usage`` is left to :func:`vqjax.functional.codebook.update_usage`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state = fresh_codebook(jnp.zeros((2, 1)))
+      >>> batch = Assignment(counts=jnp.array([2.0, 0.0]), sums=jnp.array([[6.0], [0.0]]))
+      >>> ema_update(state, batch, decay=0.5).codes.tolist()
+      [[3.0], [0.0]]
+
+    Source: van den Oord et al., 2017 (arXiv 1711.00937), Appendix A.1.
+    """
+    one_for_all = np.ndim(decay) == 0
+    per_code = decay if one_for_all else decay[:, None]
+    counts = decay * codebook.counts + (1 - decay) * batch.counts
+    sums = per_code * codebook.sums + (1 - per_code) * batch.sums
+    if smoothing > 0:
+        total = jnp.sum(counts)
+        weights = (counts + smoothing) / (total + counts.shape[0] * smoothing) * total
+        moves = jnp.broadcast_to(total > 0, counts.shape)[:, None]
+    else:
+        weights, moves = counts, (batch.counts > 0)[:, None]
+    if not one_for_all:
+        moves = moves & (per_code < 1)
+    moved = sums / jnp.where(moves, weights[:, None], 1.0)
+    if unit_norm:
+        length, moved = length_and_direction(moved)
+        moves = moves & (length >= SHORTEST)
+    return codebook._replace(codes=jnp.where(moves, moved, codebook.codes), counts=counts, sums=sums)
+
+
+def update_usage(
+    usage: Float[Array, " codes"], counts: Float[Array, " codes"], *, decay: float
+) -> Float[Array, " codes"]:
+    """Moves each code's relative use by one batch; a batch without tokens moves nothing.
+
+    Args:
+      usage: Relative use before the batch (one is average).
+      counts: Tokens per code in this batch.
+      decay: Of the moving average, in ``[0, 1)``.
+
+    Returns:
+      Relative use after the batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> update_usage(jnp.ones(2), jnp.array([6.0, 2.0]), decay=0.5).tolist()
+      [1.25, 0.75]
+    """
+    total = jnp.sum(counts)
+    relative = counts * usage.shape[0] / jnp.maximum(total, 1.0)
+    return jnp.where(total > 0, decay * usage + (1 - decay) * relative, usage)
+
+
+def update_idle(idle: Int[Array, " codes"], counts: Float[Array, " codes"]) -> Int[Array, " codes"]:
+    """Counts the batches since each code was last used; a batch without tokens counts for none.
+
+    Args:
+      idle: Batches before this one.
+      counts: Tokens per code in this batch.
+
+    Returns:
+      Batches since the last use, zero for codes in use.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> update_idle(jnp.array([4, 4]), jnp.array([0.0, 2.0])).tolist()
+      [5, 0]
+    """
+    return jnp.where(counts > 0, 0, idle + jnp.any(counts > 0).astype(idle.dtype))
+
+
+def least_recently_used(idle: Int[Array, " codes"], batches: int) -> Bool[Array, " codes"]:
+    """Marks the codes that no token has chosen for so many batches.
+
+    Args:
+      idle: Batches since the last use.
+      batches: How many are too many.
+
+    Returns:
+      True for codes to replace.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> least_recently_used(jnp.array([5, 0]), 5).tolist()
+      [True, False]
+
+    Source: Huh et al., ICML 2023 (replacement in vqtorch).
+    """
+    return idle >= batches
+
+
+def sample_tokens(key: Key[Array, ""], z: Tokens, count: int, mask: Mask | None = None) -> Float[Array, "count dim"]:
+    """Draws tokens without replacement; once all have been drawn, from the beginning again.
+
+    Args:
+      key: Random key. The same key draws the same rows for any number of devices.
+      z: Tokens to draw from.
+      count: How many to draw; may exceed the number of tokens.
+      mask: True for the tokens that may be drawn; at least one has to be.
+
+    Returns:
+      ``[count, dim]``, float32.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> drawn = sample_tokens(jax.random.key(0), jnp.arange(3.0)[:, None], 6)
+      >>> sorted(drawn[:, 0].tolist())
+      [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+    """
+    tokens = z.shape[0]
+    mask = jnp.ones(tokens, bool) if mask is None else mask
+    priority = jnp.where(mask, jax.random.uniform(key, (tokens,)), jnp.inf)
+    order = jnp.argsort(priority)
+    rows = order[jnp.arange(count) % jnp.maximum(jnp.sum(mask), 1)]
+    return jax.lax.stop_gradient(z)[rows].astype(jnp.float32)
+
+
+def dead_codes(usage: Float[Array, " codes"], threshold: float) -> Bool[Array, " codes"]:
+    """Marks the codes whose use has fallen below a fraction of the average use.
+
+    Args:
+      usage: Relative use of each code (one is average).
+      threshold: Fraction of the average use; independent of batch size and number of codes.
+
+    Returns:
+      True for dead codes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> dead_codes(jnp.array([2.0, 0.05]), 0.1).tolist()
+      [False, True]
+    """
+    return usage < threshold
+
+
+def replace_codes(
+    key: Key[Array, ""],
+    codebook: Codebook,
+    replaced: Bool[Array, " codes"],
+    z: Tokens,
+    mask: Mask | None = None,
+) -> Codebook:
+    """Replaces codes by random tokens of the batch, and makes them as fresh as a new codebook.
+
+    Count and sum are reset to zero with the code: stale ones would pull it back at its next update. Its use is
+    reset to average, which gives it ``log(threshold) / log(decay)`` batches before it can be replaced again.
+
+    Args:
+      key: Random key.
+      codebook: State before.
+      replaced: Which codes to replace.
+      z: Tokens to draw from.
+      mask: True for the tokens that may be drawn. Where none may, nothing is replaced.
+
+    Returns:
+      The state after.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> state = fresh_codebook(jnp.zeros((2, 1)))
+      >>> state = replace_codes(jax.random.key(0), state, jnp.array([False, True]), jnp.array([[7.0]]))
+      >>> state.codes.tolist()
+      [[0.0], [7.0]]
+    """
+    if z.shape[0] == 0:
+        return codebook
+    if mask is not None:
+        replaced = replaced & jnp.any(mask)
+    fresh = fresh_codebook(sample_tokens(key, z, codebook.codes.shape[0], mask))
+    return jax.tree.map(
+        lambda new, old: jnp.where(replaced[:, None] if old.ndim == 2 else replaced, new, old),
+        fresh,
+        codebook,
+    )

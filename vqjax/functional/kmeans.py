@@ -1,0 +1,100 @@
+"""k-means, from random tokens or by k-means++."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from vqjax.errors import UserError
+from vqjax.functional.codebook import Codebook, Mask, Tokens, assign, ema_update, fresh_codebook, sample_tokens
+from vqjax.functional.search import nearest_codes
+
+
+def kmeans(
+    key: Key[Array, ""],
+    z: Tokens,
+    num_codes: int,
+    *,
+    iterations: int = 10,
+    unit_norm: bool = False,
+    mask: Mask | None = None,
+    start: str | Float[Array, "codes dim"] = "tokens",
+) -> Codebook:
+    """Starts a codebook from the clusters of a batch (Lloyd's algorithm).
+
+    A cluster that receives no token keeps its previous mean. With fewer tokens than codes some codes start equal;
+    the lowest of them gets the tokens, the others are left for dead-code replacement. Several batches are
+    concatenated by the caller.
+
+    Args:
+      key: Random key for the initial means.
+      z: Tokens, at least one of them unmasked.
+      num_codes: Number of clusters.
+      iterations: Number of assignments and averages.
+      unit_norm: Spherical k-means: means are scaled to length one. Pass unit tokens.
+      mask: True for the tokens that take part.
+      start: Initial means: ``"tokens"`` (random ones), ``"plus_plus"`` (:func:`plus_plus`), or the means themselves.
+
+    Returns:
+      The codebook whose counts and sums are those of the last assignment.
+
+    Raises:
+      UserError: ``start`` is unknown.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z = jnp.array([[0.0], [0.2], [9.0], [9.2]])
+      >>> state = kmeans(jax.random.key(0), z, 2)
+      >>> [round(code, 3) for code in sorted(state.codes[:, 0].tolist())]
+      [0.1, 9.1]
+    """
+    if not isinstance(start, str):
+        means = start
+    elif start not in ("tokens", "plus_plus"):
+        raise UserError(f"start={start!r} is not allowed: use 'tokens', 'plus_plus' or an array of means.")
+    else:
+        means = (sample_tokens if start == "tokens" else plus_plus)(key, z, num_codes, mask)
+
+    def step(_: Int[Array, ""], codebook: Codebook) -> Codebook:
+        batch = assign(z, nearest_codes(z, codebook.codes), num_codes, mask)
+        return ema_update(codebook, batch, decay=0.0, unit_norm=unit_norm)
+
+    return jax.lax.fori_loop(0, iterations, step, fresh_codebook(means))
+
+
+def plus_plus(key: Key[Array, ""], z: Tokens, count: int, mask: Mask | None = None) -> Float[Array, "count dim"]:
+    r"""Draws tokens that are far from each other, each with probability proportional to the squared distance
+    to the nearest of those before it.
+
+    Args:
+      key: Random key.
+      z: Tokens, at least one of them unmasked.
+      count: How many to draw. Once every distinct token is drawn, the rest are drawn uniformly.
+      mask: True for the tokens that may be drawn.
+
+    Returns:
+      The drawn tokens, float32.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z = jnp.array([[0.0], [0.0], [0.0], [0.0], [9.0]])
+      >>> sorted(plus_plus(jax.random.key(0), z, 2)[:, 0].tolist())
+      [0.0, 9.0]
+
+    Source: Arthur and Vassilvitskii, 2007 ("k-means++: the advantages of careful seeding").
+    """
+    z = jax.lax.stop_gradient(z).astype(jnp.float32)
+    # A masked token may hold NaN, whose distance would be drawn.
+    z = z if mask is None else jnp.where(mask[:, None], z, 0.0)
+    allowed = jnp.zeros(z.shape[0]) if mask is None else jnp.where(mask, 0.0, -jnp.inf)
+
+    def draw(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        drawn, apart = carry
+        far = allowed + jnp.log(apart)
+        logits = jnp.where(jnp.any(jnp.isfinite(far)), far, allowed)
+        token = z[jax.random.categorical(jax.random.fold_in(key, i), logits)]
+        apart = jnp.minimum(apart, jnp.sum(jnp.square(z - token[None]), axis=-1))
+        return drawn.at[i].set(token), apart
+
+    # Made from the tokens, for shard_map's check. Before the first draw all are equally far.
+    start = (jnp.zeros((count, z.shape[1])) + 0 * z[:1], jnp.full_like(z[:, 0], jnp.finfo(jnp.float32).max))
+    return jax.lax.fori_loop(0, count, draw, start)[0]

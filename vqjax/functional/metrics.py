@@ -1,0 +1,170 @@
+"""What a quantizer reports about a batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from vqjax.functional.geometry import norm_ratio
+from vqjax.functional.norms import length_and_direction
+
+# Above this many codes their counts (4 MiB) would be larger than the sorted indices of a usual batch.
+_LARGEST_HISTOGRAM = 2**20
+
+
+def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
+    r"""The effective number of codes in use.
+
+    .. math:: \exp\big(-\sum_k p_k \log p_k\big),\quad p_k = n_k / \sum_j n_j
+
+    Args:
+      counts: Tokens per code.
+
+    Returns:
+      A scalar in ``[1, codes]``; one where there are no tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> round(float(perplexity(jnp.array([5.0, 5.0, 0.0]))), 4)
+      2.0
+    """
+    share = counts / jnp.maximum(jnp.sum(counts), 1.0)
+    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
+
+
+def usage(counts: Float[Array, " codes"]) -> Float[Array, ""]:
+    """The fraction of codes that received at least one token.
+
+    Args:
+      counts: Tokens per code.
+
+    Returns:
+      A scalar in ``[0, 1]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(usage(jnp.array([5.0, 0.0, 1.0, 0.0])))
+      0.5
+    """
+    return jnp.mean(counts > 0, dtype=jnp.float32)
+
+
+def index_statistics(
+    indices: Int[Array, "*batch"],
+    num_codes: int,
+    mask: Bool[Array, "*batch"] | None = None,
+    axis_name: str | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """:func:`perplexity` and :func:`usage` of indices, also where counting every code would not fit in memory.
+
+    Args:
+      indices: In ``[0, num_codes)``.
+      num_codes: Size of the codebook.
+      mask: True for the tokens that count.
+      axis_name: Mapped axis over which the batch is split.
+
+    Returns:
+      ``perplexity`` and ``usage`` over the global batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = index_statistics(jnp.array([7, 7, 2**30, 2**30]), 2**31 - 1)
+      >>> round(float(found["perplexity"]), 4)
+      2.0
+    """
+    indices = indices.reshape(-1)
+    mask = jnp.ones(indices.shape, bool) if mask is None else mask.reshape(-1)
+    if num_codes <= _LARGEST_HISTOGRAM:
+        counts = jnp.zeros(num_codes).at[jnp.where(mask, indices, num_codes)].add(1.0, mode="drop")
+        counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
+        return {"perplexity": perplexity(counts), "usage": usage(counts)}
+    indices = jnp.where(mask, indices, -1)
+    if axis_name is not None:
+        indices = jax.lax.all_gather(indices, axis_name, tiled=True, to="invarying")
+    ordered = jnp.sort(indices)
+    first = (ordered >= 0) & (ordered != jnp.concatenate([jnp.full_like(ordered[:1], -1), ordered[:-1]]))
+    # Masked tokens come first in the order, before any run: position -1 would wrap, so they are sent past the end.
+    run = jnp.where(ordered >= 0, jnp.cumsum(first) - 1, ordered.shape[0])
+    counts = jnp.zeros(ordered.shape[0]).at[run].add(1.0, mode="drop")
+    return {"perplexity": perplexity(counts), "usage": jnp.sum(first, dtype=jnp.float32) / num_codes}
+
+
+def masked_mean(
+    values: Float[Array, "*batch"], mask: Bool[Array, "*batch"] | None, axis_name: str | None = None
+) -> Float[Array, ""]:
+    """The mean over unmasked tokens; zero where there are none.
+
+    Args:
+      values: One value per token.
+      mask: True for the tokens that count; all by default.
+      axis_name: Mapped axis over which the batch is split. The mean of the results over that axis is then the mean
+        over all tokens, also where the parts hold different numbers of unmasked tokens.
+
+    Returns:
+      A scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False])))
+      2.0
+    """
+    mask = jnp.ones(values.shape, bool) if mask is None else mask
+    total = jnp.sum(jnp.where(mask, values, 0.0))
+    count = jnp.sum(mask, dtype=jnp.float32)
+    if axis_name is not None:
+        count = jax.lax.pmean(count, axis_name)
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
+
+
+def geometry(
+    z: Float[Array, "*batch dim"],
+    q: Float[Array, "*batch dim"],
+    mask: Bool[Array, "*batch"] | None = None,
+    axis_name: str | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """How far codes are from their tokens, in length and in angle.
+
+    Args:
+      z: Encoder vectors.
+      q: The codes chosen for them.
+      mask: True for the tokens that count.
+      axis_name: See :func:`masked_mean`.
+
+    Returns:
+      ``norm_ratio``, the mean of :math:`|q|/|z|` (the factor by which the rotation trick scales gradients), and
+      ``angle``, the mean angle between the two in radians, in ``[0, pi]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> {k: round(float(v), 3) for k, v in geometry(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]])).items()}
+      {'norm_ratio': 0.5, 'angle': 1.571}
+    """
+    z, q = jax.lax.stop_gradient((z, q))
+    _, z_direction = length_and_direction(z)
+    _, q_direction = length_and_direction(q)
+    # The arc cosine of an inner product loses half of the digits at small angles; this form loses none.
+    apart, _ = length_and_direction(z_direction - q_direction)
+    together, _ = length_and_direction(z_direction + q_direction)
+    angle = 2 * jnp.arctan2(apart, together)
+    return {
+        "norm_ratio": masked_mean(norm_ratio(z, q)[..., 0], mask, axis_name),
+        "angle": masked_mean(angle[..., 0], mask, axis_name),
+    }
+
+
+def exact_perplexity(counts: Int[np.ndarray, " num_codes"]) -> float:
+    """The number of equally used codes that would have the same entropy: exp(-sum p log p).
+
+    Args:
+      counts: How often each code was used; at least one is above zero.
+
+    Returns:
+      A number between 1 and the number of codes, in double precision.
+
+    Example:
+      >>> exact_perplexity(np.array([5, 5, 0, 0]))
+      2.0
+    """
+    used = counts[counts > 0]
+    shares = used / used.sum()
+    return float(np.exp(-np.sum(shares * np.log(shares))))

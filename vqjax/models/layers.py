@@ -1,0 +1,147 @@
+"""Strided 4x4 convolutions, written without dilation.
+
+The gradient of a strided convolution, and a transposed convolution itself, dilate their input with zeros, which XLA
+runs slowly on CPUs. Folding each 2x2 block of pixels into channels gives the same function of the same parameters as
+a plain 2x2 convolution.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vqjax.errors import UserError
+
+Images = Float[Array, "batch _ _ _"]
+"""Images or feature maps, [batch, height, width, channels]; layers change all but the batch."""
+
+
+class DownsamplingConv(nn.Module):
+    """A 4x4 convolution of stride 2 with one pixel of padding: halves height and width.
+
+    The parameters are those of ``nn.Conv(features, (4, 4), strides=2, padding=1)``.
+
+    Attributes:
+      features: Number of output channels.
+      dtype: Of the computation; by default that of input and parameters.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> layer = DownsamplingConv(features=5)
+      >>> y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+      >>> y.shape, variables["params"]["kernel"].shape
+      ((1, 4, 4, 5), (4, 4, 3, 5))
+    """
+
+    features: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        _, height, width, channels = x.shape
+        if height % 2 or width % 2:
+            raise UserError(f"x has {height} x {width} pixels: halving them takes even numbers. Resize or pad it.")
+        x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
+        folded = folded.reshape(2, 2, 4 * channels, self.features)
+        return _convolve(_space_to_depth(padded), folded) + bias[None, None, None]
+
+
+class UpsamplingConv(nn.Module):
+    """A 4x4 transposed convolution of stride 2: doubles height and width.
+
+    The parameters are those of ``nn.ConvTranspose(features, (4, 4), strides=(2, 2), padding="SAME")``, and the
+    function is that of PyTorch's ``ConvTranspose2d(..., 4, stride=2, padding=1)`` with the kernel mirrored.
+
+    Attributes:
+      features: Number of output channels.
+      dtype: Of the computation; by default that of input and parameters.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> layer = UpsamplingConv(features=5)
+      >>> y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
+      >>> y.shape, variables["params"]["kernel"].shape
+      ((1, 8, 8, 5), (4, 4, 3, 5))
+    """
+
+    features: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        channels = x.shape[-1]
+        x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        # Output pixel 2i + p of phase p sees input pixels i - 1 + p and i + p, through kernel taps p and 2 + p.
+        folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 4, 1, 3, 5)
+        folded = folded.reshape(2, 2, channels, 4 * self.features)
+        phases = _convolve(padded, folded)
+        batch, rows, columns, _ = phases.shape
+        height, width = rows - 1, columns - 1
+        phases = phases.reshape(batch, rows, columns, 2, 2, self.features)
+        rows_of_phase = [phases[:, p : p + height, :, p] for p in (0, 1)]
+        pixels = [[row[:, :, p : p + width, p] for p in (0, 1)] for row in rows_of_phase]
+        y = jnp.stack([jnp.stack(row, axis=3) for row in pixels], axis=2)
+        return y.reshape(batch, 2 * height, 2 * width, self.features) + bias[None, None, None]
+
+
+def _parameters(
+    module: nn.Module, channels: int
+) -> tuple[Float[Array, "4 4 channels features"], Float[Array, " features"]]:
+    kernel = module.param("kernel", nn.initializers.lecun_normal(), (4, 4, channels, module.features))
+    bias = module.param("bias", nn.initializers.zeros, (module.features,))
+    return kernel, bias
+
+
+def _convolve(x: Images, kernel: Float[Array, "rows columns channels features"]) -> Images:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _space_to_depth(x: Images) -> Images:
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def in_microbatches(
+    module: nn.Module, batch: Float[Array, "batch ..."], microbatches: int
+) -> Float[Array, "batch ..."]:
+    """Applies a module to a batch in parts, and keeps nothing of a part but its result.
+
+    The gradient computes each part again. Values and gradients are those of the whole batch, up to the order in which
+    the gradient's sums are added: what comes after the module, such as a codebook's update, sees one batch.
+
+    Args:
+      module: Treats every row of the batch for itself; has no variables but parameters.
+      batch: Rows of anything.
+      microbatches: The number of parts, a divisor of the number of rows.
+
+    Returns:
+      What the module makes of the batch.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> class Halves(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return in_microbatches(nn.Dense(3), x, 2)
+      >>> Halves().init_with_output(jax.random.key(0), jnp.ones((4, 5)))[0].shape
+      (4, 3)
+    """
+    if microbatches == 1:
+        return module(batch)
+    # Every part has rows of every device, so that none has to send its rows to another.
+    parts = batch.reshape(-1, microbatches, *batch.shape[1:]).swapaxes(0, 1)
+
+    def one(module: nn.Module, _: None, part: Float[Array, "part ..."]) -> tuple[None, Float[Array, "part ..."]]:
+        return None, module(part)
+
+    # Inside a loop the compiler cannot merge the second computation with the first.
+    again_in_the_gradient = nn.remat(one, prevent_cse=False)
+    in_turn = nn.scan(again_in_the_gradient, variable_broadcast="params", split_rngs={"params": False})
+    _, results = in_turn(module, None, parts)
+    return results.swapaxes(0, 1).reshape(len(batch), *results.shape[2:])

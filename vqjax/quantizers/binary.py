@@ -1,0 +1,408 @@
+"""The quantizers whose codes are signs: lookup-free quantization, and the same on the unit sphere."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from vqjax.errors import UserError
+from vqjax.estimators import straight_through
+from vqjax.estimators.jacobian import with_gradient_of
+from vqjax.functional.binary import (
+    LARGEST_GROUP,
+    bit_entropies,
+    group_sizes,
+    independent_entropy,
+    log_probability,
+    product_distribution,
+    to_signs,
+)
+from vqjax.functional.metrics import index_statistics, masked_mean
+from vqjax.functional.mixed_radix import to_index, to_levels
+from vqjax.functional.norms import normalize
+from vqjax.functional.scalar import soft_clamp
+from vqjax.quantizers.base import (
+    QuantizerOutput,
+    create_rotation,
+    decode_valid,
+    draw_key,
+    mapped_axis,
+    minus_one_where_masked,
+    rotate,
+    zero_where_masked,
+)
+from vqjax.quantizers.grid import Choice, Features, GridQuantizer, Levels, TokenMask
+from vqjax.quantizers.validation import check_flags, check_input, is_count, is_number, is_weight, requirement
+
+
+class LFQ(GridQuantizer):
+    r"""Lookup-free quantization: every feature becomes its sign, and the signs are the bits of the index.
+
+    .. math:: q_j = s\,\mathrm{sign}(x_j),\quad i = \sum_j 2^{b-1-j}\, [x_j > 0]
+
+    with ``scale`` :math:`s` and :math:`b` bits (``sign(0)`` is -1; the first feature is the highest bit, as in
+    vector-quantize-pytorch). The gradient crosses straight through. The loss asks tokens to decide and the batch to
+    use all codes:
+
+    .. math:: w\,\Big(\frac1N\sum_n H(p_n) - \gamma\, H\Big(\frac1N\sum_n p_n\Big)\Big) +
+      \beta\, |x - \mathrm{sg}(q)|^2,\quad p_n(c) = \mathrm{softmax}_c(2\, x_n \cdot c / \tau)
+
+    Bits are independent given a token, so the first entropy is a sum over bits, and the second is taken per group of
+    bits: memory does not grow with the number of codes (see
+    :func:`vqjax.functional.binary.bit_entropies`). An input with another number of features than
+    ``num_codebooks * bits`` is projected there and back by two linear maps.
+
+    Variables:
+      None, unless there are projections (in ``params``) or a rotation (``codebook["rotation"]``, never trained).
+
+    Attributes:
+      bits: Features of a code, 1 to 30; there are ``2**bits`` codes.
+      num_codebooks: Parts into which the features are split, each with an index of its own (along a last axis).
+      scale: :math:`s`, the distance of each feature of a code from zero.
+      entropy_weight: :math:`w`.
+      diversity: :math:`\gamma`.
+      inverse_temperature: :math:`1/\tau`.
+      commitment_weight: :math:`\beta`; the mean is over tokens and features.
+      bits_per_group: Most bits whose joint distribution the second entropy is taken of, up to 20; by default 10.
+        Groups are as few and as equal as possible; with several, their entropies are added, which is exact where
+        groups are independent over the batch, and an upper bound elsewhere.
+      soft_clamp: Bounds features by :math:`c \tanh(x/c)` before they are quantized; at least ``scale``.
+      orthogonal_rotation: Rotate features by a fixed random rotation before they are quantized, and codes back.
+      smallest_probability: 1e-5 reproduces the entropies of vector-quantize-pytorch, which bounds probabilities
+        within logarithms; needs all bits in one group, and a value per token and code.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Not needed, and wrong,
+        under plain ``jit``. Average gradients over the axis.
+
+    Raises:
+      UserError: An argument is out of range or has no effect with the others; at construction.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import LFQ
+      >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 18))
+      >>> lfq = LFQ(bits=18)
+      >>> variables = lfq.init(jax.random.key(1), z)
+      >>> out = lfq.apply(variables, z, train=True)
+      >>> lfq.num_codes, out.quantized.shape, out.indices.shape
+      (262144, (2, 8, 8, 18), (2, 8, 8))
+      >>> vectors = lfq.apply(variables, lfq.apply(variables, z, method="encode"), method="decode")
+      >>> bool((vectors == out.quantized).all())
+      True
+
+    Source: Yu et al., 2023 (arXiv 2310.05737), Section 3.1; the rotation is from Chee et al., 2023 (arXiv 2307.13304).
+    """
+
+    bits: int
+    num_codebooks: int = 1
+    scale: float = 1.0
+    entropy_weight: float = 0.1
+    diversity: float = 1.0
+    inverse_temperature: float = 100.0
+    commitment_weight: float = 0.0
+    bits_per_group: int | None = None
+    soft_clamp: float | None = None
+    orthogonal_rotation: bool = False
+    smallest_probability: float = 0.0
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_arguments(self)
+
+    @property
+    def length(self) -> float:
+        """The distance of each feature of a code from zero."""
+        return self.scale
+
+    def radices(self) -> tuple[int, ...]:
+        return (2,) * self.bits
+
+    def choose(self, x: Features, train: bool) -> Choice:
+        # The first feature of a grid is the lowest digit of an index; here it is the highest.
+        levels = jnp.flip((x > 0).astype(jnp.int32), axis=-1)
+        return Choice(levels, straight_through(x, self.values(levels)))
+
+    def values(self, levels: Levels) -> Features:
+        return to_signs(jnp.flip(levels, axis=-1) > 0, self.length)
+
+    def create(self) -> None:
+        if self.orthogonal_rotation:
+            create_rotation(self, self.bits)
+
+    def enter(self, x: Features) -> Features:
+        if self.soft_clamp is not None:
+            x = soft_clamp(x, [self.soft_clamp] * self.bits)
+        return rotate(self, x) if self.orthogonal_rotation else x
+
+    def leave(self, values: Features) -> Features:
+        return rotate(self, values, inverse=True) if self.orthogonal_rotation else values
+
+    def losses(
+        self, x: Features, codes: Features, mask: TokenMask
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        per_token, batch = self._entropies(x, mask)
+        commitment = self._mean(jnp.mean(jnp.square(x - codes), axis=-1), mask)
+        loss = self.entropy_weight * (per_token - self.diversity * batch) + self.commitment_weight * commitment
+        return loss, {"token_entropy": per_token, "batch_entropy": batch, "commitment_loss": commitment}
+
+    def _entropies(self, x: Features, mask: TokenMask) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        logits = 4 * self.inverse_temperature * self.length * x
+        settings = {
+            "bits_per_group": _largest_group(self),
+            "axis_name": mapped_axis(self),
+            "smallest_probability": self.smallest_probability,
+        }
+        of_codebooks = [
+            bit_entropies(logits[..., c, :], mask=None if mask is None else mask[..., c], **settings)
+            for c in range(self.num_codebooks)
+        ]
+        per_token, batch = (sum(values) / self.num_codebooks for values in zip(*of_codebooks, strict=True))
+        return per_token, batch
+
+
+class BSQ(LFQ):
+    r"""Binary spherical quantization: :class:`LFQ` of features scaled to unit length, with codes of unit length.
+
+    .. math:: u = s\, x / |x|,\quad q_j = \frac{s}{\sqrt b}\,\mathrm{sign}(u_j)
+
+    The distance from a token to its code is bounded, by :math:`s\sqrt{2 - 2/\sqrt b}`. Loss, gradient and bits are
+    those of :class:`LFQ` with :math:`u` for :math:`x`; a zero vector stays zero, is quantized to the code of index 0,
+    and has no gradient.
+
+    Attributes:
+      scale: :math:`s`, the length of tokens and codes. All others are those of :class:`LFQ`.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import BSQ
+      >>> bsq = BSQ(bits=4)
+      >>> z = jax.random.normal(jax.random.key(0), (5, 4))
+      >>> out = bsq.apply(bsq.init(jax.random.key(1), z), z)
+      >>> print(abs(out.quantized[0]))
+      [0.5 0.5 0.5 0.5]
+
+    Source: Zhao et al., 2024 (arXiv 2406.07548).
+    """
+
+    @property
+    def length(self) -> float:
+        return self.scale / math.sqrt(self.bits)
+
+    def enter(self, x: Features) -> Features:
+        return normalize(super().enter(x)) * self.scale
+
+
+def _largest_group(lfq: LFQ) -> int:
+    return LARGEST_GROUP if lfq.bits_per_group is None else lfq.bits_per_group
+
+
+def _check_arguments(lfq: LFQ) -> None:
+    check_flags(lfq)
+    require = requirement(lfq)
+    require(is_count(lfq.bits) and lfq.bits <= 30, "bits", "use a whole number in [1, 30], as indices are int32.")
+    require(is_count(lfq.num_codebooks), "num_codebooks", "use a whole number of at least 1.")
+    for name in ("scale", "inverse_temperature"):
+        value = getattr(lfq, name)
+        require(is_number(value) and 0 < value < math.inf, name, "use a finite number above 0.")
+    for name in ("entropy_weight", "diversity", "commitment_weight"):
+        require(is_weight(getattr(lfq, name)), name, "use a finite number of at least 0.")
+    require(
+        lfq.bits_per_group is None or (is_count(lfq.bits_per_group) and lfq.bits_per_group <= 20),
+        "bits_per_group",
+        "use a whole number in [1, 20], as a group holds a probability for each of its codes, or None.",
+    )
+    require(
+        lfq.soft_clamp is None or (is_number(lfq.soft_clamp) and lfq.scale <= lfq.soft_clamp < math.inf),
+        "soft_clamp",
+        f"use a number of at least scale={lfq.scale}, so that codes can be reached, or None.",
+    )
+    probability = lfq.smallest_probability
+    require(is_number(probability) and 0 <= probability < 1, "smallest_probability", "use 0, or 1e-5.")
+    require(
+        probability == 0 or len(group_sizes(lfq.bits, _largest_group(lfq))) == 1,
+        "smallest_probability",
+        f"all {lfq.bits} bits have to be in one group. Use 0, or bits_per_group={lfq.bits} where that is at most 20.",
+    )
+
+
+Logits = Float[Array, "*batch bits"]
+Codes = Float[Array, "*batch codes"]
+Bits = Bool[Array, "*batch bits"]
+Mask = Bool[Array, "*batch"] | None
+
+
+class BinaryMapper(nn.Module):
+    r"""Draws bits with the given logits, and returns the one-hot vector of the code that they are.
+
+    .. math:: b_j \sim \mathrm{Bernoulli}(\sigma(l_j / T)),\quad i = \sum_j 2^j b_j
+
+    The gradient is that of the exact distribution over codes, :math:`p(b) = \prod_j \sigma((2 b_j - 1)\, l_j)`. The
+    loss is the divergence from fair coins, as far as it exceeds the free nats :math:`\kappa`:
+
+    .. math:: \frac1N \sum_n \max(0,\ \mathrm{bits} \cdot \log 2 - H(p_n) - \kappa)
+
+    There are no variables. Training draws from the stream ``quantizer``; ``train=False`` takes the likelier bits
+    (vector-quantize-pytorch draws there too, unless told otherwise).
+
+    Attributes:
+      bits: Features of the input, 1 to 16; the output has ``2**bits`` features per token, all but one of them zero.
+      free_nats: :math:`\kappa`, by default one bit.
+      temperature: :math:`T` of the draw; neither the gradient nor the loss sees it.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed; each device draws its
+        own bits. Not needed, and wrong, under plain ``jit``. Average gradients over the axis.
+
+    Raises:
+      UserError: An argument is out of range; at construction.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import BinaryMapper
+      >>> logits = jax.random.normal(jax.random.key(0), (2, 16, 8))
+      >>> mapper = BinaryMapper(bits=8)
+      >>> out = mapper.apply({}, logits, train=True, rngs={"quantizer": jax.random.key(1)})
+      >>> out.quantized.shape, out.indices.shape, bool((out.quantized.argmax(-1) == out.indices).all())
+      ((2, 16, 256), (2, 16), True)
+      >>> mapper.apply({}, logits, out.indices, method="log_prob").shape
+      (2, 16)
+
+    Source: Fleuret, 2025 (arXiv 2510.17558).
+    """
+
+    bits: int
+    free_nats: float = math.log(2)
+    temperature: float = 1.0
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_mapper(self)
+
+    @property
+    def num_codes(self) -> int:
+        """The number of codes, and of features of the output."""
+        return 2 ** int(self.bits)
+
+    @property
+    def num_codebooks(self) -> int:
+        """Of a token: one."""
+        return 1
+
+    def __call__(self, z: Logits, mask: Mask = None, train: bool = False) -> QuantizerOutput:
+        """Draws a code for each token.
+
+        Args:
+          z: Logits of the bits along the last axis, any leading axes, any floating-point dtype.
+          mask: True for valid tokens. The others take no part in loss or statistics, receive no gradient, and come
+            back as zero vectors with index -1.
+          train: Draw the bits, instead of taking the likelier ones.
+
+        Returns:
+          One-hot vectors of ``2**bits`` features in the input's dtype, int32 indices, the loss, and the metrics
+          ``kl`` (mean divergence from fair coins in nats, free ones included), ``perplexity`` and ``usage`` (of this
+          batch).
+
+        Raises:
+          UserError: ``z`` or ``mask`` of the wrong kind; no ``quantizer`` key in training.
+        """
+        self._check(z, mask)
+        logits = zero_where_masked(z, mask).astype(jnp.float32)
+        draws = train and not self.is_initializing()
+        indices = self._indices_of(self._drawn(logits) if draws else logits > 0)
+        one_hot = jax.nn.one_hot(indices, self.num_codes, dtype=jnp.float32)
+        quantized = with_gradient_of(one_hot, product_distribution(logits)).astype(z.dtype)
+        kl = self.bits * math.log(2) - independent_entropy(logits)
+        loss = masked_mean(jax.nn.relu(kl - self.free_nats), mask, mapped_axis(self))
+        statistics = index_statistics(indices, self.num_codes, mask, mapped_axis(self))
+        metrics = {"kl": masked_mean(kl, mask, mapped_axis(self))} | statistics
+        return QuantizerOutput(
+            zero_where_masked(quantized, mask),
+            minus_one_where_masked(indices, mask),
+            loss,
+            jax.lax.stop_gradient(metrics),
+        )
+
+    def encode(self, z: Logits, mask: Mask = None) -> Int[Array, "*batch"]:
+        """Returns the index of the likeliest code.
+
+        Args:
+          z: Logits of the bits along the last axis.
+          mask: True for valid tokens; the others get index -1.
+
+        Returns:
+          int32 indices.
+        """
+        self._check(z, mask)
+        return minus_one_where_masked(self._indices_of(z > 0), mask)
+
+    def decode(self, indices: Integer[Array | np.ndarray, "*batch"]) -> Codes:
+        """Returns the one-hot vectors of indices.
+
+        Args:
+          indices: Of any integer dtype, in ``[0, 2**bits)``; -1 (a masked token) becomes the zero vector, anything
+            else NaN.
+
+        Returns:
+          float32 vectors of ``2**bits`` features.
+        """
+        return decode_valid(partial(jax.nn.one_hot, num_classes=self.num_codes), indices, self.num_codes)
+
+    def log_prob(self, z: Logits, indices: Integer[Array | np.ndarray, "*batch"]) -> Float[Array, "*batch"]:
+        """Logarithm of the probability of a code, differentiable in the logits.
+
+        Args:
+          z: Logits of the bits along the last axis.
+          indices: One per token, in ``[0, 2**bits)``; -1 (a masked token) gets 0, anything else NaN.
+
+        Returns:
+          float32 nats.
+        """
+        self._check(z, None)
+        logits = z.astype(jnp.float32)
+
+        def found(indices: Int[Array, "*batch"]) -> Float[Array, "*batch 1"]:
+            return log_probability(logits, to_levels(indices, (2,) * self.bits) > 0)[..., None]
+
+        return decode_valid(found, indices, self.num_codes)[..., 0]
+
+    def unquantized(self, z: Logits) -> Codes:
+        """The distribution over codes that training draws from at ``temperature=1``.
+
+        Args:
+          z: Logits of the bits along the last axis.
+
+        Returns:
+          ``2**bits`` probabilities per token in the input's dtype, with the plain gradient.
+        """
+        self._check(z, None)
+        return product_distribution(z.astype(jnp.float32)).astype(z.dtype)
+
+    def _drawn(self, logits: Logits) -> Bits:
+        return jax.random.bernoulli(draw_key(self, "train=True"), jax.nn.sigmoid(logits / self.temperature))
+
+    def _indices_of(self, bits: Bits) -> Int[Array, "*batch"]:
+        return to_index(bits.astype(jnp.int32), (2,) * self.bits)
+
+    def _check(self, z: Logits, mask: Mask) -> None:
+        check_input(z, mask)
+        if z.shape[-1] != self.bits:
+            raise UserError(f"z has {z.shape[-1]} features, but bits={self.bits}: pass one logit per bit.")
+
+
+def _check_mapper(mapper: BinaryMapper) -> None:
+    require = requirement(mapper)
+    require(
+        is_count(mapper.bits) and mapper.bits <= 16,
+        "bits",
+        "use a whole number in [1, 16]: the output has 2**bits features per token, 256 KiB at 16 bits. For more "
+        "codes use LFQ or BSQ, whose output has one feature per bit.",
+    )
+    require(is_weight(mapper.free_nats), "free_nats", "use a finite number of at least 0, such as 0.69 for one bit.")
+    require(
+        is_number(mapper.temperature) and 0 < mapper.temperature < math.inf,
+        "temperature",
+        "use a finite number above 0.",
+    )

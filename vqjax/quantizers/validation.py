@@ -1,0 +1,100 @@
+"""What the quantizers refuse, and why."""
+
+import dataclasses
+import functools
+import math
+import numbers
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from vqjax.errors import UserError
+
+
+def check_flags(module: nn.Module) -> None:
+    """Refuses what is neither true nor false where a module's field says so, and axes without a name.
+
+    Args:
+      module: Any quantizer.
+
+    Raises:
+      UserError: The first such field and its value; the text "False" would count as true.
+    """
+    require = requirement(module)
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if field.type is bool:
+            require(isinstance(value, bool | np.bool_), field.name, "use True or False.")
+        if field.name == "axis_name":
+            named = value is None or isinstance(value, str)
+            require(named, field.name, "use the name that pmap or shard_map gave the axis, or None.")
+
+
+def check_template(module: nn.Module) -> None:
+    """Refuses templates of levels that are no quantizers by a codebook.
+
+    Args:
+      module: Has the field ``quantizer``.
+
+    Raises:
+      UserError: Its template has no options of a ``VectorQuantizer``.
+    """
+    template = module.quantizer
+    known = isinstance(template, nn.Module) and {"num_codes", "codebook_transform"} <= {
+        field.name for field in dataclasses.fields(template)
+    }
+    requirement(module)(known, "quantizer", "use a VectorQuantizer(num_codes=...), which says what a level is.")
+
+
+def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> None:
+    """Refuses tokens and masks that cannot be looked up.
+
+    Args:
+      z: The tokens.
+      mask: True for valid tokens, if given.
+
+    Raises:
+      UserError: What is wrong, and what to pass.
+    """
+    for name, value in (("z", z), ("mask", mask)):
+        if not hasattr(value, "dtype") and (name == "z" or value is not None):
+            raise UserError(f"{name} is of type {type(value).__name__}: pass an array.")
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise UserError(f"z has dtype {z.dtype}: pass floating-point vectors (decode takes indices).")
+    if z.ndim < 1 or z.shape[-1] < 1:
+        raise UserError(f"z has shape {z.shape}: its last axis has to hold at least one feature.")
+    if mask is not None and (mask.shape != z.shape[:-1] or mask.dtype != jnp.bool_):
+        raise UserError(
+            f"mask is {mask.dtype}{list(mask.shape)}: pass bool{list(z.shape[:-1])}, one value per token of z."
+        )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number; booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_weight(value: object) -> bool:
+    """Whether a value is a finite number of at least zero."""
+    return is_number(value) and 0 <= value < math.inf
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number of at least one."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+def requirement(module: nn.Module) -> Callable[[bool, str, str], None]:
+    """A function ``require(valid, name, allowed)`` that refuses the module's field ``name`` where it is not valid."""
+    return functools.partial(_require, module)
+
+
+def _require(module: nn.Module, valid: bool, name: str, allowed: str) -> None:
+    if not valid:
+        value = getattr(module, name)
+        # A module shows all its attributes, line by line.
+        shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
+        raise UserError(f"{name}={shown} is not allowed: {allowed}")

@@ -1,0 +1,1 @@
+"""Processes, signals, directories, files and compilation."""

@@ -1,0 +1,1 @@
+"""Training recipes: what is initialized, trained and evaluated."""
