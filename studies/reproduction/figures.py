@@ -84,7 +84,7 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def _codebooks(runs: Runs, scale: Scale) -> Any:
-    """t-SNE of the codes, colored by the number of test tokens that chose them."""
+    """t-SNE of the codes, colored by the number of test latents that chose them."""
     shown = sorted({0, scale.epochs // 2, scale.epochs - 1})
     figure, axes = new_figure(3.4 * len(shown), 3.4 * len(PICTURED), len(PICTURED), len(shown))
     for row, configuration in zip(axes, PICTURED, strict=True):
@@ -102,7 +102,7 @@ def _codebooks(runs: Runs, scale: Scale) -> Any:
             panel.set_title(f"{configuration.variant}, epoch {epoch}\n{used.sum()} of {len(used)} codes used")
             panel.set_xticks([])
             panel.set_yticks([])
-    figure.colorbar(points, ax=axes, label="test tokens of a code (power of ten); gray: none", shrink=0.6)
+    figure.colorbar(points, ax=axes, label="test latents of a code (power of ten); gray: none", shrink=0.6)
     return figure
 
 

@@ -126,7 +126,7 @@ def document_parts(study: dict[str, Runs], published: Published, figures: Sequen
         "sizes": lambda runs, scale: _sizes(runs, scale, published),
         "estimators": lambda runs, scale: _compared(runs, TABLES["estimators"]),
         "latents": lambda runs, scale: _compared(runs, TABLES["latents"]),
-        "tokens": lambda runs, scale: _tokens(runs),
+        "indices": lambda runs, scale: _indices(runs),
     }
     parts = {name: _per_scale(study, name, make) for name, make in makers.items()}
     stored = [
@@ -151,7 +151,7 @@ def document_parts(study: dict[str, Runs], published: Published, figures: Sequen
 
 
 def _per_scale(study: dict[str, Runs], name: str, make: Callable[[Runs, Scale], str]) -> str:
-    sections, tables = [], "betas" if name == "tokens" else name
+    sections, tables = [], "betas" if name == "indices" else name
     for scale_name, runs in study.items():
         if content := make(runs, SCALES[scale_name]):
             heading = f"**{SCALES[scale_name].length}** (`{_COMMAND} --scale={scale_name}"
@@ -225,19 +225,19 @@ def _compared(runs: Runs, configurations: Sequence[Configuration]) -> str:
     return table(["", *measured, "codes used (%)", "seeds"], rows) if rows else ""
 
 
-def _tokens(runs: Runs) -> str:
+def _indices(runs: Runs) -> str:
     """Reconstruction of faithful runs from indices alone, beside that of the study."""
     rows = [
         [
             f"{configuration.commitment_weight}",
             _cell(runs[configuration], "test", "reconstruction_mse"),
-            _cell(runs[configuration], "test", "tokens_only_mse"),
+            _cell(runs[configuration], "test", "indices_only_mse"),
             _cell(runs[configuration], "test", "norm_ratio"),
         ]
         for configuration in TABLES["betas"]
         if configuration in runs and configuration.variant == "faithful"
     ]
-    header = ["β", "reconstruction, as the study measures it", "from tokens alone", "code's length over the vector's"]
+    header = ["β", "reconstruction, as the study measures it", "from indices alone", "code's length over the vector's"]
     return table(header, rows) if rows else ""
 
 

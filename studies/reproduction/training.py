@@ -35,7 +35,7 @@ PICTURES = 8
 _STEPS_PER_REPORT = 10
 _MAX_STEPS_PER_DISPATCH = 39
 _TRAINED = ("loss", "reconstruction_mse", "codebook_loss", "commitment_loss", "perplexity", "angle", "norm_ratio")
-_TESTED = (*_TRAINED, "psnr", "tokens_only_mse")
+_TESTED = (*_TRAINED, "psnr", "indices_only_mse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Training:
 
         Returns:
           ``epochs``: for each the means over its batches, under ``train`` and ``test``, and after a snapshot
-          ``codebook`` with ``layout`` and ``counts`` (test tokens of each code).
+          ``codebook`` with ``layout`` and ``counts`` (test latents of each code).
 
         Raises:
           UserError: ``workdir`` holds an interrupted run of other settings.
@@ -226,11 +226,11 @@ class Training:
         output, changed = self._model.apply(variables, pixels, mutable=["codebook"])
         metrics = output.quantizer.metrics
         error = jnp.mean(jnp.square(output.reconstruction - pixels))
-        from_tokens = self._model.apply(variables, output.quantizer.indices, method="decode")
+        from_indices = self._model.apply(variables, output.quantizer.indices, method="decode")
         metrics |= {
             "loss": error + output.quantizer.loss,
             "reconstruction_mse": error,
-            "tokens_only_mse": jnp.mean(jnp.square(from_tokens - pixels)),
+            "indices_only_mse": jnp.mean(jnp.square(from_indices - pixels)),
             "psnr": jnp.mean(psnr((pixels + 1) / 2, (jnp.clip(output.reconstruction, -1, 1) + 1) / 2)),
         }
         counts = jnp.bincount(output.quantizer.indices.reshape(-1), length=self._model.quantizer.num_codes)
