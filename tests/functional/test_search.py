@@ -55,11 +55,9 @@ def test_parts_of_the_codebook_change_nothing(name, small_chunks):
     [
         ({"shards": 7}, r"shards=7 is not allowed: use a whole number that divides the 300 codes"),
         ({"shards": 0}, r"shards=0 is not allowed"),
-        ({"shards": 2, "search": "hopper"}, r"shards=2 is not allowed with search='hopper'"),
-        ({"search": "fast"}, r"search='fast' is not allowed: use 'chunks' or 'hopper'"),
     ],
 )
-def test_searches_that_there_are_not_are_refused(arguments, message, as_users_run_it):
+def test_shards_that_do_not_divide_the_codes_are_refused(arguments, message, as_users_run_it):
     with pytest.raises(UserError, match=message):
         nearest_codes(jnp.zeros((3, DIM)), jnp.zeros((CODES, DIM)), **arguments)
 

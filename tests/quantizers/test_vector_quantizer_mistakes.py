@@ -29,8 +29,6 @@ from vqjax import UserError, VectorQuantizer
             {"codebook_shards": 2, "heads": 2, "separate_codebooks": True},
             r"codebook_shards=2 .* are not divided. Use 1",
         ),
-        ({"search": "fast"}, r"search='fast' is not allowed: use 'chunks' or 'hopper'"),
-        ({"search": "hopper", "codebook_shards": 2}, r"search='hopper' .* the kernel takes one codebook on one device"),
         ({"replace_dead_codes": True, "codebook_update": "none"}, r"replace_dead_codes=True .* freezes the codebook"),
     ],
 )

@@ -67,7 +67,7 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-WHERE_CODES_ARE_SEARCHED = {"codebook_shards": 1, "search": "chunks"}
+WHERE_CODES_ARE_SEARCHED = {"codebook_shards": 1}
 """Fields of the config's group ``quantizer`` that depend on the devices, with values that any device can do."""
 
 

@@ -12,6 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as gpu
 from jaxtyping import Array, BFloat16, Float, Int
 
 from vqjax.errors import UserError
+from vqjax.functional.search import center
 
 _TOKENS_PER_TILE = 128
 _CODES_PER_TILE = 128
@@ -23,29 +24,38 @@ _PARTS_OF_CODES = (0, 1, 0, 2, 0, 1)
 _NEVER = 3e38
 
 
-def search_on_hopper(
-    tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], *, interpret: bool = False
-) -> Int[Array, " tokens"]:
-    """Finds the nearest code of each token, as :func:`vqjax.functional.search.nearest_codes`.
+def nearest_codes(
+    z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], *, interpret: bool = False
+) -> Int[Array, "*batch"]:
+    """Finds the code with the smallest Euclidean distance to each vector, on one Hopper GPU.
+
+    The same search as :func:`vqjax.functional.search.nearest_codes`, for arrays on one device.
 
     Args:
-      tokens: Centered, in float32.
-      codes: Centered, in float32.
+      z: Vectors to look up, any leading axes and floating-point dtype.
+      codes: The codebook.
       interpret: Simulate the GPU, on any backend.
 
     Returns:
-      int32 indices; ties go to the lowest index.
+      int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
 
     Raises:
-      UserError: There is no such GPU.
+      UserError: The default device is not a Hopper GPU, and ``interpret`` is False.
 
     Example:
       >>> codes = jnp.array([[0.0], [5.0]])
-      >>> search_on_hopper(jnp.array([[4.0], [1.0]]), codes, interpret=True).tolist()
+      >>> nearest_codes(jnp.array([[4.0], [1.0]]), codes, interpret=True).tolist()
       [1, 0]
     """
     if not interpret:
-        check_hopper()
+        _check_device()
+    tokens, codes = center(z, codes)
+    return _search(tokens, codes, interpret).reshape(z.shape[:-1])
+
+
+def _search(
+    tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], interpret: bool
+) -> Int[Array, " tokens"]:
     num_tokens, (num_codes, dim) = tokens.shape[0], codes.shape
     if num_tokens == 0:
         return jnp.zeros(0, jnp.int32)
@@ -62,17 +72,12 @@ def search_on_hopper(
     return _largest_product(left, right.T, interpret)[:num_tokens]
 
 
-def check_hopper() -> None:
-    """Refuses to search on a device that the kernel is not for.
-
-    Raises:
-      UserError: The default device is no Hopper GPU.
-    """
+def _check_device() -> None:
     device = jax.devices()[0]
     if device.platform != "gpu" or getattr(device, "compute_capability", None) != "9.0":
         raise UserError(
-            f"search='hopper' is not possible on {device.device_kind}: it takes a GPU of compute capability 9.0, such "
-            "as an H100. Use search='chunks'."
+            f"The default device must be a GPU of compute capability 9.0, such as an H100, got {device.device_kind}; "
+            "use vqjax.functional.nearest_codes, which runs on any device."
         )
 
 

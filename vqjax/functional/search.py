@@ -1,7 +1,5 @@
 """The nearest-code search."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -59,7 +57,6 @@ def nearest_codes(
     codes: Float[Array, "codes dim"],
     *,
     shards: int = 1,
-    search: Literal["chunks", "hopper"] = "chunks",
 ) -> Int[Array, "*batch"]:
     r"""Finds the code with the smallest Euclidean distance to each vector.
 
@@ -75,14 +72,12 @@ def nearest_codes(
       codes: The codebook.
       shards: How many devices hold a part of the codebook each, along its first axis (under ``jit``, with a sharded
         array): each searches its own part, and only its best code per token leaves it. Divides the number of codes.
-      search: ``"chunks"`` of codes and tokens, in plain JAX, on any backend; ``"hopper"``: one kernel for GPUs of that
-        generation, see :mod:`vqjax.functional.hopper`.
 
     Returns:
       int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
 
     Raises:
-      UserError: ``shards`` or ``search`` cannot be used.
+      UserError: ``shards`` does not divide the number of codes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,13 +85,8 @@ def nearest_codes(
       >>> print(nearest_codes(jnp.array([[0.9, 0.8], [0.1, -3.0]]), codes))
       [1 0]
     """
-    _check_search(shards, search, codes.shape[0])
-    tokens, codes = _centered(z, codes)
-    if search == "hopper":
-        # Few need Pallas, which takes 0.2 s to import.
-        from vqjax.functional.hopper import search_on_hopper
-
-        return search_on_hopper(tokens, codes).reshape(z.shape[:-1])
+    _check_shards(shards, codes.shape[0])
+    tokens, codes = center(z, codes)
     if shards == 1:
         return _nearest(tokens, codes)[1].reshape(z.shape[:-1])
     parts = codes.reshape(shards, -1, codes.shape[-1])
@@ -127,7 +117,7 @@ def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes di
       [[1 0]]
     """
     _check_k(k, codes.shape[0])
-    tokens, codes = _centered(z, codes)
+    tokens, codes = center(z, codes)
 
     def of_some(tokens: Float[Array, "tokens dim"]) -> Int[Array, "tokens k"]:
         return jax.lax.top_k(-_scores(tokens, codes), k)[1]
@@ -192,13 +182,9 @@ def _own_distances(
     return jnp.sum(jnp.square(jnp.expand_dims(z, -2) - codes), axis=-1)
 
 
-def _check_search(shards: int, search: str, num_codes: int) -> None:
+def _check_shards(shards: int, num_codes: int) -> None:
     if not isinstance(shards, int) or shards < 1 or num_codes % shards:
         raise UserError(f"shards={shards!r} is not allowed: use a whole number that divides the {num_codes} codes.")
-    if search not in ("chunks", "hopper"):
-        raise UserError(f"search={search!r} is not allowed: use 'chunks' or 'hopper'.")
-    if search == "hopper" and shards > 1:
-        raise UserError(f"shards={shards} is not allowed with search='hopper', which takes one codebook on one device.")
 
 
 def _check_k(k: int, num_codes: int) -> None:
@@ -206,7 +192,7 @@ def _check_k(k: int, num_codes: int) -> None:
         raise UserError(f"k={k!r} is not allowed: use a whole number in [1, {num_codes}], the number of codes.")
 
 
-def _centered(
+def center(
     z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"]
 ) -> tuple[Float[Array, "tokens dim"], Float[Array, "codes dim"]]:
     z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))

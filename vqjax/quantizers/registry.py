@@ -115,7 +115,7 @@ _residual_of_vectors = partial(_residual_vq, ResidualVQ, VectorQuantizer)
 
 FAMILIES = {
     "vector": Family(
-        _VECTOR | {"heads", "separate_codebooks", "kmeans_init", "codebook_shards", "search"},
+        _VECTOR | {"heads", "separate_codebooks", "kmeans_init", "codebook_shards"},
         partial(_vector, VectorQuantizer),
     ),
     "product_vq": Family(_VECTOR | {"heads", "kmeans_init"}, partial(_vector, ProductVQ)),

@@ -178,9 +178,6 @@ def check_arguments(vq: nn.Module) -> None:
         "codebook_shards",
         "several codebooks (separate_codebooks=True) are not divided. Use 1.",
     )
-    require(vq.search in ("chunks", "hopper"), "search", "use 'chunks' or 'hopper'.")
-    divided = vq.codebook_shards > 1 or vq.separate_codebooks
-    require(vq.search == "chunks" or not divided, "search", "the kernel takes one codebook on one device.")
     _check_replacement(vq, require)
     _check_heads(vq, require)
     _check_learned_codes(vq, require)
@@ -365,8 +362,6 @@ class VectorQuantizer(nn.Module):
         (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``, as argument and in
         ``out_shardings``): each searches its own part, and nothing of the codebook's size crosses devices. Divides
         ``num_codes``. The result is the same for any number.
-      search: How the nearest codes are found: ``"chunks"``, or ``"hopper"``, a kernel for GPUs of that generation
-        (:mod:`vqjax.functional.hopper`); it takes tokens and codes of one device, as ``shard_map`` gives them.
 
     Raises:
       UserError: An argument is out of range or has no effect with the others; at construction.
@@ -409,7 +404,6 @@ class VectorQuantizer(nn.Module):
     codebook_transform: nn.Module | None = None
     regularizers: tuple[Regularizer, ...] = ()
     codebook_shards: int = 1
-    search: Literal["chunks", "hopper"] = "chunks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -645,7 +639,7 @@ class VectorQuantizer(nn.Module):
         return jax.vmap(choose, in_axes=axes, out_axes=Lookup(-2, -1, -2))(vectors, codes, mask, key, given)
 
     def _nearest(self, vectors: Vectors, codes: Array) -> Int[Array, "*batch"]:
-        return nearest_codes(vectors, codes, shards=self.codebook_shards, search=self.search)
+        return nearest_codes(vectors, codes, shards=self.codebook_shards)
 
     def _search(self, search: Callable, vectors: Vectors, codes: Array) -> Int[Array, "*indices"]:
         if not self.separate_codebooks:

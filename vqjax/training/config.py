@@ -86,7 +86,6 @@ def default_config() -> ConfigDict:
     config.quantizer.replace_unused_after = config_dict.placeholder(int)  # batches without a token
     config.quantizer.kmeans_init = False  # start the codebook from clusters of the untrained encoder's vectors
     config.quantizer.codebook_shards = 1  # devices that divide the codes among them, of vector
-    config.quantizer.search = "chunks"  # or hopper, a kernel for that generation of GPUs, on one device; of vector
     config.quantizer.num_quantizers = 4  # levels of residual quantizers
     config.quantizer.gradient = "total"  # across all levels or scales at once; or per_level, per_scale
     config.quantizer.dropout = 0.0  # probability with which an image of a batch keeps its first levels or scales only

@@ -9,34 +9,24 @@ from vqjax.errors import UserError
 from vqjax.tasks.state import TrainState
 
 
-def make_mesh(devices: list[jax.Device] | None, codebook_shards: int = 1, search: str = "chunks") -> Mesh:
+def make_mesh(devices: list[jax.Device] | None, codebook_shards: int = 1) -> Mesh:
     """Arranges devices in the axes ``data`` and ``codes``.
 
     Args:
       devices: All by default.
       codebook_shards: Devices that divide a codebook among them.
-      search: How nearest codes are found, see :func:`vqjax.functional.search.nearest_codes`.
 
     Returns:
       A mesh whose axis ``codes`` has that size; all other devices are along ``data``.
 
     Raises:
-      UserError: The number of devices is no multiple of it, or they cannot search like this.
+      UserError: The number of devices is not a multiple of it.
 
     Example:
       >>> make_mesh(jax.devices()[:1]).shape
       OrderedDict({'data': 1, 'codes': 1})
     """
     number = len(devices or jax.devices())
-    if search == "hopper":
-        from vqjax.functional.hopper import check_hopper
-
-        if number > 1:
-            raise UserError(
-                f"config.quantizer.search='hopper' is not allowed on {number} devices: use 'chunks', or let the run "
-                "see one device (CUDA_VISIBLE_DEVICES=0)."
-            )
-        check_hopper()
     if number % codebook_shards:
         raise UserError(
             f"config.quantizer.codebook_shards={codebook_shards} is not allowed: use a divisor of {number}, the number "

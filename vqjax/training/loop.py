@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     """
     workdir = usable_workdir(workdir)
     validate(config)
-    mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
+    mesh = make_mesh(devices, config.quantizer.codebook_shards)
     model = build_model(config.model, config.quantizer)
     check_model(model, config)
     agree("config", config.to_json_best_effort(sort_keys=True), "Start all of them with the same arguments.")
