@@ -22,19 +22,19 @@ def gaussian(*shape, seed=0):
 Z, E = gaussian(TOKENS, DIM), gaussian(CODES, DIM, seed=1)
 
 
-def entropies(z, codes, inverse_temperature, metric="euclidean"):
+def entropies(z, codes, inverse_temperature, distance="euclidean"):
     z, codes = np.asarray(z, np.float64), np.asarray(codes, np.float64)
-    scores = z @ codes.T if metric == "cosine" else -np.linalg.norm(z[:, None] - codes, axis=-1)
+    scores = z @ codes.T if distance == "cosine" else -np.linalg.norm(z[:, None] - codes, axis=-1)
     p = np.exp(inverse_temperature * scores)
     p /= p.sum(-1, keepdims=True)
     mean = p.mean(0)
     return -(p * np.log(p)).sum(-1).mean(), -(mean * np.log(mean)).sum()
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_entropies_are_their_definition(metric):
-    measured = assignment_entropies(Z, E, inverse_temperature=2.0, metric=metric)
-    np.testing.assert_allclose(measured, entropies(Z, E, 2.0, metric), rtol=1e-5)
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_entropies_are_their_definition(distance):
+    measured = assignment_entropies(Z, E, inverse_temperature=2.0, distance=distance)
+    np.testing.assert_allclose(measured, entropies(Z, E, 2.0, distance), rtol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_definition_by_finite_differences():

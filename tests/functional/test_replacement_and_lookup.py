@@ -82,16 +82,20 @@ def test_own_codebooks_that_are_equal_are_one_codebook():
 
 
 @pytest.mark.parametrize("budget", [2**23, 100])
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_codes_are_drawn_as_often_as_the_softmax_says(monkeypatch, budget, metric):
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_codes_are_drawn_as_often_as_the_softmax_says(monkeypatch, budget, distance):
     monkeypatch.setattr(search, "LARGEST_CHUNK", budget)
     codes = gaussian(4, 2, seed=5)
     token = np.array([0.3, -0.2])
     drawn = sample_codes(
-        jax.random.key(0), jnp.tile(jnp.asarray(token, jnp.float32), (20_000, 1)), codes, temperature=0.5, metric=metric
+        jax.random.key(0),
+        jnp.tile(jnp.asarray(token, jnp.float32), (20_000, 1)),
+        codes,
+        temperature=0.5,
+        distance=distance,
     )
     away = np.linalg.norm(token - np.asarray(codes), axis=-1)
-    expected = np.exp((np.asarray(codes) @ token if metric == "cosine" else -away) / 0.5)
+    expected = np.exp((np.asarray(codes) @ token if distance == "cosine" else -away) / 0.5)
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, expected / expected.sum(), atol=0.015)
 
 

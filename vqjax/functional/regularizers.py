@@ -16,7 +16,7 @@ from vqjax.functional.norms import normalize
 from vqjax.functional.search import similarity
 
 Regularizer = Callable[..., Float[Array, ""]]
-"""A callable ``(vectors, codes, counts, mask, axis_name, metric)`` with ``weight``, ``name`` and
+"""A callable ``(vectors, codes, counts, mask, axis_name, distance)`` with ``weight``, ``name`` and
 ``needs_learned_codes``."""
 
 
@@ -55,7 +55,7 @@ def assignment_entropies(
     codes: Float[Array, "codes dim"],
     *,
     inverse_temperature: float = 100.0,
-    metric: str = "euclidean",
+    distance: str = "euclidean",
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -70,7 +70,7 @@ def assignment_entropies(
       z: Tokens.
       codes: The codebook.
       inverse_temperature: :math:`1/\tau`.
-      metric: ``"euclidean"`` or ``"cosine"``.
+      distance: ``"euclidean"`` or ``"cosine"``.
       mask: True for the tokens that count.
       axis_name: Mapped axis over which the batch is split. The second value is then the global one on every device;
         the first, and the gradients of both, are so after averaging over the axis.
@@ -96,7 +96,7 @@ def assignment_entropies(
 
     @jax.checkpoint
     def sums(tokens: Float[Array, "tokens dim"], counted: Float[Array, " tokens"]):
-        log_p = jax.nn.log_softmax(inverse_temperature * similarity(tokens, codes, metric))
+        log_p = jax.nn.log_softmax(inverse_temperature * similarity(tokens, codes, distance))
         p = jnp.exp(log_p) * counted[:, None]
         return -jnp.sum(p * log_p), jnp.sum(p, axis=0)
 
@@ -130,7 +130,7 @@ class Orthogonality:
     def __post_init__(self) -> None:
         _check_number("weight", self.weight)
 
-    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, metric) -> Float[Array, ""]:
+    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, distance) -> Float[Array, ""]:
         """The value without the weight."""
         return orthogonality(codes, counts > 0 if self.active_only else None)
 
@@ -157,9 +157,9 @@ class Diversity:
         _check_number("weight", self.weight)
         _check_number("inverse_temperature", self.inverse_temperature)
 
-    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, metric) -> Float[Array, ""]:
+    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, distance) -> Float[Array, ""]:
         """The value without the weight."""
-        return -_entropies(self, vectors, codes, mask, axis_name, metric)[1]
+        return -_entropies(self, vectors, codes, mask, axis_name, distance)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,14 +184,14 @@ class EntropyPenalty:
         _check_number("weight", self.weight)
         _check_number("inverse_temperature", self.inverse_temperature)
 
-    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, metric) -> Float[Array, ""]:
+    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, distance) -> Float[Array, ""]:
         """The value without the weight."""
-        per_token, batch = _entropies(self, vectors, codes, mask, axis_name, metric)
+        per_token, batch = _entropies(self, vectors, codes, mask, axis_name, distance)
         return per_token - batch
 
 
-def _entropies(regularizer: Diversity | EntropyPenalty, vectors: Array, codes: Array, mask, axis_name, metric):
-    settings = {"inverse_temperature": regularizer.inverse_temperature, "metric": metric}
+def _entropies(regularizer: Diversity | EntropyPenalty, vectors: Array, codes: Array, mask, axis_name, distance):
+    settings = {"inverse_temperature": regularizer.inverse_temperature, "distance": distance}
     return assignment_entropies(vectors, codes, mask=mask, axis_name=axis_name, **settings)
 
 

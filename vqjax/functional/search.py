@@ -9,7 +9,7 @@ from vqjax.functional.chunks import LARGEST_CHUNK, map_in_chunks
 
 
 def similarity(
-    z: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], metric: str
+    z: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], distance: str
 ) -> Float[Array, "tokens codes"]:
     r"""Returns :math:`-|z - e_k|` (not squared), or the cosine of unit vectors.
 
@@ -18,7 +18,7 @@ def similarity(
     Args:
       z: Tokens.
       codes: The codebook.
-      metric: ``"euclidean"`` or ``"cosine"``.
+      distance: ``"euclidean"`` or ``"cosine"``.
 
     Returns:
       float32, differentiable; the gradient of a distance of zero is zero.
@@ -29,7 +29,7 @@ def similarity(
       [[-5.]]
     """
     z, codes = z.astype(jnp.float32), codes.astype(jnp.float32)
-    if metric == "cosine":
+    if distance == "cosine":
         return jnp.matmul(z, codes.T, precision=jax.lax.Precision.HIGHEST)
     center = jax.lax.stop_gradient(jnp.mean(codes, axis=0, keepdims=True))
     z, codes = z - center, codes - center
@@ -253,7 +253,7 @@ def sample_codes(
     codes: Float[Array, "codes dim"],
     *,
     temperature: float,
-    metric: str = "euclidean",
+    distance: str = "euclidean",
 ) -> Int[Array, "*batch"]:
     r"""Draws a code for each vector (Gumbel-max).
 
@@ -264,7 +264,7 @@ def sample_codes(
       z: Vectors, any leading axes.
       codes: The codebook.
       temperature: :math:`\tau`, above 0; towards 0 the nearest code is drawn.
-      metric: ``"euclidean"`` or ``"cosine"`` (pass unit vectors).
+      distance: ``"euclidean"`` or ``"cosine"`` (pass unit vectors).
 
     Returns:
       int32 indices. No gradient passes.
@@ -283,7 +283,7 @@ def sample_codes(
 
     def draw(key_and_token: tuple[Array, Array]) -> Int[Array, ""]:
         key, token = key_and_token
-        return jax.random.categorical(key, similarity(token[None], codes, metric)[0] / temperature)
+        return jax.random.categorical(key, similarity(token[None], codes, distance)[0] / temperature)
 
     at_once = max(1, min(tokens.shape[0], LARGEST_CHUNK // codes.shape[0]))
     drawn = jax.lax.map(draw, (jax.random.split(key, tokens.shape[0]), tokens), batch_size=at_once)

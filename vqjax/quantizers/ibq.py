@@ -201,7 +201,7 @@ class IBQ(nn.Module):
         counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
         for regularizer in self.regularizers:
             # "cosine" is the plain inner product of what is given.
-            settings = {"axis_name": axis_name, "metric": "cosine"}
+            settings = {"axis_name": axis_name, "distance": "cosine"}
             terms[regularizer.name] = regularizer(tokens, codes, counts, token_mask, **settings)
             weights.append(regularizer.weight)
         loss = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))

@@ -71,7 +71,7 @@ def look_up(
     elif key is not None and temperature > 0:
         # A key of its own: an estimator's noise must not depend on the noise that chose the index.
         sampling_key = jax.random.fold_in(key, 1)
-        indices = sample_codes(sampling_key, vectors, codes, temperature=temperature, metric=metric)
+        indices = sample_codes(sampling_key, vectors, codes, temperature=temperature, distance=metric)
     else:
         indices = search(vectors, codes)
     chosen = codes[indices] if chosen is None else chosen

@@ -125,7 +125,7 @@ def losses(
 def _regularize(
     vq: nn.Module, regularizer: Regularizer, vectors: Tokens, counts: Array, mask: TokenMask
 ) -> Float[Array, ""]:
-    value = partial(regularizer, axis_name=mapped_axis(vq), metric=vq.metric)
+    value = partial(regularizer, axis_name=mapped_axis(vq), distance=vq.metric)
     if not vq.separate_codebooks:
         return value(vectors, codes_of(vq), counts, mask)
     tokens, token_mask = per_group(vq, vectors, mask)
