@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from studies.choosing.surfaces import reaching_gradient
-from vqjax.functional.codebook import Codebook, assign, ema_update, fresh_codebook
+from vqjax.functional.codebook import Codebook, assign, ema_update, init_codebook
 from vqjax.functional.search import nearest_codes
 
 Points = Float[Array, "points 2"]
@@ -80,7 +80,7 @@ def start(seed: Int[Array, ""] | int, setting: Setting) -> Position:
     points_key, codes_key = jax.random.split(jax.random.key(seed))
     box = {"minval": -HALF_WIDTH, "maxval": HALF_WIDTH}
     points = jax.random.uniform(points_key, (setting.num_points, 2), **box)
-    return Position(points, fresh_codebook(jax.random.uniform(codes_key, (setting.num_codes, 2), **box)))
+    return Position(points, init_codebook(jax.random.uniform(codes_key, (setting.num_codes, 2), **box)))
 
 
 def step(name: str, position: Position, key: Array, setting: Setting) -> Position:

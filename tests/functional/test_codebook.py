@@ -10,10 +10,10 @@ from vqjax.functional.codebook import (
     assign,
     dead_codes,
     ema_update,
-    fresh_codebook,
+    init_codebook,
     replace_codes,
-    sample_tokens,
-    update_usage,
+    sample_latents,
+    update_relative_usage,
 )
 from vqjax.functional.kmeans import kmeans
 from vqjax.functional.search import nearest_codes
@@ -63,7 +63,7 @@ def test_counts_do_not_stop_where_a_short_float_stops():
 
 @pytest.mark.parametrize("unit_norm", [False, True])
 def test_ema_is_the_formula_of_the_paper_without_smoothing(unit_norm):
-    decay, state = 0.9, fresh_codebook(gaussian(CODES, DIM, seed=1))
+    decay, state = 0.9, init_codebook(gaussian(CODES, DIM, seed=1))
     counts, sums = np.zeros(CODES), np.zeros((CODES, DIM))
     codes = np.asarray(state.codes, np.float64)
     for step in range(5):
@@ -86,7 +86,7 @@ def test_ema_is_the_formula_of_the_paper_without_smoothing(unit_norm):
 def test_an_unused_code_keeps_its_bits_for_a_thousand_steps():
     # Laplace smoothing takes it to the origin: 2e-6 after 100 steps at decay 0.8. The first step with counts of zero
     # multiplied it by 8e4 in the rotation trick's own code.
-    state = fresh_codebook(gaussian(2, DIM))
+    state = init_codebook(gaussian(2, DIM))
     batch = assign(gaussian(4, DIM, seed=1), jnp.zeros(4, jnp.int32), 2)
     update = jax.jit(lambda state: jax.lax.fori_loop(0, 1000, lambda _, s: ema_update(s, batch, decay=0.8), state))
     final = update(state)
@@ -101,23 +101,23 @@ def test_a_used_code_that_was_unused_for_long_moves_to_its_token():
 
 
 def test_a_unit_code_keeps_its_place_when_its_tokens_cancel():
-    state = fresh_codebook(jnp.array([[0.0, 1.0]]))
+    state = init_codebook(jnp.array([[0.0, 1.0]]))
     batch = assign(jnp.array([[1.0, 0.0], [-1.0, 0.0]]), jnp.array([0, 0]), 1)
     assert ema_update(state, batch, decay=0.9, unit_norm=True).codes.tolist() == [[0.0, 1.0]]
 
 
 def test_usage_is_relative_to_the_average_use():
     counts = jnp.array([6.0, 2.0, 0.0, 0.0])
-    np.testing.assert_allclose(update_usage(jnp.ones(4), counts, decay=0.9), [1.2, 1.0, 0.9, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(update_relative_usage(jnp.ones(4), counts, decay=0.9), [1.2, 1.0, 0.9, 0.9], rtol=1e-6)
     # The peers compare an absolute count with their threshold, so that the batch size decides which codes are dead.
     np.testing.assert_array_equal(
-        update_usage(jnp.ones(4), counts, decay=0.9), update_usage(jnp.ones(4), 4 * counts, decay=0.9)
+        update_relative_usage(jnp.ones(4), counts, decay=0.9), update_relative_usage(jnp.ones(4), 4 * counts, decay=0.9)
     )
 
 
 def test_a_batch_without_tokens_moves_no_usage():
-    usage = jnp.array([0.1, 1.9])
-    np.testing.assert_array_equal(update_usage(usage, jnp.zeros(2), decay=0.5), usage)
+    relative_usage = jnp.array([0.1, 1.9])
+    np.testing.assert_array_equal(update_relative_usage(relative_usage, jnp.zeros(2), decay=0.5), relative_usage)
 
 
 def test_a_code_at_the_threshold_is_alive():
@@ -127,15 +127,15 @@ def test_a_code_at_the_threshold_is_alive():
 
 def test_tokens_are_drawn_without_replacement():
     z = jnp.arange(100.0)[:, None]
-    drawn = np.asarray(sample_tokens(KEY, z, 60))[:, 0]
+    drawn = np.asarray(sample_latents(KEY, z, 60))[:, 0]
     assert len(set(drawn.tolist())) == 60
-    other = np.asarray(sample_tokens(jax.random.key(8), z, 60))[:, 0]
+    other = np.asarray(sample_latents(jax.random.key(8), z, 60))[:, 0]
     assert set(other.tolist()) != set(drawn.tolist())
 
 
 def test_every_token_is_drawn_equally_often():
     z = jnp.arange(10.0)[:, None]
-    draw = jax.jit(jax.vmap(lambda key: sample_tokens(key, z, 3)))
+    draw = jax.jit(jax.vmap(lambda key: sample_latents(key, z, 3)))
     drawn = np.asarray(draw(jax.random.split(KEY, 5000)))
     share = np.bincount(drawn.astype(int).reshape(-1), minlength=10) / 15000
     # Six standard deviations of a binomial share.
@@ -144,7 +144,7 @@ def test_every_token_is_drawn_equally_often():
 
 def test_masked_tokens_are_never_drawn_even_when_the_others_run_out():
     z, mask, valid = half_masked()
-    drawn = np.asarray(sample_tokens(KEY, z, 2 * TOKENS, mask))
+    drawn = np.asarray(sample_latents(KEY, z, 2 * TOKENS, mask))
     rows, times = np.unique(drawn, axis=0, return_counts=True)
     np.testing.assert_array_equal(rows, np.unique(valid, axis=0))
     assert set(times.tolist()) == {4}
@@ -160,14 +160,14 @@ def test_replaced_codes_are_distinct_tokens_and_start_afresh():
     assert_equal_states(jax.tree.map(lambda x: x[kept], new), jax.tree.map(lambda x: x[kept], old))
     rows = [np.flatnonzero(np.all(np.asarray(z) == code, axis=1)) for code in np.asarray(new.codes)[~kept]]
     assert len({int(row[0]) for row in rows}) == 4
-    assert_equal_states(jax.tree.map(lambda x: x[~kept], new), fresh_codebook(new.codes[~kept]))
+    assert_equal_states(jax.tree.map(lambda x: x[~kept], new), init_codebook(new.codes[~kept]))
     # Its next token moves it all the way, as a new code's first token does.
     batch = assign(jnp.full((1, DIM), 5.0), jnp.array([0]), CODES)
     np.testing.assert_allclose(ema_update(new, batch, decay=0.99).codes[0], 5.0, rtol=1e-6)
 
 
 def test_nothing_is_replaced_when_every_token_is_masked():
-    old = fresh_codebook(gaussian(CODES, DIM, seed=1))
+    old = init_codebook(gaussian(CODES, DIM, seed=1))
     nothing = jnp.zeros(TOKENS, bool)
     new = replace_codes(KEY, old, jnp.ones(CODES, bool), jnp.full((TOKENS, DIM), jnp.nan), nothing)
     assert_equal_states(new, old)
@@ -175,7 +175,7 @@ def test_nothing_is_replaced_when_every_token_is_masked():
 
 def test_masked_tokens_replace_no_code():
     z, mask, valid = half_masked()
-    new = replace_codes(KEY, fresh_codebook(gaussian(CODES, DIM)), jnp.ones(CODES, bool), z, mask)
+    new = replace_codes(KEY, init_codebook(gaussian(CODES, DIM)), jnp.ones(CODES, bool), z, mask)
     assert {tuple(code) for code in new.codes.tolist()} <= {tuple(token) for token in valid.tolist()}
 
 
@@ -196,17 +196,17 @@ def test_kmeans_is_lloyds_algorithm_from_random_tokens(unit_norm):
     if unit_norm:
         z /= jnp.linalg.norm(z, axis=1, keepdims=True)
     state = kmeans(KEY, z, CODES, iterations=4, unit_norm=unit_norm)
-    codes, counts, sums = lloyd(z, sample_tokens(KEY, z, CODES), 4, unit_norm)
+    codes, counts, sums = lloyd(z, sample_latents(KEY, z, CODES), 4, unit_norm)
     np.testing.assert_allclose(state.codes, codes, atol=1e-5)
     np.testing.assert_array_equal(state.counts, counts)
     np.testing.assert_allclose(state.sums, sums, atol=1e-5)
-    np.testing.assert_array_equal(state.usage, 1)
+    np.testing.assert_array_equal(state.relative_usage, 1)
 
 
 def test_masked_kmeans_does_not_see_the_masked_tokens():
     z, mask, valid = half_masked()
     state = kmeans(KEY, z, CODES, iterations=4, mask=mask)
-    codes, counts, _ = lloyd(valid, sample_tokens(KEY, z, CODES, mask), 4, False)
+    codes, counts, _ = lloyd(valid, sample_latents(KEY, z, CODES, mask), 4, False)
     np.testing.assert_allclose(state.codes, codes, atol=1e-5)
     np.testing.assert_array_equal(state.counts, counts)
 
@@ -237,11 +237,11 @@ def test_dead_code_replacement_comes_to_rest():
     def step(state, key):
         batch = assign(z, nearest_codes(z, state.codes), 512)
         state = ema_update(state, batch, decay=decay)
-        state = state._replace(usage=update_usage(state.usage, batch.counts, decay=decay))
-        dead = dead_codes(state.usage, threshold)
+        state = state._replace(relative_usage=update_relative_usage(state.relative_usage, batch.counts, decay=decay))
+        dead = dead_codes(state.relative_usage, threshold)
         return replace_codes(key, state, dead, z), jnp.sum(dead)
 
-    start = fresh_codebook(gaussian(512, 64, seed=1) / 8)
+    start = init_codebook(gaussian(512, 64, seed=1) / 8)
     _, replaced = jax.jit(lambda start, keys: jax.lax.scan(step, start, keys))(start, jax.random.split(KEY, steps))
     grace = int(np.ceil(np.log(threshold) / np.log(decay)))
     replaced = np.asarray(replaced)

@@ -7,8 +7,8 @@ import pytest
 
 from vqjax.errors import UserError
 from vqjax.functional import search
-from vqjax.functional.affine import Statistics, match_statistics, token_statistics, update_statistics
-from vqjax.functional.codebook import Assignment, ema_update, fresh_codebook, least_recently_used, update_idle
+from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
+from vqjax.functional.codebook import Assignment, ema_update, init_codebook, unused_codes, update_idle
 from vqjax.functional.regularizers import standard, taming_legacy, vqtorch
 from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_own_codes, sample_codes
 
@@ -23,7 +23,7 @@ Z, E = gaussian(TOKENS, DIM), gaussian(CODES, DIM, seed=1)
 
 
 def test_smoothing_is_laplace_and_drags_unused_codes_to_the_origin():
-    state = fresh_codebook(E, "one_token")
+    state = init_codebook(E, "one_token")
     batch = Assignment(jnp.zeros(CODES).at[0].set(10.0), jnp.zeros((CODES, DIM)).at[0].set(3.0))
     after = ema_update(state, batch, decay=0.8, smoothing=1e-2)
     counts = 0.8 + 0.2 * np.asarray(batch.counts, np.float64)
@@ -38,7 +38,7 @@ def test_smoothing_is_laplace_and_drags_unused_codes_to_the_origin():
 def test_the_official_start_throws_unused_codes_far_away_at_first():
     # Measured in reference code: unused codes are multiplied by about 8e4 after the first step.
     batch = Assignment(jnp.zeros(CODES).at[0].set(10.0), jnp.zeros((CODES, DIM)).at[0].set(3.0))
-    after = ema_update(fresh_codebook(E, "sums_only"), batch, decay=0.8, smoothing=1e-5)
+    after = ema_update(init_codebook(E, "sums_only"), batch, decay=0.8, smoothing=1e-5)
     growth = np.linalg.norm(after.codes[1:], axis=-1) / np.linalg.norm(E[1:], axis=-1)
     np.testing.assert_allclose(growth, 0.8 / 1e-5, rtol=1e-3)
 
@@ -46,10 +46,10 @@ def test_the_official_start_throws_unused_codes_far_away_at_first():
 def test_a_decay_per_code_freezes_the_code_whose_decay_is_one():
     batch = Assignment(jnp.full(CODES, 2.0), jnp.ones((CODES, DIM)))
     decay = jnp.linspace(0.5, 1.0, CODES)
-    after = ema_update(fresh_codebook(E, "one_token"), batch, decay=decay, smoothing=1e-5)
+    after = ema_update(init_codebook(E, "one_token"), batch, decay=decay, smoothing=1e-5)
     np.testing.assert_array_equal(after.codes[-1], E[-1])
     for k in range(3):
-        alone = ema_update(fresh_codebook(E, "one_token"), batch, decay=float(decay[k]))
+        alone = ema_update(init_codebook(E, "one_token"), batch, decay=float(decay[k]))
         np.testing.assert_allclose(after.codes[k], alone.codes[k], rtol=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_idle_counts_batches_and_an_empty_batch_counts_for_none():
     idle = jnp.array([3, 0, 7])
     np.testing.assert_array_equal(update_idle(idle, jnp.array([0.0, 5.0, 0.0])), [4, 0, 8])
     np.testing.assert_array_equal(update_idle(idle, jnp.zeros(3)), idle)
-    np.testing.assert_array_equal(least_recently_used(jnp.array([4, 0, 8]), 8), [False, False, True])
+    np.testing.assert_array_equal(unused_codes(jnp.array([4, 0, 8]), 8), [False, False, True])
 
 
 @pytest.mark.parametrize("budget", [2**23, 5 * CODES])
@@ -100,9 +100,9 @@ def test_codes_are_drawn_as_often_as_the_softmax_says(monkeypatch, budget, dista
 
 
 def test_matching_statistics_and_back():
-    source, target = token_statistics(E), token_statistics(3 * Z + 5)
+    source, target = feature_statistics(E), feature_statistics(3 * Z + 5)
     moved = match_statistics(E, source, target)
-    for measured, wanted in zip(token_statistics(moved), target, strict=True):
+    for measured, wanted in zip(feature_statistics(moved), target, strict=True):
         np.testing.assert_allclose(measured, wanted, rtol=1e-4)
     np.testing.assert_allclose(match_statistics(moved, target, source), E, rtol=1e-4, atol=1e-5)
 
@@ -110,12 +110,12 @@ def test_matching_statistics_and_back():
 def test_statistics_see_only_the_mask_and_survive_an_empty_one():
     mask = jnp.arange(TOKENS) % 2 == 0
     hidden = jnp.where(mask[:, None], Z, jnp.nan)
-    for measured, wanted in zip(token_statistics(hidden, mask), token_statistics(Z[::2]), strict=True):
+    for measured, wanted in zip(feature_statistics(hidden, mask), feature_statistics(Z[::2]), strict=True):
         np.testing.assert_allclose(measured, wanted, rtol=1e-5, atol=1e-7)
-    empty = token_statistics(hidden, jnp.zeros(TOKENS, bool))
+    empty = feature_statistics(hidden, jnp.zeros(TOKENS, bool))
     assert empty.mean.tolist() == [0.0] * DIM
     assert empty.variance.tolist() == [1.0] * DIM
-    moved = update_statistics(Statistics(jnp.zeros(DIM), jnp.ones(DIM)), empty, 0.9)
+    moved = update_statistics(FeatureStatistics(jnp.zeros(DIM), jnp.ones(DIM)), empty, 0.9)
     assert moved.variance.tolist() == pytest.approx([1.0] * DIM)
 
 

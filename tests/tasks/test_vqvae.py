@@ -71,7 +71,7 @@ def test_a_step_moves_parameters_and_codebook_and_leaves_the_window(step, images
     assert after.window == state.window
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.variables, after.variables)
     assert all(jax.tree.leaves(moved["params"]))
-    assert moved["codebook"]["quantizer"] == {"codes": True, "counts": True, "sums": True, "usage": True}
+    assert moved["codebook"]["quantizer"] == {"codes": True, "counts": True, "sums": True, "relative_usage": True}
 
 
 def test_randomness_depends_on_the_step_alone(step, images):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 _SMALLEST_VARIANCE = 1e-5
 
 
-class Statistics(NamedTuple):
+class FeatureStatistics(NamedTuple):
     """Mean and biased variance of each feature.
 
     Attributes:
@@ -21,9 +21,9 @@ class Statistics(NamedTuple):
     variance: Float[Array, " dim"]
 
 
-def token_statistics(
+def feature_statistics(
     z: Float[Array, "tokens dim"], mask: Bool[Array, " tokens"] | None = None, axis_name: str | None = None
-) -> Statistics:
+) -> FeatureStatistics:
     """Measures the tokens of the global batch.
 
     Args:
@@ -36,7 +36,7 @@ def token_statistics(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> mean, variance = token_statistics(jnp.array([[1.0], [3.0]]))
+      >>> mean, variance = feature_statistics(jnp.array([[1.0], [3.0]]))
       >>> mean.tolist(), variance.tolist()
       ([2.0], [1.0])
     """
@@ -51,10 +51,10 @@ def token_statistics(
     divisor = jnp.maximum(count, 1.0)
     mean = total(jnp.where(counted[:, None], z, 0.0)) / divisor
     variance = total(jnp.where(counted[:, None], jnp.square(z - mean[None]), 0.0)) / divisor
-    return Statistics(mean, jnp.where(count > 0, variance, 1.0))
+    return FeatureStatistics(mean, jnp.where(count > 0, variance, 1.0))
 
 
-def update_statistics(old: Statistics, new: Statistics, decay: float) -> Statistics:
+def update_statistics(old: FeatureStatistics, new: FeatureStatistics, decay: float) -> FeatureStatistics:
     """Moves statistics by one batch.
 
     Args:
@@ -67,14 +67,16 @@ def update_statistics(old: Statistics, new: Statistics, decay: float) -> Statist
 
     Example:
       >>> import jax.numpy as jnp
-      >>> old, new = (Statistics(jnp.array([x]), jnp.array([1.0])) for x in (0.0, 4.0))
+      >>> old, new = (FeatureStatistics(jnp.array([x]), jnp.array([1.0])) for x in (0.0, 4.0))
       >>> update_statistics(old, new, 0.75).mean.tolist()
       [1.0]
     """
     return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 
-def match_statistics(x: Float[Array, "rows dim"], source: Statistics, target: Statistics) -> Float[Array, "rows dim"]:
+def match_statistics(
+    x: Float[Array, "rows dim"], source: FeatureStatistics, target: FeatureStatistics
+) -> Float[Array, "rows dim"]:
     r"""Maps vectors from one mean and variance to another.
 
     .. math:: (x - \mu_s)\,\sigma_t/\sigma_s + \mu_t,\quad \sigma = \sqrt{\max(\text{variance}, 10^{-5})}
@@ -89,8 +91,8 @@ def match_statistics(x: Float[Array, "rows dim"], source: Statistics, target: St
 
     Example:
       >>> import jax.numpy as jnp
-      >>> source = Statistics(jnp.array([0.0]), jnp.array([1.0]))
-      >>> target = Statistics(jnp.array([5.0]), jnp.array([4.0]))
+      >>> source = FeatureStatistics(jnp.array([0.0]), jnp.array([1.0]))
+      >>> target = FeatureStatistics(jnp.array([5.0]), jnp.array([4.0]))
       >>> match_statistics(jnp.array([[1.0]]), source, target).tolist()
       [[7.0]]
 

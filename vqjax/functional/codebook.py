@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vqjax.errors import UserError
 from vqjax.functional.norms import SHORTEST, length_and_direction
 
-Tokens = Float[Array, "tokens dim"]
+Latents = Float[Array, "tokens dim"]
 Mask = Bool[Array, " tokens"]
 
 
@@ -25,14 +25,14 @@ class Codebook(NamedTuple):
       codes: The code vectors, ``[codes, dim]``.
       counts: Moving average of the number of tokens each code receives per batch, ``[codes]``. Starts at zero.
       sums: Moving average of the sum of those tokens, ``[codes, dim]``. Starts at zero.
-      usage: Moving average of each code's share of the tokens, as a multiple of the average share, ``[codes]``:
-        one is average use, zero is no use. Starts at one.
+      relative_usage: Moving average of each code's share of the tokens, as a multiple of the average share,
+        ``[codes]``: one is average use, zero is no use. Starts at one.
     """
 
     codes: Float[Array, "codes dim"]
     counts: Float[Array, " codes"]
     sums: Float[Array, "codes dim"]
-    usage: Float[Array, " codes"]
+    relative_usage: Float[Array, " codes"]
 
 
 class Assignment(NamedTuple):
@@ -47,7 +47,7 @@ class Assignment(NamedTuple):
     sums: Float[Array, "codes dim"]
 
 
-def fresh_codebook(codes: Float[Array, "codes dim"], start: str = "empty") -> Codebook:
+def init_codebook(codes: Float[Array, "codes dim"], start: str = "empty") -> Codebook:
     """A codebook that no token has touched.
 
     With counts and sums of zero the moving average needs no bias correction: a code's first batch moves it to the
@@ -67,19 +67,21 @@ def fresh_codebook(codes: Float[Array, "codes dim"], start: str = "empty") -> Co
 
     Example:
       >>> import jax.numpy as jnp
-      >>> fresh_codebook(jnp.ones((4, 2))).usage.tolist()
+      >>> init_codebook(jnp.ones((4, 2))).relative_usage.tolist()
       [1.0, 1.0, 1.0, 1.0]
     """
     codes = codes.astype(jnp.float32)
     ones = jnp.ones(codes.shape[0], jnp.float32)
     if start == "empty":
-        return Codebook(codes, counts=jnp.zeros_like(ones), sums=jnp.zeros_like(codes), usage=ones)
+        return Codebook(codes, counts=jnp.zeros_like(ones), sums=jnp.zeros_like(codes), relative_usage=ones)
     if start not in ("one_token", "sums_only"):
         raise UserError(f"start={start!r} is not allowed: use 'empty', 'one_token' or 'sums_only'.")
-    return Codebook(codes, counts=ones if start == "one_token" else jnp.zeros_like(ones), sums=codes, usage=ones)
+    return Codebook(
+        codes, counts=ones if start == "one_token" else jnp.zeros_like(ones), sums=codes, relative_usage=ones
+    )
 
 
-def assign(z: Tokens, indices: Int[Array, " tokens"], num_codes: int, mask: Mask | None = None) -> Assignment:
+def assign(z: Latents, indices: Int[Array, " tokens"], num_codes: int, mask: Mask | None = None) -> Assignment:
     """Counts and sums the tokens of each code.
 
     Args:
@@ -135,11 +137,11 @@ def ema_update(
       smoothing: :math:`\epsilon` of the Laplace smoothing; 0 for none.
 
     Returns:
-      The state after the batch; ``usage`` is left to :func:`vqjax.functional.codebook.update_usage`.
+      The state after the batch; ``relative_usage`` is left to :func:`vqjax.functional.codebook.update_relative_usage`.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> state = fresh_codebook(jnp.zeros((2, 1)))
+      >>> state = init_codebook(jnp.zeros((2, 1)))
       >>> batch = Assignment(counts=jnp.array([2.0, 0.0]), sums=jnp.array([[6.0], [0.0]]))
       >>> ema_update(state, batch, decay=0.5).codes.tolist()
       [[3.0], [0.0]]
@@ -165,13 +167,13 @@ def ema_update(
     return codebook._replace(codes=jnp.where(moves, moved, codebook.codes), counts=counts, sums=sums)
 
 
-def update_usage(
-    usage: Float[Array, " codes"], counts: Float[Array, " codes"], *, decay: float
+def update_relative_usage(
+    relative_usage: Float[Array, " codes"], counts: Float[Array, " codes"], *, decay: float
 ) -> Float[Array, " codes"]:
     """Moves each code's relative use by one batch; a batch without tokens moves nothing.
 
     Args:
-      usage: Relative use before the batch (one is average).
+      relative_usage: Relative use before the batch (one is average).
       counts: Tokens per code in this batch.
       decay: Of the moving average, in ``[0, 1)``.
 
@@ -180,12 +182,12 @@ def update_usage(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> update_usage(jnp.ones(2), jnp.array([6.0, 2.0]), decay=0.5).tolist()
+      >>> update_relative_usage(jnp.ones(2), jnp.array([6.0, 2.0]), decay=0.5).tolist()
       [1.25, 0.75]
     """
     total = jnp.sum(counts)
-    relative = counts * usage.shape[0] / jnp.maximum(total, 1.0)
-    return jnp.where(total > 0, decay * usage + (1 - decay) * relative, usage)
+    relative = counts * relative_usage.shape[0] / jnp.maximum(total, 1.0)
+    return jnp.where(total > 0, decay * relative_usage + (1 - decay) * relative, relative_usage)
 
 
 def update_idle(idle: Int[Array, " codes"], counts: Float[Array, " codes"]) -> Int[Array, " codes"]:
@@ -206,7 +208,7 @@ def update_idle(idle: Int[Array, " codes"], counts: Float[Array, " codes"]) -> I
     return jnp.where(counts > 0, 0, idle + jnp.any(counts > 0).astype(idle.dtype))
 
 
-def least_recently_used(idle: Int[Array, " codes"], batches: int) -> Bool[Array, " codes"]:
+def unused_codes(idle: Int[Array, " codes"], batches: int) -> Bool[Array, " codes"]:
     """Marks the codes that no token has chosen for so many batches.
 
     Args:
@@ -218,7 +220,7 @@ def least_recently_used(idle: Int[Array, " codes"], batches: int) -> Bool[Array,
 
     Example:
       >>> import jax.numpy as jnp
-      >>> least_recently_used(jnp.array([5, 0]), 5).tolist()
+      >>> unused_codes(jnp.array([5, 0]), 5).tolist()
       [True, False]
 
     Source: Huh et al., ICML 2023 (replacement in vqtorch).
@@ -226,7 +228,7 @@ def least_recently_used(idle: Int[Array, " codes"], batches: int) -> Bool[Array,
     return idle >= batches
 
 
-def sample_tokens(key: Key[Array, ""], z: Tokens, count: int, mask: Mask | None = None) -> Float[Array, "count dim"]:
+def sample_latents(key: Key[Array, ""], z: Latents, count: int, mask: Mask | None = None) -> Float[Array, "count dim"]:
     """Draws tokens without replacement; once all have been drawn, from the beginning again.
 
     Args:
@@ -240,7 +242,7 @@ def sample_tokens(key: Key[Array, ""], z: Tokens, count: int, mask: Mask | None 
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> drawn = sample_tokens(jax.random.key(0), jnp.arange(3.0)[:, None], 6)
+      >>> drawn = sample_latents(jax.random.key(0), jnp.arange(3.0)[:, None], 6)
       >>> sorted(drawn[:, 0].tolist())
       [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
     """
@@ -252,11 +254,11 @@ def sample_tokens(key: Key[Array, ""], z: Tokens, count: int, mask: Mask | None 
     return jax.lax.stop_gradient(z)[rows].astype(jnp.float32)
 
 
-def dead_codes(usage: Float[Array, " codes"], threshold: float) -> Bool[Array, " codes"]:
+def dead_codes(relative_usage: Float[Array, " codes"], threshold: float) -> Bool[Array, " codes"]:
     """Marks the codes whose use has fallen below a fraction of the average use.
 
     Args:
-      usage: Relative use of each code (one is average).
+      relative_usage: Relative use of each code (one is average).
       threshold: Fraction of the average use; independent of batch size and number of codes.
 
     Returns:
@@ -267,14 +269,14 @@ def dead_codes(usage: Float[Array, " codes"], threshold: float) -> Bool[Array, "
       >>> dead_codes(jnp.array([2.0, 0.05]), 0.1).tolist()
       [False, True]
     """
-    return usage < threshold
+    return relative_usage < threshold
 
 
 def replace_codes(
     key: Key[Array, ""],
     codebook: Codebook,
     replaced: Bool[Array, " codes"],
-    z: Tokens,
+    z: Latents,
     mask: Mask | None = None,
 ) -> Codebook:
     """Replaces codes by random tokens of the batch, and makes them as fresh as a new codebook.
@@ -294,7 +296,7 @@ def replace_codes(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> state = fresh_codebook(jnp.zeros((2, 1)))
+      >>> state = init_codebook(jnp.zeros((2, 1)))
       >>> state = replace_codes(jax.random.key(0), state, jnp.array([False, True]), jnp.array([[7.0]]))
       >>> state.codes.tolist()
       [[0.0], [7.0]]
@@ -303,7 +305,7 @@ def replace_codes(
         return codebook
     if mask is not None:
         replaced = replaced & jnp.any(mask)
-    fresh = fresh_codebook(sample_tokens(key, z, codebook.codes.shape[0], mask))
+    fresh = init_codebook(sample_latents(key, z, codebook.codes.shape[0], mask))
     return jax.tree.map(
         lambda new, old: jnp.where(replaced[:, None] if old.ndim == 2 else replaced, new, old),
         fresh,

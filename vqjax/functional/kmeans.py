@@ -5,19 +5,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from vqjax.errors import UserError
-from vqjax.functional.codebook import Codebook, Mask, Tokens, assign, ema_update, fresh_codebook, sample_tokens
+from vqjax.functional.codebook import Codebook, Latents, Mask, assign, ema_update, init_codebook, sample_latents
 from vqjax.functional.search import nearest_codes
 
 
 def kmeans(
     key: Key[Array, ""],
-    z: Tokens,
+    z: Latents,
     num_codes: int,
     *,
     iterations: int = 10,
     unit_norm: bool = False,
     mask: Mask | None = None,
-    start: str | Float[Array, "codes dim"] = "tokens",
+    start: str | Float[Array, "codes dim"] = "random",
 ) -> Codebook:
     """Starts a codebook from the clusters of a batch (Lloyd's algorithm).
 
@@ -27,12 +27,12 @@ def kmeans(
 
     Args:
       key: Random key for the initial means.
-      z: Tokens, at least one of them unmasked.
+      z: Latents, at least one of them unmasked.
       num_codes: Number of clusters.
       iterations: Number of assignments and averages.
       unit_norm: Spherical k-means: means are scaled to length one. Pass unit tokens.
       mask: True for the tokens that take part.
-      start: Initial means: ``"tokens"`` (random ones), ``"plus_plus"`` (:func:`plus_plus`), or the means themselves.
+      start: Initial means: ``"random"`` latents, ``"plus_plus"`` (:func:`kmeans_plus_plus`), or an array of means.
 
     Returns:
       The codebook whose counts and sums are those of the last assignment.
@@ -49,25 +49,27 @@ def kmeans(
     """
     if not isinstance(start, str):
         means = start
-    elif start not in ("tokens", "plus_plus"):
-        raise UserError(f"start={start!r} is not allowed: use 'tokens', 'plus_plus' or an array of means.")
+    elif start not in ("random", "plus_plus"):
+        raise UserError(f"start={start!r} is not allowed: use 'random', 'plus_plus' or an array of means.")
     else:
-        means = (sample_tokens if start == "tokens" else plus_plus)(key, z, num_codes, mask)
+        means = (sample_latents if start == "random" else kmeans_plus_plus)(key, z, num_codes, mask)
 
     def step(_: Int[Array, ""], codebook: Codebook) -> Codebook:
         batch = assign(z, nearest_codes(z, codebook.codes), num_codes, mask)
         return ema_update(codebook, batch, decay=0.0, unit_norm=unit_norm)
 
-    return jax.lax.fori_loop(0, iterations, step, fresh_codebook(means))
+    return jax.lax.fori_loop(0, iterations, step, init_codebook(means))
 
 
-def plus_plus(key: Key[Array, ""], z: Tokens, count: int, mask: Mask | None = None) -> Float[Array, "count dim"]:
+def kmeans_plus_plus(
+    key: Key[Array, ""], z: Latents, count: int, mask: Mask | None = None
+) -> Float[Array, "count dim"]:
     r"""Draws tokens that are far from each other, each with probability proportional to the squared distance
     to the nearest of those before it.
 
     Args:
       key: Random key.
-      z: Tokens, at least one of them unmasked.
+      z: Latents, at least one of them unmasked.
       count: How many to draw. Once every distinct token is drawn, the rest are drawn uniformly.
       mask: True for the tokens that may be drawn.
 
@@ -77,7 +79,7 @@ def plus_plus(key: Key[Array, ""], z: Tokens, count: int, mask: Mask | None = No
     Example:
       >>> import jax, jax.numpy as jnp
       >>> z = jnp.array([[0.0], [0.0], [0.0], [0.0], [9.0]])
-      >>> sorted(plus_plus(jax.random.key(0), z, 2)[:, 0].tolist())
+      >>> sorted(kmeans_plus_plus(jax.random.key(0), z, 2)[:, 0].tolist())
       [0.0, 9.0]
 
     Source: Arthur and Vassilvitskii, 2007 ("k-means++: the advantages of careful seeding").

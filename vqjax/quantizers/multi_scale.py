@@ -417,7 +417,7 @@ class MultiScaleVQ(nn.Module):
         return split_scales(indices, self.shapes)
 
     def kmeans_init(
-        self, z: Map, mask: Mask = None, *, iterations: int = 10, start: Literal["tokens", "plus_plus"] = "tokens"
+        self, z: Map, mask: Mask = None, *, iterations: int = 10, start: Literal["random", "plus_plus"] = "random"
     ) -> None:
         """Starts the codebooks from clusters, as :meth:`VectorQuantizer.kmeans_init`, which says how to call it.
 

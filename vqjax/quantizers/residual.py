@@ -505,7 +505,7 @@ class ResidualVQ(ResidualQuantizer):
         return 1 if self.shared_codebook else self.num_quantizers
 
     def kmeans_init(
-        self, z: Vectors, mask: Mask = None, *, iterations: int = 10, start: Literal["tokens", "plus_plus"] = "tokens"
+        self, z: Vectors, mask: Mask = None, *, iterations: int = 10, start: Literal["random", "plus_plus"] = "random"
     ) -> None:
         """Starts every codebook from clusters of what the levels before it leave.
 

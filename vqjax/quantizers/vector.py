@@ -319,7 +319,7 @@ class VectorQuantizer(nn.Module):
 
     Variables:
       The collection ``codebook`` holds, in float32 under any input dtype, ``codes``, ``counts``, ``sums`` and
-      ``usage`` (see :class:`vqjax.functional.codebook.Codebook`). With ``codebook_update="gradient"`` the codes are
+      ``relative_usage`` (:class:`vqjax.functional.codebook.Codebook`). With ``codebook_update="gradient"`` the codes are
       ``params["codes"] + codebook["offsets"]``: the optimizer moves the first, and k-means and dead-code
       replacement, which are no gradient steps, write the second. With ``"none"`` there are only ``codes``. With
       ``separate_codebooks`` each of these has a leading axis of heads. ``params`` holds the projections too
@@ -375,7 +375,7 @@ class VectorQuantizer(nn.Module):
       >>> out, updates = vq.apply(variables, z, train=True, mutable=["codebook"])
       >>> variables = variables | updates
       >>> out.quantized.shape, out.indices.shape, sorted(variables["codebook"])
-      ((2, 8, 8, 4), (2, 8, 8), ['codes', 'counts', 'sums', 'usage'])
+      ((2, 8, 8, 4), (2, 8, 8), ['codes', 'counts', 'relative_usage', 'sums'])
       >>> indices = vq.apply(variables, z, method="encode")
       >>> vectors = vq.apply(variables, indices, method="decode")
       >>> bool((vectors == vq.apply(variables, z).quantized).all())
@@ -553,7 +553,7 @@ class VectorQuantizer(nn.Module):
         mask: Mask = None,
         *,
         iterations: int = 10,
-        start: Literal["tokens", "plus_plus"] = "tokens",
+        start: Literal["random", "plus_plus"] = "random",
     ) -> None:
         """Starts the codebook from clusters.
 
