@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vqjax.functional.codebook import assign
-from vqjax.functional.metrics import geometry, perplexity, usage
+from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.search import nearest_codes
 from vqjax.quantizers import QuantizerOutput
 
@@ -90,7 +90,7 @@ class FaithfulQuantizer(nn.Module):
             "perplexity": perplexity(batch.counts),
             "usage": usage(batch.counts),
         }
-        metrics |= geometry(z, chosen, None, None)
+        metrics |= geometry_statistics(z, chosen, None, None)
         loss = codebook_loss + self.commitment_weight * commitment_loss
         mirrored = z + jax.lax.stop_gradient(_mirrored(z, chosen) - z)
         return QuantizerOutput(mirrored, indices, loss, jax.lax.stop_gradient(metrics))

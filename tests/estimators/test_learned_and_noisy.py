@@ -19,13 +19,12 @@ from vqjax.estimators import (
     exact_gradient,
     gumbel_softmax,
     hessian_gradient,
+    keyword_names,
     noise_substitution,
-    norm_ratio,
-    requirements,
     rotation,
     space_filling_diveq,
 )
-from vqjax.functional.search import nearest_codes
+from vqjax.functional import nearest_codes, norm_ratio
 
 TOKENS, CODES, DIM = 12, 5, 3
 KEY = jax.random.key(2)
@@ -157,17 +156,17 @@ def test_the_guard_bounds_the_factor_and_nothing_else(name):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "most", "message"),
+    ("estimator", "max_ratio", "message"),
     [
         ("straight_through", 1.0, "estimator='straight_through' does not scale"),
-        ("rotation", 0.0, "most=0.0 is not allowed"),
-        ("rotation", float("inf"), "most=inf is not allowed"),
+        ("rotation", 0.0, "max_ratio=0.0 is not allowed"),
+        ("rotation", float("inf"), "max_ratio=inf is not allowed"),
         ("rotatoin", 1.0, "estimator='rotatoin' is unknown"),
     ],
 )
-def test_the_guard_refuses_what_it_cannot_bound(estimator, most, message):
+def test_the_guard_refuses_what_it_cannot_bound(estimator, max_ratio, message):
     with pytest.raises(UserError, match=message):
-        clip_norm_ratio(estimator, most)
+        clip_norm_ratio(estimator, max_ratio)
 
 
 def decoder_loss(params, vectors):
@@ -202,7 +201,7 @@ def test_hostile_vectors_keep_every_gradient_finite(name):
     estimator = ESTIMATORS[name]
     indices = nearest_codes(z, codes)
     context = {"key": KEY, "indices": indices, "num_codes": 4, "mask": None, "axis_name": None}
-    context = {k: v for k, v in context.items() if k in requirements(estimator)}
+    context = {k: v for k, v in context.items() if k in keyword_names(estimator)}
 
     def loss(z, codes):
         if chooses_codes(estimator):
@@ -216,6 +215,6 @@ def test_hostile_vectors_keep_every_gradient_finite(name):
 
 def test_requirements_see_through_partial_and_guard():
     partial = functools.partial(diveq, variance=1e-2)
-    assert "key" in requirements(partial)
-    assert requirements(clip_norm_ratio(rotation, 1.0)) == requirements(rotation)
+    assert "key" in keyword_names(partial)
+    assert keyword_names(clip_norm_ratio(rotation, 1.0)) == keyword_names(rotation)
     assert chooses_codes(functools.partial(gumbel_softmax, temperature=0.5))

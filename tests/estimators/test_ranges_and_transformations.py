@@ -19,8 +19,8 @@ from vqjax.estimators import (
     exact_gradient,
     gumbel_softmax,
     hessian_gradient,
+    keyword_names,
     noise_substitution,
-    requirements,
     rotation,
     space_filling_diveq,
 )
@@ -44,7 +44,7 @@ names = pytest.mark.parametrize("name", ESTIMATORS)
 def quantize(estimator, z, codes):
     """The estimator's vectors, whichever form it has, with every token's code given where it does not choose."""
     offered = {"key": KEY, "indices": INDICES, "num_codes": CODES, "mask": None, "axis_name": None}
-    given = {name: value for name, value in offered.items() if name in requirements(estimator)}
+    given = {name: value for name, value in offered.items() if name in keyword_names(estimator)}
     return estimator(z, codes, **given)[0] if chooses_codes(estimator) else estimator(z, codes[INDICES], **given)
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from vqjax import estimators
 from vqjax.errors import UserError
-from vqjax.estimators import get_estimator, norm_ratio, scaled_rotation
+from vqjax.estimators import get_estimator, scaled_rotation
+from vqjax.functional import norm_ratio
 
 ROTATIONS = ("rotation", "rotation_unscaled", "rotation_normalized")
 LINEAR = ["straight_through", *ROTATIONS, "reflection"]

@@ -1,4 +1,4 @@
-"""Least-recently-used codes, sampled codes, the k nearest, affine statistics and named weights."""
+"""Least-recently-used codes, sampled codes, the k nearest, and affine statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,6 @@ from vqjax.errors import UserError
 from vqjax.functional import search
 from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
 from vqjax.functional.codebook import Assignment, ema_update, init_codebook, unused_codes, update_idle
-from vqjax.functional.regularizers import standard, taming_legacy, vqtorch
 from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_own_codes, sample_codes
 
 TOKENS, CODES, DIM = 40, 12, 4
@@ -117,14 +116,3 @@ def test_statistics_see_only_the_mask_and_survive_an_empty_one():
     assert empty.variance.tolist() == [1.0] * DIM
     moved = update_statistics(FeatureStatistics(jnp.zeros(DIM), jnp.ones(DIM)), empty, 0.9)
     assert moved.variance.tolist() == pytest.approx([1.0] * DIM)
-
-
-@pytest.mark.parametrize("function", [standard, taming_legacy, vqtorch])
-def test_a_negative_beta_is_refused(function):
-    with pytest.raises(UserError, match=r"beta=-0.1 is not allowed"):
-        function(-0.1)
-
-
-def test_a_vqtorch_beta_is_a_fraction():
-    with pytest.raises(UserError, match=r"beta=1.5 is not allowed: use a number in \[0, 1\]"):
-        vqtorch(1.5)

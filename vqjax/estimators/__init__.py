@@ -41,37 +41,26 @@ A callable of your own may name the keyword-only parameters ``key``, ``indices``
 ``(q', indices)``. Set other parameters with ``functools.partial``.
 """
 
-from vqjax.estimators.clipping import clip_norm_ratio
-from vqjax.estimators.decoder_gradients import DecoderLoss, exact_gradient, hessian_gradient
-from vqjax.estimators.diveq import diveq, diveq_detached, noise_substitution, space_filling_diveq
-from vqjax.estimators.gumbel_softmax import gumbel_softmax
-from vqjax.estimators.jacobian import Estimator
-from vqjax.estimators.registry import ESTIMATORS, chooses_codes, get_estimator, requirements
-from vqjax.estimators.rotation import reflection, rotation, rotation_normalized, rotation_unscaled, scaled_rotation
-from vqjax.estimators.straight_through import dynamic_straight_through, straight_through
-from vqjax.functional.geometry import norm_ratio
-
-__all__ = [
-    "ESTIMATORS",
-    "DecoderLoss",
-    "Estimator",
-    "chooses_codes",
-    "clip_norm_ratio",
-    "diveq",
-    "diveq_detached",
-    "dynamic_straight_through",
-    "exact_gradient",
-    "get_estimator",
-    "gumbel_softmax",
-    "hessian_gradient",
-    "noise_substitution",
-    "norm_ratio",
-    "reflection",
-    "requirements",
-    "rotation",
-    "rotation_normalized",
-    "rotation_unscaled",
-    "scaled_rotation",
-    "space_filling_diveq",
-    "straight_through",
-]
+from vqjax.estimators.clipping import clip_norm_ratio as clip_norm_ratio
+from vqjax.estimators.decoder_gradients import DecoderLoss as DecoderLoss
+from vqjax.estimators.decoder_gradients import exact_gradient as exact_gradient
+from vqjax.estimators.decoder_gradients import hessian_gradient as hessian_gradient
+from vqjax.estimators.diveq import diveq as diveq
+from vqjax.estimators.diveq import diveq_detached as diveq_detached
+from vqjax.estimators.diveq import noise_substitution as noise_substitution
+from vqjax.estimators.diveq import space_filling_diveq as space_filling_diveq
+from vqjax.estimators.gumbel_softmax import gumbel_softmax as gumbel_softmax
+from vqjax.estimators.index_backpropagation import index_backpropagation as index_backpropagation
+from vqjax.estimators.index_backpropagation import largest_inner_product as largest_inner_product
+from vqjax.estimators.jacobian import Estimator as Estimator
+from vqjax.estimators.registry import ESTIMATORS as ESTIMATORS
+from vqjax.estimators.registry import chooses_codes as chooses_codes
+from vqjax.estimators.registry import get_estimator as get_estimator
+from vqjax.estimators.registry import keyword_names as keyword_names
+from vqjax.estimators.rotation import reflection as reflection
+from vqjax.estimators.rotation import rotation as rotation
+from vqjax.estimators.rotation import rotation_normalized as rotation_normalized
+from vqjax.estimators.rotation import rotation_unscaled as rotation_unscaled
+from vqjax.estimators.rotation import scaled_rotation as scaled_rotation
+from vqjax.estimators.straight_through import dynamic_straight_through as dynamic_straight_through
+from vqjax.estimators.straight_through import straight_through as straight_through

@@ -14,7 +14,7 @@ from vqjax.functional.geometry import norm_ratio
 _SCALING = ("rotation", "rotation_normalized", "reflection")
 
 
-def clip_norm_ratio(estimator: str | Estimator, most: float) -> Estimator:
+def clip_norm_ratio(estimator: str | Estimator, max_ratio: float) -> Estimator:
     r"""Bounds the factor :math:`|q|/|z|` of an estimator that scales gradients by it.
 
     Short encoder vectors with long codes have their gradient amplified without bound; this keeps the direction and
@@ -25,13 +25,13 @@ def clip_norm_ratio(estimator: str | Estimator, most: float) -> Estimator:
     Args:
       estimator: ``"rotation"``, ``"rotation_normalized"``, ``"reflection"``, or a callable whose Jacobian :math:`J`
         is proportional to :math:`|q|/|z|`.
-      most: :math:`m`, the largest factor, above 0.
+      max_ratio: :math:`m`, the largest factor, above 0.
 
     Returns:
       The estimator, of the same value.
 
     Raises:
-      UserError: ``most`` is out of range, or the estimator does not scale.
+      UserError: ``max_ratio`` is out of range, or the estimator does not scale.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -40,15 +40,15 @@ def clip_norm_ratio(estimator: str | Estimator, most: float) -> Estimator:
       >>> print(jax.grad(lambda z: clipped(z, q)[0])(z).round(4))
       [2. 0.]
     """
-    if not isinstance(most, numbers.Real) or isinstance(most, bool) or not 0 < most < math.inf:
-        raise UserError(f"most={most!r} is not allowed: use a finite number above 0, such as 1.0.")
+    if not isinstance(max_ratio, numbers.Real) or isinstance(max_ratio, bool) or not 0 < max_ratio < math.inf:
+        raise UserError(f"max_ratio={max_ratio!r} is not allowed: use a finite number above 0, such as 1.0.")
     inner = get_estimator(estimator)
     _check_that_it_scales(inner)
 
     @functools.wraps(inner)
     def clipped(z: Vectors, q: Vectors, **context) -> Vectors:
         ratio = norm_ratio(z, q)
-        factor = jnp.minimum(1.0, most / jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
+        factor = jnp.minimum(1.0, max_ratio / jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
         return inner(with_scaled_gradient(z, factor), q, **context)
 
     return clipped

@@ -50,7 +50,7 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
     return ESTIMATORS[estimator]
 
 
-def requirements(estimator: Estimator) -> frozenset[str]:
+def keyword_names(estimator: Estimator) -> frozenset[str]:
     """What an estimator takes besides the vectors, by name; settings that a partial has fixed included.
 
     Args:
@@ -60,7 +60,7 @@ def requirements(estimator: Estimator) -> frozenset[str]:
       The names of its parameters.
 
     Example:
-      >>> sorted(requirements(noise_substitution))
+      >>> sorted(keyword_names(noise_substitution))
       ['key', 'q', 'z']
     """
     return frozenset(inspect.signature(estimator).parameters)
@@ -79,4 +79,4 @@ def chooses_codes(estimator: Estimator) -> bool:
       >>> chooses_codes(gumbel_softmax), chooses_codes(rotation)
       (True, False)
     """
-    return "codes" in requirements(estimator)
+    return "codes" in keyword_names(estimator)

@@ -116,7 +116,7 @@ def masked_mean(
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
 
 
-def geometry(
+def geometry_statistics(
     z: Float[Array, "*batch dim"],
     q: Float[Array, "*batch dim"],
     mask: Bool[Array, "*batch"] | None = None,
@@ -136,7 +136,8 @@ def geometry(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> {k: round(float(v), 3) for k, v in geometry(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]])).items()}
+      >>> statistics = geometry_statistics(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]]))
+      >>> {name: round(float(value), 3) for name, value in statistics.items()}
       {'norm_ratio': 0.5, 'angle': 1.571}
     """
     z, q = jax.lax.stop_gradient((z, q))

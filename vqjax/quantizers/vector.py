@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.estimators import Estimator, chooses_codes, get_estimator, requirements
-from vqjax.functional.metrics import geometry, masked_mean, perplexity, usage
+from vqjax.estimators import Estimator, chooses_codes, get_estimator, keyword_names
+from vqjax.functional.metrics import geometry_statistics, masked_mean, perplexity, usage
 from vqjax.functional.norms import normalize
 from vqjax.functional.regularizers import Regularizer
 from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_k_own_codes, nearest_own_codes
@@ -319,7 +319,7 @@ class VectorQuantizer(nn.Module):
 
     Variables:
       The collection ``codebook`` holds, in float32 under any input dtype, ``codes``, ``counts``, ``sums`` and
-      ``relative_usage`` (:class:`vqjax.functional.codebook.Codebook`). With ``codebook_update="gradient"`` the codes are
+      ``relative_usage`` (:class:`vqjax.functional.Codebook`). With ``codebook_update="gradient"`` the codes are
       ``params["codes"] + codebook["offsets"]``: the optimizer moves the first, and k-means and dead-code
       replacement, which are no gradient steps, write the second. With ``"none"`` there are only ``codes``. With
       ``separate_codebooks`` each of these has a leading axis of heads. ``params`` holds the projections too
@@ -493,7 +493,7 @@ class VectorQuantizer(nn.Module):
         counts = self._count(vectors, found.indices, token_mask)
         loss, metrics = losses(self, vectors, found.codes, counts, token_mask)
         metrics |= {"perplexity": jnp.mean(per_codebook(self, perplexity)(counts)), "usage": usage(counts.reshape(-1))}
-        metrics |= geometry(vectors, found.codes, token_mask, mapped_axis(self))
+        metrics |= geometry_statistics(vectors, found.codes, token_mask, mapped_axis(self))
         if self.codebook_update != "none":
             metrics["dead_codes"] = count_dead(self)
         if train and update:
@@ -626,7 +626,7 @@ class VectorQuantizer(nn.Module):
     ) -> Lookup:
         estimator = get_estimator(self.estimator)
         key = None
-        if train and ("key" in requirements(estimator) or self.sampling_temperature > 0):
+        if train and ("key" in keyword_names(estimator) or self.sampling_temperature > 0):
             cause = "sampling_temperature" if self.sampling_temperature > 0 else f"estimator={self.estimator!r}"
             key = draw_keys(self, cause)
         # A masked token is given as -1, which is no code.
