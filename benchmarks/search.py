@@ -19,6 +19,7 @@ from jax.stages import Compiled
 from benchmarks.measure import by_turns, report
 from benchmarks.peers.available import fits
 from benchmarks.quantizer import matrix_product
+from vqjax.functional import chunks
 from vqjax.functional import search as nearest
 from vqjax.functional.search import nearest_codes
 
@@ -87,10 +88,10 @@ def _compiled(search: Callable[[jax.Array, jax.Array], jax.Array], z: jax.Array,
 def _of_gpus(z: jax.Array, codes: jax.Array) -> dict[str, Compiled]:
     searches = {}
     for power in (20, 26, 29):
-        with mock.patch.object(nearest, "_CHUNK_ELEMENTS", 2**power):
+        with mock.patch.object(chunks, "CHUNK_ELEMENTS", 2**power):
             searches[f"chunks of 2^{power}"] = _compiled(nearest_codes, z, codes)
     for preset in (DotAlgorithmPreset.BF16_BF16_F32_X6, DotAlgorithmPreset.TF32_TF32_F32_X3):
-        with mock.patch.object(nearest, "_PRECISION", preset), mock.patch.object(nearest, "_CHUNK_ELEMENTS", 2**26):
+        with mock.patch.object(nearest, "_PRECISION", preset), mock.patch.object(chunks, "CHUNK_ELEMENTS", 2**26):
             searches[f"chunks of 2^26, {preset.name}"] = _compiled(nearest_codes, z, codes)
     if jax.devices()[0].compute_capability == "9.0":
         from vqjax.functional import hopper  # Pallas takes 0.2 s to import.

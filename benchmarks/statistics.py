@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import by_turns, report
-from vqjax.functional.chunks import LARGEST_CHUNK, sum_in_chunks
+from vqjax.functional.chunks import sum_in_chunks
 from vqjax.functional.codebook import Assignment, assign
 
 CASES = ("8192x1024x256", "65536x1024x64", "65536x16384x8", "65536x262144x8", "262144x1024x32")
@@ -92,7 +92,7 @@ def one_hot_products(z: jax.Array, indices: jax.Array, num_codes: int) -> Assign
         return jnp.sum(chosen, axis=0), sums
 
     numbered = jnp.concatenate([indices[:, None].astype(jnp.float32), z], axis=1)
-    return Assignment(*sum_in_chunks(of_some, numbered, jnp.ones(len(z)), LARGEST_CHUNK // num_codes))
+    return Assignment(*sum_in_chunks(of_some, numbered, jnp.ones(len(z)), num_codes))
 
 
 if __name__ == "__main__":

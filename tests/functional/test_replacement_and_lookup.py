@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vqjax.errors import UserError
-from vqjax.functional import search
+from vqjax.functional import chunks
 from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
 from vqjax.functional.codebook import Assignment, ema_update, init_codebook, unused_codes, update_idle
 from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_own_codes, sample_codes
@@ -61,7 +61,7 @@ def test_idle_counts_batches_and_an_empty_batch_counts_for_none():
 
 @pytest.mark.parametrize("budget", [2**23, 5 * CODES])
 def test_the_k_nearest_are_in_order_with_ties_to_the_lowest(monkeypatch, budget):
-    monkeypatch.setattr(search, "_CHUNK_ELEMENTS", budget)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", budget)
     codes = E.at[7].set(E[2])
     distances = np.sum((np.asarray(Z, np.float64)[:, None] - np.asarray(codes, np.float64)) ** 2, -1)
     expected = np.argsort(distances, axis=-1, kind="stable")[:, :5]
@@ -71,7 +71,7 @@ def test_the_k_nearest_are_in_order_with_ties_to_the_lowest(monkeypatch, budget)
 
 @pytest.mark.parametrize("k", [0, CODES + 1, True])
 def test_a_k_out_of_range_is_refused(k):
-    with pytest.raises(UserError, match=rf"k={k} is not allowed: use a whole number in \[1, {CODES}\]"):
+    with pytest.raises(UserError, match=rf"k must be a whole number in \[1, {CODES}\], the number of codes, got {k}"):
         nearest_k_codes(Z, E, k)
 
 
@@ -83,7 +83,7 @@ def test_own_codebooks_that_are_equal_are_one_codebook():
 @pytest.mark.parametrize("budget", [2**23, 100])
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_codes_are_drawn_as_often_as_the_softmax_says(monkeypatch, budget, distance):
-    monkeypatch.setattr(search, "LARGEST_CHUNK", budget)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", budget)
     codes = gaussian(4, 2, seed=5)
     token = np.array([0.3, -0.2])
     drawn = sample_codes(
