@@ -158,10 +158,10 @@ def test_the_guard_bounds_the_factor_and_nothing_else(name):
 @pytest.mark.parametrize(
     ("estimator", "max_ratio", "message"),
     [
-        ("straight_through", 1.0, "estimator='straight_through' does not scale"),
-        ("rotation", 0.0, "max_ratio=0.0 is not allowed"),
-        ("rotation", float("inf"), "max_ratio=inf is not allowed"),
-        ("rotatoin", 1.0, "estimator='rotatoin' is unknown"),
+        ("straight_through", 1.0, r"estimator must scale gradients by \|q\|/\|z\|, got 'straight_through'"),
+        ("rotation", 0.0, "max_ratio must be a finite number above 0, got 0.0"),
+        ("rotation", float("inf"), "max_ratio must be a finite number above 0, got inf"),
+        ("rotatoin", 1.0, "estimator must be one of straight_through, .*, got 'rotatoin'"),
     ],
 )
 def test_the_guard_refuses_what_it_cannot_bound(estimator, max_ratio, message):

@@ -274,7 +274,7 @@ def test_transformations_compose(name):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    message = r"estimator='rotations' is unknown: use one of straight_through, rotation, .*gumbel_softmax, or pass"
+    message = r"estimator must be one of straight_through, rotation, .*gumbel_softmax, or a callable.*, got 'rotations'"
     with pytest.raises(UserError, match=message):
         get_estimator("rotations")
 

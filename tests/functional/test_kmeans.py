@@ -53,5 +53,5 @@ def test_eight_devices_start_from_the_same_tokens(start):
 
 
 def test_an_unknown_start_is_refused():
-    with pytest.raises(UserError, match="start='tokens' is not allowed: use 'random', 'plus_plus' or an array"):
+    with pytest.raises(UserError, match="start must be 'random', 'plus_plus' or an array of means, got 'tokens'"):
         kmeans(jax.random.key(0), jnp.zeros((4, 1)), 2, start="tokens")

@@ -1,4 +1,4 @@
-"""Means and variances of tokens and codes, and the affine map between them."""
+"""Per-feature means and variances, and the affine map from one to another."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-_SMALLEST_VARIANCE = 1e-5
+_MIN_VARIANCE = 1e-5
 
 
 class FeatureStatistics(NamedTuple):
@@ -24,15 +24,15 @@ class FeatureStatistics(NamedTuple):
 def feature_statistics(
     z: Float[Array, "tokens dim"], mask: Bool[Array, " tokens"] | None = None, axis_name: str | None = None
 ) -> FeatureStatistics:
-    """Measures the tokens of the global batch.
+    """Computes mean and variance of each feature over the global batch.
 
     Args:
-      z: Tokens.
+      z: Latents.
       mask: True for the tokens that count.
       axis_name: Mapped axis over which the batch is split.
 
     Returns:
-      Mean and variance; zero and one where there are no tokens.
+      Mean and biased variance; zero and one where no token counts.
 
     Example:
       >>> import jax.numpy as jnp
@@ -41,29 +41,29 @@ def feature_statistics(
       ([2.0], [1.0])
     """
     z = z.astype(jnp.float32)
-    counted = jnp.ones(z.shape[:1], bool) if mask is None else mask
+    valid = jnp.ones(z.shape[:1], bool) if mask is None else mask
 
     def total(values: Array) -> Array:
         summed = jnp.sum(values, axis=0)
         return summed if axis_name is None else jax.lax.psum(summed, axis_name)
 
-    count = total(counted.astype(jnp.float32))
+    count = total(valid.astype(jnp.float32))
     divisor = jnp.maximum(count, 1.0)
-    mean = total(jnp.where(counted[:, None], z, 0.0)) / divisor
-    variance = total(jnp.where(counted[:, None], jnp.square(z - mean[None]), 0.0)) / divisor
+    mean = total(jnp.where(valid[:, None], z, 0.0)) / divisor
+    variance = total(jnp.where(valid[:, None], jnp.square(z - mean[None]), 0.0)) / divisor
     return FeatureStatistics(mean, jnp.where(count > 0, variance, 1.0))
 
 
 def update_statistics(old: FeatureStatistics, new: FeatureStatistics, decay: float) -> FeatureStatistics:
-    """Moves statistics by one batch.
+    """Updates moving averages of the statistics by one batch.
 
     Args:
-      old: Moving averages before.
-      new: Of the batch.
-      decay: In [0, 1).
+      old: Moving averages before the batch.
+      new: Statistics of the batch.
+      decay: Decay of the moving averages, in ``[0, 1)``.
 
     Returns:
-      Moving averages after.
+      Moving averages after the batch.
 
     Example:
       >>> import jax.numpy as jnp
@@ -83,8 +83,8 @@ def match_statistics(
 
     Args:
       x: Vectors with the statistics ``source``.
-      source: Where they come from.
-      target: Where they go; swap the two for the inverse.
+      source: Statistics of ``x``.
+      target: Statistics of the result; swap the two for the inverse.
 
     Returns:
       Vectors with the statistics ``target``.
@@ -98,5 +98,5 @@ def match_statistics(
 
     Source: Huh et al., ICML 2023 ("Straightening out the straight-through estimator").
     """
-    source_scale, target_scale = (jnp.sqrt(jnp.maximum(s.variance, _SMALLEST_VARIANCE)) for s in (source, target))
+    source_scale, target_scale = (jnp.sqrt(jnp.maximum(s.variance, _MIN_VARIANCE)) for s in (source, target))
     return (x - source.mean[None]) * (target_scale / source_scale)[None] + target.mean[None]
