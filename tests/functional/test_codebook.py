@@ -1,11 +1,13 @@
-"""The moving parts of a codebook against NumPy loops, and the ways in which codebooks of other libraries died."""
+"""Codebook state against NumPy loops, and the ways in which codebooks of other libraries died."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import gaussian
 from vqjax.functional.codebook import (
+    Assignment,
     Codebook,
     assign,
     dead_codes,
@@ -13,17 +15,15 @@ from vqjax.functional.codebook import (
     init_codebook,
     replace_codes,
     sample_latents,
+    unused_codes,
+    update_idle,
     update_relative_usage,
 )
-from vqjax.functional.kmeans import kmeans
 from vqjax.functional.search import nearest_codes
 
 TOKENS, CODES, DIM = 60, 10, 3
 KEY = jax.random.key(7)
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+E = gaussian(CODES, DIM, seed=1)
 
 
 def half_masked():
@@ -106,6 +106,37 @@ def test_a_unit_code_keeps_its_place_when_its_tokens_cancel():
     assert ema_update(state, batch, decay=0.9, unit_norm=True).codes.tolist() == [[0.0, 1.0]]
 
 
+def test_smoothing_is_laplace_and_drags_unused_codes_to_the_origin():
+    state = init_codebook(E, "one_token")
+    batch = Assignment(jnp.zeros(CODES).at[0].set(10.0), jnp.zeros((CODES, DIM)).at[0].set(3.0))
+    after = ema_update(state, batch, decay=0.8, smoothing=1e-2)
+    counts = 0.8 + 0.2 * np.asarray(batch.counts, np.float64)
+    smoothed = (counts + 1e-2) / (counts.sum() + CODES * 1e-2) * counts.sum()
+    sums = 0.8 * np.asarray(E, np.float64) + 0.2 * np.asarray(batch.sums)
+    np.testing.assert_allclose(after.codes, sums / smoothed[:, None], rtol=1e-5)
+    for _ in range(100):
+        after = ema_update(after, batch, decay=0.8, smoothing=1e-5)
+    assert float(jnp.max(jnp.abs(after.codes[1:]))) < 1e-4
+
+
+def test_the_official_start_throws_unused_codes_far_away_at_first():
+    # Measured in reference code: unused codes are multiplied by about 8e4 after the first step.
+    batch = Assignment(jnp.zeros(CODES).at[0].set(10.0), jnp.zeros((CODES, DIM)).at[0].set(3.0))
+    after = ema_update(init_codebook(E, "sums_only"), batch, decay=0.8, smoothing=1e-5)
+    growth = np.linalg.norm(after.codes[1:], axis=-1) / np.linalg.norm(E[1:], axis=-1)
+    np.testing.assert_allclose(growth, 0.8 / 1e-5, rtol=1e-3)
+
+
+def test_a_decay_per_code_freezes_the_code_whose_decay_is_one():
+    batch = Assignment(jnp.full(CODES, 2.0), jnp.ones((CODES, DIM)))
+    decay = jnp.linspace(0.5, 1.0, CODES)
+    after = ema_update(init_codebook(E, "one_token"), batch, decay=decay, smoothing=1e-5)
+    np.testing.assert_array_equal(after.codes[-1], E[-1])
+    for k in range(3):
+        alone = ema_update(init_codebook(E, "one_token"), batch, decay=float(decay[k]))
+        np.testing.assert_allclose(after.codes[k], alone.codes[k], rtol=1e-4)
+
+
 def test_usage_is_relative_to_the_average_use():
     counts = jnp.array([6.0, 2.0, 0.0, 0.0])
     np.testing.assert_allclose(update_relative_usage(jnp.ones(4), counts, decay=0.9), [1.2, 1.0, 0.9, 0.9], rtol=1e-6)
@@ -123,6 +154,13 @@ def test_a_batch_without_tokens_moves_no_usage():
 def test_a_code_at_the_threshold_is_alive():
     below, above = np.nextafter(np.float32(0.25), np.float32([0, 1]))
     assert dead_codes(jnp.array([0.25, below, above]), 0.25).tolist() == [False, True, False]
+
+
+def test_idle_counts_batches_and_an_empty_batch_counts_for_none():
+    idle = jnp.array([3, 0, 7])
+    np.testing.assert_array_equal(update_idle(idle, jnp.array([0.0, 5.0, 0.0])), [4, 0, 8])
+    np.testing.assert_array_equal(update_idle(idle, jnp.zeros(3)), idle)
+    np.testing.assert_array_equal(unused_codes(jnp.array([4, 0, 8]), 8), [False, False, True])
 
 
 def test_tokens_are_drawn_without_replacement():
@@ -177,56 +215,6 @@ def test_masked_tokens_replace_no_code():
     z, mask, valid = half_masked()
     new = replace_codes(KEY, init_codebook(gaussian(CODES, DIM)), jnp.ones(CODES, bool), z, mask)
     assert {tuple(code) for code in new.codes.tolist()} <= {tuple(token) for token in valid.tolist()}
-
-
-def lloyd(z, means, iterations, unit_norm):
-    z, means = np.asarray(z, np.float64), np.array(means, np.float64)
-    for _ in range(iterations):
-        indices = np.argmin(np.sum((z[:, None] - means) ** 2, -1), axis=1)
-        for code in set(indices.tolist()):
-            means[code] = z[indices == code].mean(0)
-            means[code] /= np.linalg.norm(means[code]) if unit_norm else 1
-    counts = np.bincount(indices, minlength=len(means))
-    return means, counts, np.array([z[indices == code].sum(0) for code in range(len(means))])
-
-
-@pytest.mark.parametrize("unit_norm", [False, True])
-def test_kmeans_is_lloyds_algorithm_from_random_tokens(unit_norm):
-    z = gaussian(TOKENS, DIM)
-    if unit_norm:
-        z /= jnp.linalg.norm(z, axis=1, keepdims=True)
-    state = kmeans(KEY, z, CODES, iterations=4, unit_norm=unit_norm)
-    codes, counts, sums = lloyd(z, sample_latents(KEY, z, CODES), 4, unit_norm)
-    np.testing.assert_allclose(state.codes, codes, atol=1e-5)
-    np.testing.assert_array_equal(state.counts, counts)
-    np.testing.assert_allclose(state.sums, sums, atol=1e-5)
-    np.testing.assert_array_equal(state.relative_usage, 1)
-
-
-def test_masked_kmeans_does_not_see_the_masked_tokens():
-    z, mask, valid = half_masked()
-    state = kmeans(KEY, z, CODES, iterations=4, mask=mask)
-    codes, counts, _ = lloyd(valid, sample_latents(KEY, z, CODES, mask), 4, False)
-    np.testing.assert_allclose(state.codes, codes, atol=1e-5)
-    np.testing.assert_array_equal(state.counts, counts)
-
-
-def test_kmeans_of_fewer_tokens_than_codes_leaves_every_code_on_a_token():
-    # 20 tokens and 64 codes gave 44 codes of zero in vector-quantize-pytorch.
-    z = gaussian(20, DIM) + 3
-    state = kmeans(KEY, z, 64)
-    tokens = {tuple(token) for token in z.tolist()}
-    assert {tuple(code) for code in state.codes.tolist()} == tokens
-    assert np.sum(np.asarray(state.counts) == 1) == 20
-    assert np.sum(np.asarray(state.counts)) == 20
-
-
-def test_kmeans_keeps_the_mean_of_a_cluster_that_becomes_empty():
-    # Equal tokens: all but one of the means have no token of their own, from the first iteration on.
-    # 64 of them, so that their mean is exact.
-    state = kmeans(KEY, jnp.full((64, DIM), 2.5), CODES)
-    np.testing.assert_array_equal(state.codes, 2.5)
-    assert state.counts.tolist() == [64.0] + [0.0] * (CODES - 1)
 
 
 def test_dead_code_replacement_comes_to_rest():

@@ -7,16 +7,12 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from helpers.arrays import gaussian
 from vqjax.errors import UserError
 from vqjax.functional import chunks
 from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality, assignment_entropies, orthogonality
-from vqjax.functional.search import similarity
 
 TOKENS, CODES, DIM = 32, 6, 3
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 Z, E = gaussian(TOKENS, DIM), gaussian(CODES, DIM, seed=1)
@@ -119,9 +115,3 @@ def test_diversity_and_penalty_are_made_of_the_entropies():
 def test_wrong_weights_are_refused(kind, weight):
     with pytest.raises(UserError, match=r"weight must be a finite number of at least 0, got"):
         kind(weight)
-
-
-def test_similarity_is_the_negative_distance_also_far_from_the_origin():
-    z, codes = Z + 1000, E + 1000
-    expected = -np.linalg.norm(np.asarray(z, np.float64)[:, None] - np.asarray(codes, np.float64), axis=-1)
-    np.testing.assert_allclose(similarity(z, codes, "euclidean"), expected, rtol=1e-3)

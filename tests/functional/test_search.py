@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import gaussian
 from helpers.searching import CODES, DATA, DIM, TOKENS, data, distances, equal_codes, wrong
 from vqjax import VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.functional import chunks
 from vqjax.functional import search as nearest
-from vqjax.functional.search import nearest_codes
+from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_own_codes, sample_codes, similarity
+
+Z, E = gaussian(40, 4), gaussian(12, 4, seed=1)
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -167,3 +170,48 @@ def test_a_token_that_is_not_a_number_gets_an_index_that_exists(small_chunks):
     indices = nearest_codes(z.at[3].set(jnp.nan), codes)
     assert 0 <= indices[3] < CODES
     np.testing.assert_array_equal(np.delete(indices, 3), np.delete(nearest_codes(z, codes), 3))
+
+
+def test_similarity_is_the_negative_distance_also_far_from_the_origin():
+    z, codes = Z + 1000, E + 1000
+    expected = -np.linalg.norm(np.asarray(z, np.float64)[:, None] - np.asarray(codes, np.float64), axis=-1)
+    np.testing.assert_allclose(similarity(z, codes, "euclidean"), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("budget", [2**23, 5 * 12])
+def test_the_k_nearest_are_in_order_with_ties_to_the_lowest(monkeypatch, budget):
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", budget)
+    codes = E.at[7].set(E[2])
+    distances = np.sum((np.asarray(Z, np.float64)[:, None] - np.asarray(codes, np.float64)) ** 2, -1)
+    expected = np.argsort(distances, axis=-1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(nearest_k_codes(Z, codes, 5), expected)
+    np.testing.assert_array_equal(nearest_k_codes(Z, codes, 1)[:, 0], nearest_codes(Z, codes))
+
+
+@pytest.mark.parametrize("k", [0, 13, True])
+def test_a_k_out_of_range_is_refused(k):
+    with pytest.raises(UserError, match=rf"k must be a whole number in \[1, 12\], the number of codes, got {k}"):
+        nearest_k_codes(Z, E, k)
+
+
+def test_own_codebooks_that_are_equal_are_one_codebook():
+    own = jnp.broadcast_to(E, (40, 12, 4))
+    np.testing.assert_array_equal(nearest_own_codes(Z, own), nearest_codes(Z, E))
+
+
+@pytest.mark.parametrize("budget", [2**23, 100])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_codes_are_drawn_as_often_as_the_softmax_says(monkeypatch, budget, distance):
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", budget)
+    codes = gaussian(4, 2, seed=5)
+    token = np.array([0.3, -0.2])
+    drawn = sample_codes(
+        jax.random.key(0),
+        jnp.tile(jnp.asarray(token, jnp.float32), (20_000, 1)),
+        codes,
+        temperature=0.5,
+        distance=distance,
+    )
+    away = np.linalg.norm(token - np.asarray(codes), axis=-1)
+    expected = np.exp((np.asarray(codes) @ token if distance == "cosine" else -away) / 0.5)
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, expected / expected.sum(), atol=0.015)
