@@ -12,7 +12,7 @@ from jaxtyping import Array
 from vqjax.data import Batch, batch_indices, materialize
 from vqjax.data.dataset import ImageDataset, Splits
 from vqjax.data.statistics import pixel_variance
-from vqjax.evaluation.evaluate import evaluate_model
+from vqjax.evaluation import evaluate_model
 from vqjax.models import VQVAE
 from vqjax.tasks.state import TrainState, create_state
 from vqjax.tasks.vqvae import StepOptions, train_step
