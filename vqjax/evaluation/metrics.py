@@ -84,7 +84,7 @@ class Metric(flax.struct.PyTreeNode):
         raise NotImplementedError
 
 
-class Images(Metric):
+class ImageCount(Metric):
     """Number of images, and of images per batch."""
 
     @property
@@ -331,9 +331,9 @@ def tokenizer_metrics(num_codes: int, num_codebooks: int = 1) -> tuple[Metric, .
 
     Example:
       >>> [type(metric).__name__ for metric in tokenizer_metrics(num_codes=512)]
-      ['Images', 'MSE', 'PSNR', 'SSIM', 'TokenLosses', 'CodeUsage']
+      ['ImageCount', 'MSE', 'PSNR', 'SSIM', 'TokenLosses', 'CodeUsage']
     """
-    return Images(), MSE(), PSNR(), SSIM(), TokenLosses(), CodeUsage(num_codes, num_codebooks)
+    return ImageCount(), MSE(), PSNR(), SSIM(), TokenLosses(), CodeUsage(num_codes, num_codebooks)
 
 
 def _pixels(outputs: Outputs) -> Float[Array, "batch height width channels"]:
