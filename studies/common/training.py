@@ -17,7 +17,7 @@ from vqjax.data import batch_indices, materialize
 from vqjax.data.dataset import ImageDataset, Splits
 from vqjax.data.photos import photo_splits
 from vqjax.data.statistics import pixel_variance
-from vqjax.evaluation.evaluate import evaluate_model
+from vqjax.evaluation import evaluate_model
 from vqjax.models import VQVAE
 from vqjax.reporting import Progress
 from vqjax.tasks.state import TrainState, create_state
@@ -145,7 +145,7 @@ class PhotographTraining:
         # Starts at the first report, after compilation.
         steps, seconds = (last - first for first, last in zip(times[0], times[-1], strict=True))
         speed = steps * setting.batch_size / seconds if steps else None
-        heldout: ImageDataset = self._photographs.splits.heldout
+        heldout: ImageDataset = self._photographs.splits.eval
         result = evaluate_model(self._model, state.variables, heldout, batch_size=_EVAL_BATCH_SIZE)
         return Outcome(False, state, result.metrics, late, speed)
 
@@ -156,7 +156,7 @@ class PhotographTraining:
             reconstruction_scale=1 / self._photographs.variance,
             encoder_gradient=self._encoder_gradient,
         )
-        return train_step(state, images, self._model, self._optimizer, options)
+        return train_step(state, {"image": images}, self._model, self._optimizer, options)
 
     def _batch(self, seed: int, number: int) -> np.ndarray:
         images = self._photographs.training
@@ -174,7 +174,7 @@ def load_photographs(load_splits: Callable[[int], Splits], image_size: int) -> P
       The images.
     """
     splits = load_splits(image_size)
-    return Photographs(splits, materialize(splits.train), pixel_variance(splits.train))
+    return Photographs(splits, materialize(splits.train)["image"], pixel_variance(splits.train))
 
 
 def make_trainings(

@@ -145,7 +145,7 @@ def load_cifar10() -> Cifar10:
     data = ConfigDict({"source": "tfds", "name": "cifar10", "image_size": 32})
     data.update({"train_split": "train", "eval_split": "test", "eval_fraction": 0.1})
     splits = load_splits(data)
-    return Cifar10(materialize(splits.train), materialize(splits.heldout))
+    return Cifar10(materialize(splits.train)["image"], materialize(splits.eval)["image"])
 
 
 def make_runs(

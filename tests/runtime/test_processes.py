@@ -27,13 +27,13 @@ ONE_DEVICE = jax.devices()[:1]
 PROCESS = """
 import ast, sys
 from ml_collections import ConfigDict
-from vqjax.data import streamed_feed
+from vqjax.data import feeds
 from vqjax.training.cli import run
 from vqjax.training.loop import train
 from vqjax.runtime.processes import join_processes
 
 address, number, process, settings, workdir = sys.argv[1:]
-read_many, rows = streamed_feed.read_many, set()
+read_many, rows = feeds.read_many, set()
 
 def read_and_count(dataset, indices):
     rows.add(len(indices))
@@ -44,7 +44,7 @@ def main():
     train(ConfigDict(ast.literal_eval(settings)), workdir)
     print("rows of a batch:", rows, file=sys.stderr)
 
-streamed_feed.read_many = read_and_count
+feeds.read_many = read_and_count
 del sys.argv[1:]
 run(main)
 """

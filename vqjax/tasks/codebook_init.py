@@ -57,6 +57,6 @@ def start_from_kmeans(model: VQVAE, state: TrainState, dataset: ImageDataset, co
 def _readable_in_training_order(dataset: ImageDataset, config: ConfigDict) -> Iterator[UInt8[np.ndarray, "h w c"]]:
     for step in range(len(dataset) // config.batch_size):
         indices = batch_indices(config.seed, step, config.batch_size, len(dataset))
-        for image in read_many(dataset, indices.tolist()):
-            if not isinstance(image, UnreadableImage):
-                yield image
+        for example in read_many(dataset, indices.tolist()):
+            if not isinstance(example, UnreadableImage):
+                yield example["image"]

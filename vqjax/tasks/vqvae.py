@@ -5,15 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, PyTree
 
-from vqjax.data import augment, to_model_range
+from vqjax.data import Batch, augment, to_model_range
 from vqjax.models import VQVAE
 from vqjax.tasks.alternating import CodebookOptimizer, codebook_steps
 from vqjax.tasks.encoder_gradient import loss_through_quantizer
 from vqjax.tasks.state import TrainState
 
-Batch = UInt8[Array, "batch height width channels"]
 Metrics = dict[str, Float[Array, ""]]
 
 
@@ -23,21 +22,21 @@ class StepOptions(NamedTuple):
     Attributes:
       seed: Of augmentation and quantizer; the key of step ``t`` is ``fold_in(key(seed), t)``.
       flip: Random horizontal flips.
-      crop_padding: Pixels of padding before a random crop.
+      crop_padding: Pixels of padding before a random crop; None for no crop.
       reconstruction_scale: Factor of the mean squared error (pixels in [-1, 1]) in the loss.
       encoder_gradient: See :func:`vqjax.tasks.encoder_gradient.loss_through_quantizer`.
     """
 
     seed: int
     flip: bool = False
-    crop_padding: int = 0
+    crop_padding: int | None = None
     reconstruction_scale: float = 1.0
     encoder_gradient: str = "estimator"
 
 
 def train_step(
     state: TrainState,
-    images: Batch,
+    batch: Batch,
     model: VQVAE,
     optimizer: optax.GradientTransformation,
     options: StepOptions,
@@ -47,7 +46,7 @@ def train_step(
 
     Args:
       state: Before the step.
-      images: The global batch, uint8.
+      batch: The global batch.
       model: The autoencoder.
       optimizer: The optimizer that made ``state.opt_state``.
       options: Randomness, augmentation and loss.
@@ -58,7 +57,7 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.key(options.seed), state.step)
     augment_key, quantizer_key = jax.random.split(key)
-    images = augment(augment_key, images, flip=options.flip, crop_padding=options.crop_padding)
+    images = augment(augment_key, batch["image"], flip=options.flip, crop_padding=options.crop_padding)
     images = to_model_range(images)
 
     if codebook_optimizer is not None:

@@ -5,14 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PyTree
 
-from vqjax.data import Feed
+from vqjax.data import Batch, Feed
 from vqjax.runtime.compilation import compiler_options
 from vqjax.tasks.state import TrainState
 from vqjax.training.nonfinite import unless_finite
 
-Batch = UInt8[Array, "batch height width channels"]
 Metrics = dict[str, Float[Array, ""]]
 
 
@@ -26,8 +25,8 @@ def empty_window(
 
     Args:
       state: Any state of the run.
-      feed: Where the images come from; only their shape matters.
-      step: :func:`train_step` of state and images.
+      feed: Source of the batches; only their shapes matter.
+      step: :func:`train_step` of state and batch.
       skip_nonfinite: See :func:`make_dispatch`.
 
     Returns:
@@ -52,8 +51,8 @@ def make_dispatch(
     would be another program, and a run that was cut elsewhere would not repeat bit for bit.
 
     Args:
-      step: :func:`train_step` of state and images.
-      select: Picks the images of the i-th staged step.
+      step: :func:`train_step` of state and batch.
+      select: Picks the batch of the i-th staged step.
       steps_per_dispatch: The most steps per call; 1 compiles no loop at all. XLA runs convolutions inside a loop
         tens of times slower on CPUs (jax-ml/jax#12868).
       sharding: Where the arrays of the state live.
@@ -64,9 +63,9 @@ def make_dispatch(
       and their losses, NaN where the gradient is not finite, in an array of ``steps_per_dispatch``.
     """
 
-    def one(state: TrainState, images: Batch) -> tuple[TrainState, Float[Array, ""]]:
+    def one(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         before = state
-        state, metrics = step(before, images)
+        state, metrics = step(before, batch)
         # A gradient that overflows spoils the parameters although this step's loss is still finite.
         usable = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         counted = metrics | {"steps": jnp.ones(())}

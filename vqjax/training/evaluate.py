@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import load_splits
 from vqjax.errors import UserError
-from vqjax.evaluation import EvaluationResult, save_tokens, terminal_table, write_report
-from vqjax.evaluation.evaluate import evaluate_model, evaluation_context
+from vqjax.evaluation import EvaluationResult, evaluate_model, save_tokens, terminal_table, write_report
+from vqjax.evaluation.report import evaluation_context
+from vqjax.reporting import comparison_sheet
 from vqjax.runtime.workdir import usable_workdir
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -49,7 +50,7 @@ def evaluate_workdir(
     tokenizer = load_tokenizer(workdir, step)
     config = ConfigDict(tokenizer.config)
     splits = load_splits(config.data)
-    dataset = splits.train if split == "train" else splits.heldout
+    dataset = splits.train if split == "train" else splits.eval
     result = evaluate_model(
         tokenizer.model,
         tokenizer.variables,
@@ -63,11 +64,12 @@ def evaluate_workdir(
     context = evaluation_context(config, num_codes, dataset, tokenizer.step, split_name)
     directory = workdir / ("eval" if split == "eval" else "eval_train")
     print(terminal_table(result, context), flush=True)
-    write_report(directory, result, context=context)
+    sheet = comparison_sheet(result.collected["image"], result.collected["reconstruction"])
+    write_report(directory, result, context=context, pictures={"reconstructions": sheet})
     print(f"report:  {directory}/report.md")
     print(f"picture: {directory}/reconstructions.png")
     if export_tokens is not None:
-        save_tokens(export_tokens, result.indices, num_codes=num_codes, context=context)
+        save_tokens(export_tokens, result.collected["indices"], num_codes=num_codes, context=context)
         print(f"tokens:  {export_tokens}")
     return result
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import Checkpoints
@@ -17,8 +18,8 @@ from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import Feed, ImageDataset, Splits, fingerprint, load_splits, make_feed
 from vqjax.data.batches import check_batch_size
 from vqjax.data.statistics import pixel_variance
-from vqjax.evaluation import EvaluationResult, terminal_table, write_report
-from vqjax.evaluation.evaluate import evaluate_model, evaluation_context
+from vqjax.evaluation import EvaluationResult, evaluate_model, terminal_table, write_report
+from vqjax.evaluation.report import evaluation_context
 from vqjax.models import VQVAE
 from vqjax.models.registry import build_model
 from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
@@ -124,7 +125,9 @@ class _Run:
             codebook_optimizer=codebook,
         )
         skip_nonfinite = config.nonfinite == "skip"
-        state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
+        state = create_state(
+            model, optimizer, feed.batch_spec["image"].shape[1:], config.seed, codebook and codebook.optimizer
+        )
         if checkpoints.found is None and config.quantizer.kmeans_init:
             say("starting the codebook from k-means")
             state = start_from_kmeans(model, state, splits.train, config)
@@ -182,11 +185,11 @@ class _Run:
         result = self.final_result or self._evaluate()
         num_codes = self.model.quantizer.num_codes
         context = evaluation_context(
-            self.config, num_codes, self.splits.heldout, self.step, split=self.config.data.eval_split
+            self.config, num_codes, self.splits.eval, self.step, split=self.config.data.eval_split
         )
         if not is_first():
             return result
-        write_report(self.workdir / "eval", result, context=context)
+        write_report(self.workdir / "eval", result, context=context, pictures={"reconstructions": _sheet(result)})
         print(terminal_table(result, context))
         print(f"checkpoint: {self.workdir}/checkpoints/{self.step}")
         print(f"report:     {self.workdir}/eval/report.md")
@@ -255,14 +258,14 @@ class _Run:
         return evaluate_model(
             self.model,
             self.state.variables,
-            self.splits.heldout,
+            self.splits.eval,
             batch_size=self.config.batch_size,
             mesh=self.mesh,
         )
 
     def _evaluate_and_log(self) -> EvaluationResult:
         result = self._evaluate()
-        sheet = comparison_sheet(result.originals, result.reconstructions)
+        sheet = _sheet(result)
         self.writer.scalars(self.step, "eval", result.metrics)
         self.writer.image(self.step, "reconstructions", sheet)
         if is_first():
@@ -285,6 +288,10 @@ def _step_options(config: ConfigDict, dataset: ImageDataset) -> StepOptions:
 
 def _steps_per_dispatch(config: ConfigDict) -> int:
     return config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 20)
+
+
+def _sheet(result: EvaluationResult) -> UInt8[np.ndarray, "height width 3"]:
+    return comparison_sheet(result.collected["image"], result.collected["reconstruction"])
 
 
 def _wait_for(value: Any) -> None:
