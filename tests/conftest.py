@@ -13,7 +13,8 @@ import jaxtyping
 import pytest
 
 from helpers import shares
-from helpers.runs import config, finished, images_file  # noqa: F401  # fixtures of several rooms
+
+pytest_plugins = ["helpers.runs"]  # fixtures that several rooms share
 
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
