@@ -774,7 +774,7 @@ class VectorQuantizer(Quantizer):
             mask = directed if mask is None else mask & directed
         if self._batch_axis is not None:
             axis = latents.ndim - 2
-            # "invarying" tells shard_map that every device holds the same result, which it cannot infer.
+            # "invarying": shard_map cannot infer that every device holds the same result.
             gather = partial(jax.lax.all_gather, axis_name=self._batch_axis, axis=axis, tiled=True, to="invarying")
             latents, mask = jax.tree.map(gather, (latents, mask))
         return Candidates(self._draw_keys(cause, per_device=False), latents, mask)
