@@ -60,7 +60,7 @@ parity() {
   environment parity constraints.txt -e ".[test,parity]"
   # Without them every comparison would be skipped.
   python -c "import torch, vector_quantize_pytorch"
-  pytest tests/parity "$@"
+  pytest tests/parity
 }
 
 # Train, continue, evaluate.
