@@ -47,17 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_traces_outside(tmp_path_factory):
-    """The commands keep compiled programs in the user's cache; those that tests start keep theirs here."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(autouse=True, scope="session")
 def _compiled_once(tmp_path_factory):
-    """Many tests start the same run: what one has compiled the others read, in both processes of pytest-xdist."""
+    """Many tests start the same run: what one has compiled the others read, in all processes, and no user's cache."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    directory = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
