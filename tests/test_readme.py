@@ -9,13 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from vqjax.data.sources import SOURCES
-from vqjax.losses.registry import LOSSES
-from vqjax.models.registry import MODELS
-from vqjax.quantizers.registry import QUANTIZERS
-from vqjax.tasks.registry import TASKS
-from vqjax.training.loop import train
-
 ROOT = Path(__file__).parents[1]
 PAGES = [str(page.relative_to(ROOT)) for place in ("", "docs/", "benchmarks/") for page in ROOT.glob(f"{place}*.md")]
 
@@ -44,6 +37,13 @@ def test_every_file_it_names_exists(page):
 
 
 def test_the_examples_for_contributors_train_a_model(tmp_path):
+    from vqjax.data.sources import SOURCES
+    from vqjax.losses.registry import LOSSES
+    from vqjax.models.registry import MODELS
+    from vqjax.quantizers.registry import QUANTIZERS
+    from vqjax.tasks.registry import TASKS
+    from vqjax.training.loop import train
+
     with contextlib.ExitStack() as stack:
         for registry in (QUANTIZERS, MODELS, LOSSES, SOURCES, TASKS):
             stack.enter_context(mock.patch.dict(registry))
