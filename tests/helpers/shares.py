@@ -25,12 +25,6 @@ def share(items: Iterable[pytest.Item]) -> set[pytest.Item]:
     return kept
 
 
-def all_if_full[Case](cases: Iterable[Case], few: int) -> list[Case]:
-    """All cases where everything runs; else a few, evenly chosen."""
-    cases = list(cases)
-    return cases if FULL else cases[:: max(1, len(cases) // few)][:few]
-
-
 def examples(full: int, few: int) -> int:
     """The number of random examples."""
     return full if FULL else few
