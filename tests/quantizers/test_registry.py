@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.shares import all_if_full
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.evaluation import load_tokens
 from vqjax.models import VQVAE
@@ -40,7 +39,7 @@ def passes(model, variables, images, key):
     return gradient, metrics, indices, direct, model.apply(trained, indices, method="decode")
 
 
-@pytest.mark.parametrize("name", all_if_full(FAMILIES, 8))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_quantizer_trains_and_gives_images_from_its_tokens(name, config):
     use_preset(config, name)
     # Convolutions would take most of the time to compile.
