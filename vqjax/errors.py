@@ -1,9 +1,49 @@
-"""The one exception that stands for a mistake in what the caller asked for."""
+"""Exception for invalid user input, and the wording its messages share."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """What was asked for cannot be done, and the message says what to change.
+    """Invalid user input; the message says what must change.
 
-    The command lines print the message alone and exit with status 2; every other exception is a defect of the
-    library and keeps its stack trace.
+    The command lines print the message alone and exit with status 2. Every other exception is a defect of the library
+    and keeps its stack trace.
     """
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Ends an error message with the nearest allowed name, or with all of them if none is near.
+
+    Args:
+      name: The name that was given.
+      allowed: The names that may be given.
+
+    Returns:
+      A half sentence without a full stop or leading punctuation.
+
+    Example:
+      >>> did_you_mean("num_code", ["num_codes", "decay"])
+      "did you mean 'num_codes'?"
+      >>> did_you_mean("width", ["num_codes", "decay"])
+      "use one of 'decay', 'num_codes'"
+    """
+    allowed = sorted(allowed)
+    nearest = difflib.get_close_matches(name, allowed, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"use one of {', '.join(map(repr, allowed))}"
+
+
+def one_line(error: BaseException) -> str:
+    """Joins the lines of an exception's message; the name of its type if it has none.
+
+    Args:
+      error: The exception.
+
+    Returns:
+      One line of at most 300 characters.
+
+    Example:
+      >>> one_line(ValueError("cut short\\n  at byte 7")), one_line(KeyError())
+      ('cut short at byte 7', 'KeyError')
+    """
+    return " ".join(str(error).split())[:300] or type(error).__name__
