@@ -1,0 +1,451 @@
+"""Configs from signatures: the arguments of classes and functions, typed and defaulted by their own definitions.
+
+A config names a callable and gives its arguments, such as ``{"name": "fsq", "levels": (8, 5, 5)}``. Arguments that are
+objects themselves, such as the codebook of a quantizer, are dictionaries of this form too.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import math
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from vqjax.errors import UserError, did_you_mean
+
+REQUIRED = inspect.Parameter.empty
+"""The default of an argument that has none."""
+
+_WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
+_PLURALS = {int: "whole numbers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "texts such as ('a', 'b')"}
+
+# The steps of the trainer see global batches, without a mapped axis.
+_NOT_CONFIGURED = frozenset({"axis_name"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """The values that an annotation allows in a config.
+
+    Attributes:
+      types: Those of ``bool``, ``int``, ``float``, ``str`` and ``tuple`` that the annotation names; for other types
+        there is no text on a command line.
+      choices: The strings of a ``Literal``.
+      optional: Allow None.
+      items: The kind of a tuple's items.
+
+    Example:
+      >>> str(Kind.of(float | None)), str(Kind.of(Sequence[int]))
+      ('a finite number or None', 'whole numbers such as (8, 5)')
+      >>> Kind.of(float | None).parse("0.5"), Kind.of(Sequence[int]).parse("8,5")
+      (0.5, (8, 5))
+    """
+
+    types: frozenset[type] = frozenset()
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    items: "Kind | None" = None
+
+    @classmethod
+    def of(cls, annotation: Any) -> "Kind":
+        """Returns the kind of an annotation."""
+        origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+        if annotation in (None, type(None)):
+            return cls(optional=True)
+        if annotation in (bool, int, float, str):
+            return cls(frozenset({annotation}))
+        if annotation is Path:
+            return cls(frozenset({str}))
+        if origin is Literal:
+            return cls(choices=tuple(choice for choice in arguments if choice is not None), optional=None in arguments)
+        if origin in (typing.Union, types.UnionType):
+            kinds = [cls.of(argument) for argument in arguments]
+            return cls(
+                frozenset().union(*(kind.types for kind in kinds)),
+                sum((kind.choices for kind in kinds), ()),
+                any(kind.optional for kind in kinds),
+                next((kind.items for kind in kinds if kind.items), None),
+            )
+        if isinstance(origin, type) and issubclass(origin, Sequence) and cls.of(arguments[0]).is_known:
+            return cls(frozenset({tuple}), items=cls.of(arguments[0]))
+        return cls()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the annotation allows anything but None that a config can hold."""
+        return bool(self.types or self.choices)
+
+    def check(self, value: Any) -> Any:
+        """Returns a value as the annotation has it: whole numbers as floats where those are wanted, lists as tuples.
+
+        Raises:
+          UserError: The value is of another kind; the message begins with "must be".
+        """
+        if isinstance(value, np.generic):
+            value = value.item()
+        # A bool is an int in Python, and an int is not a float.
+        kind = type(value)
+        if kind is int and int not in self.types and float in self.types:
+            value, kind = float(value), float
+        if kind is list:
+            value, kind = tuple(value), tuple
+        if not ((value is None and self.optional) or kind in self.types or (kind is str and value in self.choices)):
+            hint = f"; {did_you_mean(value, self.choices)}" if kind is str and self.choices else "."
+            raise UserError(f"must be {self}, got {_shown(value)}{hint}")
+        # Whole numbers are int32 on a device.
+        if (kind is int and abs(value) >= 2**31) or (kind is float and not math.isfinite(value)):
+            raise UserError(f"must be {self}{' below 2**31' * (kind is int)}, got {_shown(value)}.")
+        if kind is not tuple:
+            return value
+        try:
+            return tuple(self.items.check(item) for item in value)
+        except UserError as error:
+            raise UserError(f"must be {self}, got {_shown(value)}.") from error
+
+    def parse(self, text: str) -> Any:
+        """Reads a value from the command line; ``None`` turns off what can be off.
+
+        Raises:
+          UserError: As in ``check``.
+        """
+        if self.optional and text.lower() == "none":
+            return None
+        if bool in self.types and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if self.types - {str}:
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(text.strip())
+                # One number without brackets is a sequence of one.
+                return self.check((value,) if self.types == {tuple} and type(value) is not tuple else value)
+        return self.check(text)
+
+    def __str__(self) -> str:
+        words = [_WORDS[kind] for kind in (bool, int, float, str) if kind in self.types]
+        if self.items:
+            words.append(next((_PLURALS[kind] for kind in (int, float, str) if kind in self.items.types), "a sequence"))
+        return " or ".join([*words, *map(repr, self.choices), *["None"] * self.optional])
+
+
+class Field(NamedTuple):
+    """An argument that a config can hold.
+
+    Attributes:
+      kind: The values that it may have.
+      default: Its default, or ``REQUIRED``.
+      part: Where its values are objects, what builds them.
+      several: Whether it is a tuple of such objects; a config has a dictionary of their arguments by their names.
+    """
+
+    kind: Kind
+    default: Any
+    part: "Registry | None" = None
+    several: bool = False
+
+    @property
+    def can_be_off(self) -> bool:
+        """Whether None is a value of the argument."""
+        return self.kind.optional or self.default is None
+
+
+class Call:
+    """A class or function as a group of a config.
+
+    Args:
+      function: Its parameters are annotated. Those of other types than a config can hold, such as arrays, functions and
+        modules, are left to the caller of ``build``.
+      parts: What builds the arguments that are objects, by the name of the argument.
+
+    Example:
+      >>> def adam(learning_rate: float, b1: float = 0.9, clip_norm: float | None = None): ...
+      >>> group = Call(adam)
+      >>> config = group.defaults(learning_rate=1e-3)
+      >>> config
+      {'learning_rate': 0.001, 'b1': 0.9, 'clip_norm': None}
+      >>> group.override(config, "clip_norm", "1")
+      {'learning_rate': 0.001, 'b1': 0.9, 'clip_norm': 1.0}
+      >>> group.defaults(learning_rat=1e-3)
+      Traceback (most recent call last):
+      vqjax.errors.UserError: learning_rat is unknown; did you mean 'learning_rate'?
+    """
+
+    def __init__(self, function: Callable[..., Any], parts: "Mapping[str, Registry] | None" = None) -> None:
+        self.function = function
+        self.fields: dict[str, Field] = {}
+        for name, annotation, default in _parameters(function):
+            kind = Kind.of(annotation)
+            if parts and name in parts:
+                self.fields[name] = Field(kind, default, parts[name], several=isinstance(default, tuple))
+            elif kind.is_known and name not in _NOT_CONFIGURED:
+                self.fields[name] = Field(kind, default)
+
+    def defaults(self, **arguments: Any) -> dict[str, Any]:
+        """Returns all arguments, those that are given and the defaults of the others.
+
+        Args:
+          **arguments: Values that differ from the defaults. An argument that is an object is given by its name, by a
+            dictionary with ``name`` and arguments, or as None where that is allowed.
+
+        Returns:
+          The arguments by name; those without a value and without a default are None.
+
+        Raises:
+          UserError: A name is unknown, or a value is not of its argument's type. The message begins with the argument,
+            in dotted form where it belongs to a part.
+        """
+        for name in arguments:
+            self._field(name)
+        complete = {}
+        for name, field in self.fields.items():
+            value = arguments.get(name, field.default)
+            with within(name):
+                complete[name] = _complete(field, None if value is REQUIRED else value)
+        return complete
+
+    def build(self, config: Any, **given: Any) -> Any:
+        """Calls the function.
+
+        Args:
+          config: A dictionary or ConfigDict of arguments; those it leaves out have their defaults.
+          **given: Arguments that no config can hold.
+
+        Returns:
+          What the function returns.
+
+        Raises:
+          UserError: As in ``defaults``; an argument is missing; or the function refuses its arguments.
+        """
+        arguments = {}
+        for name, value in self.defaults(**_items(config)).items():
+            field = self.fields[name]
+            if value is None and not field.can_be_off:
+                raise UserError(f"{name} is missing; it must be {field.part or field.kind}.")
+            with within(name):
+                arguments[name] = _built(field, value)
+        return self.function(**arguments, **given)
+
+    def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
+        """Sets one argument from the command line.
+
+        Args:
+          config: All arguments.
+          path: The name of the argument, dotted where it belongs to a part: ``"codebook.decay"``.
+          text: The value; ``None`` turns off what can be off.
+
+        Returns:
+          The arguments with that value.
+
+        Raises:
+          UserError: A name is unknown, or the value is not of the argument's type.
+        """
+        name, _, rest = path.partition(".")
+        field, config = self._field(name), _items(config)
+        with within(name):
+            return config | {name: _overridden(field, config.get(name), rest, text)}
+
+    def _field(self, name: str) -> Field:
+        if name not in self.fields:
+            raise UserError(f"{name} is unknown; {did_you_mean(name, self.fields)}")
+        return self.fields[name]
+
+
+class Registry(dict[str, Callable[..., Any]]):
+    """Classes and functions by the names under which configs choose one of them.
+
+    Args:
+      callables: By name.
+      parts: What builds the arguments that are objects, by the name of the argument.
+      key: The name of the group's field that holds the choice.
+
+    Example:
+      >>> def mean(): ...
+      >>> def smooth(window: int, amount: float = 0.5): ...
+      >>> filters = Registry({"mean": mean, "smooth": smooth})
+      >>> config = filters.defaults("smooth", window=3)
+      >>> config
+      {'name': 'smooth', 'window': 3, 'amount': 0.5}
+      >>> filters.override(config, "name", "mean")
+      {'name': 'mean'}
+      >>> filters.defaults("smoth")
+      Traceback (most recent call last):
+      vqjax.errors.UserError: name='smoth' is unknown; did you mean 'smooth'?
+    """
+
+    def __init__(
+        self,
+        callables: Mapping[str, Callable[..., Any]],
+        parts: "Mapping[str, Registry] | None" = None,
+        key: str = "name",
+    ) -> None:
+        super().__init__(callables)
+        self.parts, self.key = parts, key
+
+    def call(self, name: Any) -> Call:
+        """Returns the group of arguments of one of the callables.
+
+        Raises:
+          UserError: The name is unknown.
+        """
+        if not isinstance(name, str) or name not in self:
+            raise UserError(f"{self.key}={_shown(name)} is unknown; {did_you_mean(str(name), self)}")
+        return Call(self[name], self.parts)
+
+    def defaults(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """Returns the choice and its arguments: see ``Call.defaults``."""
+        return {self.key: name} | self.call(name).defaults(**arguments)
+
+    def build(self, config: Any, /, **given: Any) -> Any:
+        """Calls what a config chooses: see ``Call.build``."""
+        name, arguments = self._split(config)
+        return self.call(name).build(arguments, **given)
+
+    def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
+        """Sets one argument from the command line: see ``Call.override``.
+
+        Another choice has its own defaults. Arguments that it shares with the one before keep the values that differ
+        from the defaults of that one.
+        """
+        name, arguments = self._split(config)
+        if path != self.key:
+            return {self.key: name} | self.call(name).override(arguments, path, text)
+        chosen = self.call(text)
+        before = self.call(name).defaults() if name is not None else {}
+        kept = {}
+        for argument, value in arguments.items():
+            if argument in chosen.fields and value != before.get(argument):
+                # Of the same name, but of another type there.
+                with contextlib.suppress(UserError):
+                    kept[argument] = chosen.defaults(**{argument: value})[argument]
+        return self.defaults(text, **kept)
+
+    def complete(self, value: Any) -> dict[str, Any]:
+        """Returns the choice and all its arguments from a name, a dictionary, or an object that one of them made."""
+        if isinstance(value, str):
+            return self.defaults(value)
+        if type(value) in self.values():
+            name = next(name for name, function in self.items() if function is type(value))
+            return self.defaults(name, **{field: getattr(value, field) for field in self.call(name).fields})
+        name, arguments = self._split(value)
+        return self.defaults(name, **arguments)
+
+    def __str__(self) -> str:
+        return f"a dictionary with {self.key}={' or '.join(map(repr, self))}"
+
+    def _split(self, config: Any) -> tuple[Any, dict[str, Any]]:
+        arguments = _items(config)
+        # The only choice need not be named.
+        return arguments.pop(self.key, next(iter(self)) if len(self) == 1 else None), arguments
+
+
+@contextlib.contextmanager
+def within(path: str) -> Iterator[None]:
+    """Puts the place in a config in front of the messages of errors.
+
+    Args:
+      path: The dotted name of a group or an argument.
+
+    Raises:
+      UserError: What was raised, with ``path`` in front.
+
+    Example:
+      >>> with within("config.quantizer"):
+      ...     raise UserError("num_codes must be at least 1, got 0.")
+      Traceback (most recent call last):
+      vqjax.errors.UserError: config.quantizer.num_codes must be at least 1, got 0.
+    """
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        # Constructors begin with the name of the argument; the checks of a value, with what it must be.
+        first = re.match(r"[a-z_]\w*", message)
+        joint = ": " if first is None else " " if first[0] in ("must", "is") else "."
+        raise UserError(f"{path}{joint}{message}") from error
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yields name, annotation and default of each parameter."""
+    parameters = inspect.signature(function).parameters
+    factories = {}
+    if dataclasses.is_dataclass(function):
+        factories = {field.name: field.default_factory for field in dataclasses.fields(function)}
+    # Every Flax module has these two besides its own.
+    inherited = ("parent", "name") if "parent" in parameters else ()
+    for name, parameter in parameters.items():
+        if name not in inherited and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            factory = factories.get(name, dataclasses.MISSING)
+            yield name, parameter.annotation, parameter.default if factory is dataclasses.MISSING else factory()
+
+
+def _complete(field: Field, value: Any) -> Any:
+    """Checks a value, and fills in the defaults of its parts."""
+    if value is None and (field.default is REQUIRED or (field.part and field.can_be_off)):
+        return None
+    if field.part is None:
+        return field.kind.check(value)
+    if not field.several:
+        return field.part.complete(value)
+    if isinstance(value, tuple | list):
+        parts = map(field.part.complete, value)
+    else:
+        parts = [_item(field.part, name, arguments) for name, arguments in _items(value).items()]
+    return {part.pop(field.part.key): part for part in parts}
+
+
+def _item(registry: Registry, name: str, arguments: Any) -> dict[str, Any]:
+    with within(name):
+        return registry.complete({registry.key: name} | _items(arguments))
+
+
+def _built(field: Field, value: Any) -> Any:
+    if field.part is None or value is None:
+        return value
+    if not field.several:
+        return field.part.build(value)
+    built = []
+    for name, arguments in value.items():
+        with within(name):
+            built.append(field.part.build({field.part.key: name} | arguments))
+    return tuple(built)
+
+
+def _overridden(field: Field, value: Any, path: str, text: str) -> Any:
+    """The value of a field after ``path=text`` within it; an empty path means the field itself."""
+    if field.part is None:
+        if path:
+            raise UserError(f"is not a group; leave out .{path}.")
+        return field.kind.parse(text)
+    registry = field.part
+    if not path:
+        if text.lower() != "none" or not (field.can_be_off or field.several):
+            raise UserError(f"is a group, got {text!r}; set one of its arguments, such as {registry.key}.")
+        return {} if field.several else None
+    if not field.several:
+        return registry.override(value or {}, path, text)
+    name, _, argument = path.partition(".")
+    several = _items(value or {})
+    if not argument:
+        registry.call(name)
+    with within(name):
+        changed = registry.override({registry.key: name} | _items(several.get(name, {})), argument, text)
+    changed.pop(registry.key)
+    return several | {name: changed}
+
+
+def _items(value: Any) -> dict[str, Any]:
+    """The items of a dict or a ConfigDict."""
+    if not hasattr(value, "items"):
+        raise UserError(f"must be a dictionary, got {_shown(value)}.")
+    return dict(value.items())
+
+
+def _shown(value: Any) -> str:
+    """A value on one line of bounded length."""
+    return textwrap.shorten(repr(value), 80, placeholder=" ...")
