@@ -56,7 +56,7 @@ class Kind:
 
     @classmethod
     def of(cls, annotation: Any) -> "Kind":
-        """Returns the kind of an annotation."""
+        """Return the kind of an annotation."""
         origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
         if annotation in (None, type(None)):
             return cls(optional=True)
@@ -84,7 +84,7 @@ class Kind:
         return bool(self.types or self.choices)
 
     def check(self, value: Any) -> Any:
-        """Returns a value as the annotation has it: whole numbers as floats where those are wanted, lists as tuples.
+        """Return a value as the annotation has it: whole numbers as floats where those are wanted, lists as tuples.
 
         Raises:
           UserError: The value is of another kind; the message begins with "must be".
@@ -111,7 +111,7 @@ class Kind:
             raise UserError(f"must be {self}, got {_shown(value)}.") from error
 
     def parse(self, text: str) -> Any:
-        """Reads a value from the command line; ``None`` turns off what can be off.
+        """Read a value from the command line; ``None`` turns off what can be off.
 
         Raises:
           UserError: As in ``check``.
@@ -159,8 +159,8 @@ class Call:
     """A class or function as a group of a config.
 
     Args:
-      function: Its parameters are annotated. Those of other types than a config can hold, such as arrays, functions and
-        modules, are left to the caller of ``build``.
+      function: Its parameters are annotated. A config holds those of the types that ``Kind`` knows; others, such as
+        arrays, functions and modules, can only be given to ``build``.
       parts: What builds the arguments that are objects, by the name of the argument.
 
     Example:
@@ -179,15 +179,18 @@ class Call:
     def __init__(self, function: Callable[..., Any], parts: "Mapping[str, Registry] | None" = None) -> None:
         self.function = function
         self.fields: dict[str, Field] = {}
+        self.others: set[str] = set()
         for name, annotation, default in _parameters(function):
             kind = Kind.of(annotation)
             if parts and name in parts:
                 self.fields[name] = Field(kind, default, parts[name], several=isinstance(default, tuple))
             elif kind.is_known and name not in _NOT_CONFIGURED:
                 self.fields[name] = Field(kind, default)
+            else:
+                self.others.add(name)
 
     def defaults(self, **arguments: Any) -> dict[str, Any]:
-        """Returns all arguments, those that are given and the defaults of the others.
+        """Return all arguments, those that are given and the defaults of the others.
 
         Args:
           **arguments: Values that differ from the defaults. An argument that is an object is given by its name, by a
@@ -209,12 +212,11 @@ class Call:
                 complete[name] = _complete(field, None if value is REQUIRED else value)
         return complete
 
-    def build(self, config: Any, **given: Any) -> Any:
-        """Calls the function.
+    def build(self, **arguments: Any) -> Any:
+        """Call the function.
 
         Args:
-          config: A dictionary or ConfigDict of arguments; those it leaves out have their defaults.
-          **given: Arguments that no config can hold.
+          **arguments: A config, and whatever else the function takes. What is left out has its default.
 
         Returns:
           What the function returns.
@@ -222,17 +224,18 @@ class Call:
         Raises:
           UserError: As in ``defaults``; an argument is missing; or the function refuses its arguments.
         """
-        arguments = {}
-        for name, value in self.defaults(**_items(config)).items():
-            field = self.fields[name]
-            if value is None and not field.can_be_off:
-                raise UserError(f"{name} is missing; it must be {field.part or field.kind}.")
-            with within(name):
-                arguments[name] = _built(field, value)
-        return self.function(**arguments, **given)
+        given = {name: value for name, value in arguments.items() if name in self.others or self._is_built(name, value)}
+        config = self.defaults(**{name: value for name, value in arguments.items() if name not in given})
+        for name, field in self.fields.items():
+            if name not in given:
+                if config[name] is None and not field.can_be_off:
+                    raise UserError(f"{name} is missing; it must be {field.part or field.kind}.")
+                with within(name):
+                    given[name] = _built(field, config[name])
+        return self.function(**given)
 
     def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
-        """Sets one argument from the command line.
+        """Set one argument from the command line.
 
         Args:
           config: All arguments.
@@ -246,9 +249,15 @@ class Call:
           UserError: A name is unknown, or the value is not of the argument's type.
         """
         name, _, rest = path.partition(".")
-        field, config = self._field(name), _items(config)
+        field, complete = self._field(name), self.defaults(**_items(config))
         with within(name):
-            return config | {name: _overridden(field, config.get(name), rest, text)}
+            return complete | {name: _overridden(field, complete[name], rest, text)}
+
+    def _is_built(self, name: str, value: Any) -> bool:
+        """Whether a part is an object already."""
+        part = name in self.fields and self.fields[name].part
+        in_config = value is None or isinstance(value, bool | int | float | str | tuple | list) or hasattr(value, "items")
+        return bool(part) and not in_config
 
     def _field(self, name: str) -> Field:
         if name not in self.fields:
@@ -288,7 +297,7 @@ class Registry(dict[str, Callable[..., Any]]):
         self.parts, self.key = parts, key
 
     def call(self, name: Any) -> Call:
-        """Returns the group of arguments of one of the callables.
+        """Return the group of arguments of one of the callables.
 
         Raises:
           UserError: The name is unknown.
@@ -298,16 +307,16 @@ class Registry(dict[str, Callable[..., Any]]):
         return Call(self[name], self.parts)
 
     def defaults(self, name: str, /, **arguments: Any) -> dict[str, Any]:
-        """Returns the choice and its arguments: see ``Call.defaults``."""
+        """Return the choice and its arguments: see ``Call.defaults``."""
         return {self.key: name} | self.call(name).defaults(**arguments)
 
-    def build(self, config: Any, /, **given: Any) -> Any:
-        """Calls what a config chooses: see ``Call.build``."""
+    def build(self, /, **config: Any) -> Any:
+        """Call what a config chooses: see ``Call.build``."""
         name, arguments = self._split(config)
-        return self.call(name).build(arguments, **given)
+        return self.call(name).build(**arguments)
 
     def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
-        """Sets one argument from the command line: see ``Call.override``.
+        """Set one argument from the command line: see ``Call.override``.
 
         Another choice has its own defaults. Arguments that it shares with the one before keep the values that differ
         from the defaults of that one.
@@ -326,7 +335,7 @@ class Registry(dict[str, Callable[..., Any]]):
         return self.defaults(text, **kept)
 
     def complete(self, value: Any) -> dict[str, Any]:
-        """Returns the choice and all its arguments from a name, a dictionary, or an object that one of them made."""
+        """Return the choice and all its arguments from a name, a dictionary, or an object that one of them made."""
         if isinstance(value, str):
             return self.defaults(value)
         if type(value) in self.values():
@@ -346,7 +355,7 @@ class Registry(dict[str, Callable[..., Any]]):
 
 @contextlib.contextmanager
 def within(path: str) -> Iterator[None]:
-    """Puts the place in a config in front of the messages of errors.
+    """Put the place in a config in front of the messages of errors.
 
     Args:
       path: The dotted name of a group or an argument.
@@ -371,7 +380,7 @@ def within(path: str) -> Iterator[None]:
 
 
 def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yields name, annotation and default of each parameter."""
+    """Yield name, annotation and default of each parameter."""
     parameters = inspect.signature(function).parameters
     factories = {}
     if dataclasses.is_dataclass(function):
@@ -385,7 +394,7 @@ def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _complete(field: Field, value: Any) -> Any:
-    """Checks a value, and fills in the defaults of its parts."""
+    """Check a value, and fill in the defaults of its parts."""
     if value is None and (field.default is REQUIRED or (field.part and field.can_be_off)):
         return None
     if field.part is None:
@@ -408,11 +417,11 @@ def _built(field: Field, value: Any) -> Any:
     if field.part is None or value is None:
         return value
     if not field.several:
-        return field.part.build(value)
+        return field.part.build(**value)
     built = []
     for name, arguments in value.items():
         with within(name):
-            built.append(field.part.build({field.part.key: name} | arguments))
+            built.append(field.part.build(**{field.part.key: name} | arguments))
     return tuple(built)
 
 
