@@ -34,7 +34,9 @@ def _compiled_once(tmp_path_factory):
     """Many tests start the same run: what one has compiled the others read, in both processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled")))
+    jax.config.update(
+        "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -27,13 +27,13 @@ ONE_DEVICE = jax.devices()[:1]
 PROCESS = """
 import ast, sys
 from ml_collections import ConfigDict
-from vqjax.data import streamed_feed
+from vqjax.data import feeds
 from vqjax.training.cli import run
 from vqjax.training.loop import train
 from vqjax.runtime.processes import join_processes
 
 address, number, process, settings, workdir = sys.argv[1:]
-read_many, rows = streamed_feed.read_many, set()
+read_many, rows = feeds.read_many, set()
 
 def read_and_count(dataset, indices):
     rows.add(len(indices))
@@ -44,7 +44,7 @@ def main():
     train(ConfigDict(ast.literal_eval(settings)), workdir)
     print("rows of a batch:", rows, file=sys.stderr)
 
-streamed_feed.read_many = read_and_count
+feeds.read_many = read_and_count
 del sys.argv[1:]
 run(main)
 """
@@ -170,14 +170,14 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, nu
 def test_processes_without_a_common_directory_are_told(config, of_one, tmp_path):
     for status, error in end(start(2, config, tmp_path / "nothing", of_one)):
         assert status == 2
-        assert "error: process 1 has another newest checkpoint than process 0. Give all of them" in error
+        assert "error: process 1 has another newest checkpoint than process 0. Pass the same" in error
 
 
 def test_processes_with_two_new_directories_are_told(config, tmp_path):
     """Bug: they waited for each other inside of the first save."""
     for status, error in end(start(2, config, tmp_path / "one", tmp_path / "other")):
         assert status == 2
-        assert "error: process 1 has another --workdir than process 0. Give all of them" in error
+        assert "error: process 1 has another --workdir than process 0. Pass the same" in error
 
 
 def test_processes_with_other_arguments_are_told(config, tmp_path):

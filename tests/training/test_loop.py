@@ -140,7 +140,7 @@ def test_a_run_that_ended_while_this_one_started_is_looked_at_again(finished, co
 
 
 def test_a_run_needs_a_directory_that_can_be_named():
-    with pytest.raises(UserError, match="its name is not UTF-8"):
+    with pytest.raises(UserError, match="must have a name in UTF-8"):
         usable_workdir(os.fsdecode(b"/tmp/\xff"))
 
 

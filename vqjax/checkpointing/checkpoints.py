@@ -22,7 +22,12 @@ from vqjax.checkpointing.integrity import write_checksums
 from vqjax.errors import UserError
 from vqjax.models.registry import build_model
 from vqjax.models.tokenizer import Tokenizer
-from vqjax.runtime.processes import agree, first_before_others, is_first, is_lost_process
+from vqjax.runtime.processes import (
+    assert_same_on_all_processes,
+    is_lost_process,
+    is_main_process,
+    main_process_first,
+)
 from vqjax.runtime.workdir import SHARE_THE_WORKDIR
 from vqjax.tasks.state import TrainState
 
@@ -93,9 +98,9 @@ class Checkpoints:
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
         self.found = find_checkpoint(workdir)
-        agree("newest whole checkpoint", self.found and self.found.step, SHARE_THE_WORKDIR)
-        with first_before_others("damaged checkpoints are set aside"):
-            if self.found is not None and is_first():
+        assert_same_on_all_processes("newest whole checkpoint", self.found and self.found.step, SHARE_THE_WORKDIR)
+        with main_process_first("damaged checkpoints are set aside"):
+            if self.found is not None and is_main_process():
                 set_aside(workdir, self.found)
         self._checkpointer = ocp.training.Checkpointer(
             (workdir / CHECKPOINTS).resolve(),
@@ -122,7 +127,7 @@ class Checkpoints:
             return
         try:
             self._checkpointer.save(step, state, force=True, custom_metadata=self._metadata)
-            if is_first():
+            if is_main_process():
                 write_checksums(Path(self._checkpointer.directory) / str(step))
         except Exception as error:
             if is_lost_process(error):

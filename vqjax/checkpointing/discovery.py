@@ -11,7 +11,7 @@ from orbax.checkpoint.experimental import v1 as ocp
 
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE, find_damage
 from vqjax.errors import UserError
-from vqjax.runtime.processes import agree
+from vqjax.runtime.processes import assert_same_on_all_processes
 from vqjax.runtime.workdir import SHARE_THE_WORKDIR
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged_checkpoints"
@@ -53,7 +53,7 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint |
     """
     steps = _steps(workdir)
     # Processes that went on with different answers would wait for each other inside of Orbax.
-    agree("newest checkpoint", max(steps, default=0), SHARE_THE_WORKDIR)
+    assert_same_on_all_processes("newest checkpoint", max(steps, default=0), SHARE_THE_WORKDIR)
     if not steps:
         return None
     if step is not None and step not in steps:

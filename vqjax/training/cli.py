@@ -10,8 +10,8 @@ import jax
 from absl import app, flags, logging
 
 from vqjax.errors import UserError
-from vqjax.runtime.compilation import keep_compiled_programs
-from vqjax.runtime.processes import are_several, is_lost_process, leave_at_once
+from vqjax.runtime.compilation import enable_compilation_cache
+from vqjax.runtime.processes import hard_exit, is_distributed, is_lost_process
 from vqjax.runtime.signals import Interrupted
 from vqjax.runtime.streams import LastingStream
 from vqjax.training.config import KINDS, default_config, field_names, field_type, nearest_name
@@ -33,7 +33,7 @@ def run(main: Callable[[], object], default_config_file: Path | None = None) -> 
     logging.use_absl_handler()
     sys.stdout, sys.stderr = LastingStream.of(sys.stdout), LastingStream.of(sys.stderr)
     jax.config.config_with_absl()
-    keep_compiled_programs()
+    enable_compilation_cache()
     # Orbax logs the stack trace of every thread of a failed save; the error that ends the run says what happened.
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     app.run(lambda _: _guarded(main), flags_parser=lambda argv: _guarded(lambda: _parse(argv, default_config_file)))
@@ -46,16 +46,16 @@ def _guarded(function: Callable[[], object]) -> object:
         return function()
     except (Exception, KeyboardInterrupt) as error:
         told = _message_and_status(error)
-        if told is None and not are_several():
+        if told is None and not is_distributed():
             raise
         if told is None:
             traceback.print_exc()
-            leave_at_once(1)
+            hard_exit(1)
         message, status = told
         print(" ".join(message.split()), file=sys.stderr, flush=True)
         # Others that were asked to stop leave at the same step; after an error they would wait for this process.
-        if are_several() and not isinstance(error, Interrupted):
-            leave_at_once(status)
+        if is_distributed() and not isinstance(error, Interrupted):
+            hard_exit(status)
         return sys.exit(status)
 
 

@@ -22,7 +22,7 @@ from vqjax.evaluation.evaluate import evaluate_model, evaluation_context
 from vqjax.models import VQVAE
 from vqjax.models.registry import build_model
 from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
-from vqjax.runtime.processes import agree, is_first
+from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
 from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.alternating import build_codebook_optimizer
@@ -60,7 +60,9 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
     model = build_model(config.model, config.quantizer)
     check_model(model, config)
-    agree("config", config.to_json_best_effort(sort_keys=True), "Start all of them with the same arguments.")
+    assert_same_on_all_processes(
+        "config", config.to_json_best_effort(sort_keys=True), "Start all of them with the same arguments."
+    )
     check_config(workdir, find_checkpoint(workdir), config)
     source = f"{config.data.source} {config.data.name or 'images'}"
     say(f"vqjax: {source} on {describe_devices(devices)}, writing to {workdir}")
@@ -77,7 +79,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     # Only now, so that a mistake found above leaves no directory behind.
     with exclusive(workdir):
         images = fingerprint(splits.train)
-        agree("set of training images", images, "Give all of them the same images.")
+        assert_same_on_all_processes("set of training images", images, "Give all of them the same images.")
         checkpoints = Checkpoints(workdir, config, images)
         # Another run may have ended since the first look.
         check_config(workdir, checkpoints.found, config)
@@ -168,7 +170,7 @@ class _Run:
                 self._write_window(progress)
                 self._handle_events(progress)
                 progress.update(self.step)
-                if stop_request.is_now(dispatch):
+                if stop_request.reached(dispatch):
                     self._look_at_all(progress)
                     self.checkpoints.save(self.state)
                     raise Interrupted(
@@ -184,7 +186,7 @@ class _Run:
         context = evaluation_context(
             self.config, num_codes, self.splits.heldout, self.step, split=self.config.data.eval_split
         )
-        if not is_first():
+        if not is_main_process():
             return result
         write_report(self.workdir / "eval", result, context=context)
         print(terminal_table(result, context))
@@ -265,7 +267,7 @@ class _Run:
         sheet = comparison_sheet(result.originals, result.reconstructions)
         self.writer.scalars(self.step, "eval", result.metrics)
         self.writer.image(self.step, "reconstructions", sheet)
-        if is_first():
+        if is_main_process():
             save_png(self.workdir / "reconstructions.png", sheet)
         if self.step == self.config.num_steps:
             self.final_result = result

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vqjax.data import batch_indices
 from vqjax.reporting import atomic_file, strict_json
-from vqjax.runtime.processes import is_first
+from vqjax.runtime.processes import is_main_process
 from vqjax.tasks.state import TrainState
 
 NONFINITE_CHOICES = ("stop", "skip")
@@ -102,7 +102,7 @@ def nonfinite_error(
         "images": batch_indices(config.seed, step, config.batch_size, num_images).tolist(),
         "last_checkpoint": None if last_checkpoint is None else str(last_checkpoint),
     }
-    if is_first():
+    if is_main_process():
         with atomic_file(workdir / NONFINITE_FILE) as file:
             file.write(strict_json(facts).encode())
     return FloatingPointError(
