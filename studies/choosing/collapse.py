@@ -90,7 +90,7 @@ def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
       0.8
     """
     return VQVAE(
-        SonnetEncoder(width=setting.width, code_dim=setting.code_dim),
+        SonnetEncoder(width=setting.width, latent_dim=setting.code_dim),
         VectorQuantizer(num_codes=setting.num_codes, **variant.quantizer, **quantizer),
         SonnetDecoder(width=setting.width),
     )

@@ -30,7 +30,7 @@ class SomeBroken:
 @pytest.mark.parametrize("batch_size", [8, 40])
 def test_unreadable_images_do_not_keep_the_codebook_from_being_started(batch_size):
     """Bug: a batch with one unreadable image was left out, and with it, usually, all batches."""
-    model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=4), SonnetDecoder(width=8))
+    model = VQVAE(SonnetEncoder(width=8, latent_dim=4), VectorQuantizer(num_codes=4), SonnetDecoder(width=8))
     state = create_state(model, optax.sgd(0.1), (16, 16, 3), seed=0)
     config = default_config()
     config.num_steps, config.batch_size, config.quantizer.num_codes = 10, batch_size, 4
@@ -42,7 +42,7 @@ def test_unreadable_images_do_not_keep_the_codebook_from_being_started(batch_siz
 
 def test_the_start_does_not_depend_on_how_long_the_run_will_be():
     """Bug: num_steps was part of the key, so that a run made longer later was not the run that was long at once."""
-    model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=4), SonnetDecoder(width=8))
+    model = VQVAE(SonnetEncoder(width=8, latent_dim=4), VectorQuantizer(num_codes=4), SonnetDecoder(width=8))
     state = create_state(model, optax.sgd(0.1), (16, 16, 3), seed=0)
     config = default_config()
     config.batch_size, config.quantizer.num_codes = 8, 4

@@ -22,7 +22,7 @@ RATE = 0.1
 
 def make(encoder_gradient="estimator", codebook=None, **quantizer):
     model = VQVAE(
-        SonnetEncoder(width=8, num_residual_blocks=1, code_dim=4),
+        SonnetEncoder(width=8, num_residual_blocks=1, latent_dim=4),
         build_quantizer({"name": "vector", "num_codes": 16, "commitment_weight": 0.0} | quantizer),
         SonnetDecoder(width=8, num_residual_blocks=1),
     )

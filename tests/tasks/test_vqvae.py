@@ -34,7 +34,7 @@ GOLDEN = {
 @pytest.fixture(scope="module")
 def step():
     model = VQVAE(
-        SonnetEncoder(width=8, num_residual_blocks=1, code_dim=4),
+        SonnetEncoder(width=8, num_residual_blocks=1, latent_dim=4),
         VectorQuantizer(num_codes=16),
         SonnetDecoder(width=8, num_residual_blocks=1),
     )

@@ -61,7 +61,7 @@ def residual(
     _check_number("num_residual_blocks", num_residual_blocks, 0, 100)
     _check_number("num_scalings", num_scalings, 1, 8)
     size = {"width": width, "num_residual_blocks": num_residual_blocks, "num_scalings": num_scalings, "dtype": dtype}
-    encoder = ResidualEncoder(**size, code_dim=latent_dim)
+    encoder = ResidualEncoder(**size, latent_dim=latent_dim)
     return VQVAE(encoder, quantizer, ResidualDecoder(**size), precision=precision)
 
 
@@ -99,7 +99,7 @@ def sonnet(
     _check_number("width", width, 4, LARGEST_DIM)
     _check_number("num_residual_blocks", num_residual_blocks, 0, 100)
     size = {"width": width, "num_residual_blocks": num_residual_blocks, "dtype": dtype}
-    return VQVAE(SonnetEncoder(**size, code_dim=latent_dim), quantizer, SonnetDecoder(**size), precision=precision)
+    return VQVAE(SonnetEncoder(**size, latent_dim=latent_dim), quantizer, SonnetDecoder(**size), precision=precision)
 
 
 def _check_number(name: str, value: int, low: int, high: int) -> None:

@@ -62,7 +62,7 @@ def create_state(
     Example:
       >>> from vqjax import VectorQuantizer
       >>> from vqjax.models import SonnetDecoder, SonnetEncoder
-      >>> model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
+      >>> model = VQVAE(SonnetEncoder(width=8, latent_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
       >>> int(create_state(model, optax.adam(1e-3), (16, 16, 3), seed=0).step)
       0
     """
