@@ -189,7 +189,9 @@ def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
     for other, reason in found.passed_over.items():
         logging.warning("checkpoint %d is damaged (%s): reading that of step %d", other, reason, found.step)
     config = ConfigDict(found.config)
-    model = build_model(config.model, config.quantizer.to_dict() | WHERE_CODES_ARE_SEARCHED)
+    quantizer = config.quantizer.to_dict()
+    quantizer |= {name: value for name, value in WHERE_CODES_ARE_SEARCHED.items() if name in quantizer}
+    model = build_model(config.model, quantizer)
     with open_checkpoints(workdir) as checkpointer, _readable(checkpointer.directory, found.step):
         saved = checkpointer.load(found.step, _abstract_model(checkpointer.metadata(found.step).metadata))
     variables = {"params": saved["params"], **saved["collections"]}

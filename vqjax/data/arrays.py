@@ -51,7 +51,9 @@ class ArrayDataset:
         return resize_and_center_crop(Image.fromarray(np.ascontiguousarray(rgb)), self._image_size)
 
 
-def array_splits(path: str, image_size: int, train_split: str, eval_split: str, eval_fraction: float) -> Splits:
+def array_splits(
+    name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test", eval_fraction: float = 0.1
+) -> Splits:
     """Opens a .npy file (read as needed) or a .npz file (read at once).
 
     Args:
@@ -67,6 +69,7 @@ def array_splits(path: str, image_size: int, train_split: str, eval_split: str, 
     Raises:
         UserError: the file is missing, damaged, pickled, or its arrays are not images.
     """
+    path = name
     arrays = _load(path, (train_split, eval_split))
     for key, images in arrays.items():
         _check_images(path, key, images)

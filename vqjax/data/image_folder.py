@@ -40,7 +40,7 @@ class ImageFiles:
 
 
 def image_folder_splits(
-    directory: str, image_size: int, train_split: str, eval_split: str, eval_fraction: float
+    name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test", eval_fraction: float = 0.1
 ) -> Splits:
     """Finds the images below a directory; files that are no images at all are named and left out.
 
@@ -57,6 +57,7 @@ def image_folder_splits(
     Raises:
         UserError: the directory is missing or holds no readable images, or only one of the subdirectories exists.
     """
+    directory = name
     root = Path(directory).expanduser()
     if not root.is_dir():
         problem = "is a file, not a directory" if root.exists() else "does not exist"

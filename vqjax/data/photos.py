@@ -63,7 +63,7 @@ class PhotoCrops:
         return np.asarray(photo.resize(size, Image.Resampling.LANCZOS, box))
 
 
-def photo_splits(image_size: int) -> Splits:
+def photo_splits(image_size: int = 32) -> Splits:
     """Crops of the bundled photographs; the held-out ones show a cat and a coffee cup that training never sees.
 
     Args:

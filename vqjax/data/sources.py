@@ -1,6 +1,7 @@
 """From the `data` section of a config to the images."""
 
 import difflib
+import inspect
 
 from ml_collections import ConfigDict
 
@@ -11,16 +12,7 @@ from vqjax.data.photos import photo_splits
 from vqjax.data.tfds import tfds_splits
 from vqjax.errors import UserError
 
-SOURCES = {
-    "tfds": lambda data: tfds_splits(data.name, data.image_size, data.train_split, data.eval_split),
-    "photos": lambda data: photo_splits(data.image_size),
-    "image_folder": lambda data: image_folder_splits(
-        data.name, data.image_size, data.train_split, data.eval_split, data.eval_fraction
-    ),
-    "arrays": lambda data: array_splits(
-        data.name, data.image_size, data.train_split, data.eval_split, data.eval_fraction
-    ),
-}
+SOURCES = {"tfds": tfds_splits, "photos": photo_splits, "image_folder": image_folder_splits, "arrays": array_splits}
 
 
 def load_splits(data: ConfigDict) -> Splits:
@@ -51,4 +43,5 @@ def load_splits(data: ConfigDict) -> Splits:
         )
     if data.source != "photos" and not data.name:
         raise UserError(f"config.data.name is empty; set it to what config.data.source={data.source!r} shall read")
-    return SOURCES[data.source](data)
+    open_splits = SOURCES[data.source]
+    return open_splits(**{name: data[name] for name in inspect.signature(open_splits).parameters if name in data})

@@ -62,7 +62,7 @@ class TfdsImages:
         return decode_image(io.BytesIO(record["image"]), self._image_size, path=f"{self.name}[{index}]")
 
 
-def tfds_splits(name: str, image_size: int, train_split: str, eval_split: str) -> Splits:
+def tfds_splits(name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test") -> Splits:
     """Opens a dataset of the tensorflow-datasets catalog, or one prepared in the same layout.
 
     The data directory is `TFDS_DATA_DIR`, or the place tensorflow-datasets uses by default. A dataset that is not

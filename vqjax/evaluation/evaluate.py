@@ -17,7 +17,6 @@ from vqjax.data import ImageDataset, evaluation_batches
 from vqjax.errors import UserError
 from vqjax.evaluation.metrics import SSIM_WINDOW, mean_squared_error, psnr, ssim
 from vqjax.functional.metrics import exact_perplexity
-from vqjax.quantizers.registry import FAMILIES
 
 PSNR_CAP = 100.0
 PICTURED_IMAGES = 16
@@ -300,7 +299,6 @@ def evaluation_context(config: Any, num_codes: int, dataset: ImageDataset, step:
     Returns:
       Facts by name.
     """
-    fields = FAMILIES[config.quantizer.name].fields
     return {
         "dataset": dataset.name,
         "split": split,
@@ -310,7 +308,7 @@ def evaluation_context(config: Any, num_codes: int, dataset: ImageDataset, step:
         "quantizer": config.quantizer.name,
         "num_codes": num_codes,
         "seed": config.seed,
-    } | {name: config.quantizer[name] for name in ("estimator", "codebook_update") if name in fields}
+    } | {name: config.quantizer[name] for name in ("estimator", "codebook_update") if name in config.quantizer}
 
 
 # One function object per model: evaluations during training then share one compilation.

@@ -32,7 +32,7 @@ def start_from_kmeans(model: VQVAE, state: TrainState, dataset: ImageDataset, co
     Returns:
       The state with another codebook.
     """
-    wanted = min(TOKENS_PER_CODE * config.quantizer.num_codes, MOST_TOKENS)
+    wanted = min(TOKENS_PER_CODE * model.quantizer.num_codes, MOST_TOKENS)
     latents = jax.jit(lambda variables, images: model.apply(variables, images, method="latents"))
     batches: list[Float[Array, "batch rows columns dim"]] = []
     # Grouped after the unreadable images have dropped out: another batch size would be compiled for itself.

@@ -25,24 +25,23 @@ from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
 from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
-from vqjax.tasks.alternating import build_codebook_optimizer
 from vqjax.tasks.codebook_init import start_from_kmeans
 from vqjax.tasks.state import TrainState, check_model, create_state
 from vqjax.tasks.vqvae import Metrics, StepOptions, train_step
 from vqjax.training import nonfinite
+from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, progress_line, say
 from vqjax.training.devices import make_mesh, state_sharding
 from vqjax.training.dispatch import empty_window, make_dispatch
 from vqjax.training.optimizer import build_optimizer
 from vqjax.training.resume import check_config, check_images
-from vqjax.training.validation import validate
 
 
 def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:
     """Trains a tokenizer, or continues a run where it stopped, and evaluates it.
 
     Args:
-      config: See :func:`vqjax.training.config.default_config`.
+      config: See :func:`vqjax.training.config.base_config`.
       workdir: Where checkpoints, metrics and pictures go. A run found there with the same config is continued; it
         ends bit for bit as if it had never been interrupted (on the same kind of machine).
       devices: Devices to divide each batch over; all by default.
@@ -56,8 +55,8 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
       FloatingPointError: The loss or its gradient is no finite number; the checkpoint before is intact.
     """
     workdir = usable_workdir(workdir)
-    validate(config)
-    mesh = make_mesh(devices, config.quantizer.codebook_shards, config.quantizer.search)
+    config = validate(config)
+    mesh = make_mesh(devices, config.quantizer.get("codebook_shards", 1))
     model = build_model(config.model, config.quantizer)
     check_model(model, config)
     assert_same_on_all_processes(
@@ -67,7 +66,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     source = f"{config.data.source} {config.data.name or 'images'}"
     say(f"vqjax: {source} on {describe_devices(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
-    check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation)
+    check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation or 1)
     feed = make_feed(
         splits.train,
         seed=config.seed,
@@ -117,17 +116,15 @@ class _Run:
         self.config, self.workdir, self.model, self.splits, self.feed = config, workdir, model, splits, feed
         optimizer = build_optimizer(config.optimizer, config.num_steps)
         options = _step_options(config, splits.train)
-        codebook = build_codebook_optimizer(config.alternating)
         step = functools.partial(
             train_step,
-            model=model.clone(microbatches=config.gradient_accumulation),
+            model=model.clone(microbatches=config.gradient_accumulation or 1),
             optimizer=optimizer,
             options=options,
-            codebook_optimizer=codebook,
         )
         skip_nonfinite = config.nonfinite == "skip"
-        state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
-        if checkpoints.found is None and config.quantizer.kmeans_init:
+        state = create_state(model, optimizer, feed.image_shape, config.seed)
+        if checkpoints.found is None and config.task.kmeans_init:
             say("starting the codebook from k-means")
             state = start_from_kmeans(model, state, splits.train, config)
         state = state.replace(window=empty_window(state, feed, step, skip_nonfinite))
@@ -279,9 +276,8 @@ def _step_options(config: ConfigDict, dataset: ImageDataset) -> StepOptions:
     return StepOptions(
         seed=config.seed,
         flip=config.data.flip,
-        crop_padding=config.data.crop_padding,
+        crop_padding=config.data.crop_padding or 0,
         reconstruction_scale=scale,
-        encoder_gradient=config.loss.encoder_gradient,
     )
 
 

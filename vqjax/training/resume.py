@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from vqjax.checkpointing.checkpoints import WHERE_CODES_ARE_SEARCHED
 from vqjax.checkpointing.discovery import FoundCheckpoint
 from vqjax.errors import UserError
-from vqjax.training.config import default_config
+from vqjax.training.config import complete
 
 CHANGEABLE = frozenset(
     {"num_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch"}
@@ -38,9 +38,9 @@ def check_config(workdir: Path, found: FoundCheckpoint | None, config: ConfigDic
             f"{found.step} steps. Use {found.step} or more, or another --workdir to start a new run."
         )
     # As it was written: JSON makes lists of tuples.
-    saved, given = (_flat(json.loads(json.dumps(fields))) for fields in (found.config, config.to_dict()))
-    # A field that was added since then had no effect before.
-    saved = _flat(json.loads(json.dumps(default_config().to_dict()))) | saved
+    # A field that was added since then has its default.
+    before = complete(found.config)
+    saved, given = (_flat(json.loads(json.dumps(fields.to_dict()))) for fields in (before, config))
     fixed = {"num_steps"} if config.optimizer.schedule == "cosine" else set()
     for name in sorted(saved.keys() | given.keys()):
         if (name in fixed or name not in CHANGEABLE) and saved.get(name) != given.get(name):
