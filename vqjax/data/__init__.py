@@ -2,7 +2,7 @@
 
 from vqjax.data.augment import augment, to_model_range, to_uint8
 from vqjax.data.batches import batch_indices, evaluation_batches
-from vqjax.data.dataset import ImageDataset, Splits, UnreadableImage
+from vqjax.data.dataset import Batch, ImageDataset, Splits, UnreadableImage
 from vqjax.data.feeds import Feed, ResidentFeed, StreamedFeed, make_feed
 from vqjax.data.reading import materialize
 from vqjax.data.sources import load_splits

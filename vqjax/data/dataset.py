@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
+
+Batch = dict[str, Array | np.ndarray]
 
 
 @runtime_checkable

@@ -1,98 +1,131 @@
-"""One training step, and the compiled program that takes several of them per dispatch."""
+"""Training of a vector-quantized autoencoder."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree, UInt8
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from vqjax.data import augment, to_model_range
+from vqjax.data import Batch, to_model_range
+from vqjax.errors import UserError
+Metric = object  # TODO
 from vqjax.models import VQVAE
-from vqjax.tasks.alternating import CodebookOptimizer, codebook_steps
-from vqjax.tasks.encoder_gradient import loss_through_quantizer
+from vqjax.reporting import comparison_sheet
 from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Metrics, Task
 
-Batch = UInt8[Array, "batch height width channels"]
-Metrics = dict[str, Float[Array, ""]]
+NETWORK = "generator"
+"""Name of the autoencoder among the networks of a state, here and in tasks that add others to it."""
 
-
-class StepOptions(NamedTuple):
-    """What a step needs to know besides state and images.
-
-    Attributes:
-      seed: Of augmentation and quantizer; the key of step ``t`` is ``fold_in(key(seed), t)``.
-      flip: Random horizontal flips.
-      crop_padding: Pixels of padding before a random crop.
-      reconstruction_scale: Factor of the mean squared error (pixels in [-1, 1]) in the loss.
-      encoder_gradient: See :func:`vqjax.tasks.encoder_gradient.loss_through_quantizer`.
-    """
-
-    seed: int
-    flip: bool = False
-    crop_padding: int = 0
-    reconstruction_scale: float = 1.0
-    encoder_gradient: str = "estimator"
+_EVALUATED_SCALARS = ("quantization_error", "codebook_loss", "commitment_loss")
+_LATENTS_PER_CODE = 64
+_MOST_LATENTS = 2**18
 
 
-def train_step(
-    state: TrainState,
-    images: Batch,
-    model: VQVAE,
-    optimizer: optax.GradientTransformation,
-    options: StepOptions,
-    codebook_optimizer: CodebookOptimizer | None = None,
-) -> tuple[TrainState, Metrics]:
-    """Takes one optimizer step and one codebook update.
+class VQVAETask(Task):
+    """Reconstruction loss plus the quantizer's own, with one optimizer for encoder, decoder and what the quantizer learns.
 
     Args:
-      state: Before the step.
-      images: The global batch, uint8.
-      model: The autoencoder.
-      optimizer: The optimizer that made ``state.opt_state``.
-      options: Randomness, augmentation and loss.
-      codebook_optimizer: Takes steps on the codebook first, if given.
+      model: The autoencoder, with the number of microbatches of a training step.
+      optimizer: Optimizer of its parameters.
+      loss: Reconstruction loss of two batches of images in [-1, 1].
+      augment: Augmentation of uint8 images, given a key.
+      kmeans_init: Start the codebook of a new run from clusters of the untrained encoder's latents.
+      ema_decay: Decay of a moving average of the parameters, which is evaluated and saved in their place; None for none.
 
-    Returns:
-      The state after the step (its ``window`` untouched) and the metrics of the batch, measured before the step.
+    Raises:
+      UserError: ``ema_decay`` is out of range, or the quantizer has no k-means start.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> from vqjax.models import SonnetDecoder, SonnetEncoder
+      >>> model = VQVAE(SonnetEncoder(width=8, latent_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
+      >>> task = VQVAETask(model, optax.adam(1e-3), loss=lambda x, y: jnp.mean((x - y) ** 2))
+      >>> batch = {"image": jnp.zeros((2, 16, 16, 3), jnp.uint8)}
+      >>> state = task.init(jax.random.key(0), batch)
+      >>> state, metrics = jax.jit(task.train_step)(state, batch, jax.random.key(1))
+      >>> int(state.step), bool(metrics["loss"] > 0)
+      (1, True)
+
+    Source: van den Oord et al., 2017 (arXiv 1711.00937).
     """
-    key = jax.random.fold_in(jax.random.key(options.seed), state.step)
-    augment_key, quantizer_key = jax.random.split(key)
-    images = augment(augment_key, images, flip=options.flip, crop_padding=options.crop_padding)
-    images = to_model_range(images)
 
-    if codebook_optimizer is not None:
-        state = codebook_steps(state, images, model, codebook_optimizer)
+    mutable_fields = frozenset({"quantizer.codebook_shards"})
 
-    def decoder_loss(params: PyTree, vectors: Float[Array, "*batch dim"]) -> tuple[Float[Array, ""], Array]:
-        reconstruction = model.apply({"params": params}, vectors, method="decode_vectors")
-        error = jnp.mean(jnp.square(reconstruction - images))
-        return options.reconstruction_scale * error, error
+    def __init__(
+        self,
+        model: VQVAE,
+        optimizer: optax.GradientTransformation,
+        loss: Callable[[Array, Array], Float[Array, ""]],
+        augment: Callable[[Key[Array, ""], Array], Array] = lambda key, images: images,
+        *,
+        kmeans_init: bool = False,
+        ema_decay: float | None = None,
+    ) -> None:
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise UserError(f"ema_decay must be above 0 and below 1, got {ema_decay}; use None for no average.")
+        if kmeans_init and not hasattr(model.quantizer, "kmeans_init"):
+            raise UserError(f"kmeans_init must be False for {type(model.quantizer).__name__}, got True.")
+        self.model, self.optimizer, self.loss, self.augment = model, optimizer, loss, augment
+        self.kmeans_init, self.ema_decay = kmeans_init, ema_decay
 
-    def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
-        (unquantized, output), collections = model.apply(
-            {"params": params, **state.collections},
-            images,
-            method="quantize",
-            train=True,
-            mutable=list(state.collections),
-            rngs={"quantizer": quantizer_key},
+    def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
+        """Return the state before the first step; see :meth:`Task.init`."""
+        params_key, quantizer_key = jax.random.split(key)
+        # As one program: it is cached between starts, unlike hundreds of small ones.
+        init = jax.jit(self.model.init)
+        variables = init({"params": params_key, "quantizer": quantizer_key}, to_model_range(batch["image"]))
+        params = {NETWORK: variables.pop("params")}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            variables={NETWORK: variables},
+            opt_state={NETWORK: self.optimizer.init(params[NETWORK])},
+            ema_params=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
-        loss, error = loss_through_quantizer(
-            options.encoder_gradient, decoder_loss, params, unquantized, output.quantized
-        )
-        loss += output.loss
-        # Pixels span 2, so their peak signal is 2 squared.
-        metrics = {"loss": loss, "reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}
-        return loss, (metrics | output.metrics, collections)
 
-    (_, (metrics, collections)), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-    metrics["gradient_norm"] = optax.tree.norm(gradient)
-    updates, task = optimizer.update(gradient, state.opt_state["task"], state.params)
-    state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        collections=collections,
-        opt_state=state.opt_state | {"task": task},
-    )
-    return state, metrics
+    def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        """Take one optimizer step and one codebook update; see :meth:`Task.train_step`."""
+        augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
+        images = to_model_range(self.augment(augment_key, batch["image"]))
+
+        def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
+            # The codes are those before this step's update, which is among the variables that come back.
+            output, variables = self.model.apply(
+                {"params": params, **state.variables[NETWORK]},
+                images,
+                train=True,
+                mutable=list(state.variables[NETWORK]),
+                rngs={"quantizer": quantizer_key, "dropout": dropout_key},
+            )
+            loss = self.loss(output.reconstruction, images) + output.quantizer.loss
+            metrics = {"loss": loss, **_image_metrics(output.reconstruction, images), **output.quantizer.metrics}
+            return loss, (metrics, variables)
+
+        gradient, (metrics, variables) = jax.grad(loss_function, has_aux=True)(state.params[NETWORK])
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        state = state.apply_gradient(NETWORK, gradient, self.optimizer, variables)
+        return state.finish_step(self.ema_decay), metrics
+
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """Return images, reconstructions and code indices; see :meth:`Task.evaluate`."""
+        images = to_model_range(batch["image"])
+        output = self.model.clone(microbatches=1).apply(state.evaluated(NETWORK), images, batch["valid"])
+        scalars = output.quantizer.metrics
+        return {
+            "image": images,
+            "reconstruction": output.reconstruction,
+            "indices": output.quantizer.indices,
+            "valid": batch["valid"],
+            **{name: scalars[name] for name in _EVALUATED_SCALARS if name in scalars},
+        }
+
+
+def _image_metrics(reconstruction: Array, images: Array) -> Metrics:
+    error = jnp.mean(jnp.square(reconstruction - images))
+    # Pixels span 2, so their peak signal is 2 squared.
+    return {"reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}
