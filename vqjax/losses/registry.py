@@ -1,9 +1,7 @@
 """Losses by their names in configs."""
 
-from collections.abc import Callable
-from typing import Any
-
 from vqjax.losses.reconstruction import MeanSquaredError
+from vqjax.runtime.signature import Registry
 
-LOSSES: dict[str, Callable[..., Any]] = {"mse": MeanSquaredError}
-"""The losses by name."""
+LOSSES = Registry({"mse": MeanSquaredError})
+"""The losses by name: functions of the training images and of the config's group ``loss``."""

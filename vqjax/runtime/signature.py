@@ -256,7 +256,9 @@ class Call:
     def _is_built(self, name: str, value: Any) -> bool:
         """Whether a part is an object already."""
         part = name in self.fields and self.fields[name].part
-        in_config = value is None or isinstance(value, bool | int | float | str | tuple | list) or hasattr(value, "items")
+        in_config = (
+            value is None or isinstance(value, bool | int | float | str | tuple | list) or hasattr(value, "items")
+        )
         return bool(part) and not in_config
 
     def _field(self, name: str) -> Field:

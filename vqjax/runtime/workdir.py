@@ -37,9 +37,7 @@ def usable_workdir(workdir: str | Path) -> Path:
     path = Path(workdir).expanduser()
     existing = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not existing.is_dir():
-        raise UserError(
-            f"--workdir must be a directory, got {workdir}: {existing} is not one; use another path."
-        )
+        raise UserError(f"--workdir must be a directory, got {workdir}: {existing} is not one; use another path.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--workdir must be writable, got {workdir}: {existing} is not writable; use another path.")
     return path

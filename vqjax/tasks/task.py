@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, UInt8
 
 from vqjax.data import Batch
+
 Metric = object  # TODO
 from vqjax.tasks.state import TrainState
 

@@ -1,20 +1,20 @@
 """Training of a vector-quantized autoencoder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Key, PyTree
 
 from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
+
 Metric = object  # TODO
 from vqjax.models import VQVAE
-from vqjax.reporting import comparison_sheet
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
 
@@ -26,10 +26,11 @@ _LATENTS_PER_CODE = 64
 _MOST_LATENTS = 2**18
 
 
+@dataclasses.dataclass(frozen=True)
 class VQVAETask(Task):
     """Reconstruction loss plus the quantizer's own, with one optimizer for encoder, decoder and what the quantizer learns.
 
-    Args:
+    Attributes:
       model: The autoencoder, with the number of microbatches of a training step.
       optimizer: Optimizer of its parameters.
       loss: Reconstruction loss of two batches of images in [-1, 1].
@@ -54,24 +55,27 @@ class VQVAETask(Task):
     Source: van den Oord et al., 2017 (arXiv 1711.00937).
     """
 
-    mutable_fields = frozenset({"quantizer.codebook_shards"})
+    model: VQVAE
+    optimizer: optax.GradientTransformation
+    loss: Callable[[Array, Array], Float[Array, ""]]
+    augment: Callable[[Key[Array, ""], Array], Array] = lambda key, images: images
+    _: dataclasses.KW_ONLY
+    kmeans_init: bool = False
+    ema_decay: float | None = None
 
-    def __init__(
-        self,
-        model: VQVAE,
-        optimizer: optax.GradientTransformation,
-        loss: Callable[[Array, Array], Float[Array, ""]],
-        augment: Callable[[Key[Array, ""], Array], Array] = lambda key, images: images,
-        *,
-        kmeans_init: bool = False,
-        ema_decay: float | None = None,
-    ) -> None:
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise UserError(f"ema_decay must be above 0 and below 1, got {ema_decay}; use None for no average.")
-        if kmeans_init and not hasattr(model.quantizer, "kmeans_init"):
-            raise UserError(f"kmeans_init must be False for {type(model.quantizer).__name__}, got True.")
-        self.model, self.optimizer, self.loss, self.augment = model, optimizer, loss, augment
-        self.kmeans_init, self.ema_decay = kmeans_init, ema_decay
+    mutable_fields: ClassVar = frozenset({"quantizer.codebook_shards"})
+
+    def __post_init__(self) -> None:
+        quantizer = type(self.model.quantizer)
+        if self.kmeans_init and not hasattr(quantizer, "kmeans_init"):
+            raise UserError(f"kmeans_init must be False for the quantizer {quantizer.__name__}, got True.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay must be above 0 and below 1, or None, got {self.ema_decay}.")
+
+    @property
+    def mesh_axes(self) -> dict[str, int]:
+        """Axes of the device mesh besides ``data``: ``codes``, which divides the codebook."""
+        return {"codes": getattr(self.model.quantizer, "codebook_shards", 1)}
 
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
@@ -103,13 +107,36 @@ class VQVAETask(Task):
                 rngs={"quantizer": quantizer_key, "dropout": dropout_key},
             )
             loss = self.loss(output.reconstruction, images) + output.quantizer.loss
-            metrics = {"loss": loss, **_image_metrics(output.reconstruction, images), **output.quantizer.metrics}
+            metrics = {"loss": loss, **image_metrics(output.reconstruction, images), **output.quantizer.metrics}
             return loss, (metrics, variables)
 
         gradient, (metrics, variables) = jax.grad(loss_function, has_aux=True)(state.params[NETWORK])
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         state = state.apply_gradient(NETWORK, gradient, self.optimizer, variables)
         return state.finish_step(self.ema_decay), metrics
+
+    def init_from_data(self, state: TrainState, batches: Iterator[Batch], key: Key[Array, ""]) -> TrainState:
+        """Start the codebook from k-means, if asked; see :meth:`Task.init_from_data`."""
+        if not self.kmeans_init:
+            return state
+        encode = jax.jit(lambda variables, images: self.model.apply(variables, images, method="latents"))
+        wanted = min(_LATENTS_PER_CODE * self.model.quantizer.num_codes, _MOST_LATENTS)
+        latents: list[Float[Array, "batch *grid dim"]] = []
+        for batch in batches:
+            latents.append(encode(state.trained(NETWORK), to_model_range(batch["image"])))
+            if sum(z.size // z.shape[-1] for z in latents) >= wanted:
+                break
+        cluster = jax.jit(
+            lambda variables, z: self.model.apply(
+                variables,
+                z,
+                method=lambda model, z: model.quantizer.kmeans_init(z),
+                mutable=list(state.variables[NETWORK]),
+                rngs={"quantizer": key},
+            )
+        )
+        _, started = cluster(state.trained(NETWORK), jnp.concatenate(latents))
+        return state.replace(variables={**state.variables, NETWORK: state.variables[NETWORK] | started})
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return images, reconstructions and code indices; see :meth:`Task.evaluate`."""
@@ -124,8 +151,15 @@ class VQVAETask(Task):
             **{name: scalars[name] for name in _EVALUATED_SCALARS if name in scalars},
         }
 
+    def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
+        """Divide what has one row per code over the mesh axis ``codes``; see :meth:`Task.partition`."""
+        of_codes = "quantizer" in path and ("codebook" in path or path[-1] == "codes")
+        row_per_code = of_codes and array.shape[:1] == (self.model.quantizer.num_codes,)
+        return PartitionSpec("codes") if row_per_code else PartitionSpec()
 
-def _image_metrics(reconstruction: Array, images: Array) -> Metrics:
+
+def image_metrics(reconstruction: Array, images: Array) -> Metrics:
+    """Return mean squared error and PSNR of a batch of images in [-1, 1]."""
     error = jnp.mean(jnp.square(reconstruction - images))
     # Pixels span 2, so their peak signal is 2 squared.
     return {"reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}

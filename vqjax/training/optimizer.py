@@ -1,6 +1,8 @@
 """Optimizers by name and arguments, with schedule, warm-up, clipping and weight decay from optax."""
 
-from collections.abc import Callable, Mapping
+import abc
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -8,60 +10,135 @@ import optax
 from jaxtyping import PyTree
 
 from vqjax.errors import UserError
+from vqjax.runtime.signature import Registry
 
 _UNDECAYED = frozenset({"bias", "scale"})
 
 
-def adam(
-    learning_rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
-) -> optax.GradientTransformation:
-    """Build Adam; see :func:`optax.adam`."""
-    return optax.adam(learning_rate, b1, b2, eps)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(abc.ABC):
+    """Optimizer of one network, before the length of the run is known.
+
+    Attributes:
+      learning_rate: Highest learning rate.
+      schedule: Course of the learning rate after the warm-up; ``"cosine"`` and ``"linear"`` reach zero at the end.
+      warmup_steps: Steps over which the learning rate rises linearly from zero.
+      clip_norm: Largest global norm of the gradient; None for no clipping.
+
+    Raises:
+      UserError: An argument is out of range.
+    """
+
+    learning_rate: float = 2e-4
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("learning_rate", 0 < self.learning_rate < 1, "above 0 and below 1", self.learning_rate)
+        _check("warmup_steps", self.warmup_steps >= 0, "a whole number of at least 0", self.warmup_steps)
+        if self.clip_norm is not None:
+            _check("clip_norm", self.clip_norm > 0, "above 0, or None", self.clip_norm)
+
+    @abc.abstractmethod
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        """Return the optax optimizer for a schedule of learning rates."""
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """Return the optax optimizer for a run of ``num_steps``.
+
+        Raises:
+          UserError: The warm-up is longer than the run.
+
+        Example:
+          >>> optimizer = Adam(learning_rate=1e-3, schedule="cosine", clip_norm=1.0).build(num_steps=100)
+        """
+        clipping = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        return optax.chain(*clipping, self.transformation(self.learning_rates(num_steps)))
+
+    def learning_rates(self, num_steps: int) -> optax.Schedule:
+        """Return the learning rate as a function of the step.
+
+        Raises:
+          UserError: The warm-up is longer than the run.
+
+        Example:
+          >>> rates = SGD(learning_rate=0.5, schedule="linear", warmup_steps=20).learning_rates(num_steps=100)
+          >>> [float(rates(step)) for step in (0, 10, 20, 60, 100)]
+          [0.0, 0.25, 0.5, 0.25, 0.0]
+        """
+        fits = self.warmup_steps <= num_steps
+        _check("warmup_steps", fits, f"at most config.num_steps={num_steps}", self.warmup_steps)
+        remaining = max(1, num_steps - self.warmup_steps)
+        if self.schedule == "cosine":
+            after = optax.cosine_decay_schedule(self.learning_rate, remaining)
+        elif self.schedule == "linear":
+            after = optax.linear_schedule(self.learning_rate, 0.0, remaining)
+        else:
+            after = optax.constant_schedule(self.learning_rate)
+        warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
 
 
-def adamw(
-    learning_rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 1e-4
-) -> optax.GradientTransformation:
-    """Build Adam with decoupled weight decay of what :func:`is_decayed` selects; see :func:`optax.adamw`."""
-    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=is_decayed)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam; see :func:`optax.adam`, and :class:`Optimizer` for the learning rate."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.adam(learning_rate, self.b1, self.b2, self.eps)
 
 
-def sgd(
-    learning_rate: optax.Schedule,
-    *,
-    momentum: float | None = None,
-    nesterov: bool = False,
-    weight_decay: float | None = None,
-) -> optax.GradientTransformation:
-    """Build stochastic gradient descent; see :func:`optax.sgd`. Weight decay is added to the gradient."""
-    decay = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay, is_decayed)]
-    return optax.chain(*decay, optax.sgd(learning_rate, momentum, nesterov))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay of what :func:`is_decayed` selects; see :func:`optax.adamw`."""
+
+    weight_decay: float = 1e-4
+
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.adamw(learning_rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=is_decayed)
 
 
-def lion(
-    learning_rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 1e-3
-) -> optax.GradientTransformation:
-    """Build Lion, with weight decay of what :func:`is_decayed` selects; see :func:`optax.lion`."""
-    return optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=is_decayed)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent; see :func:`optax.sgd`. Weight decay is added to the gradient."""
+
+    momentum: float | None = None
+    nesterov: bool = False
+    weight_decay: float | None = None
+
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        decay = [] if self.weight_decay is None else [optax.add_decayed_weights(self.weight_decay, is_decayed)]
+        return optax.chain(*decay, optax.sgd(learning_rate, self.momentum, self.nesterov))
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": adam,
-    "adamw": adamw,
-    "sgd": sgd,
-    "lion": lion,
-}
-"""The optimizers by name: functions of a schedule of learning rates and their own arguments."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lion(Optimizer):
+    """Lion, with weight decay of what :func:`is_decayed` selects; see :func:`optax.lion`."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 1e-3
+
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.lion(learning_rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=is_decayed)
+
+
+OPTIMIZERS = Registry({"adam": Adam, "adamw": AdamW, "sgd": SGD, "lion": Lion})
+"""The optimizers by name."""
 
 
 def is_decayed(params: PyTree) -> PyTree:
-    """Return, for each parameter, whether weight decay applies to it: to kernels and embeddings alone.
+    """Return whether weight decay applies to each parameter: to kernels and embeddings alone.
 
     Args:
       params: Parameters of a network.
 
     Returns:
-      False for vectors and scalars, and for what is named ``bias`` or ``scale``.
+      False for vectors and scalars, and for parameters named ``bias`` or ``scale``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,46 +146,31 @@ def is_decayed(params: PyTree) -> PyTree:
       {'Conv_0': {'bias': False, 'kernel': True}}
     """
 
-    def of_parameter(path: tuple, parameter: Any) -> bool:
+    def of_parameter(path: tuple[Any, ...], parameter: Any) -> bool:
         return parameter.ndim > 1 and getattr(path[-1], "key", None) not in _UNDECAYED
 
     return jax.tree_util.tree_map_with_path(of_parameter, params)
 
 
-def learning_rates(
-    num_steps: int,
-    *,
-    learning_rate: float = 2e-4,
-    schedule: Literal["constant", "cosine", "linear"] = "constant",
-    warmup_steps: int = 0,
-) -> optax.Schedule:
-    """Build a schedule of learning rates.
+def build_optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
+    """Build the optimizer that a group of a config describes.
 
     Args:
-      num_steps: Length of the run, at which the cosine and the linear schedule reach zero.
-      learning_rate: Highest learning rate.
-      schedule: Course of the learning rate after the warm-up.
-      warmup_steps: Steps over which it rises linearly from zero.
+      config: ``name``, a key of ``OPTIMIZERS``, and arguments; those it leaves out have their defaults.
+      num_steps: Length of the run.
 
     Returns:
-      A function of the step.
+      The optax transformation.
 
     Raises:
-      UserError: An argument is out of range.
+      UserError: A name is unknown, or a value cannot be used.
 
     Example:
-      >>> schedule = learning_rates(100, learning_rate=1.0, schedule="linear", warmup_steps=20)
-      >>> [float(schedule(step)) for step in (0, 10, 20, 60, 100)]
-      [0.0, 0.5, 1.0, 0.5, 0.0]
+      >>> optimizer = build_optimizer({"name": "adamw", "weight_decay": 0.05}, num_steps=100)
     """
-    if not 0 < learning_rate < 1:
-        raise UserError(f"learning_rate must be above 0 and below 1, got {learning_rate}.")
-    if not 0 <= warmup_steps <= num_steps:
-        raise UserError(f"warmup_steps must be a whole number from 0 to {num_steps}, got {warmup_steps}.")
-    remaining = max(1, num_steps - warmup_steps)
-    after = {
-        "constant": lambda: optax.constant_schedule(learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, remaining),
-        "linear": lambda: optax.linear_schedule(learning_rate, 0.0, remaining),
-    }[schedule]()
-    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), after], [warmup_steps])
+    return OPTIMIZERS.build(**config).build(num_steps)
+
+
+def _check(name: str, allowed: bool, expected: str, value: object) -> None:
+    if not allowed:
+        raise UserError(f"{name} must be {expected}, got {value}.")
