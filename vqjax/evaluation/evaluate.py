@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from vqjax.data import ImageDataset, evaluation_batches
+from vqjax.data import Batch, ImageDataset, evaluation_batches
 from vqjax.errors import UserError
 from vqjax.evaluation.metrics import SSIM_WINDOW, mean_squared_error, psnr, ssim
 from vqjax.functional.metrics import exact_perplexity
@@ -58,7 +58,7 @@ class _Measured(NamedTuple):
 
 def evaluate(
     reconstruct: Callable[[Float[Array, "..."], Bool[Array, "..."]], Reconstruction],
-    dataset_batches: Iterable[tuple[Any, Any]],
+    dataset_batches: Iterable[Batch],
     *,
     num_codes: int,
     num_codebooks: int = 1,
@@ -75,8 +75,8 @@ def evaluate(
       reconstruct: Maps images in [-1, 1], `[batch, height, width, channels]`, and the mask of valid images,
         `[batch]`, to a `Reconstruction`; it is compiled here. Give `jax.tree_util.Partial(function, variables)`
         to have repeated evaluations share one compilation.
-      dataset_batches: Pairs of uint8 images `[batch, height, width, channels]` and bool valid `[batch]`, all of
-        one shape: the last batch is padded.
+      dataset_batches: Batches with `image`, uint8 `[batch, height, width, channels]`, and `valid`, bool `[batch]`,
+        all of one shape: the last batch is padded.
       num_codes: Number of codes of a codebook.
       num_codebooks: Codebooks that the tokens of one place belong to, in the order of the last axes of the indices;
         the use of codes is measured in each and averaged.
@@ -93,7 +93,7 @@ def evaluate(
     Example:
       >>> def one_gray_token(images, mask):
       ...     return Reconstruction(0 * images, jnp.zeros([2, 1, 1], jnp.int32), *jnp.zeros([3]))
-      >>> batch = (np.full([2, 4, 4, 3], 255, np.uint8), np.array([True, False]))
+      >>> batch = {"image": np.full([2, 4, 4, 3], 255, np.uint8), "valid": np.array([True, False])}
       >>> metrics = evaluate(one_gray_token, [batch], num_codes=2).metrics
       >>> metrics["images"], metrics["mse_01"], metrics["usage_split"]
       (1, 0.25, 0.5)
@@ -101,7 +101,8 @@ def evaluate(
     if not isinstance(reconstruct, jax.tree_util.Partial):
         reconstruct = jax.tree_util.Partial(reconstruct)
     totals = _Totals(num_codes, collect_indices)
-    for images, valid in dataset_batches:
+    for batch in dataset_batches:
+        images, valid = batch["image"], batch["valid"]
         shared = (images, valid) if mesh is None else _shared_by_rows((images, valid), mesh)
         whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         totals.add(images, valid, _measure(reconstruct, *shared, num_codes, num_codebooks, whole))

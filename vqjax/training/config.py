@@ -50,7 +50,7 @@ def default_config() -> ConfigDict:
     config.data.eval_split = "test"
     config.data.eval_fraction = 0.1  # of the images, held out where the source has no evaluation split
     config.data.flip = False  # random horizontal flips
-    config.data.crop_padding = 0  # pixels of reflection padding before a random crop
+    config.data.crop_padding = config_dict.placeholder(int)  # pixels of reflection padding before a random crop
     config.data.resident_limit_mb = 1024  # datasets up to this size live on the device, others are streamed
 
     config.model = ConfigDict()

@@ -49,7 +49,7 @@ def evaluate_workdir(
     tokenizer = load_tokenizer(workdir, step)
     config = ConfigDict(tokenizer.config)
     splits = load_splits(config.data)
-    dataset = splits.train if split == "train" else splits.heldout
+    dataset = splits.train if split == "train" else splits.eval
     result = evaluate_model(
         tokenizer.model,
         tokenizer.variables,

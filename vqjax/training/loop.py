@@ -126,7 +126,9 @@ class _Run:
             codebook_optimizer=codebook,
         )
         skip_nonfinite = config.nonfinite == "skip"
-        state = create_state(model, optimizer, feed.image_shape, config.seed, codebook and codebook.optimizer)
+        state = create_state(
+            model, optimizer, feed.batch_spec["image"].shape[1:], config.seed, codebook and codebook.optimizer
+        )
         if checkpoints.found is None and config.quantizer.kmeans_init:
             say("starting the codebook from k-means")
             state = start_from_kmeans(model, state, splits.train, config)
@@ -184,7 +186,7 @@ class _Run:
         result = self.final_result or self._evaluate()
         num_codes = self.model.quantizer.num_codes
         context = evaluation_context(
-            self.config, num_codes, self.splits.heldout, self.step, split=self.config.data.eval_split
+            self.config, num_codes, self.splits.eval, self.step, split=self.config.data.eval_split
         )
         if not is_main_process():
             return result
@@ -257,7 +259,7 @@ class _Run:
         return evaluate_model(
             self.model,
             self.state.variables,
-            self.splits.heldout,
+            self.splits.eval,
             batch_size=self.config.batch_size,
             mesh=self.mesh,
         )

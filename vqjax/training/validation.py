@@ -48,7 +48,8 @@ def validate(config: Any) -> None:
     _check_choice(config, "data.source", SOURCES)
     _check_range(config, "data.image_size", 1, 4096)
     _check_range(config, "data.resident_limit_mb", 0, 2**31 - 1)
-    _check_range(config, "data.crop_padding", 0, config.data.image_size - 1)
+    if config.data.crop_padding is not None:
+        _check_range(config, "data.crop_padding", 1, config.data.image_size - 1)
     _check_number(config, "data.eval_fraction", 0.0, 1.0, open_ends=True)
     _check_choice(config, "model.name", ENCODERS)
     _check_choice(config, "model.dtype", ("float32", "bfloat16"))
