@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
+from vqjax.models.tokenizer import NETWORK
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
-from vqjax.tasks.vqvae import NETWORK, VQVAETask
+from vqjax.tasks.vqvae import VQVAETask
 
 _CODEBOOK = "codebook"
 

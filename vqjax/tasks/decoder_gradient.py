@@ -11,10 +11,11 @@ from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
 from vqjax.estimators import exact_gradient, hessian_gradient
 from vqjax.models import VQVAE
+from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers import QuantizerOutput
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
-from vqjax.tasks.vqvae import NETWORK, VQVAETask, image_metrics
+from vqjax.tasks.vqvae import VQVAETask, image_metrics
 
 DECODER_GRADIENTS = {"exact": exact_gradient, "hessian": hessian_gradient}
 """Gradients of the encoder that need the decoder's loss, by name."""

@@ -1,5 +1,6 @@
 """Training state: everything that changes from step to step, as one pytree."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -33,6 +34,11 @@ class TrainState(flax.struct.PyTreeNode):
     log_sums: dict[str, Any] = flax.struct.field(default_factory=dict)
     ema_params: dict[str, Any] | None = None
     frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+    def saved(self) -> dict[str, Any]:
+        """Return the fields that checkpoints hold: all that are in use, but ``frozen``."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name != "frozen" and value is not None}
 
     def trained(self, network: str) -> dict[str, Any]:
         """Return the variables of a network as ``Module.apply`` takes them, with the trained parameters."""

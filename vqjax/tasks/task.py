@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vqjax.data import Batch
 
-Metric = object  # TODO
+from vqjax.evaluation import Metric
 from vqjax.tasks.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -25,12 +25,14 @@ class Task(abc.ABC):
 
     Attributes:
       metrics: Metrics of an evaluation, which consume what ``evaluate`` returns.
+      facts: Facts about the networks by name, for the head of reports.
       mesh_axes: Sizes of the axes of the device mesh besides ``data``.
       mutable_fields: Dotted names of config fields that may change when a run resumes, because they do not change the
         result of a step by more than rounding.
     """
 
     metrics: Sequence[Metric] = ()
+    facts: Mapping[str, Any] = {}
     mesh_axes: Mapping[str, int] = {}
     mutable_fields: frozenset[str] = frozenset()
 
@@ -75,11 +77,14 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """Return what the metrics consume; pure, called inside ``jit``. The state has no optimizer states.
+        """Return what the metrics consume beside the batch itself; pure, called inside ``jit``.
 
         Args:
-          state: State to evaluate.
+          state: State to evaluate, without the states of optimizers.
           batch: Batch with ``valid``, False for rows of padding.
+
+        Returns:
+          Arrays with a row for each image, and scalars.
         """
 
     def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
@@ -100,11 +105,11 @@ class Task(abc.ABC):
         """
         return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
 
-    def pictures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
+    def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
         """Return pictures of an evaluation by name.
 
         Args:
-          outputs: What :meth:`evaluate` returned for the first images of the split.
+          collected: What the collectors among ``metrics`` kept.
         """
-        del outputs
+        del collected
         return {}

@@ -13,22 +13,19 @@ from jaxtyping import Array, Float, Key, PyTree
 from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
 
-Metric = object  # TODO
+from vqjax.evaluation import Metric, Pictures, tokenizer_metrics
 from vqjax.models import VQVAE
+from vqjax.models.tokenizer import NETWORK
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
 
-NETWORK = "generator"
-"""Name of the autoencoder among the networks of a state, here and in tasks that add others to it."""
-
-_EVALUATED_SCALARS = ("quantization_error", "codebook_loss", "commitment_loss")
 _LATENTS_PER_CODE = 64
 _MOST_LATENTS = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
 class VQVAETask(Task):
-    """Reconstruction loss plus the quantizer's own, with one optimizer for encoder, decoder and what the quantizer learns.
+    """Reconstruction loss plus the quantizer's own, and one optimizer for encoder, decoder and quantizer.
 
     Attributes:
       model: The autoencoder, with the number of microbatches of a training step.
@@ -36,7 +33,8 @@ class VQVAETask(Task):
       loss: Reconstruction loss of two batches of images in [-1, 1].
       augment: Augmentation of uint8 images, given a key.
       kmeans_init: Start the codebook of a new run from clusters of the untrained encoder's latents.
-      ema_decay: Decay of a moving average of the parameters, which is evaluated and saved in their place; None for none.
+      ema_decay: Decay of a moving average of the parameters, which is saved beside them and evaluated in their place;
+        None for none.
 
     Raises:
       UserError: ``ema_decay`` is out of range, or the quantizer has no k-means start.
@@ -71,6 +69,11 @@ class VQVAETask(Task):
             raise UserError(f"kmeans_init must be False for the quantizer {quantizer.__name__}, got True.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay must be above 0 and below 1, or None, got {self.ema_decay}.")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Number of codes of a codebook."""
+        return {"num_codes": self.model.quantizer.num_codes}
 
     @property
     def mesh_axes(self) -> dict[str, int]:
@@ -139,17 +142,30 @@ class VQVAETask(Task):
         return state.replace(variables={**state.variables, NETWORK: state.variables[NETWORK] | started})
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """Return images, reconstructions and code indices; see :meth:`Task.evaluate`."""
-        images = to_model_range(batch["image"])
-        output = self.model.clone(microbatches=1).apply(state.evaluated(NETWORK), images, batch["valid"])
-        scalars = output.quantizer.metrics
+        """Return reconstructions, code indices and the quantizer's metrics; see :meth:`Task.evaluate`."""
+        model = self.model.clone(microbatches=1)
+        output = model.apply(state.evaluated(NETWORK), to_model_range(batch["image"]), batch["valid"])
         return {
-            "image": images,
             "reconstruction": output.reconstruction,
             "indices": output.quantizer.indices,
-            "valid": batch["valid"],
-            **{name: scalars[name] for name in _EVALUATED_SCALARS if name in scalars},
+            **output.quantizer.metrics,
         }
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """Metrics of a tokenizer, and the first images of the split with their reconstructions."""
+        return *tokenizer_metrics(self.model.quantizer.num_codes, self.model.quantizer.num_codebooks), Pictures()
+
+    def headline(self, metrics: Mapping[str, Any]) -> str:
+        """Return quality and code usage in one line."""
+        return (
+            f"held-out PSNR {metrics['psnr']:.2f} dB ({metrics['psnr_gain']:+.2f} over the mean color), "
+            f"perplexity {metrics['perplexity_batch']:.1f}, codes in use {100 * metrics['usage_split']:.0f} %"
+        )
+
+    def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
+        """Return a sheet of originals above their reconstructions."""
+        return {"reconstructions": comparison_sheet(collected["image"], collected["reconstruction"])}
 
     def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
         """Divide what has one row per code over the mesh axis ``codes``; see :meth:`Task.partition`."""

@@ -1,6 +1,7 @@
 """Compiled program of several training steps."""
 
 from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
