@@ -171,23 +171,20 @@ def load_networks(workdir: str | Path, step: int | None = None) -> SavedNetworks
     for other, reason in info.passed_over.items():
         logging.warning("checkpoint %d is damaged (%s): reading that of step %d", other, reason, info.step)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = SavedNetworks._fields[1:]
+
+    def on_device(array: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device)
+
+    def left_out(array: Any) -> Any:
+        return ocp.PLACEHOLDER
+
     with open_checkpoints(workdir) as checkpointer, _readable(checkpointer.directory, info.step):
         saved = checkpointer.metadata(info.step).metadata
-        networks = checkpointer.load(
-            info.step,
-            {
-                name: jax.tree.map(
-                    lambda array: (
-                        jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device)
-                        if name in wanted
-                        else ocp.PLACEHOLDER
-                    ),
-                    tree,
-                )
-                for name, tree in saved.items()
-            },
-        )
+        wanted = {
+            name: jax.tree.map(on_device if name in SavedNetworks._fields else left_out, tree)
+            for name, tree in saved.items()
+        }
+        networks = checkpointer.load(info.step, wanted)
     return SavedNetworks(info, networks["params"], networks["variables"], networks.get("ema_params"))
 
 

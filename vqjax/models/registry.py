@@ -8,14 +8,15 @@ Example:
   64
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 
+from vqjax import quantizers
 from vqjax.errors import UserError
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.vqvae import VQVAE
-from vqjax.runtime.signature import Registry
+from vqjax.runtime.signature import Registry, within
 
 Dtype = Literal["float32", "bfloat16"]
 Precision = Literal["default", "tensorfloat32", "float32"]
@@ -111,3 +112,26 @@ MODELS = Registry({"residual": residual, "sonnet": sonnet})
 """The autoencoders by name."""
 
 defaults, build = MODELS.defaults, MODELS.build
+
+
+def build_model(model: Any, quantizer: Any) -> nn.Module:
+    """Build the autoencoder that a config describes.
+
+    Args:
+      model: The group ``model`` of the config.
+      quantizer: The group ``quantizer``.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A field cannot be used; the message begins with its path in the config.
+
+    Example:
+      >>> build_model({"name": "sonnet", "width": 8}, {"name": "vq", "num_codes": 16}).quantizer.num_codes
+      16
+    """
+    with within("config.quantizer"):
+        built = quantizers.build(**quantizer)
+    with within("config.model"):
+        return build(**model, quantizer=built)

@@ -98,8 +98,9 @@ class Kind:
         if kind is list:
             value, kind = tuple(value), tuple
         if not ((value is None and self.optional) or kind in self.types or (kind is str and value in self.choices)):
-            hint = f"; {did_you_mean(value, self.choices)}" if kind is str and self.choices else "."
-            raise UserError(f"must be {self}, got {_shown(value)}{hint}")
+            if kind is str and self.choices:
+                raise UserError(f"={_shown(value)} is unknown; {did_you_mean(value, self.choices)}")
+            raise UserError(f"must be {self}, got {_shown(value)}.")
         # Whole numbers are int32 on a device.
         if (kind is int and abs(value) >= 2**31) or (kind is float and not math.isfinite(value)):
             raise UserError(f"must be {self}{' below 2**31' * (kind is int)}, got {_shown(value)}.")
@@ -120,12 +121,13 @@ class Kind:
             return None
         if bool in self.types and text.lower() in ("true", "false"):
             return text.lower() == "true"
-        if self.types - {str}:
-            with contextlib.suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(text.strip())
-                # One number without brackets is a sequence of one.
-                return self.check((value,) if self.types == {tuple} and type(value) is not tuple else value)
-        return self.check(text)
+        if str in self.types or self.choices:
+            return self.check(text)
+        value = text
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text.strip())
+        # One item needs no brackets.
+        return self.check((value,) if tuple in self.types and type(value) is int else value)
 
     def __str__(self) -> str:
         words = [_WORDS[kind] for kind in (bool, int, float, str) if kind in self.types]
@@ -226,13 +228,21 @@ class Call:
         """
         given = {name: value for name, value in arguments.items() if name in self.others or self._is_built(name, value)}
         config = self.defaults(**{name: value for name, value in arguments.items() if name not in given})
-        for name, field in self.fields.items():
-            if name not in given:
-                if config[name] is None and not field.can_be_off:
-                    raise UserError(f"{name} is missing; it must be {field.part or field.kind}.")
-                with within(name):
-                    given[name] = _built(field, config[name])
+        self.check_given(config | given)
+        for name in config.keys() - given.keys():
+            with within(name):
+                given[name] = _built(self.fields[name], config[name])
         return self.function(**given)
+
+    def check_given(self, config: Any) -> None:
+        """Refuse a config that leaves out an argument without a default.
+
+        Raises:
+          UserError: The first such argument.
+        """
+        for name, field in self.fields.items():
+            if config[name] is None and not field.can_be_off:
+                raise UserError(f"{name} is missing; it must be {field.part or field.kind}.")
 
     def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
         """Set one argument from the command line.
@@ -273,7 +283,8 @@ class Registry(dict[str, Callable[..., Any]]):
     Args:
       callables: By name.
       parts: What builds the arguments that are objects, by the name of the argument.
-      key: The name of the group's field that holds the choice.
+      key: Name of the field that holds the choice.
+      shared: Fields of the group that every choice has beside its own; they are not passed to it.
 
     Example:
       >>> def mean(): ...
@@ -294,9 +305,10 @@ class Registry(dict[str, Callable[..., Any]]):
         callables: Mapping[str, Callable[..., Any]],
         parts: "Mapping[str, Registry] | None" = None,
         key: str = "name",
+        shared: Call | None = None,
     ) -> None:
         super().__init__(callables)
-        self.parts, self.key = parts, key
+        self.parts, self.key, self.shared = parts, key, shared
 
     def call(self, name: Any) -> Call:
         """Return the group of arguments of one of the callables.
@@ -306,7 +318,10 @@ class Registry(dict[str, Callable[..., Any]]):
         """
         if not isinstance(name, str) or name not in self:
             raise UserError(f"{self.key}={_shown(name)} is unknown; {did_you_mean(str(name), self)}")
-        return Call(self[name], self.parts)
+        call = Call(self[name], self.parts)
+        if self.shared is not None:
+            call.fields |= self.shared.fields
+        return call
 
     def defaults(self, name: str, /, **arguments: Any) -> dict[str, Any]:
         """Return the choice and its arguments: see ``Call.defaults``."""
@@ -375,9 +390,9 @@ def within(path: str) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-        # Constructors begin with the name of the argument; the checks of a value, with what it must be.
-        first = re.match(r"[a-z_]\w*", message)
-        joint = ": " if first is None else " " if first[0] in ("must", "is") else "."
+        # Constructors begin with the name of the argument; the checks of a value, with what is wrong with it.
+        first = re.match(r"=|[a-z_]\w*", message)
+        joint = ": " if first is None else {"=": "", "must": " ", "is": " "}.get(first[0], ".")
         raise UserError(f"{path}{joint}{message}") from error
 
 

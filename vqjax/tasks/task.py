@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, UInt8
 
 from vqjax.data import Batch
-
 from vqjax.evaluation import Metric
 from vqjax.tasks.state import TrainState
 

@@ -1,21 +1,22 @@
 """Training of a vector-quantized autoencoder."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
-
 from vqjax.evaluation import Metric, Pictures, tokenizer_metrics
 from vqjax.models import VQVAE
 from vqjax.models.tokenizer import NETWORK
+from vqjax.reporting import comparison_sheet
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
 

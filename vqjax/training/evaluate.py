@@ -86,7 +86,7 @@ def report(
       result: The evaluation.
       config: Config of the run.
       dataset: The evaluated examples.
-      split: Name of their split.
+      split: ``"train"`` or ``"eval"``.
       step: Training step of the evaluated state.
       directory: Directory of the report.
 
@@ -96,7 +96,7 @@ def report(
     groups = {name: config[name].name for name in ("task", "model", "quantizer") if config.get(name)}
     context = {
         "dataset": dataset.name,
-        "split": split,
+        "split": config.data.get(f"{split}_split", split),
         "image_size": config.data.image_size,
         "checkpoint_step": step,
         **groups,
@@ -158,7 +158,7 @@ def evaluate_workdir(
         result,
         config,
         dataset,
-        split=config.data.get(f"{split}_split", split),
+        split=split,
         step=networks.info.step,
         directory=workdir / ("eval" if split == "eval" else "eval_train"),
     )

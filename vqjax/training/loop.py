@@ -2,34 +2,33 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import Checkpoints
 from vqjax.checkpointing.discovery import find_checkpoint
-from vqjax.data import Batch, Feed, ImageDataset, batch_indices, fingerprint, load_splits, make_feed
+from vqjax.data import Feed, batch_indices, fingerprint, load_splits, make_feed
 from vqjax.data.batches import check_batch_size, first_epoch_batches
-from vqjax.evaluation import EvaluationResult, terminal_table, write_report
+from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
 from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
+from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, log, progress_line
 from vqjax.training.devices import make_mesh, state_sharding
 from vqjax.training.dispatch import empty_log_sums, make_dispatch
-from vqjax.training.evaluate import evaluate_state, evaluation_context
+from vqjax.training.evaluate import evaluate_state, report
 from vqjax.training.nonfinite import Losses, NonfiniteGuard
-from vqjax.training.parts import build_task, example_batch
 from vqjax.training.resume import check_config, check_images
 
 # No training step has this number, and a run that is made longer later starts from the same state.
@@ -140,7 +139,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
                 run.run(stop_request, progress)
             # A run that was complete when it started has nothing to log, but still shows its result.
             result = run.final_result or run.evaluate(run.full_state)
-            _report(task, result, evaluation_context(config, task, splits.eval, run.step, config.data), workdir)
+            report(task, result, config, splits.eval, split="eval", step=run.step, directory=workdir / "eval")
             return result
         finally:
             run.close()
