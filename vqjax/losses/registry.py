@@ -5,3 +5,5 @@ from vqjax.runtime.signature import Registry
 
 LOSSES = Registry({"mse": MeanSquaredError})
 """The losses by name: functions of the training images and of the config's group ``loss``."""
+
+defaults, build = LOSSES.defaults, LOSSES.build

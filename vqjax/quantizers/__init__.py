@@ -8,6 +8,7 @@ from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.quantizers.pooling import MaxVecPool, SoftMaxVecPool
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
+from vqjax.quantizers.registry import QUANTIZERS, build, defaults
 from vqjax.quantizers.residual import ResidualSimVQ, ResidualVQ
 from vqjax.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
 from vqjax.quantizers.scalar import FSP, FSQ, LatentQuantizer
@@ -21,6 +22,7 @@ __all__ = [
     "FSQ",
     "IBQ",
     "LFQ",
+    "QUANTIZERS",
     "BinaryMapper",
     "Grouped",
     "GroupedResidualFSQ",
@@ -43,4 +45,6 @@ __all__ = [
     "SimVQ",
     "SoftMaxVecPool",
     "VectorQuantizer",
+    "build",
+    "defaults",
 ]

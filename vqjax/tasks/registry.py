@@ -7,3 +7,5 @@ from vqjax.tasks.vqvae import VQVAETask
 
 TASKS = Registry({"vqvae": VQVAETask, "alternating": AlternatingTask, "decoder_gradient": DecoderGradientTask})
 """The tasks by name: functions of model, optimizer, loss and augmentation, and of the config's group ``task``."""
+
+defaults, build = TASKS.defaults, TASKS.build
