@@ -11,6 +11,8 @@ import jax
 import jaxtyping
 import pytest
 
+from helpers.runs import config, finished, images_file  # noqa: F401  # fixtures of several rooms
+
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 jax.config.update("jax_platforms", "cpu")
@@ -34,9 +36,8 @@ def _compiled_once(tmp_path_factory):
     """Many tests start the same run: what one has compiled the others read, in both processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    jax.config.update(
-        "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
-    )
+    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
