@@ -89,7 +89,7 @@ def _settings(size: str) -> dict[str, Any]:
 def _heldout_images(image_size: int) -> jax.Array:
     data = default_config().data
     data.source, data.image_size = "photos", image_size
-    return to_model_range(materialize(load_splits(data).heldout))
+    return to_model_range(materialize(load_splits(data).eval)["image"])
 
 
 def _train(processes: int, devices: int, workdir: Path, settings: list[str]) -> None:

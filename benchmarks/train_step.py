@@ -99,7 +99,7 @@ def vqjax_train_step(name: str, images: np.ndarray) -> tuple[Callable[[], None],
     model = build_model(config.model, config.quantizer)
     optimizer = build_optimizer(config.optimizer, config.num_steps)
     state = create_state(model, optimizer, images.shape[1:], seed=0)
-    batch = jax.device_put(images)
+    batch = jax.device_put({"image": images})
     options = StepOptions(seed=0)
 
     def step(state, batch):

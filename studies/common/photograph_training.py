@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from vqjax.data import batch_indices, materialize
+from vqjax.data import Batch, batch_indices, materialize
 from vqjax.data.dataset import ImageDataset, Splits
 from vqjax.data.statistics import pixel_variance
 from vqjax.evaluation.evaluate import evaluate_model
@@ -130,22 +130,22 @@ class PhotographTraining:
                 looks.append({name: float(value) for name, value in metrics.items()})
             on_step(number, metrics)
         late = {name: float(np.mean([look[name] for look in looks])) for name in looks[0]}
-        heldout: ImageDataset = self._photographs.splits.heldout
+        heldout: ImageDataset = self._photographs.splits.eval
         result = evaluate_model(self._model, state.variables, heldout, batch_size=_EVALUATION_BATCH)
         return Outcome(False, state, result.metrics, late)
 
-    def _take_step(self, state: TrainState, images: Array, seed: Array) -> tuple[TrainState, dict[str, Array]]:
+    def _take_step(self, state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, dict[str, Array]]:
         options = StepOptions(
             seed=seed,
             flip=True,
             reconstruction_scale=1 / self._photographs.variance,
             encoder_gradient=self._encoder_gradient,
         )
-        return train_step(state, images, self._model, self._optimizer, options)
+        return train_step(state, batch, self._model, self._optimizer, options)
 
-    def _batch(self, seed: int, number: int) -> np.ndarray:
+    def _batch(self, seed: int, number: int) -> Batch:
         images = self._photographs.training
-        return images[batch_indices(seed, number, self._setting.batch_size, len(images))]
+        return {"image": images[batch_indices(seed, number, self._setting.batch_size, len(images))]}
 
 
 def load_photographs(load_splits: Callable[[int], Splits], image_size: int) -> Photographs:
@@ -159,4 +159,4 @@ def load_photographs(load_splits: Callable[[int], Splits], image_size: int) -> P
       The images.
     """
     splits = load_splits(image_size)
-    return Photographs(splits, materialize(splits.train), pixel_variance(splits.train))
+    return Photographs(splits, materialize(splits.train)["image"], pixel_variance(splits.train))

@@ -139,7 +139,7 @@ def load_cifar10() -> StudyImages:
     data = ConfigDict({"source": "tfds", "name": "cifar10", "image_size": 32})
     data.update({"train_split": "train", "eval_split": "test", "eval_fraction": 0.1})
     splits = load_splits(data)
-    return StudyImages(materialize(splits.train), materialize(splits.heldout))
+    return StudyImages(materialize(splits.train)["image"], materialize(splits.eval)["image"])
 
 
 def make_runs(

@@ -197,7 +197,9 @@ class StudyTraining:
     ) -> TrainState:
         def one(state: TrainState, chosen: Int[Array, " batch"]) -> tuple[TrainState, None]:
             sums = state.window
-            state, metrics = train_step(state, images[chosen], self._model, self._optimizer, StepOptions(seed=seed))
+            state, metrics = train_step(
+                state, {"image": images[chosen]}, self._model, self._optimizer, StepOptions(seed=seed)
+            )
             return state.replace(window={name: total + metrics[name] for name, total in sums.items()}), None
 
         if len(indices) == 1:

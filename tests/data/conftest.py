@@ -8,10 +8,11 @@ from vqjax.data import UnreadableImage
 
 
 class NumberedImages:
-    """Image i is 4 x 4 and all i; the ones in `broken` cannot be read."""
+    """Image i is 4 x 4 and all i, of class i % 10 if labelled; the ones in `broken` cannot be read."""
 
-    def __init__(self, count, broken=()):
+    def __init__(self, count, broken=(), labelled=False):
         self.name = "numbered"
+        self.class_names = tuple("0123456789") if labelled else None
         self.count = count
         self.broken = frozenset(broken)
 
@@ -21,7 +22,8 @@ class NumberedImages:
     def __getitem__(self, index):
         if index in self.broken:
             raise UnreadableImage(f"image-{index}.png", "broken on purpose")
-        return np.full((4, 4, 3), index, np.uint8)
+        image = np.full((4, 4, 3), index, np.uint8)
+        return {"image": image} if self.class_names is None else {"image": image, "label": np.int32(index % 10)}
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ def numbered(count, shape=(8, 8, 3)):
 def test_npy_is_divided_into_disjoint_repeatable_splits(tmp_path):
     np.save(tmp_path / "images.npy", numbered(10))
     first, second = load(tmp_path / "images.npy"), load(tmp_path / "images.npy")
-    train, heldout = materialize(first.train), materialize(first.heldout)
-    assert (train.shape, heldout.shape) == ((8, 8, 8, 3), (2, 8, 8, 3))
-    assert sorted(np.concatenate([train, heldout])[:, 0, 0, 0].tolist()) == list(range(10))
-    np.testing.assert_array_equal(materialize(second.heldout), heldout)
-    assert (first.train.name, first.heldout.name) == ("images.npy/train", "images.npy/heldout")
+    train, evaluation = materialize(first.train)["image"], materialize(first.eval)["image"]
+    assert (train.shape, evaluation.shape) == ((8, 8, 8, 3), (2, 8, 8, 3))
+    assert sorted(np.concatenate([train, evaluation])[:, 0, 0, 0].tolist()) == list(range(10))
+    np.testing.assert_array_equal(materialize(second.eval)["image"], evaluation)
+    assert (first.train.name, first.eval.name) == ("images.npy/train", "images.npy/eval")
 
 
 def test_npy_is_read_as_needed(tmp_path):
@@ -35,21 +35,21 @@ def test_npy_is_read_as_needed(tmp_path):
 def test_npz_has_the_splits_by_name_beside_anything_else(tmp_path):
     np.savez(tmp_path / "images.npz", train=numbered(6), test=numbered(3), labels=np.arange(6))
     splits = load(tmp_path / "images.npz")
-    assert (len(splits.train), len(splits.heldout)) == (6, 3)
-    assert splits.heldout.name == "images.npz/test"
+    assert (len(splits.train), len(splits.eval)) == (6, 3)
+    assert splits.eval.name == "images.npz/test"
     swapped = load(tmp_path / "images.npz", train_split="test", eval_split="train")
-    assert (len(swapped.train), len(swapped.heldout)) == (3, 6)
+    assert (len(swapped.train), len(swapped.eval)) == (3, 6)
 
 
 def test_npz_of_one_array_is_divided(tmp_path):
     np.savez_compressed(tmp_path / "images.npz", numbered(10))
-    assert len(load(tmp_path / "images.npz").heldout) == 2
+    assert len(load(tmp_path / "images.npz").eval) == 2
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1)])
 def test_grayscale_is_repeated_to_three_channels(tmp_path, shape):
     np.save(tmp_path / "images.npy", numbered(4, shape))
-    image = load(tmp_path / "images.npy").train[0]
+    image = load(tmp_path / "images.npy").train[0]["image"]
     assert image.shape == (8, 8, 3)
     assert (image == image[..., :1]).all()
 
@@ -58,18 +58,18 @@ def test_other_sizes_are_resized_and_center_cropped(tmp_path):
     images = np.zeros((4, 16, 32, 3), np.uint8)
     images[:, :, 8:24] = 200
     np.save(tmp_path / "images.npy", images)
-    np.testing.assert_allclose(load(tmp_path / "images.npy").train[0], np.full((8, 8, 3), 200), atol=12)
+    np.testing.assert_allclose(load(tmp_path / "images.npy").train[0]["image"], np.full((8, 8, 3), 200), atol=12)
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((4, 8, 8, 3), np.float32), r"is float32 of shape \[4, 8, 8, 3\]; allowed is uint8"),
+        (np.zeros((4, 8, 8, 3), np.float32), r"must be uint8 .* got float32 of shape \[4, 8, 8, 3\]"),
         (np.zeros((4, 3, 8, 8), np.uint8), r"move the channels to the end with numpy.moveaxis\(images, 1, -1\)"),
-        (np.zeros((4, 8, 8, 4), np.uint8), r"is uint8 of shape \[4, 8, 8, 4\]"),
-        (np.zeros((64, 3), np.uint8), r"is uint8 of shape \[64, 3\]"),
-        (np.zeros((0, 8, 8, 3), np.uint8), r"is uint8 of shape \[0, 8, 8, 3\]"),
-        (np.zeros((1, 8, 8, 3), np.uint8), r"has 1 readable image"),
+        (np.zeros((4, 8, 8, 4), np.uint8), r"got uint8 of shape \[4, 8, 8, 4\]"),
+        (np.zeros((64, 3), np.uint8), r"got uint8 of shape \[64, 3\]"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"got uint8 of shape \[0, 8, 8, 3\]"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"must have at least 2 readable images, .* got 1"),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(tmp_path, images, message):
@@ -80,7 +80,9 @@ def test_arrays_that_are_no_images_are_refused(tmp_path, images, message):
 
 def test_missing_names_are_refused_with_those_there_are(tmp_path):
     np.savez(tmp_path / "images.npz", training=numbered(4), validation=numbered(4))
-    with pytest.raises(UserError, match=r"has the arrays \['training', 'validation'\], not 'train' and 'test'"):
+    with pytest.raises(
+        UserError, match=r"must have the arrays 'train' and 'test', .* got \['training', 'validation'\]"
+    ):
         load(tmp_path / "images.npz")
 
 
@@ -109,10 +111,67 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 def test_other_paths_are_refused(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="a path that does not exist"):
         load(tmp_path / "missing.npy")
-    with pytest.raises(UserError, match=r"is not a \.npy or \.npz file"):
+    with pytest.raises(UserError, match=r"must be a \.npy or \.npz file, got .* another file"):
         load(tmp_path)
     (tmp_path / "images.h5").touch()
-    with pytest.raises(UserError, match=r"is not a \.npy or \.npz file"):
+    with pytest.raises(UserError, match=r"must be a \.npy or \.npz file, got .* another file"):
         load(tmp_path / "images.h5")
+
+
+def labels_of(dataset):
+    return [int(dataset[i]["label"]) for i in range(len(dataset))]
+
+
+def test_npz_has_labels_beside_both_splits(tmp_path):
+    labels = {"train_labels": np.array([2, 0, 1, 1, 0, 2], np.uint8), "test_labels": np.array([1, 0, 4])}
+    np.savez(tmp_path / "images.npz", train=numbered(6), test=numbered(3), **labels)
+    splits = load(tmp_path / "images.npz")
+    assert labels_of(splits.train) == [2, 0, 1, 1, 0, 2]
+    assert labels_of(splits.eval) == [1, 0, 4]
+    assert splits.train[0]["label"].dtype == np.int32
+    # One list of classes, whichever of them a split has.
+    assert splits.train.class_names == splits.eval.class_names == ("0", "1", "2", "3", "4")
+
+
+def test_labels_beside_a_single_array_are_divided_with_it(tmp_path):
+    np.savez(tmp_path / "images.npz", numbered(10), labels=np.arange(10) % 3)
+    splits = load(tmp_path / "images.npz")
+    assert (len(splits.train), len(splits.eval)) == (8, 2)
+    for dataset in splits:
+        levels = [int(dataset[i]["image"][0, 0, 0]) for i in range(len(dataset))]
+        assert labels_of(dataset) == [level % 3 for level in levels]
+
+
+def test_images_without_labels_have_none(tmp_path):
+    np.savez(tmp_path / "images.npz", train=numbered(6), test=numbered(3))
+    train = load(tmp_path / "images.npz").train
+    assert train.class_names is None
+    assert train[0].keys() == {"image"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(5), r"'labels' must be integers of shape \[6\], one for each image, got int64 of shape \[5\]"),
+        (np.zeros((6, 1), int), r"got int64 of shape \[6, 1\]"),
+        (np.int64(3), r"got int64 of shape \[\]"),
+        (np.zeros(6), r"must be integers of shape \[6\], .* got float64 of shape \[6\]"),
+        (np.zeros(6, bool), r"got bool of shape \[6\]"),
+        (np.array(list("abcdef")), r"got <U1 of shape \[6\]"),
+        (np.arange(6) - 1, r"must be class numbers from 0 to 1048575, got -1 to 4; number the classes from 0"),
+        (np.full(6, 2**40), r"must be class numbers from 0 to 1048575, got 1099511627776 to 1099511627776"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, labels, message):
+    np.savez(tmp_path / "images.npz", numbered(6), labels=labels)
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path / "images.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_labels_of_one_split_alone_are_refused(tmp_path):
+    np.savez(tmp_path / "images.npz", train=numbered(6), test=numbered(3), train_labels=np.arange(6))
+    with pytest.raises(UserError, match="must have labels for both splits or for none, got no array 'test_labels'"):
+        load(tmp_path / "images.npz")

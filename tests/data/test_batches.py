@@ -47,5 +47,5 @@ def test_results_cannot_be_written_to_since_they_are_cached():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match="batch_size=11 is larger than the 10 training images"):
+    with pytest.raises(UserError, match="batch_size must be at most 10, the number of training images, got 11"):
         batch_indices(0, 0, 11, 10)

@@ -2,15 +2,15 @@ import jax
 import numpy as np
 import pytest
 
-from vqjax.data import Feed, ResidentFeed, StreamedFeed, batch_indices, make_feed, materialize
+from vqjax.data import Feed, ResidentFeed, StreamedFeed, batch_indices, make_feed
 from vqjax.errors import UserError
 
 OPTIONS = {"seed": 3, "batch_size": 8, "steps_per_dispatch": 4}
 
 
 def make(kind, dataset, mesh, **changes):
-    options = OPTIONS | {"mesh": mesh} | changes
-    return ResidentFeed(materialize(dataset), **options) if kind == "resident" else StreamedFeed(dataset, **options)
+    feed = {"resident": ResidentFeed, "streamed": StreamedFeed}[kind]
+    return feed(dataset, **OPTIONS | {"mesh": mesh} | changes)
 
 
 @pytest.fixture(params=["resident", "streamed"])
@@ -22,7 +22,7 @@ def batches(feed, step, count):
     """The numbers of the images of each of `count` steps, read as the trainer reads them: in one jitted loop."""
     staged = feed.stage(step, count)
     select = jax.jit(feed.select)
-    return [np.asarray(select(staged, i))[:, 0, 0, 0].tolist() for i in range(count)]
+    return [np.asarray(select(staged, i)["image"])[:, 0, 0, 0].tolist() for i in range(count)]
 
 
 def expected(step, count, num_images=37):
@@ -32,7 +32,7 @@ def expected(step, count, num_images=37):
 def test_both_feeds_follow_the_order_across_epochs_on_one_and_on_eight_devices(kind, mesh, numbered_images):
     feed = make(kind, numbered_images(37), mesh)
     assert isinstance(feed, Feed)
-    assert (feed.num_images, feed.image_shape) == (37, (4, 4, 3))
+    assert (feed.num_images, feed.batch_spec["image"].shape) == (37, (8, 4, 4, 3))
     for step in (0, 4, 8):
         assert batches(feed, step, 4) == expected(step, 4)
     feed.close()
@@ -68,7 +68,7 @@ def test_staged_shapes_do_not_depend_on_the_count_so_that_the_step_compiles_once
 
 def test_each_device_holds_its_share_of_the_batch(kind, eight_devices, numbered_images):
     feed = make(kind, numbered_images(37), eight_devices)
-    selected = jax.jit(feed.select)(feed.stage(0, 4), 2)
+    selected = jax.jit(feed.select)(feed.stage(0, 4), 2)["image"]
     assert [shard.data.shape for shard in selected.addressable_shards] == [(1, 4, 4, 3)] * 8
     feed.close()
 
@@ -121,9 +121,9 @@ def test_make_feed_keeps_resident_what_fits_and_streams_the_rest(eight_devices, 
 @pytest.mark.parametrize(
     ("batch_size", "message"),
     [
-        (12, r"batch_size=12 cannot be divided over 8 devices; use a positive multiple of 8, such as 16"),
-        (0, r"batch_size=0 cannot be divided over 8 devices; use a positive multiple of 8, such as 8"),
-        (40, r"batch_size=40 is larger than the 37 training images"),
+        (12, r"batch_size must be a positive multiple of 8 to be divided over 8 devices, got 12; use 16"),
+        (0, r"batch_size must be a positive multiple of 8 to be divided over 8 devices, got 0; use 8"),
+        (40, r"batch_size must be at most 37, the number of training images, got 40"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(eight_devices, numbered_images, batch_size, message, resident_limit):
@@ -137,3 +137,24 @@ def test_data_without_a_readable_image_is_refused(eight_devices, numbered_images
     dataset = numbered_images(8, broken=range(8))
     with pytest.raises(UserError, match="none of its 8 images can be read"):
         make_feed(dataset, mesh=eight_devices, resident_limit=resident_limit, **OPTIONS)
+
+
+def labels_and_levels(batch):
+    return np.asarray(batch["label"]).tolist(), (np.asarray(batch["image"])[:, 0, 0, 0] % 10).tolist()
+
+
+def test_labels_stay_with_their_images(kind, mesh, numbered_images):
+    """Also where an unreadable image of a stream is replaced by the next one."""
+    feed = make(kind, numbered_images(37, broken=[5, 6], labelled=True), mesh)
+    assert feed.batch_spec["label"] == jax.ShapeDtypeStruct((8,), np.int32)
+    staged, select = feed.stage(0, 4), jax.jit(feed.select)
+    for i in range(4):
+        labels, levels = labels_and_levels(select(staged, i))
+        assert labels == levels
+    feed.close()
+
+
+def test_labels_change_no_image(kind, eight_devices, numbered_images):
+    plain, labelled = (make(kind, numbered_images(37, labelled=labelled), eight_devices) for labelled in (False, True))
+    assert batches(plain, 3, 4) == batches(labelled, 3, 4)
+    plain.close(), labelled.close()

@@ -29,26 +29,26 @@ def test_photographs():
 def test_arrays(tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((6, 8, 8, 3), np.uint8))
     splits = load_splits(config(source="arrays", name=str(tmp_path / "images.npy")))
-    assert isinstance(splits.heldout, ImageDataset)
-    assert (len(splits.train), splits.train[0].shape) == (3, (16, 16, 3))
+    assert isinstance(splits.eval, ImageDataset)
+    assert (len(splits.train), splits.train[0]["image"].shape) == (3, (16, 16, 3))
 
 
 def test_an_image_folder(tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (20, 20)).save(tmp_path / name)
     splits = load_splits(config(source="image_folder", name=str(tmp_path)))
-    assert (len(splits.heldout), splits.heldout[0].shape) == (1, (16, 16, 3))
+    assert (len(splits.eval), splits.eval[0]["image"].shape) == (1, (16, 16, 3))
 
 
 def test_an_unknown_source_is_refused_with_the_nearest_right_one():
-    with pytest.raises(UserError, match=r"data.source='image_foler' .* did you mean 'image_folder'\?$"):
+    with pytest.raises(UserError, match=r"data.source must be .* got 'image_foler'; did you mean 'image_folder'\?$"):
         load_splits(config(source="image_foler"))
-    with pytest.raises(UserError, match=r"use one of 'tfds', 'photos', 'image_folder', 'arrays'$"):
+    with pytest.raises(UserError, match=r"use one of 'arrays', 'image_folder', 'photos', 'tfds'$"):
         load_splits(config(source="qqq"))
 
 
 def test_an_image_size_without_pixels_is_refused():
-    with pytest.raises(UserError, match=r"data.image_size=0 must be at least 1"):
+    with pytest.raises(UserError, match=r"data.image_size must be at least 1, got 0"):
         load_splits(config(image_size=0))
 
 

@@ -14,24 +14,24 @@ def splits():
 
 
 def test_the_number_and_the_size_of_the_crops(splits):
-    assert (len(splits.train), len(splits.heldout)) == (6144, 512)
-    assert (splits.train.name, splits.heldout.name) == ("photos/train", "photos/heldout")
-    assert splits.train[0].shape == (32, 32, 3)
+    assert (len(splits.train), len(splits.eval)) == (6144, 512)
+    assert (splits.train.name, splits.eval.name) == ("photos/train", "photos/eval")
+    assert splits.train[0]["image"].shape == (32, 32, 3)
 
 
 def test_training_and_held_out_crops_come_from_different_photographs(splits):
     def photographs(dataset):
         return {photo.tobytes() for photo in {id(photo): photo for photo, _ in dataset._crops}.values()}
 
-    assert (len(photographs(splits.train)), len(photographs(splits.heldout))) == (7, 2)
-    assert not photographs(splits.train) & photographs(splits.heldout)
+    assert (len(photographs(splits.train)), len(photographs(splits.eval))) == (7, 2)
+    assert not photographs(splits.train) & photographs(splits.eval)
 
 
 def test_the_crops_are_the_same_in_every_run(splits):
     again = photo_splits(image_size=32)
     for index in (0, 100, 511):
-        np.testing.assert_array_equal(again.train[index], splits.train[index])
-        np.testing.assert_array_equal(again.heldout[index], splits.heldout[index])
+        np.testing.assert_array_equal(again.train[index]["image"], splits.train[index]["image"])
+        np.testing.assert_array_equal(again.eval[index]["image"], splits.eval[index]["image"])
 
 
 def test_the_crops_show_near_and_far_and_stay_inside_the_photograph(splits):
@@ -45,13 +45,13 @@ def test_the_crops_show_near_and_far_and_stay_inside_the_photograph(splits):
 
 
 def test_hardly_any_crop_is_constant(splits):
-    contrast = materialize(splits.heldout).mean(-1).std((1, 2))
+    contrast = materialize(splits.eval)["image"].mean(-1).std((1, 2))
     assert (contrast < 3).mean() < 0.01
 
 
 def test_the_first_few_crops_already_come_from_several_photographs(splits):
     assert len({id(photo) for photo, _ in splits.train._crops[:32]}) == 7
-    assert len({id(photo) for photo, _ in splits.heldout._crops[:8]}) == 2
+    assert len({id(photo) for photo, _ in splits.eval._crops[:8]}) == 2
 
 
 def test_nothing_is_downloaded(monkeypatch):
@@ -59,12 +59,12 @@ def test_nothing_is_downloaded(monkeypatch):
         raise AssertionError("tried to open a connection")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    assert photo_splits(image_size=8).train[0].shape == (8, 8, 3)
+    assert photo_splits(image_size=8).train[0]["image"].shape == (8, 8, 3)
 
 
 def test_image_sizes_up_to_the_smallest_photograph_work_and_larger_ones_are_refused():
-    assert photo_splits(image_size=300).heldout[0].shape == (300, 300, 3)
-    with pytest.raises(UserError, match=r"data.image_size=301 is larger .* \(300 pixels\); use 300 or less"):
+    assert photo_splits(image_size=300).eval[0]["image"].shape == (300, 300, 3)
+    with pytest.raises(UserError, match=r"data.image_size must be at most 300, .* got 301; use a smaller size"):
         photo_splits(image_size=301)
 
 

@@ -6,12 +6,12 @@ from vqjax.data.arrays import ArrayDataset
 from vqjax.errors import UserError
 
 
-def test_any_class_with_the_three_members_is_a_dataset(numbered_images):
+def test_any_class_with_the_four_members_is_a_dataset(numbered_images):
     assert isinstance(numbered_images(3), ImageDataset)
 
 
 def test_materialize_keeps_the_order(numbered_images):
-    images = materialize(numbered_images(200))
+    images = materialize(numbered_images(200))["image"]
     assert images.shape == (200, 4, 4, 3)
     np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(200))
 
@@ -19,11 +19,11 @@ def test_materialize_keeps_the_order(numbered_images):
 def test_materialize_keeps_the_order_over_several_chunks():
     # One megabyte is read at a time, so 30 images of 196,608 bytes take six chunks.
     source = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones((1, 256, 256, 3), np.uint8)
-    np.testing.assert_array_equal(materialize(ArrayDataset("large", source, image_size=256)), source)
+    np.testing.assert_array_equal(materialize(ArrayDataset("large", source, image_size=256))["image"], source)
 
 
 def test_unreadable_images_are_left_out_named_up_to_five_and_counted(numbered_images, warnings_logged):
-    images = materialize(numbered_images(20, broken=[0, 3, 4, 7, 8, 9, 19]))
+    images = materialize(numbered_images(20, broken=[0, 3, 4, 7, 8, 9, 19]))["image"]
     assert images[:, 0, 0, 0].tolist() == [1, 2, 5, 6, 10, 11, 12, 13, 14, 15, 16, 17, 18]
     assert warnings_logged[0] == "numbered: skipped unreadable image image-0.png: broken on purpose"
     assert warnings_logged[-1] == "numbered: skipped 7 unreadable images of 20"
@@ -50,3 +50,10 @@ def test_defects_in_a_dataset_are_not_taken_for_unreadable_images(numbered_image
 
     with pytest.raises(ZeroDivisionError):
         materialize(Defective(5))
+
+
+def test_labels_of_readable_images_are_materialized(numbered_images):
+    assert materialize(numbered_images(13, broken=[2, 11], labelled=True))["label"].tolist() == [
+        *(0, 1, 3, 4, 5, 6, 7, 8, 9),
+        *(0, 2),
+    ]

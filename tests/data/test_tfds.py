@@ -53,6 +53,9 @@ def data_dir(tmp_path_factory):
     train = [{"image": png(level)} for level in range(20)]
     test = [{"image": png(level)} for level in range(100, 110)] + [{"image": io.BytesIO(b"no image")}]
     write_dataset(path, "levels", images, {"train": train, "test": test})
+    classes = {"label": tfds.features.ClassLabel(names=["even", "odd"])}
+    labelled = [{"image": png(level), "label": level % 2} for level in range(20)]
+    write_dataset(path, "parities", images | classes, {"train": labelled, "test": labelled})
     write_dataset(path, "numbers", {"number": np.int64}, {"train": [{"number": 1}], "test": [{"number": 2}]})
     return path
 
@@ -64,19 +67,34 @@ def use_data_dir(data_dir, monkeypatch):
 
 def test_every_image_of_a_split_is_read_and_resized():
     splits = tfds_splits("levels", 8, "train", "test[:10]")
-    assert (splits.train.name, splits.heldout.name) == ("levels/train", "levels/test[:10]")
-    images = materialize(splits.train)
+    assert (splits.train.name, splits.eval.name) == ("levels/train", "levels/test[:10]")
+    images = materialize(splits.train)["image"]
     assert images.shape == (20, 8, 8, 3)
     assert sorted(images[:, 0, 0, 0].tolist()) == list(range(20))
 
 
 def test_one_by_one_and_all_at_once_give_the_same_images():
     dataset = tfds_splits("levels", 8, "train", "train").train
-    np.testing.assert_array_equal(np.stack([dataset[i] for i in range(20)]), materialize(dataset))
+    np.testing.assert_array_equal(np.stack([dataset[i]["image"] for i in range(20)]), materialize(dataset)["image"])
+
+
+def test_a_class_label_stays_with_its_image():
+    dataset = tfds_splits("parities", 8, "train", "test").train
+    assert dataset.class_names == ("even", "odd")
+    examples = materialize(dataset)
+    assert examples["label"].dtype == np.int32
+    np.testing.assert_array_equal(examples["label"], examples["image"][:, 0, 0, 0] % 2)
+    np.testing.assert_array_equal([dataset[i]["label"] for i in range(20)], examples["label"])
+
+
+def test_a_dataset_without_a_class_label_has_none():
+    dataset = tfds_splits("levels", 8, "train", "test").train
+    assert dataset.class_names is None
+    assert dataset[0].keys() == {"image"}
 
 
 def test_an_image_that_cannot_be_decoded_does_not_cost_its_neighbors(warnings_logged):
-    images = materialize(tfds_splits("levels", 8, "train", "test").heldout)
+    images = materialize(tfds_splits("levels", 8, "train", "test").eval)["image"]
     assert sorted(images[:, 0, 0, 0].tolist()) == list(range(100, 110))
     assert "levels/test[" in warnings_logged[0]
 
@@ -163,6 +181,11 @@ REAL_DATA_DIR = os.environ.get("TFDS_DATA_DIR")
 
 
 def test_cifar10_has_the_published_sizes_and_mean(cifar10):
-    assert (len(cifar10.train), len(cifar10.heldout)) == (50_000, 10_000)
-    mean = materialize(cifar10.heldout).mean((0, 1, 2)) / 255
+    assert (len(cifar10.train), len(cifar10.eval)) == (50_000, 10_000)
+    mean = materialize(cifar10.eval)["image"].mean((0, 1, 2)) / 255
     np.testing.assert_allclose(mean, [0.4942, 0.4851, 0.4504], atol=1e-4)
+
+
+def test_cifar10_has_a_thousand_test_images_of_each_class(cifar10):
+    assert cifar10.eval.class_names[:3] == ("airplane", "automobile", "bird")
+    np.testing.assert_array_equal(np.bincount(materialize(cifar10.eval)["label"]), [1000] * 10)

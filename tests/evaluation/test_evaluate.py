@@ -30,10 +30,10 @@ def batches(images, batch_size):
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         padding = batch_size - len(batch)
-        yield (
-            np.concatenate([batch, np.full([padding, *images.shape[1:]], 77, np.uint8)]),
-            np.arange(batch_size) < len(batch),
-        )
+        yield {
+            "image": np.concatenate([batch, np.full([padding, *images.shape[1:]], 77, np.uint8)]),
+            "valid": np.arange(batch_size) < len(batch),
+        }
 
 
 def test_a_padded_last_batch_changes_nothing():
@@ -110,7 +110,8 @@ def test_perfect_and_constant_images_stay_finite():
     def perfect(images, mask):
         return Reconstruction(images, jnp.zeros([2, 1, 1], jnp.int32), *jnp.zeros([3]))
 
-    metrics = evaluate(perfect, [(np.full([2, 8, 8, 3], 51, np.uint8), np.full(2, True))], num_codes=1).metrics
+    batch = {"image": np.full([2, 8, 8, 3], 51, np.uint8), "valid": np.full(2, True)}
+    metrics = evaluate(perfect, [batch], num_codes=1).metrics
     assert metrics["psnr"] == metrics["psnr_mean_color"] == 100
     assert metrics["variance_01"] == pytest.approx(0, abs=1e-6)
     assert metrics["perplexity_split"] == 1

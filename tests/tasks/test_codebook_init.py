@@ -15,7 +15,7 @@ from vqjax.training.config import default_config
 class SomeBroken:
     """40 images of random colors, every third of which cannot be read."""
 
-    name = "some broken"
+    name, class_names = "some broken", None
 
     def __len__(self):
         return 40
@@ -24,7 +24,7 @@ class SomeBroken:
         if index % 3 == 0:
             raise UnreadableImage(f"{index}.png", "broken on purpose")
         color = np.random.default_rng(index).integers(0, 256, (1, 1, 3), dtype=np.uint8)
-        return color.repeat(16, axis=0).repeat(16, axis=1)
+        return {"image": color.repeat(16, axis=0).repeat(16, axis=1)}
 
 
 @pytest.mark.parametrize("batch_size", [8, 40])

@@ -45,7 +45,7 @@ def gradient_of(state, after):
 
 def test_the_exact_gradient_is_that_of_the_autoencoder_without_quantization(images):
     model, state, step = make("exact")
-    after, metrics = step(state, images)
+    after, metrics = step(state, {"image": images})
     pixels = jnp.asarray(images, jnp.float32) / 127.5 - 1
 
     def unquantized(params):
@@ -66,8 +66,8 @@ def test_the_exact_gradient_is_that_of_the_autoencoder_without_quantization(imag
 def test_the_decoder_learns_from_the_codes_whatever_the_encoder_learns_from(images, encoder_gradient):
     _, state, step = make(estimator="straight_through")
     _, _, other_step = make(encoder_gradient, estimator="straight_through")
-    expected = gradient_of(state, step(state, images)[0])
-    measured = gradient_of(state, other_step(state, images)[0])
+    expected = gradient_of(state, step(state, {"image": images})[0])
+    measured = gradient_of(state, other_step(state, {"image": images})[0])
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-5), measured["decoder"], expected["decoder"]
     )
@@ -80,8 +80,8 @@ def test_alternating_steps_bring_the_codes_closer_before_the_task_step(images):
     learned = {"codebook_update": "gradient", "codebook_weight": 0.0}
     _, state, step = make(codebook=codebook, **learned)
     _, plain_state, plain_step = make(**learned)
-    after, metrics = step(state, images)
-    plain_after, plain_metrics = plain_step(plain_state, images)
+    after, metrics = step(state, {"image": images})
+    plain_after, plain_metrics = plain_step(plain_state, {"image": images})
     assert float(metrics["quantization_error"]) < 0.9 * float(plain_metrics["quantization_error"])
     assert bool(jnp.any(after.params["quantizer"]["codes"] != state.params["quantizer"]["codes"]))
     # With codebook_weight=0 the task alone does not move the codes.

@@ -45,28 +45,28 @@ def step():
 
 
 @pytest.fixture(scope="module")
-def images():
+def batch():
     colors = np.random.default_rng(0).integers(0, 256, (8, 1, 2, 3), dtype=np.uint8)
-    return colors.repeat(8, axis=2).repeat(16, axis=1)
+    return {"image": colors.repeat(8, axis=2).repeat(16, axis=1)}
 
 
-def test_the_first_step_has_the_recorded_metrics(step, images):
+def test_the_first_step_has_the_recorded_metrics(step, batch):
     state, train = step
-    _, metrics = train(state, images)
+    _, metrics = train(state, batch)
     measured = {name: float(value) for name, value in metrics.items()}
     assert measured == pytest.approx(GOLDEN, rel=1e-4), f"measured: {measured}"
 
 
-def test_the_loss_is_the_scaled_reconstruction_error_plus_commitment(step, images):
+def test_the_loss_is_the_scaled_reconstruction_error_plus_commitment(step, batch):
     state, train = step
-    _, metrics = train(state, images)
+    _, metrics = train(state, batch)
     expected = 2.0 * metrics["reconstruction_mse"] + 0.25 * metrics["commitment_loss"]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
 
 
-def test_a_step_moves_parameters_and_codebook_and_leaves_the_window(step, images):
+def test_a_step_moves_parameters_and_codebook_and_leaves_the_window(step, batch):
     state, train = step
-    after, _ = train(state, images)
+    after, _ = train(state, batch)
     assert int(after.step) == 1
     assert after.window == state.window
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.variables, after.variables)
@@ -74,18 +74,18 @@ def test_a_step_moves_parameters_and_codebook_and_leaves_the_window(step, images
     assert moved["codebook"]["quantizer"] == {"codes": True, "counts": True, "sums": True, "usage": True}
 
 
-def test_randomness_depends_on_the_step_alone(step, images):
+def test_randomness_depends_on_the_step_alone(step, batch):
     state, train = step
-    first, second = train(state, images)[1], train(state, images)[1]
-    later = train(state.replace(step=state.step + 1), images)[1]
+    first, second = train(state, batch)[1], train(state, batch)[1]
+    later = train(state.replace(step=state.step + 1), batch)[1]
     assert float(first["loss"]) == float(second["loss"])
     assert float(first["loss"]) != float(later["loss"])
 
 
-def test_training_lowers_the_loss(step, images):
+def test_training_lowers_the_loss(step, batch):
     state, train = step
     losses = []
     for _ in range(100):
-        state, metrics = train(state, images)
+        state, metrics = train(state, batch)
         losses.append(float(metrics["reconstruction_mse"]))
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])

@@ -35,7 +35,7 @@ def compiled_step(config, gradient_accumulation: int) -> tuple[str, PyTree]:
     feed = make_feed(dataset, seed=0, batch_size=BATCH, steps_per_dispatch=1, resident_limit=2**20, mesh=mesh)
     model_of_step = model.clone(microbatches=gradient_accumulation)
     step = functools.partial(train_step, model=model_of_step, optimizer=optimizer, options=StepOptions(seed=0))
-    state = create_state(model, optimizer, feed.image_shape, seed=0)
+    state = create_state(model, optimizer, (SIDE, SIDE, 3), seed=0)
     state = state.replace(window=empty_window(state, feed, step, skip_nonfinite=False))
     sharding = state_sharding(state, mesh, model.quantizer.num_codes)
     dispatch = make_dispatch(step, feed.select, 1, sharding)

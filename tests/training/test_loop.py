@@ -187,7 +187,7 @@ def test_a_batch_in_parts_trains_like_a_whole_one(finished, config, tmp_path, de
 
 def test_a_batch_in_parts_needs_rows_for_every_device(config, tmp_path):
     config.gradient_accumulation = 4
-    with pytest.raises(UserError, match=r"batch_size=8 cannot be divided over 4 devices in 4 parts; use .* 16"):
+    with pytest.raises(UserError, match=r"batch_size must be .* divided over 4 devices in 4 parts, got 8; use 16"):
         train(config, tmp_path / "run", devices=jax.devices()[:4])
     config.gradient_accumulation = 3
     with pytest.raises(UserError, match=r"gradient_accumulation=3 is not allowed: use a divisor of .*=8"):

@@ -177,7 +177,7 @@ def test_odd_files_of_a_folder_are_read_or_named(tmp_path, caplog):
     data = default_config().data
     data.source, data.name, data.image_size, data.train_split = "image_folder", str(tmp_path), SIDE, ""
     splits = load_splits(data)
-    assert sum(len(materialize(split)) for split in splits) == sum(is_picture.values())
+    assert sum(len(materialize(split)["image"]) for split in splits) == sum(is_picture.values())
     assert "skipped 9 unreadable images of 17" in caplog.text
     for split in splits:
         assert fingerprint(split)
@@ -249,7 +249,7 @@ def load_arrays(path: Path) -> None:
     data = default_config().data
     data.source, data.name, data.image_size = "arrays", str(path), SIDE
     for split in load_splits(data):
-        images = materialize(split)
+        images = materialize(split)["image"]
         assert images.shape[1:] == (SIDE, SIDE, 3)
 
 

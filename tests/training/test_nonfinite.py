@@ -22,8 +22,8 @@ def overflow(monkeypatch):
     """Makes the gradient of some steps, from 0, overflow while their loss is still finite."""
 
     def at(*steps: int) -> None:
-        def spoiled(state, images, **options):
-            after, metrics = train_step(state, images, **options)
+        def spoiled(state, batch, **options):
+            after, metrics = train_step(state, batch, **options)
             bad = jnp.isin(state.step, jnp.array(steps))
             params = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), after.params)
             collections = jax.tree.map(lambda x: jnp.where(bad, jnp.full_like(x, 7), x), after.collections)

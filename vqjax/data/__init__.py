@@ -1,14 +1,16 @@
-"""Images: where they come from, in which order training sees them, and how they reach the devices."""
+"""Data: sources of images and labels, the order in which training sees them, and feeds to the devices."""
 
 from vqjax.data.augment import augment, to_model_range, to_uint8
 from vqjax.data.batches import batch_indices, evaluation_batches
-from vqjax.data.dataset import ImageDataset, Splits, UnreadableImage
+from vqjax.data.dataset import Batch, Example, ImageDataset, Splits, UnreadableImage
 from vqjax.data.feeds import Feed, ResidentFeed, StreamedFeed, make_feed
 from vqjax.data.reading import materialize
 from vqjax.data.sources import load_splits
 from vqjax.data.statistics import fingerprint
 
 __all__ = [
+    "Batch",
+    "Example",
     "Feed",
     "ImageDataset",
     "ResidentFeed",

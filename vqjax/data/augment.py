@@ -1,4 +1,4 @@
-"""Random flips and shifts of image batches, and the pixel range models see. Pure JAX, used inside the step."""
+"""Augmentation of image batches inside the compiled step, and conversion to the pixel range of the models."""
 
 import jax
 import jax.numpy as jnp
@@ -13,34 +13,34 @@ def augment(
     images: UInt8[Array, "batch height width channels"],
     *,
     flip: bool,
-    crop_padding: int,
+    crop_padding: int | None,
 ) -> UInt8[Array, "batch height width channels"]:
-    """Flips half of the images left to right, and shifts each by up to `crop_padding` pixels either way.
+    """Flips half of the images left to right, and shifts each by up to ``crop_padding`` pixels either way.
 
-    What a shift uncovers shows the image's reflection. Each image is treated independently.
+    A shift fills in the reflection of the image at its edge. Each image is treated independently.
 
     Args:
-        key: a typed key; the same key gives the same result.
-        images: uint8 in [0, 255].
-        flip: whether to flip.
-        crop_padding: the largest shift in pixels along either axis; 0 for none.
+      key: A typed key; the same key gives the same result.
+      images: In [0, 255].
+      flip: Flip half of the images.
+      crop_padding: Largest shift in pixels along either axis; None for none.
 
     Returns:
-        images of the same shape, made of the same pixel values.
+      Images of the same shape, made of the same pixel values.
 
     Raises:
-        UserError: `crop_padding` is negative or not smaller than the image.
+      UserError: ``crop_padding`` is below 1, or not smaller than the image.
 
     Example:
-        >>> images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
-        >>> augment(jax.random.key(0), images, flip=True, crop_padding=2).shape
-        (2, 8, 8, 3)
+      >>> images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
+      >>> augment(jax.random.key(0), images, flip=True, crop_padding=2).shape
+      (2, 8, 8, 3)
     """
     flip_key, crop_key = jax.random.split(key)
     if flip:
         flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
-    if crop_padding:
+    if crop_padding is not None:
         images = _random_shift(crop_key, images, crop_padding)
     return images
 
@@ -49,10 +49,10 @@ def _random_shift(
     key: Key[Array, ""], images: UInt8[Array, "batch height width channels"], crop_padding: int
 ) -> UInt8[Array, "batch height width channels"]:
     batch, height, width, _ = images.shape
-    if not 0 <= crop_padding < min(height, width):
+    if not 1 <= crop_padding < min(height, width):
         raise UserError(
-            f"crop_padding={crop_padding} must lie in [0, {min(height, width) - 1}] for {height} x {width} images; "
-            "use 0 for no random crop"
+            f"crop_padding must be in [1, {min(height, width) - 1}] for {height} x {width} images, got {crop_padding}; "
+            "use None for no random crop"
         )
     spatial = (crop_padding, crop_padding)
     padded = jnp.pad(images, ((0, 0), spatial, spatial, (0, 0)), mode="reflect")
@@ -65,32 +65,32 @@ def _random_shift(
 
 
 def to_model_range(images: UInt8[Array | np.ndarray, "*shape"]) -> Float32[Array, "*shape"]:
-    """Pixels as the models see them: x / 127.5 - 1.
+    """Scales 8-bit pixels to [-1, 1]: x / 127.5 - 1.
 
     Args:
-        images: uint8 in [0, 255].
+      images: In [0, 255].
 
     Returns:
-        float32 in [-1, 1].
+      Pixels in [-1, 1].
 
     Example:
-        >>> to_model_range(jnp.array([0, 255], jnp.uint8)).tolist()
-        [-1.0, 1.0]
+      >>> to_model_range(jnp.array([0, 255], jnp.uint8)).tolist()
+      [-1.0, 1.0]
     """
     return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
-    """The inverse of `to_model_range`: rounded to the nearest pixel value, and clipped to [0, 255].
+    """Converts images in [-1, 1] to 8 bits: rounded to the nearest pixel value, and clipped to [0, 255].
 
     Args:
-        images: any float type, nominally in [-1, 1].
+      images: Of any float type, nominally in [-1, 1].
 
     Returns:
-        uint8 in [0, 255].
+      Pixels in [0, 255]; the inverse of :func:`to_model_range`.
 
     Example:
-        >>> to_uint8(jnp.array([-1.5, 0.0, 1.0])).tolist()
-        [0, 128, 255]
+      >>> to_uint8(jnp.array([-1.5, 0.0, 1.0])).tolist()
+      [0, 128, 255]
     """
     return jnp.clip(jnp.round((images.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

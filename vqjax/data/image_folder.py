@@ -1,15 +1,16 @@
-"""`image_folder`: JPEG, PNG and WebP files of any size, anywhere below a directory."""
+"""Source ``image_folder``: JPEG, PNG and WebP files of any size, anywhere below a directory."""
 
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32
 
 from vqjax.data.batches import hold_out
-from vqjax.data.dataset import Splits, UnreadableImage
+from vqjax.data.dataset import Example, Splits, UnreadableImage
 from vqjax.data.images import check_header, decode_image
 from vqjax.data.reading import READING_THREADS, UnreadableReport
 from vqjax.errors import UserError
@@ -18,66 +19,98 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 class ImageFiles:
-    """Image files, decoded when asked for, an `ImageDataset`.
+    """Image files, decoded when they are read, an :class:`vqjax.data.ImageDataset`.
 
     Args:
-        name: what reports call the images.
-        paths: the files.
-        image_size: the side of the images in pixels; others are resized and center-cropped.
+      name: Name in reports.
+      paths: The files.
+      image_size: Side of the images in pixels; others are resized and center-cropped.
+      labels: Class of each file; None if they have none.
+      class_names: The class that each label stands for; None if there are no labels.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], image_size: int):
-        self.name = name
-        self._paths = paths
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        image_size: int,
+        labels: Int32[np.ndarray, " paths"] | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        self.name, self.class_names = name, class_names
+        self._paths, self._labels = paths, labels
         self._image_size = image_size
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    def __getitem__(self, index: int) -> Example:
         path = self._paths[index]
-        return decode_image(path, self._image_size, path=path)
+        image = decode_image(path, self._image_size, path=path)
+        return {"image": image} if self._labels is None else {"image": image, "label": self._labels[index]}
 
 
 def image_folder_splits(
-    name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test", eval_fraction: float = 0.1
+    name: str,
+    image_size: int = 32,
+    train_split: str | None = "train",
+    eval_split: str | None = "test",
+    eval_fraction: float = 0.1,
 ) -> Splits:
-    """Finds the images below a directory; files that are no images at all are named and left out.
+    """Finds the images below a directory; files that are not images are logged and left out.
+
+    If every image lies in a subdirectory of its split, as ImageNet is laid out, the sorted names of these
+    subdirectories are the classes; otherwise there are no labels.
 
     Args:
-        directory: searched recursively, symbolic links included.
-        image_size: the side of the images in pixels.
-        train_split: a subdirectory with the training images; "" if there are no such subdirectories.
-        eval_split: a subdirectory with the held-out images; "" if there are no such subdirectories.
-        eval_fraction: the share held out at random if neither subdirectory exists.
+      name: The directory, searched recursively, symbolic links included.
+      image_size: Side of the images in pixels.
+      train_split: Subdirectory with the training images; None if the directory is not divided into splits.
+      eval_split: Subdirectory with the held-out images; None if the directory is not divided into splits.
+      eval_fraction: Share held out at random if neither subdirectory exists, in (0, 1).
 
     Returns:
-        both splits, in sorted order of the paths.
+      Both splits, in sorted order of the paths.
 
     Raises:
-        UserError: the directory is missing or holds no readable images, or only one of the subdirectories exists.
+      UserError: The directory is missing or holds no readable images, or only one of the subdirectories exists.
     """
-    directory = name
-    root = Path(directory).expanduser()
+    root = Path(name).expanduser()
     if not root.is_dir():
-        problem = "is a file, not a directory" if root.exists() else "does not exist"
-        raise UserError(f"config.data.name={directory!r} {problem}; set it to a directory of images")
-    # Reports are UTF-8, names of directories need not be.
-    name = root.resolve().name.encode(errors="replace").decode()
+        found = "a file" if root.exists() else "a path that does not exist"
+        raise UserError(f"config.data.name must be a directory of images, got {name!r}, {found}; correct the path")
     if _has_split_directories(root, train_split, eval_split):
-        train, heldout = (
-            ImageFiles(f"{name}/{s}", _image_paths(root / s), image_size) for s in (train_split, eval_split)
-        )
-        return Splits(train, heldout)
-    paths = _image_paths(root)
-    train_indices, heldout_indices = hold_out(len(paths), eval_fraction, name=directory)
-    return Splits(
-        ImageFiles(f"{name}/train", [paths[i] for i in train_indices], image_size),
-        ImageFiles(f"{name}/heldout", [paths[i] for i in heldout_indices], image_size),
-    )
+        splits = [(split, _image_files(root / split)) for split in (train_split, eval_split)]
+    else:
+        files = _image_files(root)
+        train, evaluation = hold_out(len(files), eval_fraction, name=name)
+        splits = [("train", [files[i] for i in train]), ("eval", [files[i] for i in evaluation])]
+    # Those of both splits, so that a class has the same number in both.
+    folders = {file.folder for _, files in splits for file in files}
+    classes = None if None in folders else sorted(folders)
+    return Splits(*(_dataset(f"{root.resolve().name}/{split}", files, image_size, classes) for split, files in splits))
 
 
-def _has_split_directories(root: Path, train_split: str, eval_split: str) -> bool:
+class _ImageFile(NamedTuple):
+    path: Path
+    folder: str | None  # the subdirectory of the split's directory that holds it, None if it lies directly there
+
+
+def _dataset(name: str, files: Sequence[_ImageFile], image_size: int, classes: Sequence[str] | None) -> ImageFiles:
+    paths = [file.path for file in files]
+    if classes is None:
+        return ImageFiles(_as_utf8(name), paths, image_size)
+    numbers = {folder: number for number, folder in enumerate(classes)}
+    labels = np.array([numbers[file.folder] for file in files], np.int32)
+    return ImageFiles(_as_utf8(name), paths, image_size, labels, tuple(map(_as_utf8, classes)))
+
+
+def _as_utf8(name: str) -> str:
+    """Makes a name of the file system, which may have bytes that are not UTF-8, one that a report can have."""
+    return name.encode(errors="replace").decode()
+
+
+def _has_split_directories(root: Path, train_split: str | None, eval_split: str | None) -> bool:
     has_train = bool(train_split) and (root / train_split).is_dir()
     has_eval = bool(eval_split) and (root / eval_split).is_dir()
     if has_train != has_eval:
@@ -87,17 +120,18 @@ def _has_split_directories(root: Path, train_split: str, eval_split: str) -> boo
         )
         others = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name != found)
         raise UserError(
-            f"{root} has {found}/ but no {missing}/; set config.data.{field} to one of {others}, or both "
-            "splits to '' to hold out config.data.eval_fraction of all images"
+            f"config.data.{field} must be a subdirectory of {root}, as {found} is, got {missing!r}; set it to one of "
+            f"{others}, or both splits to None to hold out config.data.eval_fraction of all images"
         )
     return has_train
 
 
-def _image_paths(root: Path) -> list[Path]:
+def _image_files(root: Path) -> list[_ImageFile]:
     candidates = sorted(path for path in _walk(root) if path.suffix.lower() in _SUFFIXES)
     if not candidates:
         raise UserError(
-            f"{root} holds no {', '.join(sorted(_SUFFIXES))} files; set config.data.name to a directory of images"
+            f"config.data.name must be a directory of images, got {root} without any {', '.join(sorted(_SUFFIXES))} "
+            "files; correct the path"
         )
     report = UnreadableReport(str(root))
     with ThreadPoolExecutor(READING_THREADS) as threads:
@@ -109,11 +143,16 @@ def _image_paths(root: Path) -> list[Path]:
         raise UserError(
             f"none of the {len(candidates)} image files below {root} can be read; replace the damaged files"
         )
-    return [path for path, error in zip(candidates, errors, strict=True) if error is None]
+    readable = (path for path, error in zip(candidates, errors, strict=True) if error is None)
+    return [_ImageFile(path, _folder(path.relative_to(root).parts)) for path in readable]
+
+
+def _folder(parts: tuple[str, ...]) -> str | None:
+    return parts[0] if len(parts) > 1 else None
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, through symbolic links, but no directory twice: links may form a loop."""
+    """Yields every file below ``root``, through symbolic links, but no directory twice: links may form a loop."""
     seen = set()
     for directory, subdirectories, files in os.walk(root, followlinks=True):
         status = os.stat(directory)

@@ -1,4 +1,4 @@
-"""From an encoded image file of any mode to a square RGB array."""
+"""Decoding of image files of any mode into square RGB arrays."""
 
 import io
 from pathlib import Path
@@ -8,19 +8,20 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from vqjax.data.dataset import UnreadableImage
+from vqjax.errors import one_line
 
 # Pillow also reads formats that start other programs (EPS); a data directory has no business doing that.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 
 def check_header(path: Path) -> None:
-    """Reads only as much of an image file as tells whether it is one.
+    """Checks that a file is an image, reading no more than its header.
 
     Args:
-        path: the file.
+      path: The file.
 
     Raises:
-        UnreadableImage: the file is empty, not an image, or claims to be absurdly large.
+      UnreadableImage: The file is empty, not an image, or claims to be absurdly large.
     """
     if path.exists() and not path.is_file():
         # Opening a named pipe would wait for somebody to write into it.
@@ -29,31 +30,31 @@ def check_header(path: Path) -> None:
         with Image.open(path, formats=_FORMATS):
             pass
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-        raise UnreadableImage(path, _one_line(error)) from error
+        raise UnreadableImage(path, one_line(error)) from error
 
 
 def decode_image(file: Path | io.BytesIO, size: int, *, path: str | Path) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Decodes an image upright, as RGB, with the shorter side scaled to `size` and the center cut out.
+    """Decodes an image upright, as RGB, with the shorter side scaled to ``size`` and the center cut out.
 
     Transparent pixels are laid over white, 16-bit grayscale keeps its upper eight bits, and the camera's
     orientation tag is honored.
 
     Args:
-        file: the file or its content.
-        size: the side of the result in pixels.
-        path: what to call the file if it cannot be decoded.
+      file: The file or its content.
+      size: Side of the result in pixels.
+      path: Name of the file in the error message.
 
     Returns:
-        the square image, uint8 in [0, 255].
+      The square image, in [0, 255].
 
     Raises:
-        UnreadableImage: the content is empty, truncated, not an image, or absurdly large.
+      UnreadableImage: The content is empty, truncated, not an image, or absurdly large.
 
     Example:
-        >>> content = io.BytesIO()
-        >>> Image.new("RGBA", (20, 10)).save(content, "PNG")
-        >>> decode_image(content, 4, path="transparent.png")[0, 0].tolist()
-        [255, 255, 255]
+      >>> content = io.BytesIO()
+      >>> Image.new("RGBA", (20, 10)).save(content, "PNG")
+      >>> decode_image(content, 4, path="transparent.png")[0, 0].tolist()
+      [255, 255, 255]
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -62,7 +63,7 @@ def decode_image(file: Path | io.BytesIO, size: int, *, path: str | Path) -> UIn
             ImageOps.exif_transpose(image, in_place=True)
             return resize_and_center_crop(_to_rgb(image), size)
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
-        raise UnreadableImage(path, _one_line(error)) from error
+        raise UnreadableImage(path, one_line(error)) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -77,25 +78,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def resize_and_center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Scales the shorter side of an RGB image to `size` pixels and cuts out the center.
+    """Scales the shorter side of an RGB image to ``size`` pixels and cuts out the center.
 
     Scaling is antialiased (Lanczos); scaling and cutting are one operation, so nothing is rounded in between.
 
     Args:
-        image: an RGB image of any size.
-        size: the side of the result in pixels.
+      image: An RGB image of any size.
+      size: Side of the result in pixels.
 
     Returns:
-        the square image, uint8 in [0, 255].
+      The square image, in [0, 255].
 
     Example:
-        >>> resize_and_center_crop(Image.new("RGB", (40, 30), "red"), 8)[0, 0].tolist()
-        [255, 0, 0]
+      >>> resize_and_center_crop(Image.new("RGB", (40, 30), "red"), 8)[0, 0].tolist()
+      [255, 0, 0]
     """
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)

@@ -1,15 +1,15 @@
-"""`photos`: square crops of the color photographs that come with scikit-image. Nothing is ever downloaded."""
+"""Source ``photos``: square crops of the color photographs that come with scikit-image; nothing is downloaded."""
 
 import importlib.resources
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from PIL import Image
 
-from vqjax.data.dataset import Splits
+from vqjax.data.dataset import Example, Splits
 from vqjax.errors import UserError
 
-# Grouped by scene: what is held out must not be seen in training, from whichever camera.
+# Grouped by scene: a scene must not be seen in training and in evaluation, from whichever camera.
 _TRAINING_SCENES = (
     ("astronaut.png",),
     ("hubble_deep_field.jpg",),
@@ -18,29 +18,31 @@ _TRAINING_SCENES = (
     ("retina.jpg",),
     ("rocket.jpg",),
 )
-# A cat and a cup: everybody can tell whether their reconstructions look right.
-_HELDOUT_SCENES = (("chelsea.png",), ("coffee.png",))
+# A cat and a cup: everybody can judge their reconstructions.
+_EVAL_SCENES = (("chelsea.png",), ("coffee.png",))
 _TRAINING_CROPS_PER_SCENE = 1024
-_HELDOUT_CROPS_PER_SCENE = 256
+_EVAL_CROPS_PER_SCENE = 256
 _LARGEST_CROP = 4  # times image_size
 _SMALLEST_CONTRAST = 6.0  # standard deviation of the luma, of 255; clear sky is below, out-of-focus fur above
 
 
 class PhotoCrops:
-    """Crops of a few photographs, drawn once and for all, an `ImageDataset`.
+    """Crops of a few photographs, the same in every run, an :class:`vqjax.data.ImageDataset` without labels.
 
-    The side of a crop is log-uniform between `image_size` and four times that, so that the same things are seen
+    The side of a crop is log-uniform between ``image_size`` and four times that, so that the same objects are seen
     from near and far; nearly constant crops are drawn again.
 
     Args:
-        name: what reports call the images.
-        scenes: file names in scikit-image's data directory; each inner tuple shows one scene.
-        crops_per_scene: how many crops every scene gets, shared equally among its photographs.
-        image_size: the side of the images in pixels.
+      name: Name in reports.
+      scenes: File names in scikit-image's data directory; each inner tuple shows one scene.
+      crops_per_scene: Crops of every scene, shared equally among its photographs.
+      image_size: Side of the images in pixels.
 
     Raises:
-        UserError: `image_size` is larger than a photograph, or scikit-image came without one.
+      UserError: ``image_size`` is larger than a photograph, or scikit-image came without one.
     """
+
+    class_names = None
 
     def __init__(self, name: str, scenes: tuple[tuple[str, ...], ...], crops_per_scene: int, image_size: int):
         self.name = name
@@ -57,32 +59,32 @@ class PhotoCrops:
     def __len__(self) -> int:
         return len(self._crops)
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    def __getitem__(self, index: int) -> Example:
         photo, box = self._crops[index]
         size = (self._image_size, self._image_size)
-        return np.asarray(photo.resize(size, Image.Resampling.LANCZOS, box))
+        return {"image": np.asarray(photo.resize(size, Image.Resampling.LANCZOS, box))}
 
 
 def photo_splits(image_size: int = 32) -> Splits:
-    """Crops of the bundled photographs; the held-out ones show a cat and a coffee cup that training never sees.
+    """Crops the bundled photographs; the held-out ones show a cat and a coffee cup that training never sees.
 
     Args:
-        image_size: the side of the images in pixels, at most 300.
+      image_size: Side of the images in pixels, at most 300.
 
     Returns:
-        6144 training crops and 512 held-out ones.
+      6144 training crops and 512 held-out ones.
 
     Raises:
-        UserError: `image_size` is larger than the smallest photograph, or scikit-image came without one.
+      UserError: ``image_size`` is larger than the smallest photograph, or scikit-image came without one.
 
     Example:
-        >>> splits = photo_splits(image_size=16)
-        >>> len(splits.train), len(splits.heldout), splits.train[0].shape
-        (6144, 512, (16, 16, 3))
+      >>> splits = photo_splits(image_size=16)
+      >>> len(splits.train), len(splits.eval), splits.train[0]["image"].shape
+      (6144, 512, (16, 16, 3))
     """
     return Splits(
         PhotoCrops("photos/train", _TRAINING_SCENES, _TRAINING_CROPS_PER_SCENE, image_size),
-        PhotoCrops("photos/heldout", _HELDOUT_SCENES, _HELDOUT_CROPS_PER_SCENE, image_size),
+        PhotoCrops("photos/eval", _EVAL_SCENES, _EVAL_CROPS_PER_SCENE, image_size),
     )
 
 
@@ -92,19 +94,19 @@ def _load(file_name: str) -> Image.Image:
     if not resource.is_file():
         raise UserError(
             f"config.data.source='photos' needs {file_name}, which the installed scikit-image lacks; "
-            "pip install --force-reinstall scikit-image"
+            "install it again with `pip install --force-reinstall scikit-image`"
         )
     with resource.open("rb") as file, Image.open(file) as image:
         return image.convert("RGB")
 
 
 def _crop_boxes(photo: Image.Image, count: int, image_size: int) -> Int64[np.ndarray, "count 4"]:
-    """Left, upper, right and lower edge of `count` crops, the same every time."""
+    """Draws ``count`` crops as left, upper, right and lower edge, the same every time."""
     shorter = min(photo.size)
     if image_size > shorter:
         raise UserError(
-            f"config.data.image_size={image_size} is larger than the smallest bundled photograph ({shorter} pixels); "
-            f"use {shorter} or less, or config.data.source='image_folder' with larger images"
+            f"config.data.image_size must be at most {shorter}, the shorter side of the smallest bundled photograph, "
+            f"got {image_size}; use a smaller size, or config.data.source='image_folder' with larger images"
         )
     generator = _generator()
     sums = _summed_area_tables(photo)

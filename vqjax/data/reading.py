@@ -1,20 +1,21 @@
-"""Reading a dataset once, in order, with threads decoding ahead; unreadable images are left out and named."""
+"""Reading a dataset once, in order, with threads that decode ahead."""
 
+import itertools
 import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
 from tqdm import tqdm
 
-from vqjax.data.dataset import ImageDataset, UnreadableImage
+from vqjax.data.dataset import Example, ImageDataset, UnreadableImage
 from vqjax.errors import UserError
 
-# Below this many images reading takes about a second, too short for a bar to tell anything.
+# Fewer images are read within about a second.
 _IMAGES_WORTH_A_PROGRESS_BAR = 4000
 
 READING_THREADS = min(16, 2 * (os.cpu_count() or 1))
@@ -26,16 +27,16 @@ _NAMED_FILES = 5
 
 
 class UnreadableReport:
-    """Names the first few unreadable images of a dataset as they turn up, and counts them all.
+    """Log of the unreadable images of a dataset: the first few by name, and their number.
 
     Args:
-        dataset_name: what the log lines call the dataset.
+      dataset_name: Name of the dataset in the log.
 
     Example:
-        >>> report = UnreadableReport("holiday")
-        >>> report.add(UnreadableImage("a.png", "empty file"))
-        >>> report.count
-        1
+      >>> report = UnreadableReport("holiday")
+      >>> report.add(UnreadableImage("a.png", "empty file"))
+      >>> report.count
+      1
     """
 
     def __init__(self, dataset_name: str):
@@ -45,11 +46,11 @@ class UnreadableReport:
 
     @property
     def count(self) -> int:
-        """The number of different unreadable images so far."""
+        """Number of different unreadable images so far."""
         return len(self._paths)
 
     def add(self, error: UnreadableImage) -> None:
-        """Counts an unreadable image, and names it if it is new and among the first five."""
+        """Counts an unreadable image, and logs it if it is new and among the first five."""
         with self._lock:
             if error.path in self._paths:
                 return
@@ -58,30 +59,30 @@ class UnreadableReport:
                 logging.warning("%s: skipped unreadable image %s", self._dataset_name, error)
 
     def summarize(self, total: int) -> None:
-        """Logs how many of `total` images were skipped, if any were."""
+        """Logs how many of ``total`` images were skipped, if any were."""
         if self.count:
             logging.warning("%s: skipped %d unreadable images of %d", self._dataset_name, self.count, total)
 
 
-def readable_images(dataset: ImageDataset) -> Iterator[UInt8[np.ndarray, "height width channels"]]:
-    """Yields every readable image once, in dataset order.
+def readable_examples(dataset: ImageDataset) -> Iterator[Example]:
+    """Yields every readable example once, in dataset order; the others are logged.
 
     Args:
-        dataset: the images.
+      dataset: The examples.
 
     Yields:
-        one image, uint8 in [0, 255].
+      One example.
 
     Raises:
-        UserError: not one image can be read.
+      UserError: No image can be read.
 
     Example:
-        >>> from vqjax.data.arrays import ArrayDataset
-        >>> len(list(readable_images(ArrayDataset("black", np.zeros((5, 4, 4, 3), np.uint8), image_size=4))))
-        5
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> len(list(readable_examples(ArrayDataset("black", np.zeros((5, 4, 4, 3), np.uint8), image_size=4))))
+      5
     """
     total = len(dataset)
-    chunk = max(1, _CHUNK_BYTES // math.prod(image_shape(dataset)))
+    chunk = max(1, _CHUNK_BYTES // bytes_per_example(dataset))
     chunks = (
         grain.MapDataset.range(0, total, chunk)
         .map(lambda start: read_many(dataset, range(start, min(start + chunk, total))))
@@ -90,98 +91,112 @@ def readable_images(dataset: ImageDataset) -> Iterator[UInt8[np.ndarray, "height
     report = UnreadableReport(dataset.name)
     iterator = iter(chunks)
     try:
-        for images in iterator:
-            for image in images:
-                if isinstance(image, UnreadableImage):
-                    report.add(image)
-                else:
-                    yield image
+        for example in itertools.chain.from_iterable(iterator):
+            if isinstance(example, UnreadableImage):
+                report.add(example)
+            else:
+                yield example
     finally:
         iterator.close()
     report.summarize(total)
 
 
-def read_many(dataset: ImageDataset, indices: Sequence[int]) -> list[np.ndarray | UnreadableImage]:
-    """Reads several images, all at once if the dataset can do that.
+def read_many(dataset: ImageDataset, indices: Sequence[int]) -> list[Example | UnreadableImage]:
+    """Reads several examples, all at once if the dataset can do that.
 
     Args:
-        dataset: the images.
-        indices: which ones.
+      dataset: The examples.
+      indices: Their indices.
 
     Returns:
-        for every index the image, or the error if that image cannot be read.
+      For every index the example, or the error if it cannot be read.
 
     Example:
-        >>> from vqjax.data.arrays import ArrayDataset
-        >>> len(read_many(ArrayDataset("black", np.zeros((5, 4, 4, 3), np.uint8), image_size=4), [0, 3]))
-        2
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> len(read_many(ArrayDataset("black", np.zeros((5, 4, 4, 3), np.uint8), image_size=4), [0, 3]))
+      2
     """
     if hasattr(dataset, "__getitems__"):
         try:
             return dataset.__getitems__(indices)
         except UnreadableImage:
             pass  # one bad image must not cost its neighbors: read them one by one
-    return [_image_or_error(dataset, index) for index in indices]
+    return [_example_or_error(dataset, index) for index in indices]
 
 
-def image_shape(dataset: ImageDataset) -> tuple[int, int, int]:
-    """Height, width and channels of a dataset's images, from the first one that can be read.
+def example_spec(dataset: ImageDataset) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shape and dtype of each entry of a dataset's examples, from the first one that can be read.
 
     Args:
-        dataset: the images.
+      dataset: The examples.
 
     Raises:
-        UserError: not one image can be read.
+      UserError: No image can be read.
 
     Example:
-        >>> from vqjax.data.arrays import ArrayDataset
-        >>> image_shape(ArrayDataset("black", np.zeros((5, 8, 8), np.uint8), image_size=4))
-        (4, 4, 3)
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> example_spec(ArrayDataset("black", np.zeros((5, 8, 8), np.uint8), image_size=4))["image"].shape
+      (4, 4, 3)
     """
     for index in range(len(dataset)):
-        image = _image_or_error(dataset, index)
-        if not isinstance(image, UnreadableImage):
-            return image.shape
+        example = _example_or_error(dataset, index)
+        if not isinstance(example, UnreadableImage):
+            return {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in example.items()}
     raise UserError(
         f"{dataset.name}: none of its {len(dataset)} images can be read; "
         "check config.data.name and replace damaged files"
     )
 
 
-def _image_or_error(dataset: ImageDataset, index: int) -> np.ndarray | UnreadableImage:
+def bytes_per_example(dataset: ImageDataset) -> int:
+    """Returns the bytes of one example's arrays.
+
+    Args:
+      dataset: The examples.
+
+    Raises:
+      UserError: No image can be read.
+
+    Example:
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> bytes_per_example(ArrayDataset("black", np.zeros((5, 8, 8), np.uint8), image_size=4))
+      48
+    """
+    return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in example_spec(dataset).values())
+
+
+def _example_or_error(dataset: ImageDataset, index: int) -> Example | UnreadableImage:
     try:
         return dataset[index]
     except UnreadableImage as error:
         return error
 
 
-def materialize(dataset: ImageDataset) -> UInt8[np.ndarray, "images height width channels"]:
-    """Decodes a whole dataset into one array, leaving out (and naming) the images that cannot be read.
+def materialize(dataset: ImageDataset) -> Example:
+    """Decodes a whole dataset into one array per entry; images that cannot be read are logged and left out.
 
     Args:
-        dataset: the images; all must fit into memory.
+      dataset: The examples; all must fit into memory.
 
     Returns:
-        the readable images in dataset order, uint8 in [0, 255].
+      The readable examples in dataset order, stacked: ``image``, uint8 ``[examples, height, width, channels]``, and
+      ``label``, int32 ``[examples]``, if the dataset has labels.
 
     Raises:
-        UserError: not one image can be read.
+      UserError: No image can be read.
 
     Example:
-        >>> from vqjax.data.arrays import ArrayDataset
-        >>> materialize(ArrayDataset("black", np.zeros((5, 8, 8, 3), np.uint8), image_size=4)).shape
-        (5, 4, 4, 3)
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> materialize(ArrayDataset("black", np.zeros((5, 8, 8, 3), np.uint8), image_size=4))["image"].shape
+      (5, 4, 4, 3)
     """
-    # grain takes half a second to import, and whoever only names the protocol above does not need it.
-    from vqjax.data.reading import image_shape, readable_images
-
     total = len(dataset)
-    images = np.empty((total, *image_shape(dataset)), np.uint8)
+    stacked = {name: np.empty((total, *spec.shape), spec.dtype) for name, spec in example_spec(dataset).items()}
     # None shows the bar on a terminal only.
     hide_bar = None if total >= _IMAGES_WORTH_A_PROGRESS_BAR else True
-    readable = readable_images(dataset)
     count = 0
-    for image in tqdm(readable, f"reading {dataset.name}", total, unit="image", disable=hide_bar):
-        images[count] = image
+    for example in tqdm(readable_examples(dataset), f"reading {dataset.name}", total, unit="image", disable=hide_bar):
+        for name, value in example.items():
+            stacked[name][count] = value
         count += 1
-    return images[:count]
+    return {name: values[:count] for name, values in stacked.items()}

@@ -1,4 +1,4 @@
-"""The variance of a dataset's pixels."""
+"""Variance of a dataset's pixels, and a fingerprint of its images."""
 
 import itertools
 import os
@@ -11,6 +11,8 @@ from vqjax.data.reading import read_many
 from vqjax.errors import UserError
 
 MOST_IMAGES = 4096
+"""Images that the variance is measured on, at most."""
+_FINGERPRINTED_IMAGES = 16
 
 
 def pixel_variance(dataset: ImageDataset) -> float:
@@ -35,39 +37,37 @@ def pixel_variance(dataset: ImageDataset) -> float:
     rows = np.unique(np.linspace(0, len(dataset) - 1, MOST_IMAGES).astype(int))
     count, total, squares = 0, 0.0, 0.0
     for some in itertools.batched(rows.tolist(), 64):
-        for image in read_many(dataset, some):
-            if not isinstance(image, UnreadableImage):
-                pixels = image.astype(np.float64) / 127.5 - 1
+        for example in read_many(dataset, some):
+            if not isinstance(example, UnreadableImage):
+                pixels = example["image"].astype(np.float64) / 127.5 - 1
                 count, total, squares = count + pixels.size, total + pixels.sum(), squares + np.square(pixels).sum()
     variance = squares / max(count, 1) - (total / max(count, 1)) ** 2
     if variance <= 1e-12:
         raise UserError(
-            f"config.loss.divide_by_variance=True is not allowed: the pixels of {dataset.name} have no variance. "
-            "Use other images, or False."
+            f"config.loss.divide_by_variance must be False for images without variance, got True for {dataset.name}; "
+            "use other images, or False"
         )
     return float(variance)
 
 
-_LOOKED_AT = 16
-
-
 def fingerprint(dataset: ImageDataset) -> str:
-    """Describes a dataset by the number of its images and a checksum of a few, evenly spaced.
+    """Describes a dataset by the number of its images and a checksum of 16 of them, evenly spaced.
 
     Args:
-        dataset: the images.
+      dataset: The images.
 
     Returns:
-        a short text that is the same for the same images in the same order.
+      A short text, the same for the same images in the same order.
 
     Example:
-        >>> from vqjax.data.arrays import ArrayDataset
-        >>> fingerprint(ArrayDataset("black", np.zeros((5, 8, 8, 3), np.uint8), image_size=8))
-        '5 images, checksum 38e2007b'
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> fingerprint(ArrayDataset("black", np.zeros((5, 8, 8, 3), np.uint8), image_size=8))
+      '5 images, checksum 38e2007b'
     """
     checksum = 0
-    rows = np.unique(np.linspace(0, len(dataset) - 1, _LOOKED_AT).astype(int))
-    for image in read_many(dataset, rows.tolist()):
-        content = os.fsencode(image.path) if isinstance(image, UnreadableImage) else image.tobytes()
+    rows = np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINTED_IMAGES).astype(int))
+    for example in read_many(dataset, rows.tolist()):
+        unreadable = isinstance(example, UnreadableImage)
+        content = os.fsencode(example.path) if unreadable else example["image"].tobytes()
         checksum = zlib.crc32(content, checksum)
     return f"{len(dataset)} images, checksum {checksum:08x}"

@@ -1,4 +1,4 @@
-"""`tfds`: image datasets prepared by tensorflow-datasets as array_record, read without TensorFlow."""
+"""Source ``tfds``: image datasets of tensorflow-datasets as array_record files, read without TensorFlow."""
 
 import difflib
 import importlib.util
@@ -9,76 +9,79 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
 
-from vqjax.data.dataset import Splits
+from vqjax.data.dataset import Example, Splits
 from vqjax.data.images import decode_image
-from vqjax.errors import UserError
+from vqjax.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 
 class TfdsImages:
-    """The images of one split, an `ImageDataset`.
+    """One split of a dataset, an :class:`vqjax.data.ImageDataset`; labelled if the feature ``label`` is a class.
 
     Args:
-        builder: a dataset prepared as array_record, with an `image` feature.
-        split: a split of it, such as "train" or "train[:10%]".
-        image_size: the side of the images in pixels; others are resized and center-cropped.
+      builder: A dataset prepared as array_record, with an ``image`` feature.
+      split: A split of it, such as ``"train"`` or ``"train[:10%]"``.
+      image_size: Side of the images in pixels; others are resized and center-cropped.
 
     Raises:
-        UserError: there is no such split, or it is empty.
+      UserError: There is no such split, or it is empty.
     """
 
     def __init__(self, builder: "tfds.core.DatasetBuilder", split: str, image_size: int):
         import tensorflow_datasets as tfds
 
         allowed = ", ".join(repr(name) for name in builder.info.splits)
-        # The encoded bytes are asked for, because tfds would decode with whichever library happens to be installed.
+        # The encoded bytes, because tfds would decode with whichever library happens to be installed.
         decoders = {"image": tfds.decode.SkipDecoding()}
         try:
             self._source = builder.as_data_source(split=split, decoders=decoders)
         except ValueError as error:
             raise UserError(
-                f"split {split!r} of tfds {builder.name} cannot be read ({_one_line(error)}); set "
+                f"split {split!r} of tfds {builder.name} cannot be read ({one_line(error)}); set "
                 f"config.data.train_split and config.data.eval_split to {allowed}, or a slice such as 'train[:90%]'"
             ) from error
         self.name = f"{builder.name}/{split}"
+        features = builder.info.features
+        is_labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
+        self.class_names = tuple(features["label"].names) if is_labelled else None
         self._image_size = image_size
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    def __getitem__(self, index: int) -> Example:
         return self._decode(index, self._source[index])
 
-    def __getitems__(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, "height width 3"]]:
-        """Many images at once: the records are fetched together, which is nearly twice as fast as one by one."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Reads many examples; fetching the records together is nearly twice as fast as one by one."""
         records = self._source.__getitems__(list(indices))
         return [self._decode(index, record) for index, record in zip(indices, records, strict=True)]
 
-    def _decode(self, index: int, record: dict) -> UInt8[np.ndarray, "height width 3"]:
-        return decode_image(io.BytesIO(record["image"]), self._image_size, path=f"{self.name}[{index}]")
+    def _decode(self, index: int, record: dict) -> Example:
+        image = decode_image(io.BytesIO(record["image"]), self._image_size, path=f"{self.name}[{index}]")
+        return {"image": image} if self.class_names is None else {"image": image, "label": np.int32(record["label"])}
 
 
 def tfds_splits(name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test") -> Splits:
     """Opens a dataset of the tensorflow-datasets catalog, or one prepared in the same layout.
 
-    The data directory is `TFDS_DATA_DIR`, or the place tensorflow-datasets uses by default. A dataset that is not
-    there yet is prepared if TensorFlow is installed, which preparing (but not reading) needs.
+    The data directory is ``TFDS_DATA_DIR``, or the default of tensorflow-datasets. A dataset that is not there yet is
+    prepared if TensorFlow is installed, which preparing (but not reading) needs.
 
     Args:
-        name: "cifar10", or with configuration and version "imagenet_resized/32x32:0.1.0".
-        image_size: the side of the images in pixels.
-        train_split: the split to train on.
-        eval_split: the split to evaluate on.
+      name: Name, such as ``"cifar10"``, or with configuration and version ``"imagenet_resized/32x32:0.1.0"``.
+      image_size: Side of the images in pixels.
+      train_split: The split to train on.
+      eval_split: The split to evaluate on.
 
     Returns:
-        both splits.
+      Both splits.
 
     Raises:
-        UserError: the dataset or a split is unknown, has no images, or is not prepared as array_record.
+      UserError: The dataset or a split is unknown, has no images, or is not prepared as array_record.
     """
     builder = _prepared_builder(name)
     _check_image_feature(name, builder)
@@ -121,7 +124,7 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         raise UserError(f"config.data.name={name!r} is not a tensorflow-datasets name; {hint}") from error
     except (AssertionError, ValueError) as error:  # a version, a configuration, or not a name at all
         raise UserError(
-            f"config.data.name={name!r} cannot be opened by tensorflow-datasets ({_one_line(error)}); "
+            f"config.data.name={name!r} cannot be opened by tensorflow-datasets ({one_line(error)}); "
             "correct the name, or leave out configuration and version to get the default ones"
         ) from error
 
@@ -146,7 +149,3 @@ def _is_prepared(builder: "tfds.core.DatasetBuilder") -> bool:
         return builder.is_prepared()
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

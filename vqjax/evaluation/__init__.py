@@ -1,17 +1,40 @@
-"""Measuring a trained tokenizer: metrics, the report, and the token file."""
+"""Evaluation of a model on a split: metrics, the report, and the token file."""
 
-from vqjax.evaluation.evaluate import EvaluationResult, Reconstruction, evaluate
-from vqjax.evaluation.report import PROTOCOL, terminal_table, write_report
+from vqjax.evaluation.collectors import Collector, Pictures, Rows
+from vqjax.evaluation.evaluate import EvaluationResult, evaluate, evaluate_model
+from vqjax.evaluation.metrics import (
+    MSE,
+    PSNR,
+    SSIM,
+    CodeUsage,
+    ImageMean,
+    Images,
+    Metric,
+    TokenLosses,
+    tokenizer_metrics,
+)
+from vqjax.evaluation.report import terminal_table, write_report
 from vqjax.evaluation.tokens import Tokens, load_tokens, save_tokens
 
 __all__ = [
-    "PROTOCOL",
+    "MSE",
+    "PSNR",
+    "SSIM",
+    "CodeUsage",
+    "Collector",
     "EvaluationResult",
-    "Reconstruction",
+    "ImageMean",
+    "Images",
+    "Metric",
+    "Pictures",
+    "Rows",
+    "TokenLosses",
     "Tokens",
     "evaluate",
+    "evaluate_model",
     "load_tokens",
     "save_tokens",
     "terminal_table",
+    "tokenizer_metrics",
     "write_report",
 ]

@@ -1,17 +1,351 @@
-"""How close an image is to another: mean squared error, PSNR and SSIM, each per image."""
+"""Metrics as objects: each has its numbers by name, their protocol, and the way from outputs to numbers."""
 
 import math
+from typing import Any, NamedTuple
 
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64, PyTree
 
 from vqjax.errors import UserError
+from vqjax.functional.metrics import exact_perplexity
 
+PSNR_CAP = 100.0
 SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 _SSIM_K1 = 0.01
 _SSIM_K2 = 0.03
+
+Outputs = dict[str, Array]
+"""Arrays that metrics consume: those of the batch (``image``, uint8 in [0, 255]; ``valid``), and what the model makes
+of it, such as ``reconstruction``, in [-1, 1], and ``indices``."""
+
+Numbers = dict[str, float | int | None]
+"""Results by name; None where a metric does not apply."""
+
+
+class Metric(flax.struct.PyTreeNode):
+    """Base class of metrics: one or more numbers of an evaluation, with the protocol of each.
+
+    The way of a batch through a metric has two parts. ``measure`` is compiled into the program that evaluates a batch,
+    and reduces the outputs to the few arrays that the metric needs. ``update`` adds these up on the host, in double
+    precision, over all batches, and ``compute`` makes the numbers.
+
+    A metric is a pytree: declare settings with ``flax.struct.field(pytree_node=False)``, and weights, such as those of
+    a feature network, as ordinary fields, which are then arguments of the compiled program.
+
+    Example:
+      >>> class Brightness(Metric):
+      ...     @property
+      ...     def protocol(self):
+      ...         return {"brightness": "largest pixel value of the split"}
+      ...
+      ...     def measure(self, outputs):
+      ...         return jnp.max(jnp.where(outputs["valid"][:, None, None, None], outputs["image"], 0))
+      ...
+      ...     def init(self):
+      ...         return 0
+      ...
+      ...     def update(self, state, measured):
+      ...         return max(state, int(measured))
+      ...
+      ...     def compute(self, state):
+      ...         return {"brightness": state}
+      >>> metric = Brightness()
+      >>> outputs = {"image": jnp.full([2, 8, 8, 3], 7, jnp.uint8), "valid": jnp.array([True, False])}
+      >>> metric.compute(metric.update(metric.init(), metric.measure(outputs)))
+      {'brightness': 7}
+    """
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """How each number is measured, by its name."""
+        raise NotImplementedError
+
+    def measure(self, outputs: Outputs) -> PyTree[Array]:
+        """Reduces the outputs of one batch to what ``update`` needs; pure, and compiled.
+
+        Args:
+          outputs: Arrays with a row for each image, of which those where ``valid`` is False are padding, and scalars.
+        """
+        raise NotImplementedError
+
+    def init(self) -> Any:
+        """Returns the state before the first batch."""
+        raise NotImplementedError
+
+    def update(self, state: Any, measured: PyTree[Array]) -> Any:
+        """Returns the state after another batch, of which ``measure`` gave ``measured``."""
+        raise NotImplementedError
+
+    def compute(self, state: Any) -> Numbers:
+        """Returns the numbers of all batches, in the order in which reports show them."""
+        raise NotImplementedError
+
+
+class Images(Metric):
+    """Number of images, and of images per batch."""
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "images": "images of the split, each seen once",
+            "batch_size": "images per batch, padding of the last one included",
+        }
+
+    def measure(self, outputs: Outputs) -> PyTree[Array]:
+        return outputs["valid"]
+
+    def init(self) -> Numbers:
+        return {"images": 0, "batch_size": 0}
+
+    def update(self, state: Numbers, measured: PyTree[Array]) -> Numbers:
+        return {"images": state["images"] + int(np.sum(measured)), "batch_size": len(measured)}
+
+    def compute(self, state: Numbers) -> Numbers:
+        return state
+
+
+class ImageMean(Metric):
+    """Base class of metrics that average a value per image over the split.
+
+    Example:
+      >>> class Brightness(ImageMean):
+      ...     @property
+      ...     def protocol(self):
+      ...         return {"brightness": "mean pixel value, mean over images"}
+      ...
+      ...     def per_image(self, outputs):
+      ...         return {"brightness": jnp.mean(outputs["image"], axis=(1, 2, 3))}
+      >>> metric = Brightness()
+      >>> outputs = {"image": jnp.full([2, 8, 8, 3], 7, jnp.uint8), "valid": jnp.array([True, False])}
+      >>> metric.compute(metric.update(metric.init(), metric.measure(outputs)))
+      {'brightness': 7.0}
+    """
+
+    def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
+        """Returns values for each image, by name; pure, and compiled."""
+        raise NotImplementedError
+
+    def measure(self, outputs: Outputs) -> PyTree[Array]:
+        valid = outputs["valid"]
+        # A padded image may give NaN, which a product with zero would let through.
+        sums = {name: jnp.sum(jnp.where(valid, values, 0)) for name, values in self.per_image(outputs).items()}
+        return {"images": jnp.sum(valid), **sums}
+
+    def init(self) -> dict[str, float]:
+        return {}
+
+    def update(self, state: dict[str, float], measured: PyTree[Array]) -> dict[str, float]:
+        return {name: state.get(name, 0.0) + float(value) for name, value in measured.items()}
+
+    def compute(self, state: dict[str, float]) -> Numbers:
+        return {name: total / state["images"] for name, total in state.items() if name != "images"}
+
+
+class MSE(ImageMean):
+    """Mean squared error of reconstructions, and the variance of the pixels it can be compared with."""
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "mse_01": "mean squared error, pixels in [0, 1], reconstruction clipped, mean over images",
+            "mse_pm1": "the same with pixels in [-1, 1]",
+            "variance_01": "variance over all pixels and channels of the split, pixels in [0, 1]",
+            "mse_over_variance": "mse_01 / variance_01",
+        }
+
+    def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
+        pixels = _pixels(outputs)
+        return {
+            "mse_01": mean_squared_error(pixels, _reconstruction(outputs)),
+            # Around 0.5, so that the square of the mean does not drown the variance in float32.
+            "pixel": jnp.mean(pixels - 0.5, axis=(1, 2, 3)),
+            "pixel_squared": jnp.mean(jnp.square(pixels - 0.5), axis=(1, 2, 3)),
+        }
+
+    def compute(self, state: dict[str, float]) -> Numbers:
+        means = super().compute(state)
+        error, variance = means["mse_01"], means["pixel_squared"] - means["pixel"] ** 2
+        return {
+            "mse_01": error,
+            "mse_pm1": 4 * error,
+            "variance_01": variance,
+            "mse_over_variance": error / variance if variance > 0 else None,
+        }
+
+
+class PSNR(ImageMean):
+    """Peak signal-to-noise ratio of reconstructions, and of the mean colors of the images."""
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "psnr": "dB, per image, pixels in [0, 1], reconstruction clipped, capped at 100, mean over images",
+            "psnr_mean_color": "the same when each image is replaced by its own mean color",
+            "psnr_gain": "psnr - psnr_mean_color",
+        }
+
+    def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
+        pixels = _pixels(outputs)
+        mean_color = jnp.broadcast_to(jnp.mean(pixels, axis=(1, 2), keepdims=True), pixels.shape)
+        return {
+            "psnr": jnp.minimum(psnr(pixels, _reconstruction(outputs)), PSNR_CAP),
+            "psnr_mean_color": jnp.minimum(psnr(pixels, mean_color), PSNR_CAP),
+        }
+
+    def compute(self, state: dict[str, float]) -> Numbers:
+        means = super().compute(state)
+        return means | {"psnr_gain": means["psnr"] - means["psnr_mean_color"]}
+
+
+class SSIM(ImageMean):
+    """Structural similarity of reconstructions; None for images smaller than its window."""
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "ssim": f"Gaussian window of {SSIM_WINDOW}, sigma {_SSIM_SIGMA}, per channel, pixels in [0, 1], "
+            "reconstruction clipped"
+        }
+
+    def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
+        if min(outputs["image"].shape[1:3]) < SSIM_WINDOW:
+            return {}
+        return {"ssim": ssim(_pixels(outputs), _reconstruction(outputs))}
+
+    def compute(self, state: dict[str, float]) -> Numbers:
+        return {"ssim": None} | super().compute(state)
+
+
+class TokenLosses(Metric):
+    """Quantization error and losses as the quantizer reports them; those that it does not have are left out."""
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "quantization_error": "mean squared distance of latents to their codes, per dimension",
+            "codebook_loss": "loss that pulls codes to latents, as the quantizer reports it, mean over tokens",
+            "commitment_loss": "loss that pulls latents to codes, as the quantizer reports it, mean over tokens",
+        }
+
+    def measure(self, outputs: Outputs) -> PyTree[Array]:
+        means = {name: outputs[name] for name in self.protocol if name in outputs}
+        return {"images": jnp.sum(outputs["valid"]), **means}
+
+    def init(self) -> dict[str, float]:
+        return {}
+
+    def update(self, state: dict[str, float], measured: PyTree[Array]) -> dict[str, float]:
+        images = int(measured["images"])
+        # Means over the tokens of a batch, and every image has equally many tokens.
+        sums = {name: float(value) * images for name, value in measured.items()} | {"images": images}
+        return {name: state.get(name, 0.0) + value for name, value in sums.items()}
+
+    def compute(self, state: dict[str, float]) -> Numbers:
+        return {name: state[name] / state["images"] for name in self.protocol if name in state}
+
+
+class _CodeCounts(NamedTuple):
+    """The state of ``CodeUsage``."""
+
+    of_split: Int64[np.ndarray, "codebooks num_codes"]
+    full_perplexities: tuple[float, ...] = ()
+    partial_perplexities: tuple[float, ...] = ()
+    tokens_per_image: int = 0
+
+
+class CodeUsage(Metric):
+    """Perplexity and usage of the codes, and the bits that the indices take.
+
+    Attributes:
+      num_codes: Codes of a codebook.
+      num_codebooks: Codebooks that the indices of one place belong to, along the last axes of ``indices``; usage is
+        measured in each of them and averaged.
+    """
+
+    num_codes: int = flax.struct.field(pytree_node=False)
+    num_codebooks: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "perplexity_batch": "exp(entropy) of the codes of one batch of batch_size, mean over codebooks and full "
+            "batches",
+            "perplexity_split": "exp(entropy) of the codes of the whole split, mean over codebooks",
+            "usage_split": "share of codes used at least once in the split",
+            "dead_codes_split": "codes never used in the split",
+            "tokens_per_image": "indices per image",
+            "bits_per_image": "tokens_per_image * log2(number of codes)",
+            "entropy_bits_per_image": "tokens_per_image * log2(perplexity_split)",
+        }
+
+    def measure(self, outputs: Outputs) -> PyTree[Array]:
+        indices, valid = outputs["indices"], outputs["valid"]
+        used = jnp.broadcast_to(jnp.expand_dims(valid, range(1, indices.ndim)), indices.shape)
+        # Indices that do not exist go to a place of their own instead of wrapping around.
+        places = jnp.where(used & (indices >= 0), indices, self.num_codes).reshape(-1, self.num_codebooks)
+        codebooks = jnp.broadcast_to(jnp.arange(self.num_codebooks)[None], places.shape)
+        counts = jnp.zeros((self.num_codebooks, self.num_codes), jnp.int32)
+        return {"valid": valid, "tokens": jnp.sum(used), "counts": counts.at[codebooks, places].add(1, mode="drop")}
+
+    def init(self) -> _CodeCounts:
+        return _CodeCounts(np.zeros((self.num_codebooks, self.num_codes), np.int64))
+
+    def update(self, state: _CodeCounts, measured: PyTree[Array]) -> _CodeCounts:
+        counts, valid = np.asarray(measured["counts"]).astype(np.int64), np.asarray(measured["valid"])
+        tokens = int(measured["tokens"])
+        if counts.sum() != tokens:
+            raise UserError(
+                f"num_codes must be that of the quantizer, got {self.num_codes}, and indices that are not in "
+                f"[0, {self.num_codes - 1}]; pass the num_codes of the quantizer that made them"
+            )
+        field = "full_perplexities" if valid.all() else "partial_perplexities"
+        return state._replace(
+            of_split=state.of_split + counts,
+            tokens_per_image=tokens // int(valid.sum()),
+            **{field: (*getattr(state, field), _mean_perplexity(counts))},
+        )
+
+    def compute(self, state: _CodeCounts) -> Numbers:
+        used_codes = int(np.count_nonzero(state.of_split))
+        entropy_bits = float(np.mean([math.log2(exact_perplexity(counts)) for counts in state.of_split]))
+        return {
+            "perplexity_batch": float(np.mean(state.full_perplexities or state.partial_perplexities)),
+            "perplexity_split": _mean_perplexity(state.of_split),
+            "usage_split": used_codes / state.of_split.size,
+            "dead_codes_split": state.of_split.size - used_codes,
+            "tokens_per_image": state.tokens_per_image,
+            "bits_per_image": state.tokens_per_image * math.log2(self.num_codes),
+            "entropy_bits_per_image": state.tokens_per_image * entropy_bits,
+        }
+
+
+def tokenizer_metrics(num_codes: int, num_codebooks: int = 1) -> tuple[Metric, ...]:
+    """Returns the metrics of a tokenizer's evaluation, in the order in which reports show them.
+
+    Args:
+      num_codes: Codes of a codebook.
+      num_codebooks: Codebooks that the indices of one place belong to.
+
+    Example:
+      >>> [type(metric).__name__ for metric in tokenizer_metrics(num_codes=512)]
+      ['Images', 'MSE', 'PSNR', 'SSIM', 'TokenLosses', 'CodeUsage']
+    """
+    return Images(), MSE(), PSNR(), SSIM(), TokenLosses(), CodeUsage(num_codes, num_codebooks)
+
+
+def _pixels(outputs: Outputs) -> Float[Array, "batch height width channels"]:
+    return outputs["image"].astype(jnp.float32) / 255
+
+
+def _reconstruction(outputs: Outputs) -> Float[Array, "batch height width channels"]:
+    return jnp.clip((outputs["reconstruction"].astype(jnp.float32) + 1) / 2, 0, 1)
+
+
+def _mean_perplexity(counts: Int64[np.ndarray, "codebooks num_codes"]) -> float:
+    return float(np.mean([exact_perplexity(of_codebook) for of_codebook in counts]))
 
 
 def mean_squared_error(
@@ -36,7 +370,7 @@ def mean_squared_error(
 def psnr(
     x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
 ) -> Float[Array, " batch"]:
-    """Peak signal-to-noise ratio of each image: -10 log10(mean squared error), as the peak is 1.
+    """Computes the peak signal-to-noise ratio of each image: -10 log10(mean squared error), as the peak is 1.
 
     Args:
       x: Images in [0, 1].
@@ -55,14 +389,14 @@ def psnr(
 def ssim(
     x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
 ) -> Float[Array, " batch"]:
-    """Structural similarity of each image, with the settings of the paper.
+    """Computes the structural similarity of each image, with the settings of the paper.
 
     With means, variances and covariance under a Gaussian window (11 pixels, sigma 1.5), C1 = 0.01^2, C2 = 0.03^2:
 
       SSIM = (2 mx my + C1) (2 cov + C2) / ((mx^2 + my^2 + C1) (vx + vy + C2))
 
     averaged over channels and over the places where the window lies within the image. Equals scikit-image's
-    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0)`.
+    ``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0)``.
 
     Args:
       x: Images in [0, 1], at least 11 pixels high and wide.
@@ -79,13 +413,13 @@ def ssim(
       >>> ssim(x, x).round(4).tolist()
       [1.0]
 
-    Source: Wang et al. 2004, Image Quality Assessment: From Error Visibility to Structural Similarity.
+    Source: Wang et al., 2004 (Image quality assessment: from error visibility to structural similarity).
     """
     height, width = x.shape[1:3]
     if min(height, width) < SSIM_WINDOW:
         raise UserError(
-            f"x has images of {height} x {width} pixels; SSIM needs at least {SSIM_WINDOW} x {SSIM_WINDOW}: "
-            "leave SSIM out, or use larger images."
+            f"x must have images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels for SSIM, got {height} x {width}; "
+            "leave SSIM out, or use larger images"
         )
     # Variances do not depend on the origin; around the mean they do not drown in float32's rounding.
     origin = jnp.mean(x, axis=(1, 2, 3), keepdims=True)

@@ -1,95 +1,70 @@
 """The report of an evaluation: numbers that say how they were measured, and a picture."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vqjax.evaluation.evaluate import EvaluationResult
-from vqjax.reporting import (
-    atomic_file,
-    comparison_sheet,
-    markdown_table,
-    metrics_table,
-    save_png,
-    strict_json,
-)
+import numpy as np
+from jaxtyping import UInt8
 
-PROTOCOL = {
-    "images": "images of the split, each seen once",
-    "batch_size": "images per batch, padding of the last one included",
-    "mse_01": "mean squared error, pixels in [0, 1], reconstruction clipped, mean over images",
-    "mse_pm1": "the same with pixels in [-1, 1]",
-    "variance_01": "variance over all pixels and channels of the split, pixels in [0, 1]",
-    "mse_over_variance": "mse_01 / variance_01",
-    "psnr": "dB, per image, pixels in [0, 1], reconstruction clipped, capped at 100, mean over images",
-    "psnr_mean_color": "the same when each image is replaced by its own mean color",
-    "psnr_gain": "psnr - psnr_mean_color",
-    "ssim": "Gaussian window of 11, sigma 1.5, per channel, pixels in [0, 1], reconstruction clipped",
-    "quantization_error": "mean squared distance of latents to their codes, per dimension",
-    "codebook_loss": "loss that pulls codes to latents, as the quantizer reports it, mean over tokens",
-    "commitment_loss": "loss that pulls latents to codes, as the quantizer reports it, mean over tokens",
-    "perplexity_batch": "exp(entropy) of the codes of one batch of batch_size, mean over codebooks and full batches",
-    "perplexity_split": "exp(entropy) of the codes of the whole split, mean over codebooks",
-    "usage_split": "share of codes used at least once in the split",
-    "dead_codes_split": "codes never used in the split",
-    "tokens_per_image": "indices per image",
-    "bits_per_image": "tokens_per_image * log2(number of codes)",
-    "entropy_bits_per_image": "tokens_per_image * log2(perplexity_split)",
-}
+from vqjax.evaluation.evaluate import EvaluationResult
+from vqjax.reporting import markdown_table, metrics_table, save_png
+from vqjax.runtime.files import atomic_file, strict_json
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.md"
-PICTURE_FILE = "reconstructions.png"
 
 
-def write_report(directory: str | os.PathLike[str], result: EvaluationResult, *, context: Mapping[str, Any]) -> None:
-    """Writes metrics.json, report.md and reconstructions.png, each replaced only when the new one is whole.
+def write_report(
+    directory: str | os.PathLike[str],
+    result: EvaluationResult,
+    *,
+    context: Mapping[str, Any],
+    pictures: Mapping[str, UInt8[np.ndarray, "height width 3"]],
+) -> None:
+    """Writes metrics.json, report.md and the pictures, each replaced only when the new one is whole.
 
     Args:
       directory: Where to write; made if missing.
-      result: What `evaluate` returned, of RGB images.
+      result: The result of :func:`vqjax.evaluation.evaluate`.
       context: What was evaluated, such as dataset, split, checkpoint step and number of codes; the versions of
         vqjax, jax and flax are added.
+      pictures: RGB images by the names of their files, without ``.png``.
 
     Example:
       >>> import tempfile
-      >>> import numpy as np
-      >>> images = np.zeros([1, 8, 8, 3], np.uint8)
       >>> directory = tempfile.mkdtemp()
-      >>> write_report(directory, EvaluationResult({"images": 1}, images, images, None), context={"split": "test"})
+      >>> result = EvaluationResult({"images": 1}, {"images": "images of the split"}, {})
+      >>> write_report(directory, result, context={"split": "test"}, pictures={"black": np.zeros([8, 8, 3], np.uint8)})
       >>> sorted(os.listdir(directory))
-      ['metrics.json', 'reconstructions.png', 'report.md']
+      ['black.png', 'metrics.json', 'report.md']
     """
     directory = Path(directory)
     facts = {**context, **{f"{name}_version": _version(name) for name in ("vqjax", "jax", "flax")}}
-    content = {
-        "context": facts,
-        "metrics": result.metrics,
-        "protocol": {name: PROTOCOL[name] for name in result.metrics},
-    }
-    save_png(directory / PICTURE_FILE, comparison_sheet(result.originals, result.reconstructions))
+    content = {"context": facts, "metrics": result.metrics, "protocol": result.protocol}
+    for name, picture in pictures.items():
+        save_png(directory / f"{name}.png", picture)
     with atomic_file(directory / METRICS_FILE) as file:
         file.write((strict_json(content, indent=2) + "\n").encode())
     with atomic_file(directory / REPORT_FILE) as file:
-        file.write(_markdown(result, facts).encode())
+        file.write(_markdown(result, facts, pictures).encode())
 
 
 def terminal_table(result: EvaluationResult, context: Mapping[str, Any]) -> str:
     """Lays out the numbers for a terminal, under a line that says what was evaluated.
 
     Args:
-      result: What `evaluate` returned.
+      result: The result of :func:`vqjax.evaluation.evaluate`.
       context: What was evaluated, such as dataset, split and checkpoint step.
 
     Returns:
       Lines joined by newlines, as wide as the terminal.
 
     Example:
-      >>> import numpy as np
-      >>> images = np.zeros([1, 8, 8, 3], np.uint8)
-      >>> print(terminal_table(EvaluationResult({"images": 1}, images, images, None), {"split": "test"}))
+      >>> result = EvaluationResult({"images": 1}, {"images": "images of the split, each seen once"}, {})
+      >>> print(terminal_table(result, {"split": "test"}))
       split: test
       <BLANKLINE>
       metric  value  protocol
@@ -100,14 +75,14 @@ def terminal_table(result: EvaluationResult, context: Mapping[str, Any]) -> str:
     return f"{headline}\n\n{metrics_table(_rows(result))}"
 
 
-def _markdown(result: EvaluationResult, facts: Mapping[str, Any]) -> str:
+def _markdown(result: EvaluationResult, facts: Mapping[str, Any], pictures: Iterable[str]) -> str:
     context = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    picture = f"![Originals above their reconstructions]({PICTURE_FILE})"
-    return f"# Evaluation\n\n{context}\n\n{markdown_table(_rows(result))}\n\n{picture}\n"
+    images = "\n\n".join(f"![{name}]({name}.png)" for name in pictures)
+    return f"# Evaluation\n\n{context}\n\n{markdown_table(_rows(result))}\n\n{images}\n"
 
 
 def _rows(result: EvaluationResult) -> list[tuple[str, str, str]]:
-    return [(name, _format(value), PROTOCOL[name]) for name, value in result.metrics.items()]
+    return [(name, _format(value), result.protocol[name]) for name, value in result.metrics.items()]
 
 
 def _format(value: float | int | None) -> str:

@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from vqjax.models.layers import Images
 
+NETWORK = "generator"
+"""Name of the tokenizer among the networks of a training state."""
+
 
 @dataclass(frozen=True)
 class Tokenizer:

@@ -1,0 +1,68 @@
+"""From a config to a task with its model, loss and optimizers."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from vqjax.data import Batch, ImageDataset, augment
+from vqjax.data.reading import example_spec
+from vqjax.losses.registry import LOSSES
+from vqjax.models.registry import MODELS
+from vqjax.quantizers.registry import QUANTIZERS
+from vqjax.runtime.signature import within
+from vqjax.tasks.registry import TASKS
+from vqjax.tasks.task import Task
+from vqjax.training.optimizer import build_optimizer
+
+
+def build_task(config: ConfigDict, images: ImageDataset) -> Task:
+    """Build the task of a config.
+
+    Args:
+      config: A valid config.
+      images: The training images, for losses that need to know them.
+
+    Returns:
+      The task.
+
+    Raises:
+      UserError: A constructor refuses its arguments; the message begins with the group.
+    """
+    with within("config.quantizer"):
+        quantizer = QUANTIZERS.build(**config.quantizer)
+    with within("config.model"):
+        model = MODELS.build(quantizer=quantizer, **config.model)
+    with within("config.loss"):
+        loss = LOSSES.build(images=images, **config.loss)
+    with within("config.optimizer"):
+        optimizer = _build_optimizers(config.optimizer, config.num_steps)
+    parts = {
+        "model": model.clone(microbatches=config.gradient_accumulation or 1),
+        "loss": loss,
+        "optimizer": optimizer,
+        "augment": partial(augment, flip=config.data.flip, crop_padding=config.data.crop_padding),
+    }
+    with within("config.task"):
+        return TASKS.build(**parts, **config.task)
+
+
+def _build_optimizers(
+    config: Mapping[str, Any], num_steps: int
+) -> optax.GradientTransformation | dict[str, optax.GradientTransformation]:
+    """One optimizer, or one for each network."""
+    if "name" in config:
+        return build_optimizer(config, num_steps)
+    optimizers = {}
+    for network, group in config.items():
+        with within(network):
+            optimizers[network] = build_optimizer(group, num_steps)
+    return optimizers
+
+
+def example_batch(dataset: ImageDataset) -> Batch:
+    """Return a batch of one row with the shapes and dtypes of a dataset."""
+    return {name: jnp.zeros((1, *spec.shape), spec.dtype) for name, spec in example_spec(dataset).items()}
