@@ -188,6 +188,7 @@ def test_parts_are_turned_off_from_the_command_line():
         ("schedule", "steps", "schedule is a group, got 'steps'; set one of its arguments, such as name."),
         ("schedule.rat", "3", "schedule.rat is unknown; did you mean 'rate'?"),
         ("schedule.every", "3", "schedule.every is unknown; use one of 'rate'"),
+        ("penalties.l1", "3", "penalties.l1 is a group, got '3'; set one of its arguments, such as weight."),
         ("penalties.l2.weight", "3", "penalties.l2.name='l2' is unknown; use one of 'l1'"),
         ("name", "modle", "name='modle' is unknown; did you mean 'model'?"),
     ],
