@@ -95,7 +95,7 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
         ("train.py", ["--config=configs/nowhere.py"], "--config=configs/nowhere.py is no file"),
         ("train.py", [f"--config={ROOT}/configs/cifar10.py:cods=3"], "did you mean 'codes'?"),
         ("train.py", [f"--config={ROOT}/configs/cifar10.py"], "TFDS_DATA_DIR"),
-        ("train.py", ["--config.data.source=image_folder", "--config.data.name=EMPTY"], "got EMPTY without any .jpeg"),
+        ("train.py", ["--config.data.source=image_folder", "--config.data.name=EMPTY"], "EMPTY without any .jpeg"),
         ("train.py", ["--config.batch_size=100000"], "the number of training images, got 100000"),
         ("train.py", ["configs/cifar10.py"], "argument 'configs/cifar10.py' is not expected"),
         ("train.py", ["--config=BROKEN"], "BROKEN, line 2 cannot be used: ZeroDivisionError: division by zero"),
