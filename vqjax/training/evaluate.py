@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,7 @@ def evaluate_workdir(
     workdir: str | Path,
     *,
     step: int | None = None,
-    split: str = "eval",
+    split: Literal["train", "eval"] = "eval",
     batch_size: int | None = None,
     export_tokens: str | Path | None = None,
 ) -> EvaluationResult:

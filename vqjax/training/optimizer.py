@@ -89,6 +89,11 @@ class Adam(Optimizer):
     b2: float = 0.999
     eps: float = 1e-8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(b1=self.b1, b2=self.b2)
+        _check("eps", self.eps >= 0, "at least 0", self.eps)
+
     def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         return optax.adam(learning_rate, self.b1, self.b2, self.eps)
 
@@ -98,6 +103,10 @@ class AdamW(Adam):
     """Adam with decoupled weight decay of what :func:`is_decayed` selects; see :func:`optax.adamw`."""
 
     weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("weight_decay", self.weight_decay >= 0, "at least 0", self.weight_decay)
 
     def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         return optax.adamw(learning_rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=is_decayed)
@@ -111,6 +120,13 @@ class SGD(Optimizer):
     nesterov: bool = False
     weight_decay: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.momentum is not None:
+            _check_decays(momentum=self.momentum)
+        if self.weight_decay is not None:
+            _check("weight_decay", self.weight_decay >= 0, "at least 0, or None", self.weight_decay)
+
     def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         decay = [] if self.weight_decay is None else [optax.add_decayed_weights(self.weight_decay, is_decayed)]
         return optax.chain(*decay, optax.sgd(learning_rate, self.momentum, self.nesterov))
@@ -123,6 +139,11 @@ class Lion(Optimizer):
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(b1=self.b1, b2=self.b2)
+        _check("weight_decay", self.weight_decay >= 0, "at least 0", self.weight_decay)
 
     def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         return optax.lion(learning_rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=is_decayed)
@@ -170,6 +191,11 @@ def build_optimizer(config: Mapping[str, Any] | ConfigDict, num_steps: int) -> o
       >>> optimizer = build_optimizer({"name": "adamw", "weight_decay": 0.05}, num_steps=100)
     """
     return OPTIMIZERS.build(**config).build(num_steps)
+
+
+def _check_decays(**decays: float) -> None:
+    for name, decay in decays.items():
+        _check(name, 0 <= decay < 1, "at least 0 and below 1", decay)
 
 
 def _check(name: str, allowed: bool, expected: str, value: object) -> None:
