@@ -1,13 +1,12 @@
-"""The nearest-code search alone, beside the matrix product in it: python -m benchmarks.search [CASE ...]
+"""Benchmark of the nearest-code search, beside the matrix product in it: python -m benchmarks.search [CASE ...]
 
-A case is TOKENSxCODESxDIM. Also counts wrong codes against float64, on data far from the origin. On a GPU the chunks
-are measured in other sizes and with other products too, and on one of the Hopper generation the kernel for it.
+A case is TOKENSxCODESxDIM. Codes are compared with float64, on data far from the origin. On a GPU other chunk sizes and
+product algorithms are measured too, and the fused kernel on a Hopper GPU.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -20,6 +19,7 @@ from jax.stages import Compiled
 from benchmarks.measure import by_turns, report
 from benchmarks.peers.available import fits
 from benchmarks.quantizer import matrix_product
+from vqjax.functional import chunks
 from vqjax.functional import search as nearest
 from vqjax.functional.search import nearest_codes
 
@@ -32,7 +32,7 @@ _CHECKED = 4096
 
 
 def main() -> None:
-    """Runs the command."""
+    """Measures the cases of the command line and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help="TOKENSxCODESxDIM; by default those of the device")
     rows = []
@@ -49,14 +49,14 @@ def measure(case: str) -> list[dict[str, Any]]:
       case: ``TOKENSxCODESxDIM``.
 
     Returns:
-      A row for the search, and one for each alternative that fits into memory.
+      One row per contender that fits into memory.
     """
     tokens, num_codes, dim = map(int, case.split("x"))
     rng = np.random.default_rng(0)
     z, codes = (jnp.asarray(20 + rng.normal(size=(n, dim)), jnp.float32) for n in (tokens, num_codes))
     searches = {"vqjax": _compiled(nearest_codes, z, codes)}
     if jax.default_backend() == "gpu":
-        searches |= _of_gpus(z, codes)
+        searches |= _gpu_searches(z, codes)
     if fits(tokens, num_codes, of_torch=False):
         searches["all distances at once"] = _compiled(_all_distances_at_once, z, codes)
     contenders = {
@@ -72,9 +72,9 @@ def measure(case: str) -> list[dict[str, Any]]:
             "contender": name,
             "ms": 1e3 * timing.median,
             "spread (ms)": f"{1e3 * timing.quarter:.3g} to {1e3 * timing.three_quarters:.3g}",
-            "temporary MiB": _temporary(searches[name]) if name in searches else None,
+            "temporary MiB": _temporary_mib(searches[name]) if name in searches else None,
             "times one product": product and timing.median / product.median,
-            "wrong codes": _wrong(z, codes, searches[name](z, codes)) if name in searches else None,
+            "wrong codes": _wrong_codes(z, codes, searches[name](z, codes)) if name in searches else None,
             "repetitions": timing.repetitions,
         }
         for name, timing in timings.items()
@@ -85,20 +85,22 @@ def _compiled(search: Callable[[jax.Array, jax.Array], jax.Array], z: jax.Array,
     return jax.jit(lambda z, codes: search(z, codes)).lower(z, codes).compile()
 
 
-def _of_gpus(z: jax.Array, codes: jax.Array) -> dict[str, Compiled]:
+def _gpu_searches(z: jax.Array, codes: jax.Array) -> dict[str, Compiled]:
     searches = {}
     for power in (20, 26, 29):
-        with mock.patch.object(nearest, "_CHUNK_ELEMENTS", 2**power):
+        with mock.patch.object(chunks, "CHUNK_ELEMENTS", 2**power):
             searches[f"chunks of 2^{power}"] = _compiled(nearest_codes, z, codes)
     for preset in (DotAlgorithmPreset.BF16_BF16_F32_X6, DotAlgorithmPreset.TF32_TF32_F32_X3):
-        with mock.patch.object(nearest, "_PRECISION", preset), mock.patch.object(nearest, "_CHUNK_ELEMENTS", 2**26):
+        with mock.patch.object(nearest, "_PRECISION", preset), mock.patch.object(chunks, "CHUNK_ELEMENTS", 2**26):
             searches[f"chunks of 2^26, {preset.name}"] = _compiled(nearest_codes, z, codes)
     if jax.devices()[0].compute_capability == "9.0":
-        searches["Hopper kernel"] = _compiled(partial(nearest_codes, search="hopper"), z, codes)
+        from vqjax.functional import hopper  # imports Pallas
+
+        searches["Hopper kernel"] = _compiled(hopper.nearest_codes, z, codes)
     return searches
 
 
-def _temporary(program: Compiled) -> float:
+def _temporary_mib(program: Compiled) -> float:
     return program.memory_analysis().temp_size_in_bytes / 2**20
 
 
@@ -107,8 +109,8 @@ def _all_distances_at_once(z: jax.Array, codes: jax.Array) -> jax.Array:
     return jnp.argmin(squares - 2 * z @ codes.T, axis=-1)
 
 
-def _wrong(z: jax.Array, codes: jax.Array, indices: jax.Array) -> str:
-    """Tokens for which float64 knows a code that is nearer by more than float32 can tell."""
+def _wrong_codes(z: jax.Array, codes: jax.Array, indices: jax.Array) -> str:
+    """Counts tokens with a code that is nearer in float64 by more than the precision of float32."""
     chosen = np.asarray(indices)[:_CHECKED]
     points, table = np.asarray(z, np.float64)[:_CHECKED], np.asarray(codes, np.float64)
     squares = np.sum(table**2, -1)

@@ -1,7 +1,6 @@
-"""Counts and sums of the tokens of each code, three ways: python -m benchmarks.statistics [CASE ...]
+"""Benchmark of three ways to sum the latents of each code: python -m benchmarks.statistics [CASE ...]
 
-A case is TOKENSxCODESxDIM. vqjax.functional.codebook.assign
-takes the way that wins here, on each backend that has been measured.
+A case is TOKENSxCODESxDIM. vqjax.functional.assign uses the scatter, the fastest on every backend measured so far.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import by_turns, report
-from vqjax.functional.chunks import LARGEST_CHUNK, sum_in_chunks
+from vqjax.functional.chunks import sum_in_chunks
 from vqjax.functional.codebook import Assignment, assign
 
 CASES = ("8192x1024x256", "65536x1024x64", "65536x16384x8", "65536x262144x8", "262144x1024x32")
@@ -21,7 +20,7 @@ COLUMNS = ("case", "tokens per code", "contender", "ms", "spread (ms)", "scatter
 
 
 def main() -> None:
-    """Runs the command."""
+    """Measures the cases of the command line and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help="TOKENSxCODESxDIM; several by default")
     rows = []
@@ -32,14 +31,14 @@ def main() -> None:
 
 
 def measure(case: str, tokens_per_code: str) -> list[dict[str, Any]]:
-    """Times all ways on one shape.
+    """Times all contenders on one shape.
 
     Args:
       case: ``TOKENSxCODESxDIM``.
       tokens_per_code: ``"even"``, or ``"skewed"``: a quarter of the tokens choose one code, where writes collide.
 
     Returns:
-      A row per way.
+      One row per contender.
     """
     tokens, num_codes, dim = map(int, case.split("x"))
     rng = np.random.default_rng(0)
@@ -76,7 +75,7 @@ def measure(case: str, tokens_per_code: str) -> list[dict[str, Any]]:
 
 
 def sorted_segments(z: jax.Array, indices: jax.Array, num_codes: int) -> Assignment:
-    """Tokens in the order of their codes, then sums of what lies together."""
+    """Sorts the tokens by code and sums each segment."""
     order = jnp.argsort(indices)
     segments = {"segment_ids": indices[order], "num_segments": num_codes, "indices_are_sorted": True}
     counts = jax.ops.segment_sum(jnp.ones_like(indices), **segments)
@@ -84,15 +83,15 @@ def sorted_segments(z: jax.Array, indices: jax.Array, num_codes: int) -> Assignm
 
 
 def one_hot_products(z: jax.Array, indices: jax.Array, num_codes: int) -> Assignment:
-    """A matrix of zeros and ones times the tokens, for some tokens at a time."""
+    """Multiplies one-hot rows with the latents, in chunks of tokens."""
 
-    def of_some(tokens: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_chunk(tokens: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
         chosen = jax.nn.one_hot(tokens[:, 0].astype(jnp.int32), num_codes) * counted[:, None]
         sums = jnp.matmul(chosen.T, tokens[:, 1:], precision=jax.lax.Precision.HIGHEST)
         return jnp.sum(chosen, axis=0), sums
 
     numbered = jnp.concatenate([indices[:, None].astype(jnp.float32), z], axis=1)
-    return Assignment(*sum_in_chunks(of_some, numbered, jnp.ones(len(z)), LARGEST_CHUNK // num_codes))
+    return Assignment(*sum_in_chunks(of_chunk, numbered, jnp.ones(len(z)), num_codes))
 
 
 if __name__ == "__main__":

@@ -79,13 +79,13 @@ def codes_of(module):
 def test_an_autoencoder_trains(arguments):
     model, x = Autoencoder(nnx.Rngs(0), **arguments), gaussian(64, FEATURES)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
-    codes, held = codes_of(model.vq), model.vq.variables["codebook"]["usage"]
+    codes, held = codes_of(model.vq), model.vq.variables["codebook"]["relative_usage"]
     losses = [float(step(model, optimizer, x)) for _ in range(60)]
     assert losses[-1] < 0.8 * losses[0]
     assert np.any(codes_of(model.vq) != codes, axis=-1).mean() > 0.5
     assert np.isfinite(codes_of(model.vq)).all()
     # The variables are those of the beginning: who holds one sees it change.
-    assert held is model.vq.variables["codebook"]["usage"]
+    assert held is model.vq.variables["codebook"]["relative_usage"]
     assert np.any(held[...] != 1)
     # The optimizer saw the codes exactly where they are learned.
     moments = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(optimizer, nnx.OptState))}
@@ -127,7 +127,9 @@ def test_only_training_changes_anything():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
     vq(z, train=True)
     changed = {name for name, value in snapshot(vq).items() if np.any(value != before[name])}
-    assert changed == {f"variables/codebook/{name}" for name in ("codes", "counts", "sums", "usage")} | {"rngs/count"}
+    assert changed == {f"variables/codebook/{name}" for name in ("codes", "counts", "sums", "relative_usage")} | {
+        "rngs/count"
+    }
 
 
 def test_a_module_may_take_further_inputs():
@@ -192,7 +194,7 @@ def test_each_call_draws_its_own_random_numbers_and_the_state_repeats_them():
 def test_split_separates_the_codebook_from_what_is_learned():
     _, params, codebook, rest = nnx.split(quantizer(codebook_update="gradient"), nnx.Param, CodebookState, ...)
     assert set(params["variables"]["params"]) == {"codes"}
-    assert set(codebook["variables"]["codebook"]) == {"offsets", "usage"}
+    assert set(codebook["variables"]["codebook"]) == {"offsets", "relative_usage"}
     assert set(rest) == {"rngs"}
     assert not nnx.to_flat_state(nnx.state(quantizer(), nnx.Param))
 
@@ -249,7 +251,7 @@ def test_vmap_makes_independent_quantizers():
 
 
 def _untouched():
-    return {"counts": jnp.zeros(CODES), "sums": jnp.zeros((CODES, DIM)), "usage": jnp.ones(CODES)}
+    return {"counts": jnp.zeros(CODES), "sums": jnp.zeros((CODES, DIM)), "relative_usage": jnp.ones(CODES)}
 
 
 def test_rematerialization_updates_once():

@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """Ends an error message with the nearest allowed name, or with all of them if none is near.
+    """End an error message with the nearest allowed name, or with all of them if none is near.
 
     Args:
       name: The name that was given.
@@ -34,7 +34,7 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Joins the lines of an exception's message; the name of its type if it has none.
+    """Join the lines of an exception's message; the name of its type if it has none.
 
     Args:
       error: The exception.

@@ -22,7 +22,7 @@ class CodebookState(nnx.Variable):
       >>> vq = Quantizer(VectorQuantizer(num_codes=16), dim=4, rngs=nnx.Rngs(0))
       >>> graphdef, codebook, rest = nnx.split(vq, CodebookState, ...)
       >>> sorted(codebook["variables"]["codebook"])
-      ['codes', 'counts', 'sums', 'usage']
+      ['codes', 'counts', 'relative_usage', 'sums']
     """
 
 

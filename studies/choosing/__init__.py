@@ -1,1 +1,1 @@
-"""Which remedy helps against which symptom (docs/choosing-a-quantizer.md)."""
+"""Remedies for unused codes and estimators of the gradient, compared (docs/choosing-a-quantizer.md)."""

@@ -1,8 +1,8 @@
-"""Which quantizer for which symptom: python -m studies.choosing [--only=PART] [--report_only]
+"""Study of docs/choosing-a-quantizer.md: python -m studies.choosing [--only=PART] [--report_only]
 
-Draws gradient fields, descends on Himmelblau's function, and trains small autoencoders from starts that a codebook
-may not survive; then writes the pictures and the measured parts of docs/choosing-a-quantizer.md. Finished runs are
-not repeated: the same command again continues an interrupted study.
+Draws gradient fields, descends on Himmelblau's function, and trains small autoencoders from initial codes that a
+codebook may not survive; then writes the figures and the measured parts of the document. Finished runs are not
+repeated: the same command again continues an interrupted study.
 """
 
 import sys
@@ -13,69 +13,62 @@ from absl import flags
 
 from studies.choosing import collapse, himmelblau
 from studies.choosing import runs as choosing_runs
-from studies.choosing.report import write_document, write_pictures
+from studies.choosing.report import PARTS, write_document, write_figures
 from studies.choosing.variants import GROUPS
-from studies.common.names import chosen
+from studies.common.command import chosen
+from studies.common.command import define_flags as define_common_flags
 from studies.common.plotting import matplotlib_module
-from studies.common.records import unfinished
+from studies.common.records import Results
 from vqjax.training.cli import run
-
-PARTS = ("surfaces", "himmelblau", "collapse")
 
 
 def study(
-    output: Path,
-    *,
-    seeds: int,
-    parts: Sequence[str] = PARTS,
-    descent: himmelblau.Setting = himmelblau.Setting(),  # noqa: B008
-    training: collapse.Setting = collapse.Setting(),  # noqa: B008
-    variants: Sequence[str] | None = None,
+    results: Results, parts: Sequence[str], training: collapse.Setting, seeds: int, variants: Sequence[str]
 ) -> None:
     """Makes the runs that are missing.
 
     Args:
-      output: Where records go, under ``results``.
-      seeds: Trainings per variant and start.
-      parts: Which of ``PARTS``.
-      descent: Setting of the descents.
+      results: Records of the study.
+      parts: Names from ``PARTS``.
       training: Setting of the trainings.
-      variants: Names of the trainings' variants; all by default.
+      seeds: Trainings per variant and initial codes.
+      variants: Names of the trainings' variants.
 
     Raises:
-      UserError: Records of other settings are in the way.
+      UserError: A record has other settings than its run.
     """
-    results = output / "results"
-    # All of them first: what is in the way shall be told before minutes are spent.
-    todo = {
-        "surfaces": unfinished(choosing_runs.surface_runs(results)),
-        "himmelblau": unfinished(choosing_runs.himmelblau_runs(results, descent)),
-        "collapse": unfinished(choosing_runs.collapse_runs(results, training, seeds, variants)),
+    descent = himmelblau.Setting()
+    runs = {
+        "surfaces": choosing_runs.surface_runs(),
+        "himmelblau": choosing_runs.himmelblau_runs(descent),
+        "collapse": choosing_runs.collapse_runs(training, seeds, variants),
     }
+    # Records of all parts are checked before minutes are spent on the first.
+    unfinished = {part: results.unfinished(of_part) for part, of_part in runs.items()}
     if "surfaces" in parts:
-        choosing_runs.make_fields(todo["surfaces"])
+        choosing_runs.make_fields(unfinished["surfaces"], results)
     if "himmelblau" in parts:
-        choosing_runs.make_descents(todo["himmelblau"], descent)
+        choosing_runs.make_descents(unfinished["himmelblau"], results, descent)
     if "collapse" in parts:
-        choosing_runs.make_trainings(todo["collapse"], training)
+        choosing_runs.make_collapses(unfinished["collapse"], results, training)
 
 
-def report(output: Path) -> None:
-    """Rebuilds pictures and document from the records.
+def report(results: Results, docs: Path) -> None:
+    """Rebuilds figures and document from the records, and prints their paths.
 
     Args:
-      output: Directory of the study.
+      results: Records of the study.
+      docs: Directory of all documents.
     """
-    for path in [*write_pictures(output), write_document(output)]:
+    for path in [*write_figures(results, docs), write_document(results, docs)]:
         print(path)
 
 
 def define_flags() -> None:
     """Declares the flags of the command."""
-    flags.DEFINE_string("output", "docs/choosing", "Directory of records and pictures; the document stands beside it.")
-    flags.DEFINE_integer("seeds", 3, "Trainings per variant and start.", lower_bound=1)
+    define_common_flags("choosing")
+    flags.DEFINE_integer("seeds", 3, "Trainings per variant and initial codes.", lower_bound=1)
     flags.DEFINE_multi_enum("only", list(PARTS), list(PARTS), "Parts to run; all by default.")
-    flags.DEFINE_bool("report_only", False, "Run nothing; rebuild pictures and document from the records.")
     flags.DEFINE_integer("steps", collapse.Setting.steps, "Steps of each training.", lower_bound=1)
     flags.DEFINE_list("variants", [], "Variants to train, by name; all by default.")
 
@@ -84,17 +77,12 @@ def main() -> None:
     """Runs the command."""
     values = flags.FLAGS
     variants = chosen(values.variants, [name for group in GROUPS.values() for name in group], "variants")
+    # A missing matplotlib is reported before minutes are spent.
     matplotlib_module("figure")
-    output = Path(values.output)
+    results = Results(Path(values.records) / "results.jsonl")
     if not values.report_only:
-        study(
-            output,
-            seeds=values.seeds,
-            parts=values.only,
-            training=collapse.Setting(steps=values.steps),
-            variants=variants,
-        )
-    report(output)
+        study(results, values.only, collapse.Setting(steps=values.steps), values.seeds, variants)
+    report(results, Path(values.docs))
     print("done", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Training small autoencoders on photographs from starts that a codebook may not survive."""
+"""Collapse experiment: autoencoders trained on photographs from initial codes that a codebook may not survive."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import flax.linen as nn
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from studies.choosing.variants import Start, Variant
-from studies.common.photograph_training import Photographs, PhotographTraining, TrainingSetting
+from studies.choosing.variants import Variant
+from studies.common.training import OnStep, Photographs, PhotographTraining, TrainingSetting
 from vqjax import VectorQuantizer
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
 from vqjax.tasks.codebook_init import start_from_kmeans
@@ -20,21 +20,21 @@ _KEPT = ("psnr", "psnr_gain", "perplexity_split", "quantization_error")
 
 @dataclasses.dataclass(frozen=True)
 class Setting(TrainingSetting):
-    """What all runs have in common.
+    """Settings that all runs have in common.
 
     Attributes:
-      num_codes: Size of the codebook. All others: see :class:`TrainingSetting`.
+      num_codes: Size of the codebook. Other attributes: see :class:`TrainingSetting`.
     """
 
     num_codes: int = 512
 
 
 class Experiment:
-    """One variant, compiled once for all its starts and seeds.
+    """One variant, compiled once for all its initial codes and seeds.
 
     Args:
-      variant: What is compared.
-      setting: What all runs have in common.
+      variant: The variant.
+      setting: Settings that all runs have in common.
       photographs: The images.
     """
 
@@ -43,29 +43,29 @@ class Experiment:
         model = build_model(variant, setting)
         self._training = PhotographTraining(model, setting, photographs, variant.encoder_gradient)
 
-    def run(self, start: Start, seed: int, on_step: Callable[[int, dict[str, Array]], None]) -> dict[str, Any]:
-        """Trains from one start with one seed, and evaluates on the held-out photographs.
+    def run(self, initial_scale: float, seed: int, on_step: OnStep) -> dict[str, Any]:
+        """Trains with one seed, and evaluates on the eval split.
 
         Args:
-          start: Of the codes.
-          seed: Of parameters, codes, order of the images and all noise.
-          on_step: Called every 10 steps with the number of steps done and the last step's metrics.
+          initial_scale: Factor on the library's initial codes.
+          seed: Seed of parameters, codes, order of the images and all noise.
+          on_step: Called every 10 steps.
 
         Returns:
-          Held-out numbers, ``norm_ratio`` (mean of :math:`|q|/|z|` over batches of the last tenth of the steps) and
-          ``diverged``. A run whose loss is no finite number stops, and tells only that.
+          Metrics of the eval split, ``norm_ratio`` (mean of :math:`|q|/|z|` over batches of the last tenth of the
+          steps) and ``diverged``, which is alone in a run whose loss was not finite.
         """
-        outcome = self._training.run(self._start(start, seed), seed, on_step)
+        outcome = self._training.run(self._start(initial_scale, seed), seed, on_step)
         if outcome.diverged:
             return {"diverged": True}
-        kept = {name: outcome.heldout[name] for name in _KEPT}
-        used = self._setting.num_codes - outcome.heldout["dead_codes_split"]
+        kept = {name: outcome.evaluation[name] for name in _KEPT}
+        used = self._setting.num_codes - outcome.evaluation["dead_codes_split"]
         return {"diverged": False, "norm_ratio": outcome.late["norm_ratio"]} | kept | {"codes_used": used}
 
-    def _start(self, start: Start, seed: int) -> TrainState:
+    def _start(self, initial_scale: float, seed: int) -> TrainState:
         setting = self._setting
-        # Another initializer makes other values of the same variables, so the compiled step serves all starts.
-        model = build_model(self._variant, setting, codebook_init=scaled_codes(start.scale))
+        # Another initializer gives other values of the same variables, so one compiled step serves all initial codes.
+        model = build_model(self._variant, setting, codebook_init=scaled_codes(initial_scale))
         state = self._training.start(seed, model)
         if not self._variant.kmeans_start:
             return state
@@ -75,11 +75,11 @@ class Experiment:
 
 
 def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
-    """The autoencoder of a variant.
+    """Builds the autoencoder of a variant.
 
     Args:
-      variant: Gives the quantizer's arguments.
-      setting: Gives the sizes.
+      variant: The variant, which gives the quantizer's arguments.
+      setting: Sizes of model and codebook.
       **quantizer: Further arguments of the quantizer.
 
     Returns:
@@ -90,20 +90,20 @@ def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
       0.8
     """
     return VQVAE(
-        SonnetEncoder(width=setting.width, latent_dim=setting.code_dim),
+        SonnetEncoder(width=setting.width, latent_dim=setting.latent_dim),
         VectorQuantizer(num_codes=setting.num_codes, **variant.quantizer, **quantizer),
         SonnetDecoder(width=setting.width),
     )
 
 
 def scaled_codes(scale: float) -> Callable[..., Array]:
-    """An initializer of codes with an expected squared length of ``scale ** 2``.
+    """Returns an initializer of codes with an expected squared length of ``scale ** 2``.
 
     Args:
       scale: Factor on the library's initial codes.
 
     Returns:
-      The initializer, of key, shape and dtype.
+      A function of key, shape and dtype.
 
     Example:
       >>> import jax

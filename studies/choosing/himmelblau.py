@@ -1,4 +1,4 @@
-"""Points that descend on Himmelblau's function while they see it at their codes only."""
+"""Gradient descent of points on Himmelblau's function, evaluated only at their codes."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from studies.choosing.surfaces import reaching_gradient
-from vqjax.functional.codebook import Codebook, assign, ema_update, fresh_codebook
+from vqjax.functional.codebook import Codebook, assign, ema_update, init_codebook
 from vqjax.functional.search import nearest_codes
 
 Points = Float[Array, "points 2"]
@@ -18,16 +18,18 @@ MINIMA = ((3.0, 2.0), (-2.805118, 3.131312), (-3.779310, -3.283186), (3.584428, 
 
 
 class Setting(NamedTuple):
-    """What is run; steps, learning rate and decay are those of the rotation paper's Figures 7 and 8.
+    """Settings of all descents.
+
+    Steps, learning rate and decay are those of Figures 7 and 8 of the rotation trick's paper.
 
     Attributes:
       steps: Gradient steps of the points.
-      learning_rate: Of plain gradient descent, each point by its own gradient.
-      decay: Of the codebook's moving averages.
+      learning_rate: Learning rate of plain gradient descent; each point follows its own gradient.
+      decay: Decay of the codebook's moving averages.
       num_points: Points, uniform on ``[-5, 5]`` squared.
       num_codes: Codes, uniform on the same square.
-      seeds: Starts; the same for every estimator.
-      snapshot_every: Steps between the stored positions of the first seed.
+      seeds: Random starts; the same for every estimator.
+      snapshot_every: Steps between the recorded positions of the first seed.
     """
 
     steps: int = 100
@@ -47,7 +49,9 @@ class Position(NamedTuple):
 
 
 def himmelblau(p: Float[Array, "*batch 2"]) -> Float[Array, "*batch"]:
-    r"""Himmelblau's function, :math:`(x^2 + y - 11)^2 + (x + y^2 - 7)^2`, with four minima of value zero.
+    r"""Evaluates Himmelblau's function, which has four minima of value zero.
+
+    .. math:: f(x, y) = (x^2 + y - 11)^2 + (x + y^2 - 7)^2
 
     Args:
       p: Points of the plane.
@@ -64,11 +68,11 @@ def himmelblau(p: Float[Array, "*batch 2"]) -> Float[Array, "*batch"]:
 
 
 def start(seed: Int[Array, ""] | int, setting: Setting) -> Position:
-    """Random points and codes.
+    """Draws random points and codes.
 
     Args:
-      seed: The only thing that the start depends on.
-      setting: How many of them.
+      seed: The only source of randomness.
+      setting: Numbers of points and codes.
 
     Returns:
       The position before the first step.
@@ -76,20 +80,20 @@ def start(seed: Int[Array, ""] | int, setting: Setting) -> Position:
     points_key, codes_key = jax.random.split(jax.random.key(seed))
     box = {"minval": -HALF_WIDTH, "maxval": HALF_WIDTH}
     points = jax.random.uniform(points_key, (setting.num_points, 2), **box)
-    return Position(points, fresh_codebook(jax.random.uniform(codes_key, (setting.num_codes, 2), **box)))
+    return Position(points, init_codebook(jax.random.uniform(codes_key, (setting.num_codes, 2), **box)))
 
 
 def step(name: str, position: Position, key: Array, setting: Setting) -> Position:
-    """One step of the points against the gradient that reaches them, and one update of the codebook.
+    """Moves the points against the gradient that reaches them, and updates the codebook.
 
     Args:
-      name: Of the estimator, see :func:`studies.choosing.surfaces.reaching_gradient`.
-      position: Before.
-      key: For estimators that draw noise.
+      name: Name of the estimator, see :func:`studies.choosing.surfaces.reaching_gradient`.
+      position: Position before the step.
+      key: Random key for estimators that draw noise.
       setting: Learning rate and decay.
 
     Returns:
-      The position after. The codebook moves towards the points as they were at the lookup.
+      Position after the step. The codebook moves towards the points as they were at the lookup.
     """
     points, codebook = position
     gradient = reaching_gradient(name, himmelblau, points, codebook.codes, key)
@@ -98,11 +102,11 @@ def step(name: str, position: Position, key: Array, setting: Setting) -> Positio
 
 
 def measure_descent(name: str, setting: Setting) -> dict[str, Any]:
-    """Descends from every seed's start.
+    """Descends from the start of every seed.
 
     Args:
-      name: Of the estimator.
-      setting: What is run.
+      name: Name of the estimator.
+      setting: Settings of the descents.
 
     Returns:
       One number per seed: ``value_at_points`` and ``value_at_codes`` (means over the points, at the end),

@@ -1,24 +1,26 @@
-"""Tables, pictures and document of the study, from its records alone."""
+"""Document and figures of the study, rebuilt from its records."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from studies.choosing.collapse_figure import collapse_figure
-from studies.choosing.plane_figures import himmelblau_figure, surface_figure
+from studies.choosing.figures import collapse_figure, himmelblau_figure, surface_figure
 from studies.choosing.runs import PLANE_ESTIMATORS
 from studies.choosing.surfaces import SURFACES
 from studies.choosing.variants import GROUPS, STARTS
-from studies.common.document import table, write_filled
+from studies.common.document import table, with_spread, write_filled
 from studies.common.plotting import save_figure
-from studies.common.records import Record, read_records
-from studies.common.spread import with_spread
+from studies.common.records import Record, Results
 
-COMMAND = "python -m studies.choosing"
-PARTS = ("cost", "surfaces", "himmelblau", *GROUPS)
-_NOT_MEASURED = f"Not measured yet: `{COMMAND}`"
+DOCUMENT, FIGURES = "choosing-a-quantizer.md", "choosing"
+"""The document and the directory of its figures, from the directory of all documents."""
+
+PARTS = ("surfaces", "himmelblau", "collapse")
+"""Experiments of the study; the names of their runs start with these."""
+
+_NOT_MEASURED = "Not measured yet: `python -m studies.choosing`"
 _COLLAPSE_COLUMNS = {
     "psnr": "PSNR (dB)",
     "codes_used": "codes used",
@@ -30,27 +32,12 @@ _COLLAPSE_COLUMNS = {
 ByStart = Mapping[str, Sequence[Record]]
 
 
-def document_path(output: Path) -> Path:
-    """Where the document of an output directory is: beside it.
+def write_figures(results: Results, docs: Path) -> list[Path]:
+    """Draws all figures that there are records for.
 
     Args:
-      output: Such as ``docs/choosing``.
-
-    Returns:
-      Such as ``docs/choosing-a-quantizer.md``.
-
-    Example:
-      >>> document_path(Path("docs/choosing")).as_posix()
-      'docs/choosing-a-quantizer.md'
-    """
-    return output.with_name(f"{output.name}-a-quantizer.md")
-
-
-def write_pictures(output: Path) -> list[Path]:
-    """Draws all pictures that there are records for.
-
-    Args:
-      output: Directory of the study.
+      results: Records of the study.
+      docs: Directory of all documents.
 
     Returns:
       The files written.
@@ -59,50 +46,52 @@ def write_pictures(output: Path) -> list[Path]:
       UserError: matplotlib is not installed.
     """
     figures = {}
-    for surface, records in _fields(output).items():
+    for surface, records in _fields(results).items():
         figures[f"surface_{surface}"] = surface_figure(surface, records)
-    if records := _descents(output):
+    if records := _descents(results):
         figures["himmelblau"] = himmelblau_figure(records)
-    for group, variants in _trainings(output).items():
+    for group, variants in _trainings(results).items():
         figures[group] = collapse_figure(variants)
-    for name, figure in figures.items():
-        save_figure(output / f"{name}.png", figure)
-    return [output / f"{name}.png" for name in figures]
+    paths = [docs / FIGURES / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        save_figure(path, figure)
+    return paths
 
 
-def write_document(output: Path) -> Path:
-    """Fills the generated parts of the document, which is made if there is none.
+def write_document(results: Results, docs: Path) -> Path:
+    """Fills the generated parts of the document, which is created if missing.
 
     Args:
-      output: Directory of the study.
+      results: Records of the study.
+      docs: Directory of all documents.
 
     Returns:
       The document.
     """
-    path = document_path(output)
-    write_filled(path, "Choosing a quantizer: results", document_parts(output))
+    path = docs / DOCUMENT
+    write_filled(path, "Choosing a quantizer: results", document_parts(results))
     return path
 
 
-def document_parts(output: Path) -> dict[str, str]:
-    """The generated parts of the document.
+def document_parts(results: Results) -> dict[str, str]:
+    """Makes the generated parts of the document.
 
     Args:
-      output: Directory of the study.
+      results: Records of the study.
 
     Returns:
       Markdown by name.
     """
-    groups = _trainings(output)
+    groups = _trainings(results)
     return {
-        "cost": _cost_part(output),
-        "surfaces": _surfaces_part(output),
-        "himmelblau": _himmelblau_part(output),
-    } | {group: _collapse_part(groups.get(group), output, group) for group in GROUPS}
+        "cost": _cost_part(results),
+        "surfaces": _surfaces_part(results),
+        "himmelblau": _himmelblau_part(results),
+    } | {group: _collapse_part(groups.get(group), group) for group in GROUPS}
 
 
-def _cost_part(output: Path) -> str:
-    parts = {name: read_records(output / "results" / name) for name in ("surfaces", "himmelblau", "collapse")}
+def _cost_part(results: Results) -> str:
+    parts = {name: results.records(name) for name in PARTS}
     rows = [
         [name, str(len(records)), tqdm.format_interval(sum(record.seconds for record in records))]
         for name, records in parts.items()
@@ -110,8 +99,8 @@ def _cost_part(output: Path) -> str:
     return table(["part", "runs", "time, compilation included"], rows)
 
 
-def _surfaces_part(output: Path) -> str:
-    fields = _fields(output)
+def _surfaces_part(results: Results) -> str:
+    fields = _fields(results)
     if not fields:
         return _NOT_MEASURED
     header, rows = ["estimator"], defaultdict(list)
@@ -123,16 +112,16 @@ def _surfaces_part(output: Path) -> str:
                 _number(measured["cosine"], ".2f"),
                 _number(measured["descends"], ".0%"),
             ]
-    pictures = [_picture(output, f"surface_{surface}", f"gradient fields, {surface}") for surface in fields]
-    return "\n\n".join([*pictures, table(header, [[name, *cells] for name, cells in rows.items()])])
+    figures = [_figure(f"surface_{surface}", f"gradient fields, {surface}") for surface in fields]
+    return "\n\n".join([*figures, table(header, [[name, *cells] for name, cells in rows.items()])])
 
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _himmelblau_part(output: Path) -> str:
-    records = _descents(output)
+def _himmelblau_part(results: Results) -> str:
+    records = _descents(results)
     if not records:
         return _NOT_MEASURED
     columns = {
@@ -145,8 +134,8 @@ def _himmelblau_part(output: Path) -> str:
         [record.settings["estimator"], *(with_spread(record.measured[name]) for name in columns), _finite(record)]
         for record in records
     ]
-    picture = _picture(output, "himmelblau", "descents of the first seed")
-    return "\n\n".join([picture, table(["estimator", *columns.values(), "seeds with finite values"], rows)])
+    figure = _figure("himmelblau", "descents of the first seed")
+    return "\n\n".join([figure, table(["estimator", *columns.values(), "seeds with finite values"], rows)])
 
 
 def _finite(record: Record) -> str:
@@ -154,10 +143,10 @@ def _finite(record: Record) -> str:
     return f"{sum(value is not None for value in values)} of {len(values)}"
 
 
-def _collapse_part(variants: Mapping[str, ByStart] | None, output: Path, group: str) -> str:
+def _collapse_part(variants: Mapping[str, ByStart] | None, group: str) -> str:
     if not variants:
         return _NOT_MEASURED
-    sections = [_picture(output, group, f"{group}: every run, mean and sample standard deviation")]
+    sections = [_figure(group, f"{group}: every run, mean and sample standard deviation")]
     for start in next(iter(variants.values())):
         rows = [[name, *_collapse_cells(by_start[start])] for name, by_start in variants.items() if by_start[start]]
         columns = [*_COLLAPSE_COLUMNS.values(), "runs that stayed finite"]
@@ -171,30 +160,31 @@ def _collapse_cells(records: Sequence[Record]) -> list[str]:
     return [*cells, f"{finite} of {len(records)}"]
 
 
-def _picture(output: Path, name: str, caption: str) -> str:
-    return f"![{caption}]({output.name}/{name}.png)"
+def _figure(name: str, caption: str) -> str:
+    return f"![{caption}]({FIGURES}/{name}.png)"
 
 
-def _fields(output: Path) -> dict[str, list[Record]]:
+def _fields(results: Results) -> dict[str, list[Record]]:
+    """Gradient fields by surface, in the order of the estimators."""
     by_surface: dict[str, list[Record]] = {surface: [] for surface in SURFACES}
-    for record in read_records(output / "results" / "surfaces"):
+    for record in results.records("surfaces"):
         by_surface.setdefault(record.settings["surface"], []).append(record)
     return {surface: _in_order(records) for surface, records in by_surface.items() if records}
 
 
-def _descents(output: Path) -> list[Record]:
-    return _in_order(read_records(output / "results" / "himmelblau"))
+def _descents(results: Results) -> list[Record]:
+    return _in_order(results.records("himmelblau"))
 
 
 def _in_order(records: Iterable[Record]) -> list[Record]:
-    order = _rank(PLANE_ESTIMATORS)
-    return sorted(records, key=lambda record: order(record.settings["estimator"]))
+    rank = _rank(PLANE_ESTIMATORS)
+    return sorted(records, key=lambda record: rank(record.settings["estimator"]))
 
 
-def _trainings(output: Path) -> dict[str, dict[str, ByStart]]:
-    """The runs by group, variant and start, in the order of the table of variants."""
+def _trainings(results: Results) -> dict[str, dict[str, ByStart]]:
+    """Trainings by group, variant and initial codes, in the order of ``GROUPS`` and ``STARTS``."""
     found: dict[str, dict[str, dict[str, list[Record]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for record in read_records(output / "results" / "collapse"):
+    for record in results.records("collapse"):
         settings = record.settings
         found[settings["group"]][settings["variant"]][settings["start"]].append(record)
     starts = {start for variants in found.values() for by_start in variants.values() for start in by_start}
@@ -209,7 +199,7 @@ def _trainings(output: Path) -> dict[str, dict[str, ByStart]]:
     }
 
 
-def _rank(names: Iterable[str]):
-    """Sorts by the place in ``names``; what is not among them comes last, by name."""
+def _rank(names: Iterable[str]) -> Callable[[str], tuple[int, str]]:
+    """Sort key: the place in ``names``; unknown names come last, by name."""
     places = {name: place for place, name in enumerate(names)}
     return lambda name: (places.get(name, len(places)), name)

@@ -1,40 +1,31 @@
-"""Every run of the study that docs/choosing-a-quantizer.md reports, and where its results are kept."""
+"""Runs of the study in docs/choosing-a-quantizer.md."""
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from studies.choosing import collapse, himmelblau
-from studies.choosing.collapse import Experiment
 from studies.choosing.surfaces import DRAWS, GRID_SIDE, SURFACES, measure_field
 from studies.choosing.variants import GROUPS, STARTS
-from studies.common.photograph_training import Photographs, load_photographs
-from studies.common.records import Record, Run, describe, slug, write_record
+from studies.common.records import Results, Run, slug
+from studies.common.training import OnStep, Photographs, make_trainings
+from vqjax.data.dataset import Splits
 from vqjax.data.photos import photo_splits
 from vqjax.estimators import ESTIMATORS
-from vqjax.reporting import Progress
 from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS
 
 PLANE_ESTIMATORS = ("exact", *ESTIMATORS, *(name for name in ENCODER_GRADIENTS if name != "exact"))
-"""What the experiments in the plane compare."""
+"""Estimators of the experiments in the plane."""
 
 
-def surface_runs(results: Path) -> list[Run]:
-    """The gradient fields.
-
-    Args:
-      results: Directory of all records.
-
-    Returns:
-      One run per surface and estimator.
-    """
+def surface_runs() -> list[Run]:
+    """Lists the gradient fields: one run per surface and estimator."""
     return [
         Run(
-            results / "surfaces" / f"{slug(surface)}--{slug(name)}.json",
+            f"surfaces/{slug(surface)}--{slug(name)}",
             {"surface": surface, "estimator": name, "grid_side": GRID_SIDE, "draws": DRAWS},
         )
         for surface in SURFACES
@@ -42,131 +33,91 @@ def surface_runs(results: Path) -> list[Run]:
     ]
 
 
-def himmelblau_runs(results: Path, setting: himmelblau.Setting) -> list[Run]:
-    """The descents, all seeds of an estimator in one run.
+def himmelblau_runs(setting: himmelblau.Setting) -> list[Run]:
+    """Lists the descents: one run per estimator, with all its seeds."""
+    return [Run(f"himmelblau/{slug(name)}", {"estimator": name} | setting._asdict()) for name in PLANE_ESTIMATORS]
+
+
+def collapse_runs(setting: collapse.Setting, seeds: int, chosen: Sequence[str] | None = None) -> list[Run]:
+    """Lists the trainings.
 
     Args:
-      results: Directory of all records.
-      setting: What is run.
-
-    Returns:
-      One run per estimator.
-    """
-    return [
-        Run(results / "himmelblau" / f"{slug(name)}.json", {"estimator": name} | setting._asdict())
-        for name in PLANE_ESTIMATORS
-    ]
-
-
-def collapse_runs(
-    results: Path, setting: collapse.Setting, seeds: int, chosen: Sequence[str] | None = None
-) -> list[Run]:
-    """The trainings.
-
-    Args:
-      results: Directory of all records.
-      setting: What all have in common.
-      seeds: Runs per variant and start.
+      setting: Settings that all runs have in common.
+      seeds: Runs per variant and initial codes.
       chosen: Names of variants; all by default.
 
     Returns:
-      One run per variant, start and seed; those of one variant follow one another.
+      One run per variant, initial codes and seed; those of one variant follow one another.
     """
     return [
         Run(
-            results / "collapse" / f"{group}--{slug(name)}--{slug(start)}--seed{seed}.json",
-            {
-                "group": group,
-                "variant": name,
-                "start": start,
-                "seed": seed,
-                "initial_scale": STARTS[start].scale,
-                "quantizer": describe(variant.quantizer),
-                "encoder_gradient": variant.encoder_gradient,
-                "kmeans_start": variant.kmeans_start,
-            }
-            | vars(setting),
+            f"collapse/{group}--{slug(name)}--{slug(start)}--seed{seed}",
+            # A variant is known by its name: what that means in arguments of the library is in variants.py.
+            {"group": group, "variant": name, "start": start, "seed": seed, "initial_scale": scale} | vars(setting),
         )
         for group, variants in GROUPS.items()
-        for name, variant in variants.items()
+        for name in variants
         if chosen is None or name in chosen
-        for start in STARTS
+        for start, scale in STARTS.items()
         for seed in range(seeds)
     ]
 
 
-def make_fields(runs: Sequence[Run]) -> None:
+def make_fields(runs: Sequence[Run], results: Results) -> None:
     """Measures gradient fields.
 
     Args:
-      runs: Of :func:`surface_runs`.
+      runs: Runs of :func:`surface_runs`.
+      results: Receives their records.
     """
-    _execute("surfaces", runs, lambda run: measure_field(run.settings["estimator"], SURFACES[run.settings["surface"]]))
+    _execute(runs, results, lambda settings: measure_field(settings["estimator"], SURFACES[settings["surface"]]))
 
 
-def make_descents(runs: Sequence[Run], setting: himmelblau.Setting) -> None:
+def make_descents(runs: Sequence[Run], results: Results, setting: himmelblau.Setting) -> None:
     """Descends on Himmelblau's function.
 
     Args:
-      runs: Of :func:`himmelblau_runs`.
-      setting: What is run.
+      runs: Runs of :func:`himmelblau_runs`.
+      results: Receives their records.
+      setting: The setting of these runs.
     """
-    _execute("himmelblau", runs, lambda run: himmelblau.measure_descent(run.settings["estimator"], setting))
+    _execute(runs, results, lambda settings: himmelblau.measure_descent(settings["estimator"], setting))
 
 
-def make_trainings(
-    runs: Sequence[Run], setting: collapse.Setting, load_splits: Callable[[int], Any] = photo_splits
+def make_collapses(
+    runs: Sequence[Run],
+    results: Results,
+    setting: collapse.Setting,
+    load_splits: Callable[[int], Splits] = photo_splits,
 ) -> None:
-    """Trains and evaluates the autoencoders, with a progress line over all of them.
+    """Trains and evaluates the autoencoders.
 
     Args:
-      runs: Of :func:`collapse_runs`.
-      setting: What they have in common.
-      load_splits: Where the images come from, by their size.
+      runs: Runs of :func:`collapse_runs`.
+      results: Receives their records.
+      setting: The setting of these runs.
+      load_splits: Gives the images for an image size.
     """
-    if not runs:
-        return
-    print(f"collapse: {len(runs)} runs of {setting.steps} steps; compiling the first", file=sys.stderr, flush=True)
-    photographs = load_photographs(load_splits, setting.image_size)
-    experiment, compiled = None, None
-    with Progress(len(runs) * setting.steps, 0, setting.batch_size) as progress:
-        for number, run in enumerate(runs):
-            name = (run.settings["group"], run.settings["variant"])
-            if name != compiled:
-                experiment, compiled = _experiment(*name, setting, photographs), name
-            _train(experiment, run, number * setting.steps, progress)
-            progress.update((number + 1) * setting.steps)
+
+    def prepare(variant: tuple[str, str], photographs: Photographs) -> Callable[..., dict[str, Any]]:
+        group, name = variant
+        experiment = collapse.Experiment(GROUPS[group][name], setting, photographs)
+
+        def train(settings: Mapping[str, Any], on_step: OnStep) -> dict[str, Any]:
+            return experiment.run(settings["initial_scale"], settings["seed"], on_step)
+
+        return train
+
+    variant_of = lambda settings: (settings["group"], settings["variant"])  # noqa: E731
+    make_trainings(runs, results, setting, variant_of=variant_of, prepare=prepare, load_splits=load_splits)
 
 
-def _experiment(group: str, variant: str, setting: collapse.Setting, photographs: Photographs) -> Experiment:
-    return Experiment(GROUPS[group][variant], setting, photographs)
-
-
-def _train(experiment: Experiment, run: Run, steps_before: int, progress: Progress) -> None:
-    def show(step: int, metrics: dict[str, Any]) -> None:
-        progress.metrics({name: metrics[name] for name in ("loss", "psnr", "perplexity")})
-        progress.update(steps_before + step)
-
-    began = time.monotonic()
-    measured = experiment.run(STARTS[run.settings["start"]], run.settings["seed"], show)
-    write_record(run.path, Record(run.settings, measured, time.monotonic() - began))
-    progress.say(f"{run.path.stem}: {_headline(measured)}")
-
-
-def _headline(measured: dict[str, Any]) -> str:
-    if measured["diverged"]:
-        return "diverged"
-    return f"held-out PSNR {measured['psnr']:.2f} dB, {measured['codes_used']} codes used"
-
-
-def _execute(title: str, runs: Sequence[Run], measure: Callable[[Run], dict[str, Any]]) -> None:
-    """Runs that take a second or so each: one line per run, and the time that the others will take."""
+def _execute(runs: Sequence[Run], results: Results, measure: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Makes runs of about a second each, with one line per run and the remaining time."""
     began = time.monotonic()
     for done, run in enumerate(runs):
-        left = (
-            f"ETA {tqdm.format_interval((time.monotonic() - began) / done * (len(runs) - done))}" if done else "ETA ?"
-        )
-        print(f"{title} {done + 1}/{len(runs)}  {left}  {run.path.stem}", file=sys.stderr, flush=True)
         started = time.monotonic()
-        measured = measure(run)
-        write_record(run.path, Record(run.settings, measured, time.monotonic() - started))
+        remaining = tqdm.format_interval((started - began) / done * (len(runs) - done)) if done else "?"
+        print(f"{done + 1}/{len(runs)}  ETA {remaining}  {run.name}", file=sys.stderr, flush=True)
+        measured = measure(run.settings)
+        results.add(run, measured, time.monotonic() - started)

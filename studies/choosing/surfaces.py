@@ -1,4 +1,4 @@
-"""Gradient fields: what each estimator hands on to a point of the plane whose code is elsewhere."""
+"""Gradient fields: the gradient that each estimator passes to points of the plane."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS, loss_through_quantiz
 Points = Float[Array, "points 2"]
 Codes = Float[Array, "codes 2"]
 
-# Even: an odd grid would hold the origin, where the logarithm has no value.
+# Even: an odd grid would contain the origin, where the logarithm is not defined.
 GRID_SIDE = 16
 DRAWS = 256
 _CODES_PER_SIDE = 4
 _JITTER = 0.35
 _SEED = 4
-# Below this length a gradient is rounding, and has no direction.
+# A shorter gradient is rounding error and has no direction.
 SHORTEST = 1e-5
 
 
@@ -32,7 +32,7 @@ class Surface(NamedTuple):
     Attributes:
       title: Its formula, as matplotlib's mathtext.
       value: From points to values.
-      half_width: The square shown is ``[-half_width, half_width]`` in both directions.
+      half_width: Half the side of the square, which is centered on the origin.
     """
 
     title: str
@@ -50,13 +50,13 @@ SURFACES = {
 
 
 def fixed_codes(half_width: float) -> Codes:
-    """Sixteen codes, one in each cell of a 4 x 4 grid, away from its middle at random.
+    """Returns sixteen codes, one at a random place in each cell of a 4 x 4 grid.
 
     Args:
-      half_width: Of the square that the codes cover.
+      half_width: Half the side of the square that the codes cover.
 
     Returns:
-      The codes, the same every time.
+      The codes, the same in every call.
 
     Example:
       >>> fixed_codes(2.0).shape
@@ -70,10 +70,10 @@ def fixed_codes(half_width: float) -> Codes:
 
 
 def grid_points(half_width: float, side: int = GRID_SIDE) -> Points:
-    """The middles of ``side * side`` equal cells of the square, row by row.
+    """Returns the centers of ``side * side`` equal cells of the square, row by row.
 
     Args:
-      half_width: Of the square.
+      half_width: Half the side of the square.
       side: Points per row.
 
     Returns:
@@ -90,14 +90,14 @@ def grid_points(half_width: float, side: int = GRID_SIDE) -> Points:
 def reaching_gradient(
     name: str, value: Callable[[Points], Float[Array, " points"]], z: Points, codes: Codes, key: Array
 ) -> Points:
-    """The gradient that reaches points when a function is evaluated at their codes.
+    """Computes the gradient that reaches points when a function is evaluated at their codes.
 
     Args:
-      name: Of an estimator, or of a gradient that needs the function itself (``"exact"``, ``"hessian"``).
+      name: Name of an estimator, or of a gradient that needs the function itself (``"exact"``, ``"hessian"``).
       value: The function.
-      z: The points, one batch.
+      z: The points, as one batch.
       codes: The codebook.
-      key: For estimators that draw noise.
+      key: Random key for estimators that draw noise.
 
     Returns:
       One gradient per point.
@@ -122,7 +122,7 @@ def reaching_gradient(
 
 
 def measure_field(name: str, surface: Surface) -> dict[str, Any]:
-    """The gradient field of one estimator on one surface, averaged over draws of its noise.
+    """Measures the gradient field of one estimator on one surface, averaged over draws of its noise.
 
     Args:
       name: See :func:`reaching_gradient`.

@@ -1,4 +1,8 @@
-"""What the collapse experiment compares. To add a variant, append a line; finished runs of the others stay."""
+"""Variants of the collapse experiment.
+
+To add a variant, append a line: only its runs are made. The name is all that a record says of a variant, so another
+definition needs another name.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +21,7 @@ class Variant:
     Attributes:
       quantizer: Arguments of :class:`vqjax.VectorQuantizer` beside ``num_codes``.
       encoder_gradient: See :class:`vqjax.tasks.vqvae.StepOptions`.
-      kmeans_start: Start the codebook from clusters of the untrained encoder's vectors.
+      kmeans_start: Whether the codebook starts from clusters of the untrained encoder's latents.
     """
 
     quantizer: Mapping[str, Any] = field(default_factory=dict)
@@ -25,25 +29,15 @@ class Variant:
     kmeans_start: bool = False
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where the codes are before the first step.
+STARTS = {"fitting": 1.0, "too long": 10.0}
+"""Initial codes by name: the factor on the library's, whose expected squared length is one.
 
-    Attributes:
-      scale: Factor on the library's initial codes, whose expected squared length is one.
-    """
-
-    scale: float
-
-
-STARTS = {"fitting": Start(1.0), "too long": Start(10.0)}
-"""The benign start and the adversarial one, under which most tokens choose one of very few codes."""
+Codes that are too long are the adversarial start: most latents are nearest to one of very few codes.
+"""
 
 ESTIMATOR_VARIANTS = {name: Variant({"estimator": name}) for name in ESTIMATORS} | {
     name: Variant(encoder_gradient=name) for name in ENCODER_GRADIENTS
 }
-"""Every estimator, all else at its default."""
-
 _TASK_ALONE = {"codebook_update": "gradient", "codebook_weight": 0.0, "commitment_weight": 0.0}
 
 ESTIMATOR_VARIANTS |= {
@@ -53,7 +47,7 @@ ESTIMATOR_VARIANTS |= {
     "noise_substitution, codes learn from the task": Variant({"estimator": "noise_substitution"} | _TASK_ALONE),
     "gumbel_softmax, gradient codebook": Variant({"estimator": "gumbel_softmax", "codebook_update": "gradient"}),
 }
-"""And the guard, and the estimators whose gradient reaches the codes as their papers use them."""
+"""Estimators: each at its defaults, rotation with a clipped scale, and those that train the codes as in the papers."""
 
 REMEDIES = {
     "none": Variant(),
@@ -79,6 +73,6 @@ REMEDIES = {
         {"estimator": "straight_through", "replace_dead_codes": True, "dead_code_threshold": 0.1}
     ),
 }
-"""Remedies against an unused codebook, at the default estimator unless the name says another."""
+"""Remedies against unused codes, with the default estimator unless the name says otherwise."""
 
 GROUPS = {"estimators": ESTIMATOR_VARIANTS, "remedies": REMEDIES}

@@ -1,1 +1,1 @@
-"""Parts that the studies share."""
+"""Parts that the studies share: records, documents, figures, command-line flags, training on photographs."""

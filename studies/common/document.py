@@ -1,6 +1,8 @@
-"""A document whose measured parts are generated: they stand between markers, and the rest is left alone."""
+"""Markdown documents with generated parts, and the tables and numbers that fill them."""
 
+import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,11 +11,11 @@ from vqjax.reporting import atomic_file
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out a Markdown table, the first column to the left and the others to the right.
+    """Lays out a Markdown table, the first column aligned left and the others right.
 
     Args:
       header: Names of the columns.
-      rows: Cells as they shall be printed.
+      rows: Cells as text.
 
     Returns:
       Lines joined by newlines.
@@ -28,15 +30,63 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
+def mean_and_deviation(values: Sequence[float | int | None]) -> tuple[float, float] | None:
+    """Computes the mean and the sample standard deviation (divisor n - 1).
+
+    Args:
+      values: One number per seed; None for a run without a finite number.
+
+    Returns:
+      Both over the finite numbers, or None if there are none. The deviation of a single number is NaN.
+
+    Example:
+      >>> mean_and_deviation([1.0, 2.0, 3.0, None])
+      (2.0, 1.0)
+    """
+    finite = [float(value) for value in values if value is not None]
+    if not finite:
+        return None
+    return statistics.fmean(finite), statistics.stdev(finite) if len(finite) > 1 else math.nan
+
+
+def with_spread(values: Sequence[float | int | None]) -> str:
+    """Formats mean ± sample standard deviation, with two digits of the deviation.
+
+    Args:
+      values: One number per seed; None for a run without a finite number.
+
+    Returns:
+      Text for a table; a dash if there is no finite number.
+
+    Example:
+      >>> with_spread([23.01, 22.87, 23.4]), with_spread([184, 190, 171]), with_spread([0.0094]), with_spread([None])
+      ('23.09 ± 0.27', '181.7 ± 9.7', '0.0094', '–')
+    """
+    both = mean_and_deviation(values)
+    if both is None:
+        return "–"
+    mean, deviation = both
+    if math.isnan(deviation):
+        return f"{mean:.4g}"
+    if deviation == 0:
+        return f"{mean:.4g} ± 0"
+    if not 1e-3 <= max(abs(mean), deviation) < 1e5:
+        return f"{mean:.2e} ± {deviation:.1e}"
+    decimals = max(0, 1 - math.floor(math.log10(deviation)))
+    # A deviation far below the mean would ask for more digits than anybody reads.
+    decimals = min(decimals, max(0, 3 - math.floor(math.log10(abs(mean) or deviation))))
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
+
+
 def fill(document: str, parts: Mapping[str, str]) -> str:
     """Replaces the generated parts of a document.
 
     Args:
       document: Markdown with ``<!-- generated: NAME -->`` and ``<!-- end -->`` around each part.
-      parts: The new content by name.
+      parts: New content by name.
 
     Returns:
-      The document; filling it again with the same parts gives the same text.
+      The document. Filling it again with the same parts gives the same text.
 
     Raises:
       UserError: The document lacks one of the parts.
@@ -58,18 +108,18 @@ def fill(document: str, parts: Mapping[str, str]) -> str:
         if count == 0:
             raise UserError(
                 f"The document has no part {name!r}: put the lines '<!-- generated: {name} -->' and '<!-- end -->' "
-                "where it shall stand."
+                "at its place."
             )
     return document
 
 
 def write_filled(path: Path, title: str, parts: Mapping[str, str]) -> None:
-    """Fills the generated parts of a document on the disk, which is made of them alone if there is none.
+    """Fills the generated parts of a document on disk; a missing document is created from these parts alone.
 
     Args:
-      path: Of the document.
-      title: Its heading, where it is made.
-      parts: The content by name.
+      path: The document.
+      title: Heading of a document that is created.
+      parts: Content by name.
     """
     text = path.read_text() if path.exists() else skeleton(title, list(parts))
     with atomic_file(path) as file:
@@ -77,11 +127,11 @@ def write_filled(path: Path, title: str, parts: Mapping[str, str]) -> None:
 
 
 def skeleton(title: str, names: Sequence[str]) -> str:
-    """A document of generated parts alone, to be filled.
+    """Makes an empty document of generated parts.
 
     Args:
       title: Its heading.
-      names: Of the parts.
+      names: Names of the parts.
 
     Returns:
       Markdown.

@@ -1,4 +1,4 @@
-"""Figures without global state, from matplotlib, which is an optional dependency."""
+"""Matplotlib figures without global state; matplotlib is an optional dependency."""
 
 import importlib
 import io
@@ -43,18 +43,18 @@ def matplotlib_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"matplotlib.{name}")
     except ImportError as error:
-        raise UserError('Pictures need matplotlib, which is not installed: pip install "vqjax[plots]"') from error
+        raise UserError('Figures need matplotlib, which is not installed: pip install "vqjax[plots]"') from error
 
 
 def new_figure(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Any, Any]:
-    """Makes a figure of equal panels in the style of all figures.
+    """Creates a figure of equal panels in the common style.
 
     Args:
-      width: In inches.
-      height: In inches.
-      rows: Of panels.
-      columns: Of panels.
-      **options: Of matplotlib's ``Figure.subplots``.
+      width: Width in inches.
+      height: Height in inches.
+      rows: Rows of panels.
+      columns: Columns of panels.
+      **options: Arguments of matplotlib's ``Figure.subplots``.
 
     Returns:
       The figure, and its axes as an array ``[rows, columns]``.
@@ -65,11 +65,11 @@ def new_figure(width: float, height: float, rows: int, columns: int, **options: 
 
 
 def save_figure(path: str | os.PathLike[str], figure: Any) -> None:
-    """Writes a figure as PNG, with the same bytes for the same figure.
+    """Writes a figure as PNG; equal figures give equal bytes.
 
     Args:
-      path: Where to write it.
-      figure: Of matplotlib.
+      path: The file to write.
+      figure: A matplotlib figure.
     """
     drawn = io.BytesIO()
     with matplotlib_module("style").context(_STYLE):

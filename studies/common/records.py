@@ -1,11 +1,11 @@
-"""The results of a study: one JSON file per run, so that finished runs are not repeated."""
+"""Results of a study: one line of JSON per finished run, which is not repeated."""
 
-import dataclasses
-import functools
+import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,158 +17,146 @@ from vqjax.reporting import atomic_file, strict_json
 _SIGNIFICANT_DIGITS = 6
 
 
+class Run(NamedTuple):
+    """One run, finished or not.
+
+    Attributes:
+      name: Unique in its study, such as ``"collapse/remedies--none--fitting--seed0"``; the part before the slash
+        groups runs.
+      settings: Facts of the run, as plain JSON.
+    """
+
+    name: str
+    settings: dict[str, Any]
+
+
 class Record(NamedTuple):
     """One finished run.
 
     Attributes:
-      settings: What was run, by name.
-      measured: What came out; None stands for a number that is not finite.
-      seconds: How long it took; where a run was interrupted, since it went on.
+      run: Its name.
+      settings: Facts of the run.
+      measured: Results; None stands for a number that is not finite.
+      seconds: Duration; of an interrupted run, since it was continued.
     """
 
+    run: str
     settings: dict[str, Any]
     measured: dict[str, Any]
     seconds: float
 
 
-class Run(NamedTuple):
-    """One run, finished or not.
-
-    Attributes:
-      path: Of its record.
-      settings: What it does, in plain JSON.
-    """
-
-    path: Path
-    settings: dict[str, Any]
-
-
-def unfinished(runs: Iterable[Run]) -> list[Run]:
-    """Leaves out the runs whose results are there already.
+class Results:
+    """Records of a study in a file of JSON lines, sorted by the names of the runs.
 
     Args:
-      runs: Of one study.
-
-    Returns:
-      Those still to do.
-
-    Raises:
-      UserError: Results of other settings are in the way.
-    """
-    return [run for run in runs if not is_finished(run.path, run.settings)]
-
-
-def is_finished(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> bool:
-    """Says whether a run's results are there already.
-
-    Args:
-      path: The run's file.
-      settings: What the run would do now.
-
-    Returns:
-      True if the file holds the results of these settings, False if there is none.
-
-    Raises:
-      UserError: The file holds the results of other settings, or is no record.
+      path: The file; need not exist.
 
     Example:
       >>> import tempfile
-      >>> path = Path(tempfile.mkdtemp()) / "run.json"
-      >>> is_finished(path, {"seed": 0})
-      False
-      >>> write_record(path, Record({"seed": 0}, {"psnr": 24.0}, 1.5))
-      >>> is_finished(path, {"seed": 0})
-      True
+      >>> results = Results(Path(tempfile.mkdtemp()) / "results.jsonl")
+      >>> runs = [Run("fsq--seed0", {"seed": 0}), Run("fsq--seed1", {"seed": 1})]
+      >>> results.add(runs[0], {"psnr": 24.0}, seconds=1.5)
+      >>> results.unfinished(runs)
+      [Run(name='fsq--seed1', settings={'seed': 1})]
+      >>> results.records()[0].measured
+      {'psnr': 24.0}
     """
-    path = Path(path)
-    if not path.exists():
-        return False
-    stored, wanted = read_record(path).settings, json.loads(strict_json(settings))
-    if stored != wanted:
-        differing = [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
-        changes = ", ".join(f"{name}={stored.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
-        raise UserError(f"{path} was made with {changes}. Delete it, or give another --output.")
-    return True
 
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
 
-def write_record(path: str | os.PathLike[str], record: Record) -> None:
-    """Writes a run's results, whole or not at all; numbers are kept to six significant digits.
+    def records(self, group: str | None = None) -> list[Record]:
+        """Reads the records.
 
-    Args:
-      path: The run's file.
-      record: The results.
-    """
-    measured = _rounded(json.loads(strict_json(record.measured)))
-    content = record._replace(measured=measured, seconds=round(record.seconds, 2))._asdict()
-    with atomic_file(path) as file:
-        file.write(strict_json(content).encode() + b"\n")
+        Args:
+          group: First part of the names of the runs; all by default.
 
+        Returns:
+          Records in the order of their names.
 
-def read_record(path: str | os.PathLike[str]) -> Record:
-    """Reads a run's results.
+        Raises:
+          UserError: A line of the file is not a record.
+        """
+        records = [record for record, _ in self._lines()]
+        return [record for record in records if group is None or record.run.startswith(f"{group}/")]
 
-    Args:
-      path: The run's file.
+    def unfinished(self, runs: Iterable[Run]) -> list[Run]:
+        """Leaves out the runs that have a record.
 
-    Returns:
-      The results.
+        Args:
+          runs: Runs of the study.
 
-    Raises:
-      UserError: The file is no record.
-    """
-    try:
-        return Record(**json.loads(Path(path).read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not the record of a run. Delete it, and run the experiment again.") from error
+        Returns:
+          The runs still to do, in the same order.
 
+        Raises:
+          UserError: A record has the name of a run and other settings.
+        """
+        found = {record.run: record for record in self.records()}
+        unfinished = []
+        for run in runs:
+            if run.name not in found:
+                unfinished.append(run)
+                continue
+            stored, current = found[run.name].settings, json.loads(strict_json(run.settings))
+            if stored != current:
+                differing = [name for name in stored | current if stored.get(name) != current.get(name)]
+                changes = ", ".join(f"{name}={stored.get(name)!r}, now {current.get(name)!r}" for name in differing)
+                raise UserError(
+                    f"{run.name} in {self.path} was made with {changes}. Delete that line, or use another --records."
+                )
+        return unfinished
 
-def read_records(directory: str | os.PathLike[str]) -> list[Record]:
-    """Reads all results of a directory, ordered by file name.
+    def add(self, run: Run, measured: Mapping[str, Any], seconds: float) -> None:
+        """Adds the record of a finished run, completely or not at all.
 
-    Args:
-      directory: Where the runs of one experiment are; may be missing.
+        Args:
+          run: The run; a record of the same name is replaced.
+          measured: Results by name; numbers are kept to six significant digits.
+          seconds: Duration.
+        """
+        measured = _rounded(json.loads(strict_json(measured)))
+        line = strict_json(Record(run.name, run.settings, measured, round(seconds, 2))._asdict())
+        with _locked(self.path.parent):
+            # Other lines are kept as they are, so that a diff shows new runs alone.
+            lines = {record.run: text for record, text in self._lines()} | {run.name: line}
+            with atomic_file(self.path) as file:
+                file.write("".join(f"{lines[name]}\n" for name in sorted(lines)).encode())
 
-    Returns:
-      The results.
-    """
-    return [read_record(path) for path in sorted(Path(directory).glob("*.json"))]
-
-
-def describe(value: Any) -> Any:
-    """Says in plain JSON what an argument is, the same in every process.
-
-    Args:
-      value: Numbers, text, functions, partial functions, dataclasses and flax modules, nested in any way.
-
-    Returns:
-      Numbers, text, lists and dicts.
-
-    Example:
-      >>> describe({"init": functools.partial(max, 3), "decay": 0.9})
-      {'init': 'max(3)', 'decay': 0.9}
-    """
-    if isinstance(value, Mapping):
-        return {key: describe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
-    if isinstance(value, functools.partial):
-        keywords = [f"{name}={describe(item)}" for name, item in value.keywords.items()]
-        return f"{describe(value.func)}({', '.join([*map(str, map(describe, value.args)), *keywords])})"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # The two fields that flax adds to every module.
-        names = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
-        return f"{type(value).__name__}({', '.join(f'{name}={describe(getattr(value, name))}' for name in names)})"
-    return getattr(value, "__qualname__", str(value)) if callable(value) else value
+    def _lines(self) -> Iterator[tuple[Record, str]]:
+        if not self.path.exists():
+            return
+        for number, line in enumerate(self.path.read_text().splitlines(), start=1):
+            try:
+                yield Record(**json.loads(line)), line
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"Line {number} of {self.path} is not the record of a run. Delete it, and run the study again."
+                ) from error
 
 
 def slug(name: str) -> str:
-    """A name as part of a file name.
+    """Replaces everything but lower-case letters and digits by underscores.
 
     Example:
       >>> slug("rotation, scale of at most 1")
       'rotation_scale_of_at_most_1'
     """
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Makes other processes wait before they change a file of the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # The file itself cannot carry the lock: every change puts another one in its place.
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _rounded(value: Any) -> Any:

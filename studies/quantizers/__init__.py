@@ -1,1 +1,1 @@
-"""All quantizers on one budget (docs/quantizers.md)."""
+"""All quantizers on the same data and budget (docs/quantizers.md)."""

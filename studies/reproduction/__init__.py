@@ -1,1 +1,1 @@
-"""The CIFAR-10 study of the rotation trick, reproduced (docs/reproduction.md)."""
+"""Reproduction of rotation_vq, the CIFAR-10 study of the rotation trick (docs/reproduction.md)."""

@@ -1,8 +1,8 @@
-"""The CIFAR-10 study again: python -m studies.reproduction [--scale=NAME] [--tables=...] [--report_only]
+"""Reproduction of the CIFAR-10 study: python -m studies.reproduction [--scale=NAME] [--tables=...] [--report_only]
 
-Trains what the study's tables and figures show, exactly as its code does it and corrected, and what it left out; then
-writes docs/reproduction.md with its figures. Finished runs are not repeated, and interrupted ones continue: the same
-command again goes on. CIFAR-10 is found through TFDS_DATA_DIR.
+Trains every row of the tables of the study, as its code does and corrected, and variants that it left out; then writes
+docs/reproduction.md with its figures. Finished runs are not repeated, and interrupted ones continue after their last
+epoch: the same command again goes on. CIFAR-10 is found through TFDS_DATA_DIR.
 """
 
 import sys
@@ -10,19 +10,18 @@ from pathlib import Path
 
 from absl import flags
 
-from studies.common.names import chosen
+from studies.common.command import chosen
+from studies.common.command import define_flags as define_common_flags
 from studies.common.plotting import matplotlib_module
-from studies.reproduction.codebook_layout import require_layout
+from studies.reproduction.layout import tsne_module
 from studies.reproduction.report import write_document
-from studies.reproduction.runs import BETAS, SCALES, TABLES, make_runs, study_runs
+from studies.reproduction.runs import BETAS, SCALES, TABLES, make_runs, table_runs
 from vqjax.runtime.workdir import exclusive
 from vqjax.training.cli import run
 
-COMMAND = "python -m studies.reproduction"
-
 
 def _short(number: str) -> str:
-    """1.0 as 1; what is no number is left to be refused."""
+    """1.0 as 1; other text is left for `chosen` to refuse."""
     try:
         return f"{float(number):g}"
     except ValueError:
@@ -31,32 +30,29 @@ def _short(number: str) -> str:
 
 def define_flags() -> None:
     """Declares the flags of the command."""
-    flags.DEFINE_string("output", "docs/reproduction", "Directory of records and figures; the document stands beside.")
-    flags.DEFINE_string("workdir", "runs/reproduction", "Where interrupted runs are kept.")
-    flags.DEFINE_string("scale", "full", f"How much of the study to run: {', '.join(SCALES)}.")
-    flags.DEFINE_list("tables", [], f"Which tables: {', '.join(TABLES)}; all by default.")
-    flags.DEFINE_list("betas", [], "Which commitment weights of the table betas; all by default.")
-    flags.DEFINE_bool("report_only", False, "Run nothing; rebuild document and figures from the records.")
+    define_common_flags("reproduction")
+    flags.DEFINE_string("workdir", "runs/reproduction", "Directory of the states of interrupted runs.")
+    flags.DEFINE_string("scale", "full", f"Size of the runs: {', '.join(SCALES)}.")
+    flags.DEFINE_list("tables", [], f"Tables to make: {', '.join(TABLES)}; all by default.")
+    flags.DEFINE_list("betas", [], "Commitment weights of the table betas; all by default.")
 
 
 def main() -> None:
     """Runs the command."""
     values = flags.FLAGS
-    output = Path(values.output)
-    (scale_name,) = chosen([values.scale], list(SCALES), "scale")
+    records = Path(values.records)
+    (scale,) = (SCALES[name] for name in chosen([values.scale], list(SCALES), "scale"))
     tables = chosen(values.tables, list(TABLES), "tables")
     allowed = [f"{beta:g}" for beta in BETAS]
     betas = [float(beta) for beta in chosen([_short(beta) for beta in values.betas], allowed, "betas")]
-    # Before hours are spent.
+    # Missing packages are reported before hours are spent.
     matplotlib_module("figure")
     if not values.report_only:
-        require_layout()
-        scale, results = SCALES[scale_name], output / scale_name
-        runs = study_runs(results, scale, tables, betas)
-        workdir = Path(values.workdir) / scale_name
+        tsne_module()
+        workdir = Path(values.workdir) / scale.name
         with exclusive(workdir):
-            make_runs(runs, results, scale, workdir)
-    for path in write_document(output):
+            make_runs(table_runs(scale, tables, betas), records, scale, workdir)
+    for path in write_document(records, Path(values.docs)):
         print(path)
     print("done", file=sys.stderr)
 

@@ -1,69 +1,72 @@
-"""The figures of the reproduction of the CIFAR-10 study: reconstructions, codebook, curves and commitment weights."""
+"""Figures of the reproduction: reconstructions, codebooks, curves and commitment weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.linalg
-from jaxtyping import Float
 from PIL import Image
 
 from studies.common.plotting import BLUE, INK, ORANGE, new_figure, save_figure
 from studies.common.records import Record
+from studies.reproduction.layout import aligned
 from studies.reproduction.runs import BETAS, PICTURED, SCALES, Configuration, snapshot_path
-from studies.reproduction.training import snapshot_epochs
+from studies.reproduction.training import Scale, snapshot_epochs
 
 Runs = dict[Configuration, list[Record]]
+
+FIGURES = "reproduction"
+"""Directory of the figures in the directory of all documents."""
 
 _COLORS = {"faithful": ORANGE, "corrected": BLUE}
 COLUMNS = {"total": "loss", "reconstruction": "reconstruction_mse", "codebook": "codebook_loss"}
 COLUMNS |= {"perplexity": "perplexity"}
-"""What the study publishes, in its order, and what our records call it."""
+"""Columns of the study, in its order, with their names in the records."""
 
 _DRAWN = ("reconstruction", "perplexity", "total")
 
 
-def write_figures(output: Path, study: dict[str, Runs], published: dict[str, dict[str, Any]]) -> list[Path]:
-    """Draws what there are records for.
+def write_figures(
+    records: Path, docs: Path, study: dict[str, Runs], published: dict[str, dict[str, Any]]
+) -> list[Path]:
+    """Draws the figures of every scale that has the records.
 
     Args:
-      output: Directory of the study.
+      records: Directory of the records, with ``snapshots``.
+      docs: Directory of all documents.
       study: Runs by scale.
-      published: The study's stored runs.
+      published: Stored runs of the CIFAR-10 study.
 
     Returns:
-      The files.
+      The files written.
     """
     drawn = []
     for scale_name, runs in study.items():
         scale = SCALES[scale_name]
-        epochs = scale.epochs
         if not all(configuration in runs for configuration in PICTURED):
             continue
         comparable = published if scale.is_published else {}
         figures = {
-            "reconstructions": _reconstructions(output / scale_name, epochs),
-            "codebooks": _codebooks(output / scale_name, epochs),
+            "reconstructions": _reconstructions(records, scale),
+            "codebooks": _codebooks(runs, scale),
             "curves": _curves(runs, comparable),
         }
         if sum(Configuration("faithful", commitment_weight=beta) in runs for beta in BETAS) > 1:
-            figures["commitment_weights"] = _betas(runs, comparable, epochs)
+            figures["commitment_weights"] = _betas(runs, comparable, scale.epochs)
         for name, figure in figures.items():
-            path = output / f"{scale_name}_{name}.png"
+            path = docs / FIGURES / f"{scale_name}_{name}.png"
             figure.suptitle(scale.length, fontsize="medium")
             save_figure(path, figure)
             drawn.append(path)
     return drawn
 
 
-def _reconstructions(results: Path, epochs: int) -> Any:
-    """One row for each epoch, under the originals; both protocols side by side."""
-    shown = snapshot_epochs(epochs)
+def _reconstructions(records: Path, scale: Scale) -> Any:
+    """One row per epoch, under the originals; both protocols side by side."""
+    shown = snapshot_epochs(scale.epochs)
     figure, axes = new_figure(11.0, 0.8 * (len(shown) + 1), len(shown) + 1, len(PICTURED))
-    originals = _picture(results / "snapshots" / "originals.png")
+    originals = _picture(snapshot_path(records, scale, None))
     for column, configuration in zip(axes.T, PICTURED, strict=True):
-        rows = [originals, *(_picture(snapshot_path(results, configuration, epoch)) for epoch in shown)]
+        rows = [originals, *(_picture(snapshot_path(records, scale, configuration, epoch)) for epoch in shown)]
         labels = ["originals", *(f"epoch {epoch}" for epoch in shown)]
         for panel, row, label in zip(column, rows, labels, strict=True):
             panel.imshow(row, interpolation="nearest")
@@ -80,15 +83,16 @@ def _picture(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _codebooks(results: Path, epochs: int) -> Any:
-    """t-SNE of the codes, by how many test tokens chose them."""
-    shown = sorted({0, epochs // 2, epochs - 1})
+def _codebooks(runs: Runs, scale: Scale) -> Any:
+    """t-SNE of the codes, colored by the number of test latents that chose them."""
+    shown = sorted({0, scale.epochs // 2, scale.epochs - 1})
     figure, axes = new_figure(3.4 * len(shown), 3.4 * len(PICTURED), len(PICTURED), len(shown))
     for row, configuration in zip(axes, PICTURED, strict=True):
+        (record,) = (record for record in runs[configuration] if record.settings["seed"] == 0)
         before = None
         for panel, epoch in zip(row, shown, strict=True):
-            content = json.loads(snapshot_path(results, configuration, epoch).with_suffix(".json").read_text())
-            layout, counts = np.asarray(content["layout"]), np.asarray(content["counts"])
+            codebook = record.measured["epochs"][epoch]["codebook"]
+            layout, counts = np.asarray(codebook["layout"]), np.asarray(codebook["counts"])
             before = layout = layout - layout.mean(axis=0) if before is None else aligned(layout, before)
             used = counts > 0
             panel.scatter(*layout[~used].T, s=5, color="#cccccc", linewidths=0)
@@ -98,28 +102,8 @@ def _codebooks(results: Path, epochs: int) -> Any:
             panel.set_title(f"{configuration.variant}, epoch {epoch}\n{used.sum()} of {len(used)} codes used")
             panel.set_xticks([])
             panel.set_yticks([])
-    figure.colorbar(points, ax=axes, label="test tokens of a code (power of ten); gray: none", shrink=0.6)
+    figure.colorbar(points, ax=axes, label="test latents of a code (power of ten); gray: none", shrink=0.6)
     return figure
-
-
-def aligned(layout: Float[np.ndarray, "codes 2"], reference: Float[np.ndarray, "codes 2"]) -> np.ndarray:
-    """Turns and mirrors a layout so that each code comes as close as it can to where it was.
-
-    Args:
-      layout: Of t-SNE, which leaves both open.
-      reference: The layout before, centered.
-
-    Returns:
-      The layout, centered.
-
-    Example:
-      >>> reference = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
-      >>> bool(np.allclose(aligned(reference[:, ::-1] + 5, reference), reference))
-      True
-    """
-    centered = layout - layout.mean(axis=0)
-    turn, _ = scipy.linalg.orthogonal_procrustes(centered, reference)
-    return centered @ turn
 
 
 def _curves(runs: Runs, published: dict[str, dict[str, Any]]) -> Any:
@@ -168,7 +152,7 @@ def _betas(runs: Runs, published: dict[str, dict[str, Any]], epochs: int) -> Any
         panel.minorticks_off()
         panel.set_title(f"{title}, test split")
         panel.set_xlabel("commitment weight β")
-    # Where the curves, which fall, leave room.
+    # The curves fall and leave room there.
     axes[0, -1].legend(loc="upper right")
     return figure
 
@@ -179,5 +163,5 @@ def _band(panel: Any, epochs: np.ndarray, values: np.ndarray, color: str, label:
 
 
 def _per_epoch(records: list[Record], measured: str) -> np.ndarray:
-    """One row per run; NaN where a run gave no number."""
+    """One row per run; NaN where a number is not finite."""
     return np.array([[epoch["test"][measured] for epoch in record.measured["epochs"]] for record in records], float)

@@ -1,4 +1,4 @@
-"""The quantizer of the CIFAR-10 study exactly as its code has it, which is not what the rotation trick is."""
+"""Quantizer of the CIFAR-10 study, exactly as in its code; it is not the rotation trick."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vqjax.functional.codebook import assign
-from vqjax.functional.metrics import geometry, perplexity, usage
+from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.search import nearest_codes
 from vqjax.quantizers import QuantizerOutput
 
@@ -18,29 +18,28 @@ _SHORTEST = 1e-5
 _NORMALIZE_AT_LEAST = 1e-12
 
 
-class StudyQuantizer(nn.Module):
+class FaithfulQuantizer(nn.Module):
     r"""Mirrors each vector onto the direction of its code, and passes gradients straight through.
 
     .. math:: q' = H z,\quad H = I - 2 v v^T,\quad v = \frac{\hat z - \hat e}{|\hat z - \hat e| + 10^{-5}}
 
-    so that the decoder sees :math:`|z|\,\hat e`: the code's direction with the encoder's own length, which is no
-    number of a codebook. Four more things differ from the paper's text and from :class:`vqjax.VectorQuantizer`: the
+    The decoder therefore sees :math:`|z|\,\hat e`: the direction of the code with the length of the encoder's vector,
+    which no index carries. Four more things differ from the paper's text and from :class:`vqjax.VectorQuantizer`: the
     codebook is moved by moving averages in the forward pass and by the optimizer after it; with smoothing, so that
     unused codes become the zero vector in the first step; averages also move in evaluation, wherever the collection
-    ``codebook`` is mutable; and nothing of this is rotation: the gradient is that of straight-through.
+    ``codebook`` is mutable; and there is no rotation: the gradient is that of straight-through.
 
     Variables:
-      ``params["codes"]`` is what the optimizer moves; ``codebook`` holds ``offsets``, which make ``params["codes"] +
-      offsets`` the moving average as it was after the last forward pass, plus the optimizer's last step; ``counts``
-      and ``sums``.
+      ``params["codes"]``, moved by the optimizer; ``codebook`` with ``counts``, ``sums`` and ``offsets``, where
+      ``params["codes"] + offsets`` is the moving average after the last forward pass plus the optimizer's last step.
 
     Attributes:
       num_codes: Size of the codebook.
-      commitment_weight: Of the commitment loss; the codebook loss has weight one.
+      commitment_weight: Weight of the commitment loss; the codebook loss has weight one.
 
     Example:
       >>> z = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
-      >>> module = StudyQuantizer(num_codes=16)
+      >>> module = FaithfulQuantizer(num_codes=16)
       >>> variables = module.init(jax.random.key(1), z)
       >>> out, _ = module.apply(variables, z, train=True, mutable=["codebook"])
       >>> bool(jnp.allclose(jnp.linalg.norm(out.quantized, axis=-1), jnp.linalg.norm(z, axis=-1), rtol=1e-3))
@@ -59,17 +58,15 @@ class StudyQuantizer(nn.Module):
 
         Args:
           z: Vectors along the last axis.
-          mask: Not supported: the study's batches are whole.
-          train: Makes no difference; the study's code has none.
+          mask: Not used: the batches of the study are whole.
+          train: Not used: the code of the study does not distinguish training from evaluation.
 
         Returns:
           Mirrored vectors, indices, codebook loss plus weighted commitment loss, and metrics.
         """
         del mask, train
         dim = z.shape[-1]
-        bound = 1 / self.num_codes
-        initial = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)  # noqa: E731
-        learned = self.param("codes", initial, (self.num_codes, dim))
+        learned = self.param("codes", initial_codes, (self.num_codes, dim))
         offsets = self.variable("codebook", "offsets", jnp.zeros, (self.num_codes, dim))
         counts = self.variable("codebook", "counts", jnp.zeros, (self.num_codes,))
         sums = self.variable("codebook", "sums", jnp.zeros, (self.num_codes, dim))
@@ -84,7 +81,7 @@ class StudyQuantizer(nn.Module):
             sums.value = _DECAY * sums.value + (1 - _DECAY) * batch.sums
             total = jnp.sum(counts.value)
             smoothed = (counts.value + _SMOOTHING) / (total + self.num_codes * _SMOOTHING) * total
-            # The optimizer's step comes on top of the average, and only this one: the next average overwrites it.
+            # The optimizer's next step is added to the average, until the following average overwrites it.
             offsets.value = sums.value / smoothed[:, None] - jax.lax.stop_gradient(learned)
         metrics = {
             "codebook_loss": codebook_loss,
@@ -93,18 +90,36 @@ class StudyQuantizer(nn.Module):
             "perplexity": perplexity(batch.counts),
             "usage": usage(batch.counts),
         }
-        metrics |= geometry(z, chosen, None, None)
+        metrics |= geometry_statistics(z, chosen, None, None)
         loss = codebook_loss + self.commitment_weight * commitment_loss
         mirrored = z + jax.lax.stop_gradient(_mirrored(z, chosen) - z)
         return QuantizerOutput(mirrored, indices, loss, jax.lax.stop_gradient(metrics))
 
     def unquantized(self, z: Vectors) -> Vectors:
-        """What would be returned without quantization: the input."""
+        """Returns the input, as without quantization."""
         return z
 
     def decode(self, indices: Int[Array, "*batch"]) -> Vectors:
-        """The codes themselves, which is all that tokens can carry; the call returns other vectors."""
+        """Returns the codes, which are all that indices can carry; the call returns other vectors."""
         return (self.get_variable("params", "codes") + self.get_variable("codebook", "offsets"))[indices]
+
+
+def initial_codes(key: Array, shape: tuple[int, int], dtype: object = float) -> Float[Array, "codes dim"]:
+    """Draws the initial codes of the study: uniform within one over the number of codes.
+
+    Args:
+      key: Random key.
+      shape: Number of codes and features.
+      dtype: Type of the codes.
+
+    Returns:
+      The codes.
+
+    Example:
+      >>> float(abs(initial_codes(jax.random.key(0), (4, 2))).max()) <= 0.25
+      True
+    """
+    return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
 
 
 def _mirrored(z: Vectors, chosen: Vectors) -> Vectors:

@@ -1,4 +1,4 @@
-"""The report on the reproduction of the CIFAR-10 study: tables and figures from the records, and nothing else."""
+"""Document of the reproduction, rebuilt from its records."""
 
 import json
 from collections import defaultdict
@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from studies.common.document import table, write_filled
-from studies.common.records import Record, is_finished, read_records
-from studies.common.spread import with_spread
-from studies.reproduction.figures import COLUMNS, Runs, write_figures
+from studies.common.document import table, with_spread, write_filled
+from studies.common.records import Record, Results
+from studies.reproduction.figures import COLUMNS, FIGURES, Runs, write_figures
 from studies.reproduction.runs import (
     BETAS,
     COMMITMENT_WEIGHT,
@@ -24,15 +23,17 @@ from studies.reproduction.training import Scale
 from studies.reproduction.variants import PROTOCOLS
 from vqjax.errors import UserError
 
+DOCUMENT = "reproduction.md"
+
 _COMMAND = "python -m studies.reproduction"
 
 
 class Published(NamedTuple):
-    """What the study prints, and what it stored.
+    """Results that the CIFAR-10 study printed, and those that it stored.
 
     Attributes:
-      sizes: Its Table 2 by row: total, reconstruction, codebook, perplexity.
-      betas: The same of its Table 3 by split and commitment weight.
+      sizes: Table 2 by row: total, reconstruction, codebook, perplexity.
+      betas: Table 3 by split and commitment weight: the same four numbers.
       runs: Stored runs by name, with their settings and these four numbers of every epoch.
     """
 
@@ -41,7 +42,7 @@ class Published(NamedTuple):
     runs: dict[str, dict[str, Any]]
 
     def at(self, configuration: Configuration, epochs: int, split: str) -> list[list[float]]:
-        """The numbers of the stored runs of a configuration after so many epochs."""
+        """Returns the four numbers of each stored run of a configuration after a number of epochs."""
         return [
             run[split][epochs - 1]
             for run in self.runs.values()
@@ -51,33 +52,34 @@ class Published(NamedTuple):
         ]
 
 
-def write_document(output: Path) -> list[Path]:
+def write_document(records: Path, docs: Path) -> list[Path]:
     """Rebuilds document and figures from the records.
 
     Args:
-      output: Directory of the study, such as ``docs/reproduction``.
+      records: Directory of the records: ``results.jsonl``, ``snapshots`` and ``published.json``.
+      docs: Directory of all documents.
 
     Returns:
-      What was written, such as ``docs/reproduction.md``.
+      The files written.
     """
-    study = {name: by_configuration(output / name, SCALES[name]) for name in SCALES}
+    results = Results(records / "results.jsonl")
+    study = {name: by_configuration(results, scale) for name, scale in SCALES.items()}
     study = {name: runs for name, runs in study.items() if runs}
-    published = read_published(output / "published.json")
-    pictures = write_figures(output, study, published.runs)
-    path = output.with_name(f"{output.name}.md")
-    links = [f"{output.name}/{picture.name}" for picture in pictures]
-    write_filled(path, "Reproduction: results", document_parts(study, published, links))
-    return [*pictures, path]
+    published = read_published(records / "published.json")
+    figures = write_figures(records, docs, study, published.runs)
+    path = docs / DOCUMENT
+    write_filled(path, "Reproduction: results", document_parts(study, published, figures))
+    return [*figures, path]
 
 
 def read_published(path: Path) -> Published:
-    """Reads what the study has published.
+    """Reads the published results of the CIFAR-10 study.
 
     Args:
-      path: ``published.json``; without the file there is nothing to compare with.
+      path: ``published.json``; need not exist.
 
     Returns:
-      Its numbers.
+      The results; empty without the file.
     """
     if not path.exists():
         return Published({}, {}, {})
@@ -85,36 +87,36 @@ def read_published(path: Path) -> Published:
     return Published(content["printed"]["table_2"], content["printed"]["table_3"], content["runs"])
 
 
-def by_configuration(results: Path, scale: Scale) -> Runs:
-    """Puts the seeds of a configuration together.
+def by_configuration(results: Results, scale: Scale) -> Runs:
+    """Groups the records of a scale by configuration.
 
     Args:
-      results: Directory of the records of a scale.
-      scale: How much they have to be of.
+      results: Records of the study.
+      scale: Size of the runs.
 
     Returns:
-      Records by configuration.
+      Records of all seeds by configuration.
 
     Raises:
-      UserError: A record is of another scale.
+      UserError: A record has the name of a run and other settings, or the settings of a run and another name.
     """
-    runs = defaultdict(list)
-    for record in read_records(results):
+    by_configuration, runs = defaultdict(list), []
+    for record in results.records(scale.name):
         configuration = configuration_of(record.settings)
-        run = run_of(results, scale, configuration, record.settings["seed"])
-        if not is_finished(run.path, run.settings):
-            raise UserError(f"{run.path} is missing, though {results} holds its results under another name.")
-        runs[configuration].append(record)
-    return dict(runs)
+        runs.append(run_of(scale, configuration, record.settings["seed"]))
+        by_configuration[configuration].append(record)
+    if misnamed := results.unfinished(runs):
+        raise UserError(f"{results.path} has the results of {misnamed[0].name} under another name. Rename them.")
+    return dict(by_configuration)
 
 
-def document_parts(study: dict[str, Runs], published: Published, pictures: Sequence[str]) -> dict[str, str]:
-    """The generated parts of the document.
+def document_parts(study: dict[str, Runs], published: Published, figures: Sequence[Path]) -> dict[str, str]:
+    """Makes the generated parts of the document.
 
     Args:
       study: Runs by scale.
-      published: What the study has published.
-      pictures: Paths of the figures, from the document.
+      published: Published results of the CIFAR-10 study.
+      figures: Files of the figures.
 
     Returns:
       Markdown by name.
@@ -124,7 +126,7 @@ def document_parts(study: dict[str, Runs], published: Published, pictures: Seque
         "sizes": lambda runs, scale: _sizes(runs, scale, published),
         "estimators": lambda runs, scale: _compared(runs, TABLES["estimators"]),
         "latents": lambda runs, scale: _compared(runs, TABLES["latents"]),
-        "tokens": lambda runs, scale: _tokens(runs),
+        "indices": lambda runs, scale: _indices(runs),
     }
     parts = {name: _per_scale(study, name, make) for name, make in makers.items()}
     stored = [
@@ -143,13 +145,13 @@ def document_parts(study: dict[str, Runs], published: Published, pictures: Seque
         ],
     )
     parts["identity"] = _identity(study)
-    captions = {Path(link).stem.replace("_", " "): link for link in pictures}
+    captions = {figure.stem.replace("_", " "): f"{FIGURES}/{figure.name}" for figure in figures}
     parts["figures"] = "\n\n".join(f"**{caption}**\n\n![{caption}]({link})" for caption, link in captions.items())
     return parts
 
 
 def _per_scale(study: dict[str, Runs], name: str, make: Callable[[Runs, Scale], str]) -> str:
-    sections, tables = [], "betas" if name == "tokens" else name
+    sections, tables = [], "betas" if name == "indices" else name
     for scale_name, runs in study.items():
         if content := make(runs, SCALES[scale_name]):
             heading = f"**{SCALES[scale_name].length}** (`{_COMMAND} --scale={scale_name}"
@@ -188,7 +190,7 @@ def _sizes(runs: Runs, scale: Scale, published: Published) -> str:
 def _published_rows(
     name: str, configuration: Configuration, scale: Scale, split: str, published: Published
 ) -> list[list[str]]:
-    """One row for each stored run, at the same epoch; none where the images are fewer."""
+    """One row per stored run at the same epoch; none at scales with fewer images."""
     if not scale.is_published:
         return []
     return [
@@ -214,7 +216,7 @@ def _compared(runs: Runs, configurations: Sequence[Configuration]) -> str:
         [
             "rotation" if configuration.variant == "corrected" else configuration.variant,
             *(_cell(runs[configuration], "test", name) for name in measured.values()),
-            with_spread([100 * last(record, "test")["usage_split"] for record in runs[configuration]]),
+            with_spread([100 * _last(record, "test")["usage_split"] for record in runs[configuration]]),
             f"{len(runs[configuration])}",
         ]
         for configuration in configurations
@@ -223,24 +225,24 @@ def _compared(runs: Runs, configurations: Sequence[Configuration]) -> str:
     return table(["", *measured, "codes used (%)", "seeds"], rows) if rows else ""
 
 
-def _tokens(runs: Runs) -> str:
-    """What the decoder of a faithful run makes of tokens alone, beside what the study measures."""
+def _indices(runs: Runs) -> str:
+    """Reconstruction of faithful runs from indices alone, beside that of the study."""
     rows = [
         [
             f"{configuration.commitment_weight}",
             _cell(runs[configuration], "test", "reconstruction_mse"),
-            _cell(runs[configuration], "test", "tokens_only_mse"),
+            _cell(runs[configuration], "test", "indices_only_mse"),
             _cell(runs[configuration], "test", "norm_ratio"),
         ]
         for configuration in TABLES["betas"]
         if configuration in runs and configuration.variant == "faithful"
     ]
-    header = ["β", "reconstruction, as the study measures it", "from tokens alone", "code's length over the vector's"]
+    header = ["β", "reconstruction, as the study measures it", "from indices alone", "code's length over the vector's"]
     return table(header, rows) if rows else ""
 
 
 def _printed(name: str, printed: Sequence[tuple[str, float, list[float]]]) -> str:
-    """What is printed, by row with its commitment weight, beside the total that its parts give."""
+    """Printed rows beside the total that their parts give."""
     rows = [
         [row, *(f"{number:g}" for number in numbers), f"{numbers[1] + (1 + beta) * numbers[2]:.4f}"]
         for row, beta, numbers in printed
@@ -266,18 +268,10 @@ def _identity(study: dict[str, Runs]) -> str:
     )
 
 
-def last(record: Record, split: str) -> dict[str, float]:
-    """The means over the last epoch of a run.
-
-    Args:
-      record: Of a run.
-      split: ``"train"`` or ``"test"``.
-
-    Returns:
-      Numbers by name.
-    """
+def _last(record: Record, split: str) -> dict[str, float]:
+    """Means over the last epoch of a run."""
     return record.measured["epochs"][-1][split]
 
 
 def _cell(records: Sequence[Record], split: str, measured: str) -> str:
-    return with_spread([last(record, split)[measured] for record in records])
+    return with_spread([_last(record, split)[measured] for record in records])

@@ -1,9 +1,9 @@
-"""Training and testing as the CIFAR-10 study does it: epochs of batches, and means over batches."""
+"""Training and testing as in the CIFAR-10 study: epochs of batches, and means over batches."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
+from studies.reproduction.layout import Layout
 from studies.reproduction.variants import Variant
 from vqjax.checkpointing.checkpoints import Checkpoints
 from vqjax.data import batch_indices, to_model_range, to_uint8
@@ -31,23 +32,25 @@ BATCH_SIZE = 128
 LEARNING_RATE = 2e-4
 _ALL_IMAGES = 50_000
 PICTURES = 8
-_STEPS_PER_LOOK = 10
-_MOST_STEPS_PER_DISPATCH = 39
+_STEPS_PER_REPORT = 10
+_MAX_STEPS_PER_DISPATCH = 39
 _TRAINED = ("loss", "reconstruction_mse", "codebook_loss", "commitment_loss", "perplexity", "angle", "norm_ratio")
-_TESTED = (*_TRAINED, "psnr", "tokens_only_mse")
+_TESTED = (*_TRAINED, "psnr", "indices_only_mse")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much of the study is run.
+    """Size of the runs.
 
     Attributes:
+      name: Name on the command line and in the names of the runs.
       epochs: Passes over the training images.
-      training_images: The first so many.
-      test_images: The first so many; the last batch is left out where it is not whole.
+      training_images: Number of training images, from the first.
+      test_images: Number of test images, from the first; a last batch that is not whole is left out.
       seeds: Runs of each configuration.
     """
 
+    name: str
     epochs: int
     training_images: int
     test_images: int
@@ -59,21 +62,21 @@ class Scale:
 
     @property
     def length(self) -> str:
-        """How long one run is."""
+        """Length of one run, as text."""
         return f"{self.epochs} epochs of {self.training_images:,} images"
 
     @property
     def is_published(self) -> bool:
-        """Whether epochs are those of the study, so that its numbers can be compared."""
+        """Whether epochs are as long as those of the study, so that its numbers can be compared."""
         return self.training_images == _ALL_IMAGES
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch."""
+        """Whole batches in an epoch."""
         return self.training_images // BATCH_SIZE
 
 
-class StudyImages(NamedTuple):
+class Cifar10(NamedTuple):
     """CIFAR-10 in memory, uint8."""
 
     training: UInt8[np.ndarray, "training 32 32 3"]
@@ -81,34 +84,34 @@ class StudyImages(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What a run shows of itself after an epoch.
+    """State of a run after an epoch, for the figures.
 
     Attributes:
-      epoch: From 0.
-      reconstructions: Of the first test images.
+      epoch: Epoch, from 0.
+      reconstructions: Reconstructions of the first test images.
       codes: The codebook.
-      counts: Test tokens of each code.
+      earlier_layout: Layout of the codebook in the snapshot before, if there is one.
     """
 
     epoch: int
     reconstructions: UInt8[np.ndarray, "images 32 32 3"]
     codes: Float[np.ndarray, "codes dim"]
-    counts: Float[np.ndarray, " codes"]
+    earlier_layout: Layout | None
 
 
-class StudyTraining:
-    """One configuration.
+class Training:
+    """Training of one configuration.
 
     Args:
-      variant: How to train.
+      variant: The variant.
       num_codes: Size of the codebook.
-      commitment_weight: Of the loss.
-      scale: How long, and on how much.
-      images: CIFAR-10, of which ``scale`` takes the first.
+      commitment_weight: Weight of the commitment loss.
+      scale: Numbers of epochs and images.
+      images: CIFAR-10.
     """
 
     def __init__(
-        self, variant: Variant, num_codes: int, commitment_weight: float, scale: Scale, images: StudyImages
+        self, variant: Variant, num_codes: int, commitment_weight: float, scale: Scale, images: Cifar10
     ) -> None:
         self._variant, self._scale = variant, scale
         self._model = variant.model(num_codes, commitment_weight)
@@ -120,7 +123,7 @@ class StudyTraining:
         self._test_batch = jax.jit(self._measure, compiler_options=compiler_options())
         self._reconstruct = jax.jit(self._model.apply)
         on_cpu = jax.default_backend() == "cpu"
-        self._at_once = 1 if on_cpu else _largest_divisor(scale.steps_per_epoch, _MOST_STEPS_PER_DISPATCH)
+        self._steps_per_dispatch = 1 if on_cpu else _largest_divisor(scale.steps_per_epoch, _MAX_STEPS_PER_DISPATCH)
 
     def run(
         self,
@@ -128,22 +131,23 @@ class StudyTraining:
         workdir: Path,
         settings: dict[str, Any],
         on_step: Callable[[int, dict[str, float]], None],
-        on_snapshot: Callable[[Snapshot], None] | None = None,
+        on_snapshot: Callable[[Snapshot], Layout] | None = None,
     ) -> dict[str, Any]:
-        """Trains for all epochs, testing after each; continues what was interrupted.
+        """Trains for all epochs, testing after each; continues an interrupted run.
 
         Args:
-          seed: Of parameters, codes and the order of images.
-          workdir: Where the state after each epoch is kept; of no use once the results are.
-          settings: What is run, kept with the state.
+          seed: Seed of parameters, codes and the order of images.
+          workdir: Directory of the state after each epoch; can be deleted after the run.
+          settings: Facts of the run, kept with the state.
           on_step: Called now and then with the number of steps done and the metrics of the epoch so far.
-          on_snapshot: Called after the epochs that figures show, if given.
+          on_snapshot: Called after each of :func:`snapshot_epochs`, if given; returns the layout of the codebook.
 
         Returns:
-          ``epochs``: for each the means over its batches, under ``train`` and ``test``.
+          ``epochs``: for each the means over its batches, under ``train`` and ``test``, and after a snapshot
+          ``codebook`` with ``layout`` and ``counts`` (test latents of each code).
 
         Raises:
-          UserError: ``workdir`` holds a run of other settings.
+          UserError: ``workdir`` holds an interrupted run of other settings.
         """
         _check_settings(workdir, settings)
         checkpoints = Checkpoints(workdir, ConfigDict(settings | {"keep_checkpoints": 1}), images="cifar10")
@@ -156,10 +160,12 @@ class StudyTraining:
             state, trained = self._train_epoch(state, epoch, seed, on_step)
             state, tested, counts = self._test_epoch(state)
             tested |= {"perplexity_split": float(perplexity(counts)), "usage_split": float(usage(counts))}
-            history.append({"train": trained, "test": tested})
+            measured = {"train": trained, "test": tested}
             if on_snapshot is not None and epoch in snapshot_epochs(self._scale.epochs):
-                on_snapshot(self._snapshot(state, epoch, counts))
-            # Before the checkpoint, which says how much of it counts.
+                layout = on_snapshot(self._snapshot(state, epoch, history))
+                measured["codebook"] = {"layout": layout.tolist(), "counts": np.asarray(counts, int).tolist()}
+            history.append(measured)
+            # Written before the checkpoint, whose step says how many epochs of the history count.
             _write_history(workdir, history)
             checkpoints.save(state)
         checkpoints.close()
@@ -178,13 +184,13 @@ class StudyTraining:
     def _train_epoch(self, state: TrainState, epoch: int, seed: int, on_step) -> tuple[TrainState, dict[str, float]]:
         per_epoch, images = self._scale.steps_per_epoch, len(self._training)
         state = state.replace(window=_empty_window())
-        for first in range(0, per_epoch, self._at_once):
-            steps = range(epoch * per_epoch + first, epoch * per_epoch + first + self._at_once)
+        for first in range(0, per_epoch, self._steps_per_dispatch):
+            steps = range(epoch * per_epoch + first, epoch * per_epoch + first + self._steps_per_dispatch)
             indices = np.stack([batch_indices(seed, step, BATCH_SIZE, images) for step in steps])
             state = self._train_some(state, self._on_device, indices, seed)
-            done = first + self._at_once
-            # Looking at a number waits for its step.
-            if done % _STEPS_PER_LOOK == 0 or self._at_once > 1:
+            done = first + self._steps_per_dispatch
+            # Reading a number waits for its step.
+            if done % _STEPS_PER_REPORT == 0 or self._steps_per_dispatch > 1:
                 on_step(steps[-1] + 1, {name: float(value) / done for name, value in state.window.items()})
         return state, {name: float(value) / per_epoch for name, value in state.window.items()}
 
@@ -222,25 +228,27 @@ class StudyTraining:
         output, changed = self._model.apply(variables, pixels, mutable=["codebook"])
         metrics = output.quantizer.metrics
         error = jnp.mean(jnp.square(output.reconstruction - pixels))
-        from_tokens = self._model.apply(variables, output.quantizer.indices, method="decode")
+        from_indices = self._model.apply(variables, output.quantizer.indices, method="decode")
         metrics |= {
             "loss": error + output.quantizer.loss,
             "reconstruction_mse": error,
-            "tokens_only_mse": jnp.mean(jnp.square(from_tokens - pixels)),
+            "indices_only_mse": jnp.mean(jnp.square(from_indices - pixels)),
             "psnr": jnp.mean(psnr((pixels + 1) / 2, (jnp.clip(output.reconstruction, -1, 1) + 1) / 2)),
         }
         counts = jnp.bincount(output.quantizer.indices.reshape(-1), length=self._model.quantizer.num_codes)
         return {name: metrics[name] for name in _TESTED}, counts, dict(changed)
 
-    def _snapshot(self, state: TrainState, epoch: int, counts: Float[Array, " codes"]) -> Snapshot:
+    def _snapshot(self, state: TrainState, epoch: int, history: Sequence[Mapping[str, Any]]) -> Snapshot:
         output = self._reconstruct(state.variables, to_model_range(self._test[:PICTURES]))
-        everything = jnp.arange(self._model.quantizer.num_codes)
-        codes = self._model.apply(state.variables, everything, method=lambda model, i: model.quantizer.decode(i))
-        return Snapshot(epoch, np.asarray(to_uint8(output.reconstruction)), np.asarray(codes), np.asarray(counts))
+        every_index = jnp.arange(self._model.quantizer.num_codes)
+        codes = self._model.apply(state.variables, every_index, method=lambda model, i: model.quantizer.decode(i))
+        layouts = [measured["codebook"]["layout"] for measured in history if "codebook" in measured]
+        earlier = np.asarray(layouts[-1]) if layouts else None
+        return Snapshot(epoch, np.asarray(to_uint8(output.reconstruction)), np.asarray(codes), earlier)
 
 
 def snapshot_epochs(epochs: int) -> list[int]:
-    """The epochs that figures show, from 0: the first, those after each quarter, the last.
+    """Lists the epochs that figures show, from 0: the first, those after each quarter, the last.
 
     Example:
       >>> snapshot_epochs(100), snapshot_epochs(1)
@@ -253,7 +261,7 @@ def initialize_like_pytorch(params: PyTree, key: Array) -> PyTree:
     """Draws the parameters of all convolutions as PyTorch does: uniform within one over the root of the fan-in.
 
     Args:
-      params: Of an autoencoder; those of its quantizer are kept.
+      params: Parameters of an autoencoder; those of its quantizer are kept.
       key: Random key.
 
     Returns:
@@ -297,7 +305,7 @@ def _uniform_like(layer: dict[str, Array], key: Array, bound: float) -> dict[str
 
 
 def _number_of(path: tuple[str, ...]) -> int:
-    """The same number for the same place in every process, unlike ``hash``."""
+    """A number that is the same for a path in every process, unlike ``hash``."""
     return int.from_bytes("/".join(path).encode()[-64:], "little") % (2**31 - 1)
 
 
@@ -306,20 +314,23 @@ def _largest_divisor(number: int, at_most: int) -> int:
 
 
 def _check_settings(workdir: Path, settings: dict[str, Any]) -> None:
-    path, wanted = workdir / "settings.json", json.loads(strict_json(settings))
-    if path.exists() and (found := json.loads(path.read_text())) != wanted:
-        raise UserError(f"{workdir} holds an interrupted run of {found}, not of {wanted}. Delete that directory.")
+    path, expected = workdir / "settings.json", json.loads(strict_json(settings))
+    if path.exists() and (stored := json.loads(path.read_text())) != expected:
+        raise UserError(f"{workdir} holds an interrupted run of {stored}, not of {expected}. Delete that directory.")
     with atomic_file(path) as file:
-        file.write(strict_json(wanted).encode())
+        file.write(strict_json(expected).encode())
 
 
 def _read_history(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / "history.json"
     if not path.exists():
         return []
-    # JSON has no NaN.
-    finite = lambda means: {name: math.nan if value is None else value for name, value in means.items()}  # noqa: E731
-    return [{split: finite(means) for split, means in epoch.items()} for epoch in json.loads(path.read_text())]
+    history = json.loads(path.read_text())
+    for measured in history:
+        for split in ("train", "test"):
+            # JSON has no NaN.
+            measured[split] = {k: math.nan if value is None else value for k, value in measured[split].items()}
+    return history
 
 
 def _write_history(workdir: Path, history: list[dict[str, Any]]) -> None:

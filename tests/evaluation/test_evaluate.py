@@ -8,18 +8,26 @@ from jax.sharding import AxisType
 from skimage import metrics as skimage_metrics
 
 from vqjax.errors import UserError
-from vqjax.evaluation import Reconstruction, evaluate
+from vqjax.evaluation import ImageMean, Pictures, Rows, evaluate, tokenizer_metrics
 
 NUM_CODES = 300
+METRICS = (*tokenizer_metrics(NUM_CODES), Pictures(), Rows(("indices",)))
 
 
-def coarse(images, mask):
+def coarse(batch, shift=0.0):
     """Rounds the colors; one token per 4 x 4 pixels; overshoots the range, and spoils padded images."""
+    images, mask = batch["image"] / jnp.float32(127.5) - 1 + shift, batch["valid"]
     images = jnp.where(mask[:, None, None, None], images, jnp.nan)
     error = jnp.square(images - jnp.round(images * 4) / 4)
     mean_error = jnp.sum(jnp.where(mask, jnp.mean(error, axis=(1, 2, 3)), 0)) / jnp.sum(mask)
     indices = jnp.clip((images[:, ::4, ::4, 0] + 1) * 127, 0, 254).astype(jnp.int32)
-    return Reconstruction(jnp.round(images * 4) / 3.5, indices, mean_error, 2 * mean_error, 3 * mean_error)
+    return {
+        "reconstruction": jnp.round(images * 4) / 3.5,
+        "indices": indices,
+        "quantization_error": mean_error,
+        "codebook_loss": 2 * mean_error,
+        "commitment_loss": 3 * mean_error,
+    }
 
 
 def photos(count, size=12):
@@ -38,20 +46,20 @@ def batches(images, batch_size):
 
 def test_a_padded_last_batch_changes_nothing():
     images = photos(22)
-    padded = evaluate(coarse, batches(images, 8), num_codes=NUM_CODES, collect_indices=True)
-    unpadded = evaluate(coarse, batches(images, 22), num_codes=NUM_CODES, collect_indices=True)
+    padded = evaluate(coarse, batches(images, 8), METRICS)
+    unpadded = evaluate(coarse, batches(images, 22), METRICS)
     per_batch = {"batch_size", "perplexity_batch"}
     assert {name for name, value in padded.metrics.items() if not np.isfinite(value)} == set()
     for name in padded.metrics.keys() - per_batch:
         assert padded.metrics[name] == pytest.approx(unpadded.metrics[name], rel=1e-5), name
-    np.testing.assert_array_equal(padded.indices, unpadded.indices)
-    np.testing.assert_array_equal(padded.originals, images[:16])
-    np.testing.assert_array_equal(padded.reconstructions, unpadded.reconstructions)
+    np.testing.assert_array_equal(padded.collected["indices"], unpadded.collected["indices"])
+    np.testing.assert_array_equal(padded.collected["image"], images[:16])
+    np.testing.assert_array_equal(padded.collected["reconstruction"], unpadded.collected["reconstruction"])
 
 
 def test_image_metrics_equal_their_definitions():
     images = photos(10)
-    found = evaluate(coarse, batches(images, 4), num_codes=NUM_CODES).metrics
+    found = evaluate(coarse, batches(images, 4), METRICS).metrics
     pixels = images / 255
     output = ((np.round((pixels * 2 - 1).astype(np.float32) * 4) / 3.5 + 1) / 2).clip(0, 1)
     per_image = np.square(pixels - output).mean(axis=(1, 2, 3))
@@ -78,40 +86,42 @@ def test_image_metrics_equal_their_definitions():
 
 def test_code_metrics_equal_their_definitions():
     images = photos(10)
-    result = evaluate(coarse, batches(images, 4), num_codes=NUM_CODES, collect_indices=True)
+    result = evaluate(coarse, batches(images, 4), METRICS)
 
     def perplexity(indices):
         shares = np.bincount(indices.ravel()) / indices.size
         return np.exp(-sum(share * np.log(share) for share in shares if share > 0))
 
-    used = len(np.unique(result.indices))
+    indices = result.collected["indices"]
+    used = len(np.unique(indices))
     expected = {
-        "perplexity_batch": (perplexity(result.indices[:4]) + perplexity(result.indices[4:8])) / 2,
-        "perplexity_split": perplexity(result.indices),
+        "perplexity_batch": (perplexity(indices[:4]) + perplexity(indices[4:8])) / 2,
+        "perplexity_split": perplexity(indices),
         "usage_split": used / NUM_CODES,
         "dead_codes_split": NUM_CODES - used,
         "tokens_per_image": 9,
         "bits_per_image": 9 * np.log2(NUM_CODES),
-        "entropy_bits_per_image": 9 * np.log2(perplexity(result.indices)),
+        "entropy_bits_per_image": 9 * np.log2(perplexity(indices)),
     }
     assert {name: result.metrics[name] for name in expected} == pytest.approx(expected)
 
 
 def test_a_split_smaller_than_a_batch_still_has_a_batch_perplexity():
-    metrics = evaluate(coarse, batches(photos(3), 4), num_codes=NUM_CODES).metrics
+    metrics = evaluate(coarse, batches(photos(3), 4), METRICS).metrics
     assert metrics["perplexity_batch"] == metrics["perplexity_split"] > 1
 
 
 def test_images_smaller_than_the_window_have_no_ssim():
-    assert evaluate(coarse, batches(photos(4, size=8), 4), num_codes=NUM_CODES).metrics["ssim"] is None
+    assert evaluate(coarse, batches(photos(4, size=8), 4), METRICS).metrics["ssim"] is None
 
 
 def test_perfect_and_constant_images_stay_finite():
-    def perfect(images, mask):
-        return Reconstruction(images, jnp.zeros([2, 1, 1], jnp.int32), *jnp.zeros([3]))
+    def perfect(batch):
+        images = batch["image"] / jnp.float32(127.5) - 1
+        return {"reconstruction": images, "indices": jnp.zeros([2, 1, 1], jnp.int32)}
 
     batch = {"image": np.full([2, 8, 8, 3], 51, np.uint8), "valid": np.full(2, True)}
-    metrics = evaluate(perfect, [batch], num_codes=1).metrics
+    metrics = evaluate(perfect, [batch], tokenizer_metrics(num_codes=1)).metrics
     assert metrics["psnr"] == metrics["psnr_mean_color"] == 100
     assert metrics["variance_01"] == pytest.approx(0, abs=1e-6)
     assert metrics["perplexity_split"] == 1
@@ -121,14 +131,14 @@ def test_perfect_and_constant_images_stay_finite():
 def test_evaluations_with_new_variables_share_one_compilation():
     traces = []
 
-    def shifted(shift, images, mask):
+    def shifted(shift, batch):
         traces.append(None)
-        return coarse(images + shift, mask)
+        return coarse(batch, shift)
 
     errors = []
     for shift in (0.0, 0.1):
-        reconstruct = jax.tree_util.Partial(shifted, jnp.float32(shift))
-        errors.append(evaluate(reconstruct, batches(photos(10), 4), num_codes=NUM_CODES).metrics["mse_01"])
+        evaluate_batch = jax.tree_util.Partial(shifted, jnp.float32(shift))
+        errors.append(evaluate(evaluate_batch, batches(photos(10), 4), METRICS).metrics["mse_01"])
     assert len(traces) == 1
     assert errors[0] != errors[1]
 
@@ -138,23 +148,71 @@ def test_devices_that_share_batches_see_every_image_once(devices):
     """Also where they cannot share equally: 4 images on 3 or 8 devices, and 2 in the last batch."""
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     images = photos(10, size=8)
-    expected = evaluate(coarse, batches(images, 4), num_codes=NUM_CODES, collect_indices=True)
-    found = evaluate(coarse, batches(images, 4), num_codes=NUM_CODES, collect_indices=True, mesh=mesh)
+    expected = evaluate(coarse, batches(images, 4), METRICS)
+    found = evaluate(coarse, batches(images, 4), METRICS, mesh=mesh)
     expected.metrics.pop("ssim"), found.metrics.pop("ssim")
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
-    np.testing.assert_array_equal(found.reconstructions, expected.reconstructions)
-    np.testing.assert_array_equal(found.indices, expected.indices)
+    for name, rows in expected.collected.items():
+        np.testing.assert_array_equal(found.collected[name], rows)
+
+
+class Projected(ImageMean):
+    """A metric of one's own: the reconstruction seen through weights."""
+
+    weights: jax.Array
+
+    @property
+    def protocol(self):
+        return {"projected": "mean of the weighted reconstruction, mean over images"}
+
+    def per_image(self, outputs):
+        projected = jnp.einsum("bhwc,c->bhw", outputs["reconstruction"], self.weights)
+        return {"projected": jnp.mean(projected, axis=(1, 2))}
+
+
+def test_the_weights_of_a_metric_are_arguments_of_the_program():
+    """As those of a feature network have to be, which would be huge constants of it otherwise."""
+    traces = []
+
+    def evaluate_batch(batch):
+        traces.append(None)
+        return {"reconstruction": batch["image"] / jnp.float32(127.5) - 1}
+
+    evaluate_batch = jax.tree_util.Partial(evaluate_batch)
+    images = photos(10)
+    for weights in (np.array([1, 0, 0], np.float32), np.array([0, 0, 2], np.float32)):
+        result = evaluate(evaluate_batch, batches(images, 4), [Projected(jnp.asarray(weights))])
+        expected = ((images / 127.5 - 1) @ weights).mean()
+        assert result.metrics == {"projected": pytest.approx(expected, rel=1e-5)}
+        assert result.protocol == {"projected": "mean of the weighted reconstruction, mean over images"}
+    assert len(traces) == 1
+
+
+def test_metrics_see_the_entries_of_the_batch():
+    labelled = ({**batch, "label": np.arange(4, dtype=np.int32)} for batch in batches(photos(6), 4))
+    result = evaluate(coarse, labelled, [Rows(("label",))])
+    assert result.collected["label"].tolist() == [0, 1, 2, 3, 0, 1]
+    assert result.metrics == {}
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 22])
+def test_pictures_are_the_first_images_whatever_the_batch_size(batch_size):
+    images = photos(22)
+    collected = evaluate(coarse, batches(images, batch_size), [Pictures(limit=7)]).collected
+    np.testing.assert_array_equal(collected["image"], images[:7])
+    assert collected["reconstruction"].dtype == np.uint8
 
 
 def test_progress_counts_images():
     done = []
-    evaluate(coarse, batches(photos(10), 4), num_codes=NUM_CODES, progress=done.append)
+    evaluate(coarse, batches(photos(10), 4), METRICS, progress=done.append)
     assert done == [4, 8, 10]
 
 
 @pytest.mark.parametrize(
-    ("num_codes", "count", "message"), [(20, 4, "num_codes=20 does not fit"), (NUM_CODES, 0, "no valid image")]
+    ("num_codes", "count", "message"),
+    [(20, 4, "num_codes must be that of the quantizer, got 20"), (NUM_CODES, 0, "at least one valid image, got none")],
 )
 def test_mistakes_are_named(num_codes, count, message):
     with pytest.raises(UserError, match=message):
-        evaluate(coarse, batches(photos(count), 4), num_codes=num_codes)
+        evaluate(coarse, batches(photos(count), 4), tokenizer_metrics(num_codes))

@@ -58,5 +58,5 @@ def test_identical_images_have_infinite_psnr_and_ssim_one():
 
 def test_ssim_refuses_images_smaller_than_its_window():
     x, y = noise(10, 64, 3)
-    with pytest.raises(UserError, match="10 x 64 pixels; SSIM needs at least 11 x 11"):
+    with pytest.raises(UserError, match="at least 11 x 11 pixels for SSIM, got 10 x 64"):
         jax.jit(ssim)(x, y)

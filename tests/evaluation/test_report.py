@@ -5,19 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from vqjax.evaluation import PROTOCOL, EvaluationResult, terminal_table, write_report
+from vqjax.evaluation import EvaluationResult, terminal_table, tokenizer_metrics, write_report
 
 CONTEXT = {"dataset": "cifar10", "split": "test", "checkpoint_step": 500}
+PROTOCOL = {name: text for metric in tokenizer_metrics(512) for name, text in metric.protocol.items()}
+PICTURES = {"reconstructions": np.zeros([8, 8, 3], np.uint8)}
 
 
 def result(**changes):
-    images = np.zeros([2, 8, 8, 3], np.uint8)
     metrics = {name: 0.5 for name in PROTOCOL} | {"ssim": None, "psnr": float("nan")} | changes
-    return EvaluationResult(metrics, images, images, None)
+    return EvaluationResult(metrics, PROTOCOL, collected={})
 
 
 def test_metrics_file_is_valid_json_with_protocol_context_and_versions(tmp_path):
-    write_report(tmp_path, result(), context=CONTEXT)
+    write_report(tmp_path, result(), context=CONTEXT, pictures=PICTURES)
     content = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert content["metrics"]["ssim"] is content["metrics"]["psnr"] is None
     assert list(content["metrics"]) == list(content["protocol"]) == list(PROTOCOL)
@@ -26,7 +27,7 @@ def test_metrics_file_is_valid_json_with_protocol_context_and_versions(tmp_path)
 
 
 def test_every_metric_is_in_the_report_and_in_the_table_with_its_protocol(tmp_path):
-    write_report(tmp_path, result(), context=CONTEXT)
+    write_report(tmp_path, result(), context=CONTEXT, pictures=PICTURES)
     report, table = (tmp_path / "report.md").read_text(), terminal_table(result(), CONTEXT)
     for name, protocol in PROTOCOL.items():
         assert f"| {name} |" in report
@@ -36,7 +37,7 @@ def test_every_metric_is_in_the_report_and_in_the_table_with_its_protocol(tmp_pa
 
 
 def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):
-    write_report(tmp_path, result(mse_01=0.25), context=CONTEXT)
+    write_report(tmp_path, result(mse_01=0.25), context=CONTEXT, pictures=PICTURES)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def killed(source, target):
@@ -44,5 +45,5 @@ def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_report(tmp_path, result(mse_01=0.75), context=CONTEXT)
+        write_report(tmp_path, result(mse_01=0.75), context=CONTEXT, pictures=PICTURES)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

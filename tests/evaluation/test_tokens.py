@@ -26,13 +26,13 @@ def test_round_trip_in_the_narrowest_type(tmp_path, num_codes, dtype):
 
 @pytest.mark.parametrize("wrong", [-1, 16])
 def test_indices_out_of_range_are_not_written(tmp_path, wrong):
-    with pytest.raises(UserError, match="num_codes=16 does not allow"):
+    with pytest.raises(UserError, match=r"indices must be in \[0, 15\] for num_codes=16"):
         save_tokens(tmp_path / "tokens.npz", np.full([1, 1, 1], wrong), num_codes=16, context={})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_is_not_a_file(tmp_path):
-    with pytest.raises(UserError, match="is a directory; name a file in it"):
+    with pytest.raises(UserError, match="path must be a file, got the directory"):
         save_tokens(tmp_path, np.zeros([1, 1, 1], int), num_codes=16, context={})
 
 
@@ -69,5 +69,5 @@ def test_other_archives_are_refused(tmp_path, arrays):
 
 def test_an_index_beyond_the_codebook_is_refused_on_reading(tmp_path):
     np.savez(tmp_path / "tokens.npz", indices=np.full([1, 1, 1], 9, np.uint8), num_codes=4, context="{}")
-    with pytest.raises(UserError, match="holds indices from 9 to 9 but says num_codes=4"):
+    with pytest.raises(UserError, match=r"must hold indices in \[0, 3\], got 9 to 9"):
         load_tokens(tmp_path / "tokens.npz")

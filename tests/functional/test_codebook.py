@@ -1,29 +1,29 @@
-"""The moving parts of a codebook against NumPy loops, and the ways in which codebooks of other libraries died."""
+"""Codebook state against NumPy loops, and the ways in which codebooks of other libraries died."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import gaussian
 from vqjax.functional.codebook import (
+    Assignment,
     Codebook,
     assign,
     dead_codes,
     ema_update,
-    fresh_codebook,
+    init_codebook,
     replace_codes,
-    sample_tokens,
-    update_usage,
+    sample_latents,
+    unused_codes,
+    update_idle,
+    update_relative_usage,
 )
-from vqjax.functional.kmeans import kmeans
 from vqjax.functional.search import nearest_codes
 
 TOKENS, CODES, DIM = 60, 10, 3
 KEY = jax.random.key(7)
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+E = gaussian(CODES, DIM, seed=1)
 
 
 def half_masked():
@@ -63,7 +63,7 @@ def test_counts_do_not_stop_where_a_short_float_stops():
 
 @pytest.mark.parametrize("unit_norm", [False, True])
 def test_ema_is_the_formula_of_the_paper_without_smoothing(unit_norm):
-    decay, state = 0.9, fresh_codebook(gaussian(CODES, DIM, seed=1))
+    decay, state = 0.9, init_codebook(gaussian(CODES, DIM, seed=1))
     counts, sums = np.zeros(CODES), np.zeros((CODES, DIM))
     codes = np.asarray(state.codes, np.float64)
     for step in range(5):
@@ -86,7 +86,7 @@ def test_ema_is_the_formula_of_the_paper_without_smoothing(unit_norm):
 def test_an_unused_code_keeps_its_bits_for_a_thousand_steps():
     # Laplace smoothing takes it to the origin: 2e-6 after 100 steps at decay 0.8. The first step with counts of zero
     # multiplied it by 8e4 in the rotation trick's own code.
-    state = fresh_codebook(gaussian(2, DIM))
+    state = init_codebook(gaussian(2, DIM))
     batch = assign(gaussian(4, DIM, seed=1), jnp.zeros(4, jnp.int32), 2)
     update = jax.jit(lambda state: jax.lax.fori_loop(0, 1000, lambda _, s: ema_update(s, batch, decay=0.8), state))
     final = update(state)
@@ -101,23 +101,54 @@ def test_a_used_code_that_was_unused_for_long_moves_to_its_token():
 
 
 def test_a_unit_code_keeps_its_place_when_its_tokens_cancel():
-    state = fresh_codebook(jnp.array([[0.0, 1.0]]))
+    state = init_codebook(jnp.array([[0.0, 1.0]]))
     batch = assign(jnp.array([[1.0, 0.0], [-1.0, 0.0]]), jnp.array([0, 0]), 1)
     assert ema_update(state, batch, decay=0.9, unit_norm=True).codes.tolist() == [[0.0, 1.0]]
 
 
+def test_smoothing_is_laplace_and_drags_unused_codes_to_the_origin():
+    state = init_codebook(E, "one_token")
+    batch = Assignment(jnp.zeros(CODES).at[0].set(10.0), jnp.zeros((CODES, DIM)).at[0].set(3.0))
+    after = ema_update(state, batch, decay=0.8, smoothing=1e-2)
+    counts = 0.8 + 0.2 * np.asarray(batch.counts, np.float64)
+    smoothed = (counts + 1e-2) / (counts.sum() + CODES * 1e-2) * counts.sum()
+    sums = 0.8 * np.asarray(E, np.float64) + 0.2 * np.asarray(batch.sums)
+    np.testing.assert_allclose(after.codes, sums / smoothed[:, None], rtol=1e-5)
+    for _ in range(100):
+        after = ema_update(after, batch, decay=0.8, smoothing=1e-5)
+    assert float(jnp.max(jnp.abs(after.codes[1:]))) < 1e-4
+
+
+def test_the_official_start_throws_unused_codes_far_away_at_first():
+    # Measured in reference code: unused codes are multiplied by about 8e4 after the first step.
+    batch = Assignment(jnp.zeros(CODES).at[0].set(10.0), jnp.zeros((CODES, DIM)).at[0].set(3.0))
+    after = ema_update(init_codebook(E, "sums_only"), batch, decay=0.8, smoothing=1e-5)
+    growth = np.linalg.norm(after.codes[1:], axis=-1) / np.linalg.norm(E[1:], axis=-1)
+    np.testing.assert_allclose(growth, 0.8 / 1e-5, rtol=1e-3)
+
+
+def test_a_decay_per_code_freezes_the_code_whose_decay_is_one():
+    batch = Assignment(jnp.full(CODES, 2.0), jnp.ones((CODES, DIM)))
+    decay = jnp.linspace(0.5, 1.0, CODES)
+    after = ema_update(init_codebook(E, "one_token"), batch, decay=decay, smoothing=1e-5)
+    np.testing.assert_array_equal(after.codes[-1], E[-1])
+    for k in range(3):
+        alone = ema_update(init_codebook(E, "one_token"), batch, decay=float(decay[k]))
+        np.testing.assert_allclose(after.codes[k], alone.codes[k], rtol=1e-4)
+
+
 def test_usage_is_relative_to_the_average_use():
     counts = jnp.array([6.0, 2.0, 0.0, 0.0])
-    np.testing.assert_allclose(update_usage(jnp.ones(4), counts, decay=0.9), [1.2, 1.0, 0.9, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(update_relative_usage(jnp.ones(4), counts, decay=0.9), [1.2, 1.0, 0.9, 0.9], rtol=1e-6)
     # The peers compare an absolute count with their threshold, so that the batch size decides which codes are dead.
     np.testing.assert_array_equal(
-        update_usage(jnp.ones(4), counts, decay=0.9), update_usage(jnp.ones(4), 4 * counts, decay=0.9)
+        update_relative_usage(jnp.ones(4), counts, decay=0.9), update_relative_usage(jnp.ones(4), 4 * counts, decay=0.9)
     )
 
 
 def test_a_batch_without_tokens_moves_no_usage():
-    usage = jnp.array([0.1, 1.9])
-    np.testing.assert_array_equal(update_usage(usage, jnp.zeros(2), decay=0.5), usage)
+    relative_usage = jnp.array([0.1, 1.9])
+    np.testing.assert_array_equal(update_relative_usage(relative_usage, jnp.zeros(2), decay=0.5), relative_usage)
 
 
 def test_a_code_at_the_threshold_is_alive():
@@ -125,17 +156,24 @@ def test_a_code_at_the_threshold_is_alive():
     assert dead_codes(jnp.array([0.25, below, above]), 0.25).tolist() == [False, True, False]
 
 
+def test_idle_counts_batches_and_an_empty_batch_counts_for_none():
+    idle = jnp.array([3, 0, 7])
+    np.testing.assert_array_equal(update_idle(idle, jnp.array([0.0, 5.0, 0.0])), [4, 0, 8])
+    np.testing.assert_array_equal(update_idle(idle, jnp.zeros(3)), idle)
+    np.testing.assert_array_equal(unused_codes(jnp.array([4, 0, 8]), 8), [False, False, True])
+
+
 def test_tokens_are_drawn_without_replacement():
     z = jnp.arange(100.0)[:, None]
-    drawn = np.asarray(sample_tokens(KEY, z, 60))[:, 0]
+    drawn = np.asarray(sample_latents(KEY, z, 60))[:, 0]
     assert len(set(drawn.tolist())) == 60
-    other = np.asarray(sample_tokens(jax.random.key(8), z, 60))[:, 0]
+    other = np.asarray(sample_latents(jax.random.key(8), z, 60))[:, 0]
     assert set(other.tolist()) != set(drawn.tolist())
 
 
 def test_every_token_is_drawn_equally_often():
     z = jnp.arange(10.0)[:, None]
-    draw = jax.jit(jax.vmap(lambda key: sample_tokens(key, z, 3)))
+    draw = jax.jit(jax.vmap(lambda key: sample_latents(key, z, 3)))
     drawn = np.asarray(draw(jax.random.split(KEY, 5000)))
     share = np.bincount(drawn.astype(int).reshape(-1), minlength=10) / 15000
     # Six standard deviations of a binomial share.
@@ -144,7 +182,7 @@ def test_every_token_is_drawn_equally_often():
 
 def test_masked_tokens_are_never_drawn_even_when_the_others_run_out():
     z, mask, valid = half_masked()
-    drawn = np.asarray(sample_tokens(KEY, z, 2 * TOKENS, mask))
+    drawn = np.asarray(sample_latents(KEY, z, 2 * TOKENS, mask))
     rows, times = np.unique(drawn, axis=0, return_counts=True)
     np.testing.assert_array_equal(rows, np.unique(valid, axis=0))
     assert set(times.tolist()) == {4}
@@ -160,14 +198,14 @@ def test_replaced_codes_are_distinct_tokens_and_start_afresh():
     assert_equal_states(jax.tree.map(lambda x: x[kept], new), jax.tree.map(lambda x: x[kept], old))
     rows = [np.flatnonzero(np.all(np.asarray(z) == code, axis=1)) for code in np.asarray(new.codes)[~kept]]
     assert len({int(row[0]) for row in rows}) == 4
-    assert_equal_states(jax.tree.map(lambda x: x[~kept], new), fresh_codebook(new.codes[~kept]))
+    assert_equal_states(jax.tree.map(lambda x: x[~kept], new), init_codebook(new.codes[~kept]))
     # Its next token moves it all the way, as a new code's first token does.
     batch = assign(jnp.full((1, DIM), 5.0), jnp.array([0]), CODES)
     np.testing.assert_allclose(ema_update(new, batch, decay=0.99).codes[0], 5.0, rtol=1e-6)
 
 
 def test_nothing_is_replaced_when_every_token_is_masked():
-    old = fresh_codebook(gaussian(CODES, DIM, seed=1))
+    old = init_codebook(gaussian(CODES, DIM, seed=1))
     nothing = jnp.zeros(TOKENS, bool)
     new = replace_codes(KEY, old, jnp.ones(CODES, bool), jnp.full((TOKENS, DIM), jnp.nan), nothing)
     assert_equal_states(new, old)
@@ -175,58 +213,8 @@ def test_nothing_is_replaced_when_every_token_is_masked():
 
 def test_masked_tokens_replace_no_code():
     z, mask, valid = half_masked()
-    new = replace_codes(KEY, fresh_codebook(gaussian(CODES, DIM)), jnp.ones(CODES, bool), z, mask)
+    new = replace_codes(KEY, init_codebook(gaussian(CODES, DIM)), jnp.ones(CODES, bool), z, mask)
     assert {tuple(code) for code in new.codes.tolist()} <= {tuple(token) for token in valid.tolist()}
-
-
-def lloyd(z, means, iterations, unit_norm):
-    z, means = np.asarray(z, np.float64), np.array(means, np.float64)
-    for _ in range(iterations):
-        indices = np.argmin(np.sum((z[:, None] - means) ** 2, -1), axis=1)
-        for code in set(indices.tolist()):
-            means[code] = z[indices == code].mean(0)
-            means[code] /= np.linalg.norm(means[code]) if unit_norm else 1
-    counts = np.bincount(indices, minlength=len(means))
-    return means, counts, np.array([z[indices == code].sum(0) for code in range(len(means))])
-
-
-@pytest.mark.parametrize("unit_norm", [False, True])
-def test_kmeans_is_lloyds_algorithm_from_random_tokens(unit_norm):
-    z = gaussian(TOKENS, DIM)
-    if unit_norm:
-        z /= jnp.linalg.norm(z, axis=1, keepdims=True)
-    state = kmeans(KEY, z, CODES, iterations=4, unit_norm=unit_norm)
-    codes, counts, sums = lloyd(z, sample_tokens(KEY, z, CODES), 4, unit_norm)
-    np.testing.assert_allclose(state.codes, codes, atol=1e-5)
-    np.testing.assert_array_equal(state.counts, counts)
-    np.testing.assert_allclose(state.sums, sums, atol=1e-5)
-    np.testing.assert_array_equal(state.usage, 1)
-
-
-def test_masked_kmeans_does_not_see_the_masked_tokens():
-    z, mask, valid = half_masked()
-    state = kmeans(KEY, z, CODES, iterations=4, mask=mask)
-    codes, counts, _ = lloyd(valid, sample_tokens(KEY, z, CODES, mask), 4, False)
-    np.testing.assert_allclose(state.codes, codes, atol=1e-5)
-    np.testing.assert_array_equal(state.counts, counts)
-
-
-def test_kmeans_of_fewer_tokens_than_codes_leaves_every_code_on_a_token():
-    # 20 tokens and 64 codes gave 44 codes of zero in vector-quantize-pytorch.
-    z = gaussian(20, DIM) + 3
-    state = kmeans(KEY, z, 64)
-    tokens = {tuple(token) for token in z.tolist()}
-    assert {tuple(code) for code in state.codes.tolist()} == tokens
-    assert np.sum(np.asarray(state.counts) == 1) == 20
-    assert np.sum(np.asarray(state.counts)) == 20
-
-
-def test_kmeans_keeps_the_mean_of_a_cluster_that_becomes_empty():
-    # Equal tokens: all but one of the means have no token of their own, from the first iteration on.
-    # 64 of them, so that their mean is exact.
-    state = kmeans(KEY, jnp.full((64, DIM), 2.5), CODES)
-    np.testing.assert_array_equal(state.codes, 2.5)
-    assert state.counts.tolist() == [64.0] + [0.0] * (CODES - 1)
 
 
 def test_dead_code_replacement_comes_to_rest():
@@ -237,11 +225,11 @@ def test_dead_code_replacement_comes_to_rest():
     def step(state, key):
         batch = assign(z, nearest_codes(z, state.codes), 512)
         state = ema_update(state, batch, decay=decay)
-        state = state._replace(usage=update_usage(state.usage, batch.counts, decay=decay))
-        dead = dead_codes(state.usage, threshold)
+        state = state._replace(relative_usage=update_relative_usage(state.relative_usage, batch.counts, decay=decay))
+        dead = dead_codes(state.relative_usage, threshold)
         return replace_codes(key, state, dead, z), jnp.sum(dead)
 
-    start = fresh_codebook(gaussian(512, 64, seed=1) / 8)
+    start = init_codebook(gaussian(512, 64, seed=1) / 8)
     _, replaced = jax.jit(lambda start, keys: jax.lax.scan(step, start, keys))(start, jax.random.split(KEY, steps))
     grace = int(np.ceil(np.log(threshold) / np.log(decay)))
     replaced = np.asarray(replaced)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.functional.metrics import geometry, masked_mean, perplexity, usage
+from vqjax.functional.metrics import geometry_statistics, masked_mean, perplexity, usage
 
 
 def test_perplexity_is_the_exponential_of_the_entropy():
@@ -56,7 +56,7 @@ def test_angles_keep_their_digits_at_both_ends(angle):
     # The arc cosine of a float32 inner product returns 0 or 3e-4 for the first of these.
     z = jnp.array([[3.0, 0.0]])
     q = jnp.asarray(2 * np.array([[np.cos(angle), np.sin(angle)]]), jnp.float32)
-    metrics = geometry(z, q)
+    metrics = geometry_statistics(z, q)
     np.testing.assert_allclose(metrics["angle"], angle, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(metrics["norm_ratio"], 2 / 3, rtol=1e-6)
 
@@ -68,17 +68,17 @@ def test_geometry_is_the_mean_over_unmasked_tokens():
     lengths = np.linalg.norm(z, axis=1), np.linalg.norm(q, axis=1)
     angles = np.arccos(np.sum(z * q, axis=1) / (lengths[0] * lengths[1]))
     z = np.where(mask[:, None], z, np.nan)
-    metrics = geometry(jnp.asarray(z, jnp.float32), jnp.asarray(q, jnp.float32), jnp.asarray(mask))
+    metrics = geometry_statistics(jnp.asarray(z, jnp.float32), jnp.asarray(q, jnp.float32), jnp.asarray(mask))
     np.testing.assert_allclose(metrics["angle"], angles[mask].mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["norm_ratio"], (lengths[1] / lengths[0])[mask].mean(), rtol=1e-5)
 
 
 def test_vectors_without_a_direction_do_not_make_the_means_nan():
-    metrics = geometry(jnp.array([[0.0, 0.0], [1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 0.0]]))
+    metrics = geometry_statistics(jnp.array([[0.0, 0.0], [1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 0.0]]))
     assert float(metrics["norm_ratio"]) == 1
     assert 0 <= float(metrics["angle"]) <= np.pi
 
 
 def test_metrics_have_no_gradient():
-    gradient = jax.grad(lambda z: sum(geometry(z, jnp.ones((2, 3))).values()))(jnp.ones((2, 3)))
+    gradient = jax.grad(lambda z: sum(geometry_statistics(z, jnp.ones((2, 3))).values()))(jnp.ones((2, 3)))
     assert not np.any(gradient)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.functional.norms import SHORTEST, length_and_direction, normalize
+from vqjax.functional.norms import MIN_LENGTH, length_and_direction, normalize
 
 
 def gaussian(*shape, seed=0):
@@ -36,7 +36,7 @@ def test_lengths_are_float32_and_do_not_add_up_in_the_short_type(dtype):
 
 
 def test_normalized_vectors_have_length_one_and_shorter_than_the_shortest_become_zero():
-    z = jnp.array([[3e30, 4e30], [0.6 * 1.1 * SHORTEST, 0.8 * 1.1 * SHORTEST], [0.9 * SHORTEST, 0.0], [0.0, 0.0]])
+    z = jnp.array([[3e30, 4e30], [0.6 * 1.1 * MIN_LENGTH, 0.8 * 1.1 * MIN_LENGTH], [0.9 * MIN_LENGTH, 0.0], [0.0, 0.0]])
     np.testing.assert_allclose(normalize(z), [[0.6, 0.8], [0.6, 0.8], [0, 0], [0, 0]], rtol=1e-6)
 
 
@@ -58,6 +58,6 @@ def test_the_gradient_of_normalize_is_the_projection_onto_the_tangent_space(scal
 
 
 def test_the_gradient_of_a_vector_too_short_is_zero_beside_one_that_is_not():
-    z = jnp.array([[0.0, 0.0], [0.1 * SHORTEST, 0.0], [3.0, 4.0]])
+    z = jnp.array([[0.0, 0.0], [0.1 * MIN_LENGTH, 0.0], [3.0, 4.0]])
     gradient = jax.grad(lambda z: jnp.sum(normalize(z)[:, 1]))(z)
     np.testing.assert_allclose(gradient, [[0, 0], [0, 0], [-0.096, 0.072]], atol=1e-6)

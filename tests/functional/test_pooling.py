@@ -96,9 +96,9 @@ def test_modules_and_bfloat16():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"window": 0}, r"window=0 is not allowed: use a whole number of at least 1"),
-        ({"padding": -1}, r"padding=-1 is not allowed: use a whole number of at least 0"),
-        ({"window": 3, "dilation": 4}, r"window=3 with dilation=4 covers 9 positions, but x has 7 by 6"),
+        ({"window": 0}, r"window must be a whole number of at least 1, got 0"),
+        ({"padding": -1}, r"padding must be a whole number of at least 0, got -1"),
+        ({"window": 3, "dilation": 4}, r"got window=3 with dilation=4, which covers 9 positions, for a map of 7 by 6"),
     ],
 )
 def test_mistakes_are_named(arguments, message):

@@ -7,34 +7,30 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from helpers.arrays import gaussian
 from vqjax.errors import UserError
-from vqjax.functional import regularizers
+from vqjax.functional import chunks
 from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality, assignment_entropies, orthogonality
-from vqjax.functional.search import similarity
 
 TOKENS, CODES, DIM = 32, 6, 3
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 Z, E = gaussian(TOKENS, DIM), gaussian(CODES, DIM, seed=1)
 
 
-def entropies(z, codes, inverse_temperature, metric="euclidean"):
+def entropies(z, codes, inverse_temperature, distance="euclidean"):
     z, codes = np.asarray(z, np.float64), np.asarray(codes, np.float64)
-    scores = z @ codes.T if metric == "cosine" else -np.linalg.norm(z[:, None] - codes, axis=-1)
+    scores = z @ codes.T if distance == "cosine" else -np.linalg.norm(z[:, None] - codes, axis=-1)
     p = np.exp(inverse_temperature * scores)
     p /= p.sum(-1, keepdims=True)
     mean = p.mean(0)
     return -(p * np.log(p)).sum(-1).mean(), -(mean * np.log(mean)).sum()
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_entropies_are_their_definition(metric):
-    measured = assignment_entropies(Z, E, inverse_temperature=2.0, metric=metric)
-    np.testing.assert_allclose(measured, entropies(Z, E, 2.0, metric), rtol=1e-5)
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_entropies_are_their_definition(distance):
+    measured = assignment_entropies(Z, E, inverse_temperature=2.0, distance=distance)
+    np.testing.assert_allclose(measured, entropies(Z, E, 2.0, distance), rtol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_definition_by_finite_differences():
@@ -53,7 +49,7 @@ def test_parts_and_whole_agree_in_value_and_gradient(monkeypatch):
         return sum(assignment_entropies(z, E, inverse_temperature=3.0, mask=mask))
 
     whole = jax.value_and_grad(both)(Z)
-    monkeypatch.setattr(regularizers, "LARGEST_CHUNK", 7 * CODES)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 7 * CODES)
     for part, expected in zip(jax.value_and_grad(both)(Z), whole, strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
 
@@ -117,11 +113,5 @@ def test_diversity_and_penalty_are_made_of_the_entropies():
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", [Orthogonality, Diversity, EntropyPenalty])
 def test_wrong_weights_are_refused(kind, weight):
-    with pytest.raises(UserError, match=r"weight=.* is not allowed: use a finite number of at least 0"):
+    with pytest.raises(UserError, match=r"weight must be a finite number of at least 0, got"):
         kind(weight)
-
-
-def test_similarity_is_the_negative_distance_also_far_from_the_origin():
-    z, codes = Z + 1000, E + 1000
-    expected = -np.linalg.norm(np.asarray(z, np.float64)[:, None] - np.asarray(codes, np.float64), axis=-1)
-    np.testing.assert_allclose(similarity(z, codes, "euclidean"), expected, rtol=1e-3)

@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -118,7 +117,10 @@ class AdversarialTask(Task):
         (hinge, variables), of_hinge = of_discriminator(state.params[DISCRIMINATOR])
         after = after.apply_gradient(DISCRIMINATOR, of_hinge, self.optimizer[DISCRIMINATOR], variables)
         metrics = metrics | {"loss": loss, "discriminator_loss": hinge}
-        metrics |= {"gradient_norm": optax.tree.norm(gradient), "discriminator_gradient_norm": optax.tree.norm(of_hinge)}
+        metrics |= {
+            "gradient_norm": optax.tree.norm(gradient),
+            "discriminator_gradient_norm": optax.tree.norm(of_hinge),
+        }
         return after.finish_step(self.ema_decay), metrics
 
     def evaluate(self, state: TrainState, batch: dict[str, Array]) -> dict[str, Array]:

@@ -7,16 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import gaussian
 from vqjax import VectorQuantizer
 
 CODES, DIM = 12, 4
 KEY = jax.random.key(3)
 updates = pytest.mark.parametrize("codebook_update", ["ema", "gradient", "none"])
 metrics = pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def every_second(shape):

@@ -140,21 +140,21 @@ def test_moving_averages_arrive_and_use_becomes_relative():
     np.testing.assert_array_equal(codebook["codes"], state["_codebook.embed"][0])
     np.testing.assert_array_equal(codebook["sums"], state["_codebook.embed_avg"][0])
     np.testing.assert_array_equal(codebook["counts"], counts)
-    np.testing.assert_allclose(codebook["usage"], counts / counts.mean(), rtol=1e-6)
+    np.testing.assert_allclose(codebook["relative_usage"], counts / counts.mean(), rtol=1e-6)
 
 
 def test_a_codebook_of_an_older_release_that_has_seen_nothing_starts_at_average_use():
     state = state_dict() | {"_codebook.cluster_size": np.zeros((1, CODES), np.float32)}
     codebook = from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES), state)["codebook"]
-    np.testing.assert_array_equal(codebook["usage"], np.ones(CODES))
+    np.testing.assert_array_equal(codebook["relative_usage"], np.ones(CODES))
 
 
 def test_each_codebook_has_its_own_average_use():
     vq = VectorQuantizer(num_codes=CODES, heads=HEADS, separate_codebooks=True)
     state = state_dict(HEADS)
     state["_codebook.cluster_size"] *= np.array([[1.0], [10.0], [100.0]], np.float32)
-    usage = from_vector_quantize_pytorch(vq, state)["codebook"]["usage"]
-    np.testing.assert_allclose(np.mean(usage, axis=-1), 1, rtol=1e-6)
+    relative_usage = from_vector_quantize_pytorch(vq, state)["codebook"]["relative_usage"]
+    np.testing.assert_allclose(np.mean(relative_usage, axis=-1), 1, rtol=1e-6)
 
 
 def test_a_learned_codebook_becomes_parameters():

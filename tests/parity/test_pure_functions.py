@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vqjax.estimators import diveq
-from vqjax.functional.affine import Statistics, match_statistics, token_statistics, update_statistics
-from vqjax.functional.codebook import fresh_codebook, replace_codes
+from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
+from vqjax.functional.codebook import init_codebook, replace_codes
 from vqjax.functional.kmeans import kmeans
 from vqjax.functional.regularizers import assignment_entropies, orthogonality
 from vqjax.functional.search import sample_codes
@@ -102,13 +102,13 @@ def test_running_affine_over_three_steps_in_their_order(make_peer):
         z = 2 * gaussian(TOKENS, DIM, seed=step) + 1
         stored = jnp.asarray(theirs._codebook.embed[0].numpy().copy())
         quantized, indices, _ = theirs(torch.tensor(z[None]))
-        new, new_codes = token_statistics(jnp.asarray(z)), token_statistics(stored)
+        new, new_codes = feature_statistics(jnp.asarray(z)), feature_statistics(stored)
         tokens = new if tokens is None else update_statistics(tokens, new, 0.99)
         codes_statistics = new_codes if step == 0 else update_statistics(codes_statistics, new_codes, 0.9)
         close(tokens.mean, theirs._codebook.batch_mean[0, 0])
         close(tokens.variance, theirs._codebook.batch_variance[0, 0])
         close(codes_statistics.variance, theirs._codebook.codebook_variance[0, 0])
-        moved = match_statistics(stored, codes_statistics, Statistics(*tokens))
+        moved = match_statistics(stored, codes_statistics, FeatureStatistics(*tokens))
         close(moved[jnp.asarray(indices[0].numpy())], quantized[0], rtol=1e-4, atol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_expired_codes_become_the_sampled_tokens(make_peer):
     dead = np.bincount(indices[0], minlength=CODES) <= 5
     close(theirs._codebook.embed[0][dead], sampled[0][0])
     # Ours draws its own tokens, one per code, and starts the replaced codes with nothing behind them.
-    state = fresh_codebook(jnp.asarray(codes), "one_token")
+    state = init_codebook(jnp.asarray(codes), "one_token")
     replaced = replace_codes(jax.random.key(0), state, jnp.asarray(dead), jnp.asarray(z[0]))
     rows = {tuple(row) for row in z[0].tolist()}
     assert all(tuple(row) in rows for row in np.asarray(replaced.codes)[dead].tolist())

@@ -45,7 +45,7 @@ def inject(theirs, codebooks):
 
 
 def our_state(codebooks):
-    ones = {"counts": jnp.ones, "usage": jnp.ones}
+    ones = {"counts": jnp.ones, "relative_usage": jnp.ones}
     return {
         f"levels_{number}": {"codes": jnp.asarray(codes), "sums": jnp.asarray(codes)}
         | {name: make(len(codes)) for name, make in ones.items()}
@@ -133,7 +133,9 @@ def test_implicit_codebooks():
     module = ResidualVQ(
         LEVEL.clone(codebook_update="gradient"), LEVELS, implicit_codebooks=ImplicitCodebook(depth=4, hidden=12)
     )
-    state = {name: {"offsets": jnp.zeros((CODES, DIM)), "usage": jnp.ones(CODES)} for name in our_state(codebooks)}
+    state = {
+        name: {"offsets": jnp.zeros((CODES, DIM)), "relative_usage": jnp.ones(CODES)} for name in our_state(codebooks)
+    }
     out = module.apply({"params": params, "codebook": state}, jnp.asarray(z))
     quantized, indices, _ = theirs.eval()(torch.tensor(z))
     np.testing.assert_array_equal(out.indices, indices)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from helpers.quantizing import KEY, gaussian
 from vqjax.errors import UserError
-from vqjax.functional import binary as bits_module
+from vqjax.functional import chunks
 from vqjax.functional.binary import bit_entropies, group_sizes, product_distribution
 from vqjax.quantizers.binary import BSQ, LFQ
 from vqjax.quantizers.residual_scalar import ResidualLFQ
@@ -121,7 +121,7 @@ def test_parts_and_whole_agree_in_value_and_gradient(smallest_probability, monke
         return sum(bit_entropies(logits, mask=mask, smallest_probability=smallest_probability))
 
     whole = quickly_compiled(jax.value_and_grad(both))(gaussian(TOKENS, 4))
-    monkeypatch.setattr(bits_module, "LARGEST_CHUNK", 5 * (16 if smallest_probability else 4))
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 5 * (16 if smallest_probability else 4))
     parts = quickly_compiled(jax.value_and_grad(lambda logits: both(logits)))
     assert "scan" in str(parts.trace(gaussian(TOKENS, 4)).jaxpr)
     for part, expected in zip(parts(gaussian(TOKENS, 4)), whole, strict=True):
@@ -327,7 +327,7 @@ def test_wrong_arguments_are_refused_at_construction(kind, arguments, message, a
 
 
 def test_wrong_uses_are_named(as_users_run_it):
-    with pytest.raises(UserError, match=r"smallest_probability=0.1 is not allowed with 3 groups"):
+    with pytest.raises(UserError, match=r"smallest_probability must be 0 with 3 groups of bits, got 0.1"):
         bit_entropies(jnp.zeros((2, 3)), bits_per_group=1, smallest_probability=0.1)
     with pytest.raises(UserError, match=r"The variables hold no rotation: create them with init"):
         LFQ(3, orthogonal_rotation=True).apply({}, jnp.zeros((2, 3)))

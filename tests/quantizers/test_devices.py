@@ -49,8 +49,8 @@ def step(vq, variables, z, mask, average=lambda x: x):
 
 def variables_of(vq):
     variables = vq.init(KEY, jnp.zeros((1, DIM)))
-    usage = jnp.linspace(0.9, 1.1, CODES)  # so that some codes die
-    return variables | {"codebook": variables["codebook"] | {"usage": usage}}
+    relative_usage = jnp.linspace(0.9, 1.1, CODES)  # so that some codes die
+    return variables | {"codebook": variables["codebook"] | {"relative_usage": relative_usage}}
 
 
 def sharded(program, *arguments):
@@ -61,7 +61,7 @@ def sharded(program, *arguments):
 
 
 def was_replaced(state):
-    return np.asarray(state["usage"]) == 1
+    return np.asarray(state["relative_usage"]) == 1
 
 
 @pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
@@ -82,7 +82,7 @@ def assert_same_step(actual, expected):
     (whole, parts), (expected_whole, expected_parts) = actual, expected
     np.testing.assert_array_equal(parts["indices"], expected_parts["indices"])
     state, expected_state = whole["state"], expected_whole["state"]
-    for name in {"counts", "usage"} & set(state):
+    for name in {"counts", "relative_usage"} & set(state):
         np.testing.assert_array_equal(state[name], expected_state[name])
     replaced = was_replaced(expected_state)
     assert 5 < replaced.sum() < CODES

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from helpers.shares import all_in_ci
 from vqjax import VectorQuantizer
-from vqjax.estimators import ESTIMATORS, clip_norm_ratio, requirements
+from vqjax.estimators import ESTIMATORS, clip_norm_ratio, keyword_names
 from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
 from vqjax.quantizers import EMA, LearnedAffine, LinearTransform, RunningAffine
 
@@ -61,7 +61,9 @@ RANDOM_CASES = {
     "replacement, separate": {"replace_unused_after": 1, "heads": 2, "separate_codebooks": True, "metric": "cosine"},
     "replacement, affine": LEARNED | {"replace_unused_after": 1, "codebook_transform": LearnedAffine(2.0)},
 } | {
-    f"estimator {name}": LEARNED | {"estimator": name} for name in ESTIMATORS if "key" in requirements(ESTIMATORS[name])
+    f"estimator {name}": LEARNED | {"estimator": name}
+    for name in ESTIMATORS
+    if "key" in keyword_names(ESTIMATORS[name])
 }
 INPUTS = [((TOKENS, DIM), jnp.float32), ((2, 4, 2, DIM), jnp.bfloat16)]
 every_case = st.sampled_from(sorted(CASES))

@@ -145,9 +145,9 @@ def test_defect_14_the_default_threshold_does_not_replace_all_codes_at_every_ste
     variables = vq.init(KEY, z)
     changed = []
     for step in range(30):
-        before = variables["codebook"]["usage"]
+        before = variables["codebook"]["relative_usage"]
         _, variables = train(vq, variables, z, key=jax.random.key(step))
-        changed.append(int(jnp.sum((variables["codebook"]["usage"] == 1) & (before < 0.1))))
+        changed.append(int(jnp.sum((variables["codebook"]["relative_usage"] == 1) & (before < 0.1))))
     assert sum(changed) < 512
     assert changed[-1] < 50
 

@@ -115,7 +115,7 @@ def test_the_lookup_uses_the_codebook_before_the_update(codebook_update, replace
     before = vq.apply(variables, z)
     chex.assert_trees_all_equal((out.quantized, out.indices), (before.quantized, before.indices))
     np.testing.assert_allclose(out.loss, before.loss, rtol=1e-6)
-    assert not np.array_equal(changed["codebook"]["usage"], variables["codebook"]["usage"])
+    assert not np.array_equal(changed["codebook"]["relative_usage"], variables["codebook"]["relative_usage"])
 
 
 @pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
@@ -157,7 +157,7 @@ def test_ema_follows_a_numpy_loop(metric):
         usage = 0.7 * usage + 0.3 * one_hot.mean(0) * CODES
         used = one_hot.any(0)
         codes[used] = unit(sums[used]) if metric == "cosine" else sums[used] / counts[used, None]
-        expected = {"codes": codes, "counts": counts, "sums": sums, "usage": usage}
+        expected = {"codes": codes, "counts": counts, "sums": sums, "relative_usage": usage}
         chex.assert_trees_all_close(variables["codebook"], {k: np.float32(v) for k, v in expected.items()}, atol=1e-5)
         assert out.metrics["dead_codes"] == np.sum(usage < 0.01)
 

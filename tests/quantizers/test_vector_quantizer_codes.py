@@ -9,7 +9,7 @@ import pytest
 
 from helpers.quantizing import CODES, DIM, KEY, codes_of, create, every_second, gaussian, metrics, train, updates
 from vqjax import UserError, VectorQuantizer
-from vqjax.functional.codebook import sample_tokens
+from vqjax.functional.codebook import sample_latents
 from vqjax.functional.kmeans import kmeans
 
 
@@ -59,18 +59,18 @@ def test_dead_codes_become_tokens_of_the_batch(metric, codebook_update):
     vq, variables = create(
         metric=metric, codebook_update=codebook_update, replace_dead_codes=True, dead_code_threshold=0.5, decay=0.9
     )
-    usage = jnp.linspace(0, 1.5, CODES)
-    variables = variables | {"codebook": variables["codebook"] | {"usage": usage}}
+    relative_usage = jnp.linspace(0, 1.5, CODES)
+    variables = variables | {"codebook": variables["codebook"] | {"relative_usage": relative_usage}}
     z, mask = half_nan(20)
     _, kept = train(vq.clone(replace_dead_codes=False), variables, z, mask)
     out, changed = train(vq, variables, z, mask)
-    dead = np.asarray(kept["codebook"]["usage"]) < 0.5
+    dead = np.asarray(kept["codebook"]["relative_usage"]) < 0.5
     assert out.metrics["dead_codes"] == np.sum(dead)
     assert 0 < np.sum(dead) < CODES
-    drawn = sample_tokens(first_key(), lookup_tokens(z, metric), CODES, mask.reshape(-1))
+    drawn = sample_latents(first_key(), lookup_tokens(z, metric), CODES, mask.reshape(-1))
     expected = np.where(dead[:, None], drawn, codes_of(vq, kept))
     np.testing.assert_allclose(codes_of(vq, changed), expected, atol=1e-6)
-    assert set(np.asarray(changed["codebook"]["usage"])[dead].tolist()) == {1.0}
+    assert set(np.asarray(changed["codebook"]["relative_usage"])[dead].tolist()) == {1.0}
     if codebook_update == "ema":
         assert not np.any(changed["codebook"]["counts"][dead])
         assert not np.any(changed["codebook"]["sums"][dead])
@@ -81,7 +81,7 @@ def test_dead_codes_become_tokens_of_the_batch(metric, codebook_update):
 
 def test_a_replaced_code_goes_on_learning_from_where_it_was_put():
     vq, variables = create(codebook_update="gradient", replace_dead_codes=True, dead_code_threshold=0.9)
-    variables = variables | {"codebook": variables["codebook"] | {"usage": jnp.zeros(CODES)}}
+    variables = variables | {"codebook": variables["codebook"] | {"relative_usage": jnp.zeros(CODES)}}
     _, variables = train(vq, variables, gaussian(20, DIM))
     before = codes_of(vq, variables)
     variables["params"] = {"codes": variables["params"]["codes"] + 0.25}
@@ -94,7 +94,7 @@ def test_a_replaced_code_goes_on_learning_from_where_it_was_put():
 def test_zero_tokens_do_not_become_cosine_codes():
     # A zero code is nearer than any unit code whose angle to the token exceeds 60 degrees: it took most tokens.
     vq, variables = create(metric="cosine", replace_dead_codes=True, dead_code_threshold=0.9)
-    variables = variables | {"codebook": variables["codebook"] | {"usage": jnp.zeros(CODES)}}
+    variables = variables | {"codebook": variables["codebook"] | {"relative_usage": jnp.zeros(CODES)}}
     z = gaussian(20, DIM).at[3:].set(0.0)
     _, replaced = train(vq, variables, z)
     np.testing.assert_allclose(np.linalg.norm(replaced["codebook"]["codes"], axis=1), 1, rtol=1e-6)
@@ -111,7 +111,7 @@ def test_the_threshold_does_not_depend_on_the_batch_size():
 
 def test_random_numbers_come_from_the_stream_alone():
     vq, variables = create(replace_dead_codes=True, dead_code_threshold=0.9)
-    variables = variables | {"codebook": variables["codebook"] | {"usage": jnp.zeros(CODES)}}
+    variables = variables | {"codebook": variables["codebook"] | {"relative_usage": jnp.zeros(CODES)}}
     z = gaussian(20, DIM)
     first, same, other = (train(vq, variables, z, key=jax.random.key(seed))[1] for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, same)

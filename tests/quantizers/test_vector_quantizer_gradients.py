@@ -134,7 +134,7 @@ def test_a_batch_without_a_valid_token_does_nothing(metric, codebook_update):
     vq, variables = create(
         metric=metric, codebook_update=codebook_update, replace_dead_codes=True, dead_code_threshold=0.9
     )
-    dead = variables["codebook"] | {"usage": jnp.zeros(CODES)}
+    dead = variables["codebook"] | {"relative_usage": jnp.zeros(CODES)}
     variables = variables | {"codebook": dead}
     z, mask = jnp.full((6, DIM), jnp.nan), jnp.zeros(6, bool)
 

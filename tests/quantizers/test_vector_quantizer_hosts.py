@@ -81,7 +81,7 @@ def test_inside_an_nnx_model(codebook_update):
         return nnx.grad(loss, argnums=1)(model, z)
 
     assert np.all(np.any(step(bridged, z), axis=1))
-    np.testing.assert_allclose(jnp.sum(bridged.usage[...]), CODES, rtol=1e-5)
-    assert np.min(bridged.usage[...]) < 1
+    np.testing.assert_allclose(jnp.sum(bridged.relative_usage[...]), CODES, rtol=1e-5)
+    assert np.min(bridged.relative_usage[...]) < 1
     with pytest.raises(UserError, match="train=True updates"):
         bridged(z, train=True)

@@ -35,7 +35,11 @@ def test_images_are_spread_evenly_over_the_rows():
 
 @pytest.mark.parametrize(
     ("count", "options", "message"),
-    [(0, {}, "originals is empty"), (1, {"columns": 0}, "columns=0"), (1, {"scale": 0}, "scale=0")],
+    [
+        (0, {}, "originals must have at least one image"),
+        (1, {"columns": 0}, "columns must be at least 1, got 0"),
+        (1, {"scale": 0}, "scale must be at least 1, got 0"),
+    ],
 )
 def test_impossible_sheets_are_refused(count, options, message):
     images = photos(count, 8, 8)

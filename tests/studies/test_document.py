@@ -1,6 +1,6 @@
 import pytest
 
-from studies.common.document import fill, skeleton, table
+from studies.common.document import fill, mean_and_deviation, skeleton, table, with_spread
 from vqjax.errors import UserError
 
 TEXT = "# Title\n<!-- generated: a -->\n<!-- end -->\nBy hand \\1.\n<!-- generated: b -->\nold\n<!-- end -->\n"
@@ -26,3 +26,25 @@ def test_a_skeleton_can_be_filled():
 
 def test_cells_may_hold_the_column_separator():
     assert table(["|q|"], [["1"]]).splitlines()[0] == r"| \|q\| |"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([23.5], "23.5"),
+        ([23.5, None], "23.5"),
+        ([2.0, 2.0], "2 ± 0"),
+        ([0.0, 0.0], "0 ± 0"),
+        ([100, 300], "200 ± 141"),
+        ([1.0, 2.0, 3.0], "2.0 ± 1.0"),
+        ([0.00011, 0.00013], "1.20e-04 ± 1.4e-05"),
+        ([22.85, 22.8500001], "22.85 ± 0.00"),
+        ([], "–"),
+    ],
+)
+def test_text_has_as_many_digits_as_the_spread_allows(values, text):
+    assert with_spread(values) == text
+
+
+def test_the_deviation_is_that_of_a_sample():
+    assert mean_and_deviation([0.0, 2.0]) == (1.0, pytest.approx(2**0.5))

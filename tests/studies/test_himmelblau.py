@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from studies.choosing.himmelblau import MINIMA, Position, Setting, himmelblau, measure_descent, start, step
-from vqjax.functional.codebook import fresh_codebook
+from vqjax.functional.codebook import init_codebook
 
 SMALL = Setting(steps=4, num_points=8, num_codes=4, seeds=2, snapshot_every=2)
 
@@ -17,7 +17,7 @@ def test_the_minima_are_minima():
 def test_points_on_their_codes_descend_as_without_quantization():
     points = start(0, SMALL).points
     setting = SMALL._replace(num_codes=len(points))
-    moved = step("straight_through", Position(points, fresh_codebook(points)), jax.random.key(0), setting)
+    moved = step("straight_through", Position(points, init_codebook(points)), jax.random.key(0), setting)
     expected = points - setting.learning_rate * jax.grad(lambda p: jnp.sum(himmelblau(p)))(points)
     np.testing.assert_allclose(moved.points, expected, rtol=1e-6)
     np.testing.assert_allclose(moved.codebook.codes, points, rtol=1e-6)

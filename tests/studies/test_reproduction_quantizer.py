@@ -1,14 +1,14 @@
-"""The study's quantizer against its own formulas, written out in NumPy."""
+"""Quantizer of the CIFAR-10 study against its formulas in NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from studies.reproduction.quantizer import StudyQuantizer
+from studies.reproduction.quantizer import FaithfulQuantizer
 
 TOKENS, CODES, DIM = 64, 8, 4
-MODULE = StudyQuantizer(CODES, commitment_weight=0.5)
+MODULE = FaithfulQuantizer(CODES, commitment_weight=0.5)
 
 
 def tokens(seed=0):

@@ -80,7 +80,7 @@ class _Labelled(NamedTuple):
 def array_splits(
     name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test", eval_fraction: float = 0.1
 ) -> Splits:
-    """Opens a .npy file (read as needed) or a .npz file (read at once).
+    """Open a .npy file (read as needed) or a .npz file (read at once).
 
     A .npz holds either the two arrays ``train_split`` and ``eval_split``, and labels in ``<split>_labels`` if it has
     any, or one array of images, and labels beside it in ``labels``.
@@ -115,7 +115,7 @@ def array_splits(
 
 
 def _load(name: str, splits: tuple[str, str]) -> dict[str, _Labelled]:
-    """Reads and checks the arrays of images in a file, each with its labels."""
+    """Read and check the arrays of images in a file, each with its labels."""
     file = Path(name).expanduser()
     if file.suffix not in (".npy", ".npz") or not file.is_file():
         found = "another file" if file.exists() else "a path that does not exist"
@@ -142,7 +142,7 @@ def _load(name: str, splits: tuple[str, str]) -> dict[str, _Labelled]:
 
 
 def _keys_of_labels(name: str, keys: Sequence[str], splits: tuple[str, str]) -> dict[str, str | None]:
-    """Finds the arrays of images in a .npz, each with the name of its labels."""
+    """Find the arrays of images in a .npz, each with the name of its labels."""
     if set(splits) <= set(keys):
         labels = {split: f"{split}_labels" for split in splits}
         missing = [key for key in labels.values() if key not in keys]

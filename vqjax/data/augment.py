@@ -15,7 +15,7 @@ def augment(
     flip: bool,
     crop_padding: int | None,
 ) -> UInt8[Array, "batch height width channels"]:
-    """Flips half of the images left to right, and shifts each by up to ``crop_padding`` pixels either way.
+    """Flip half of the images left to right, and shift each by up to ``crop_padding`` pixels either way.
 
     A shift fills in the reflection of the image at its edge. Each image is treated independently.
 
@@ -65,7 +65,7 @@ def _random_shift(
 
 
 def to_model_range(images: UInt8[Array | np.ndarray, "*shape"]) -> Float32[Array, "*shape"]:
-    """Scales 8-bit pixels to [-1, 1]: x / 127.5 - 1.
+    """Scale 8-bit pixels to [-1, 1]: x / 127.5 - 1.
 
     Args:
       images: In [0, 255].
@@ -81,7 +81,7 @@ def to_model_range(images: UInt8[Array | np.ndarray, "*shape"]) -> Float32[Array
 
 
 def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
-    """Converts images in [-1, 1] to 8 bits: rounded to the nearest pixel value, and clipped to [0, 255].
+    """Convert images in [-1, 1] to 8 bits: rounded to the nearest pixel value, and clipped to [0, 255].
 
     Args:
       images: Of any float type, nominally in [-1, 1].

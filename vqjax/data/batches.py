@@ -14,7 +14,7 @@ from vqjax.errors import UserError
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Int32[np.ndarray, " batch"]:
-    """Returns the indices of the images of one training step.
+    """Return the indices of the images of one training step.
 
     Every epoch is another permutation of all images; the images that do not fill a last batch are dropped, other
     ones each epoch. Because nothing but the arguments matters, a resumed run needs no saved data position.
@@ -57,7 +57,7 @@ def _permutation(seed: int, epoch: int, num_images: int) -> Int32[np.ndarray, " 
 def hold_out(
     num_images: int, eval_fraction: float, *, name: str
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " eval"]]:
-    """Divides indices at random, the same way every time, into those to train on and those held out.
+    """Divide indices at random, the same way every time, into those to train on and those held out.
 
     Args:
       num_images: Number of images.
@@ -90,7 +90,7 @@ def hold_out(
 
 
 def check_batch_size(batch_size: int, num_images: int, mesh: Mesh, microbatches: int = 1) -> None:
-    """Checks that the devices can share a batch equally, and that the data can fill it.
+    """Check that the devices can share a batch equally, and that the data can fill it.
 
     Args:
       batch_size: Images per step, over all devices.
@@ -122,7 +122,7 @@ def check_batch_size(batch_size: int, num_images: int, mesh: Mesh, microbatches:
 
 
 def step_batches_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays ``[steps, batch, ...]`` that divides each step's batch over the devices.
+    """Return the sharding of arrays ``[steps, batch, ...]`` that divides each step's batch over the devices.
 
     Args:
       mesh: Devices, along the axis ``data``.
@@ -137,7 +137,7 @@ def step_batches_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def stack(examples: Sequence[Example]) -> Example:
-    """Stacks the entries of several examples along a leading axis.
+    """Stack the entries of several examples along a leading axis.
 
     Args:
       examples: Examples with the same names and shapes, at least one.
@@ -180,7 +180,7 @@ def _first_epoch(dataset: ImageDataset, seed: int, batch_size: int) -> Iterator[
 
 
 def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch]:
-    """Yields the readable examples of a dataset in order; zeros that are not valid fill up the last batch.
+    """Yield the readable examples of a dataset in order; zeros that are not valid fill up the last batch.
 
     Args:
       dataset: The examples; unreadable ones are logged and take no place.

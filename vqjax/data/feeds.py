@@ -35,7 +35,7 @@ class Feed(Protocol):
     batch_spec: dict[str, jax.ShapeDtypeStruct]
 
     def stage(self, step: int, count: int) -> PyTree[Array]:
-        """Puts on the devices what ``select`` needs for steps ``step`` to ``step + count - 1``.
+        """Put on the devices what ``select`` needs for steps ``step`` to ``step + count - 1``.
 
         Its shapes do not depend on ``count``, so that what is jitted over it compiles once. It is reused by later
         calls: do not donate it. Calls follow one another without gaps; only the first may start anywhere.
@@ -44,11 +44,11 @@ class Feed(Protocol):
 
     @staticmethod
     def select(staged: PyTree[Array], i: Int[Array, ""] | int) -> Batch:
-        """Returns the batch of the ``i``-th staged step; pure, to be called inside jit."""
+        """Return the batch of the ``i``-th staged step; pure, to be called inside jit."""
         ...
 
     def close(self) -> None:
-        """Stops what runs in the background."""
+        """Stop what runs in the background."""
         ...
 
 
@@ -92,7 +92,7 @@ class ResidentFeed:
         }
 
     def stage(self, step: int, count: int) -> PyTree[Array]:
-        """Puts the indices of steps ``step`` to ``step + count - 1`` on the devices, beside the examples."""
+        """Put the indices of steps ``step`` to ``step + count - 1`` on the devices, beside the examples."""
         indices = np.zeros(self._shape, np.int32)
         for i in range(count):
             indices[i] = batch_indices(self._seed, step + i, self._shape[1], self.num_images)
@@ -101,11 +101,11 @@ class ResidentFeed:
 
     @staticmethod
     def select(staged: PyTree[Array], i: Int[Array, ""] | int) -> Batch:
-        """Returns the batch of the ``i``-th staged step; pure, to be called inside jit."""
+        """Return the batch of the ``i``-th staged step; pure, to be called inside jit."""
         return {name: values[staged["indices"][i]] for name, values in staged["examples"].items()}
 
     def close(self) -> None:
-        """Does nothing: the examples leave the devices with the last reference."""
+        """Do nothing: the examples leave the devices with the last reference."""
 
 
 class StreamedFeed:
@@ -149,7 +149,7 @@ class StreamedFeed:
         self._batches: grain.DatasetIterator | None = None
 
     def stage(self, step: int, count: int) -> PyTree[Array]:
-        """Puts the batches of steps ``step`` to ``step + count - 1`` on the devices, and reads on behind them."""
+        """Put the batches of steps ``step`` to ``step + count - 1`` on the devices, and read on behind them."""
         if step != self._next_step:
             self._read_from(step)
         batches = list(itertools.islice(self._batches, count))
@@ -157,7 +157,7 @@ class StreamedFeed:
         return {name: self._staged(name, batches) for name in self.batch_spec}
 
     def _staged(self, name: str, batches: list[Example]) -> Array:
-        """Stacks one entry of the steps' batches; zeros fill up the steps that are missing."""
+        """Stack one entry of the steps' batches; zeros fill up the steps that are missing."""
         spec = self.batch_spec[name]
         local = np.zeros((self._steps, len(self._local_rows), *spec.shape[1:]), spec.dtype)
         for i, batch in enumerate(batches):
@@ -166,11 +166,11 @@ class StreamedFeed:
 
     @staticmethod
     def select(staged: PyTree[Array], i: Int[Array, ""] | int) -> Batch:
-        """Returns the batch of the ``i``-th staged step; pure, to be called inside jit."""
+        """Return the batch of the ``i``-th staged step; pure, to be called inside jit."""
         return {name: batches[i] for name, batches in staged.items()}
 
     def close(self) -> None:
-        """Stops reading ahead, and logs the number of unreadable images."""
+        """Stop reading ahead, and log the number of unreadable images."""
         if self._batches is not None:
             self._batches.close()
             self._batches = self._next_step = None
@@ -184,7 +184,7 @@ class StreamedFeed:
         self._batches = iter(steps.map(self._local_batch).to_iter_dataset(ahead))
 
     def _local_batch(self, step: int) -> Example:
-        """Reads the rows of a step's batch that the devices of this process hold."""
+        """Read the rows of a step's batch that the devices of this process hold."""
         indices = batch_indices(self._seed, step, self._batch_size, self.num_images)[self._local_rows]
         examples = read_many(self._dataset, indices.tolist())
         for row, example in enumerate(examples):
@@ -215,7 +215,7 @@ def make_feed(
     resident_limit: int,
     mesh: Mesh,
 ) -> Feed:
-    """Chooses between keeping a dataset on the devices and streaming it; the batches are the same.
+    """Choose between keeping a dataset on the devices and streaming it; the batches are the same.
 
     Args:
       dataset: The training examples.

@@ -57,7 +57,7 @@ def image_folder_splits(
     eval_split: str | None = "test",
     eval_fraction: float = 0.1,
 ) -> Splits:
-    """Finds the images below a directory; files that are not images are logged and left out.
+    """Find the images below a directory; files that are not images are logged and left out.
 
     If every image lies in a subdirectory of its split, as ImageNet is laid out, the sorted names of these
     subdirectories are the classes; otherwise there are no labels.
@@ -106,7 +106,7 @@ def _dataset(name: str, files: Sequence[_ImageFile], image_size: int, classes: S
 
 
 def _as_utf8(name: str) -> str:
-    """Makes a name of the file system, which may have bytes that are not UTF-8, one that a report can have."""
+    """Replace the bytes of a file name that are not UTF-8, as reports are."""
     return name.encode(errors="replace").decode()
 
 
@@ -152,7 +152,7 @@ def _folder(parts: tuple[str, ...]) -> str | None:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Yields every file below ``root``, through symbolic links, but no directory twice: links may form a loop."""
+    """Yield every file below ``root``, through symbolic links, but no directory twice: links may form a loop."""
     seen = set()
     for directory, subdirectories, files in os.walk(root, followlinks=True):
         status = os.stat(directory)

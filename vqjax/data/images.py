@@ -15,7 +15,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 
 def check_header(path: Path) -> None:
-    """Checks that a file is an image, reading no more than its header.
+    """Check that a file is an image, reading no more than its header.
 
     Args:
       path: The file.
@@ -34,7 +34,7 @@ def check_header(path: Path) -> None:
 
 
 def decode_image(file: Path | io.BytesIO, size: int, *, path: str | Path) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Decodes an image upright, as RGB, with the shorter side scaled to ``size`` and the center cut out.
+    """Decode an image upright, as RGB, with the shorter side scaled to ``size`` and the center cut out.
 
     Transparent pixels are laid over white, 16-bit grayscale keeps its upper eight bits, and the camera's
     orientation tag is honored.
@@ -79,7 +79,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_and_center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Scales the shorter side of an RGB image to ``size`` pixels and cuts out the center.
+    """Scale the shorter side of an RGB image to ``size`` pixels and cut out the center.
 
     Scaling is antialiased (Lanczos); scaling and cutting are one operation, so nothing is rounded in between.
 

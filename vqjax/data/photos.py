@@ -66,7 +66,7 @@ class PhotoCrops:
 
 
 def photo_splits(image_size: int = 32) -> Splits:
-    """Crops the bundled photographs; the held-out ones show a cat and a coffee cup that training never sees.
+    """Crop the bundled photographs; the held-out ones show a cat and a coffee cup that training never sees.
 
     Args:
       image_size: Side of the images in pixels, at most 300.
@@ -101,7 +101,7 @@ def _load(file_name: str) -> Image.Image:
 
 
 def _crop_boxes(photo: Image.Image, count: int, image_size: int) -> Int64[np.ndarray, "count 4"]:
-    """Draws ``count`` crops as left, upper, right and lower edge, the same every time."""
+    """Draw ``count`` crops as left, upper, right and lower edge, the same every time."""
     shorter = min(photo.size)
     if image_size > shorter:
         raise UserError(

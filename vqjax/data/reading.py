@@ -50,7 +50,7 @@ class UnreadableReport:
         return len(self._paths)
 
     def add(self, error: UnreadableImage) -> None:
-        """Counts an unreadable image, and logs it if it is new and among the first five."""
+        """Count an unreadable image, and log it if it is new and among the first five."""
         with self._lock:
             if error.path in self._paths:
                 return
@@ -59,13 +59,13 @@ class UnreadableReport:
                 logging.warning("%s: skipped unreadable image %s", self._dataset_name, error)
 
     def summarize(self, total: int) -> None:
-        """Logs how many of ``total`` images were skipped, if any were."""
+        """Log how many of ``total`` images were skipped, if any were."""
         if self.count:
             logging.warning("%s: skipped %d unreadable images of %d", self._dataset_name, self.count, total)
 
 
 def readable_examples(dataset: ImageDataset) -> Iterator[Example]:
-    """Yields every readable example once, in dataset order; the others are logged.
+    """Yield every readable example once, in dataset order; the others are logged.
 
     Args:
       dataset: The examples.
@@ -102,7 +102,7 @@ def readable_examples(dataset: ImageDataset) -> Iterator[Example]:
 
 
 def read_many(dataset: ImageDataset, indices: Sequence[int]) -> list[Example | UnreadableImage]:
-    """Reads several examples, all at once if the dataset can do that.
+    """Read several examples, all at once if the dataset can do that.
 
     Args:
       dataset: The examples.
@@ -125,7 +125,7 @@ def read_many(dataset: ImageDataset, indices: Sequence[int]) -> list[Example | U
 
 
 def example_spec(dataset: ImageDataset) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shape and dtype of each entry of a dataset's examples, from the first one that can be read.
+    """Return the shape and dtype of each entry of a dataset's examples, from the first one that can be read.
 
     Args:
       dataset: The examples.
@@ -149,7 +149,7 @@ def example_spec(dataset: ImageDataset) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def bytes_per_example(dataset: ImageDataset) -> int:
-    """Returns the bytes of one example's arrays.
+    """Return the bytes of one example's arrays.
 
     Args:
       dataset: The examples.
@@ -173,7 +173,7 @@ def _example_or_error(dataset: ImageDataset, index: int) -> Example | Unreadable
 
 
 def materialize(dataset: ImageDataset) -> Example:
-    """Decodes a whole dataset into one array per entry; images that cannot be read are logged and left out.
+    """Decode a whole dataset into one array per entry; images that cannot be read are logged and left out.
 
     Args:
       dataset: The examples; all must fit into memory.

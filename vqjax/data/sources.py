@@ -24,7 +24,7 @@ SOURCES = {
 
 
 def load_splits(data: ConfigDict) -> Splits:
-    """Opens the dataset that a config names.
+    """Open the dataset that a config names.
 
     Args:
       data: ``source``, a key of ``SOURCES``, and the arguments of that source; other fields are left alone.

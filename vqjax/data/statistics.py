@@ -16,7 +16,7 @@ _FINGERPRINTED_IMAGES = 16
 
 
 def pixel_variance(dataset: ImageDataset) -> float:
-    """Measures the variance over all pixels and channels, with pixels in [-1, 1].
+    """Measure the variance over all pixels and channels, with pixels in [-1, 1].
 
     Args:
       dataset: The training images; at most 4096, evenly spaced, are read.
@@ -51,7 +51,7 @@ def pixel_variance(dataset: ImageDataset) -> float:
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """Describes a dataset by the number of its images and a checksum of 16 of them, evenly spaced.
+    """Describe a dataset by the number of its images and a checksum of 16 of them, evenly spaced.
 
     Args:
       dataset: The images.

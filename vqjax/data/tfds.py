@@ -56,7 +56,7 @@ class TfdsImages:
         return self._decode(index, self._source[index])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Reads many examples; fetching the records together is nearly twice as fast as one by one."""
+        """Read many examples; fetching the records together is nearly twice as fast as one by one."""
         records = self._source.__getitems__(list(indices))
         return [self._decode(index, record) for index, record in zip(indices, records, strict=True)]
 
@@ -66,7 +66,7 @@ class TfdsImages:
 
 
 def tfds_splits(name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test") -> Splits:
-    """Opens a dataset of the tensorflow-datasets catalog, or one prepared in the same layout.
+    """Open a dataset of the tensorflow-datasets catalog, or one prepared in the same layout.
 
     The data directory is ``TFDS_DATA_DIR``, or the default of tensorflow-datasets. A dataset that is not there yet is
     prepared if TensorFlow is installed, which preparing (but not reading) needs.

@@ -1,7 +1,7 @@
-r"""How the gradient crosses the quantizer.
+r"""Gradient estimators: how the gradient crosses the quantizer.
 
-An estimator is a function ``(z, q) -> q'`` of encoder vectors ``z`` and their chosen codes ``q``, in float32. What
-differs between them is the gradient; with :math:`u = z/|z|`, :math:`\hat q = q/|q|` and :math:`d = (q-z)/|q-z|`:
+An estimator is a function ``(z, q) -> q'`` of latents ``z`` and the codes ``q`` assigned to them, computed in float32.
+Estimators differ in the gradient; with :math:`u = z/|z|`, :math:`\hat q = q/|q|` and :math:`d = (q-z)/|q-z|`:
 
 ========================= ============================================================================
 value is ``q``            Jacobian with respect to ``z``, held constant
@@ -15,9 +15,9 @@ reflection                :math:`(|q|/|z|)\, H`, with the reflection :math:`H u 
 diveq_detached            :math:`I - d d^T`; with respect to ``q``: :math:`d d^T`
 ========================= ============================================================================
 
-For the rotations and the reflection, a token for which such a map does not exist (a vector shorter than 1e-6, an
-antipodal pair, a parallel pair for the reflection) uses the identity, that is the straight-through gradient, so every
-gradient is finite. :func:`scaled_rotation` and :func:`clip_norm_ratio` make further ones.
+Where a rotation or reflection does not exist (a vector shorter than 1e-6, an antipodal pair, a parallel pair for the
+reflection), the identity takes its place, which is the straight-through gradient, so every gradient is finite.
+:func:`scaled_rotation` and :func:`clip_norm_ratio` make further estimators.
 
 Estimators that draw noise change the value in training too. Their gradient also reaches the codes; with the unit noise
 :math:`\hat n`, and :math:`\hat v` the direction of the noisy difference (noise held constant throughout):
@@ -31,47 +31,38 @@ noise_substitution    :math:`I - \hat n d^T`             :math:`\hat n d^T`
 gumbel_softmax        that of :math:`\sum_k p_k e_k`     that of :math:`\sum_k p_k e_k`
 ===================== ================================== ==================================
 
-where the terms of ``space_filling_diveq`` are weighted by the position on the line. ``gumbel_softmax`` and
-``space_filling_diveq`` choose the codes themselves; the value of the former is a code exactly. Without training the
-quantizer uses the nearest code and straight-through in place of all four. :func:`exact_gradient` and
-:func:`hessian_gradient` need the decoder's loss; the trainer offers them as ``config.loss.encoder_gradient``.
+The terms of ``space_filling_diveq`` are weighted by the position on the line. ``gumbel_softmax`` and
+``space_filling_diveq`` choose the codes themselves; the value of the former is exactly a code. With ``train=False`` the
+quantizer replaces all four by the nearest code and the straight-through gradient.
 
-A callable of your own may name the keyword-only parameters ``key``, ``indices``, ``num_codes``, ``mask`` and
-``axis_name``, which the quantizer fills. If it takes ``codes`` in place of ``q``, it is given the codebook and returns
-``(q', indices)``. Set other parameters with ``functools.partial``.
+:func:`index_backpropagation`, the estimator of :class:`vqjax.IBQ`, chooses the code of the largest inner product.
+:func:`exact_gradient` and :func:`hessian_gradient` are not of this form: they need the decoder's loss.
+
+A custom estimator is any such callable. It may name the keyword-only parameters ``key``, ``indices``, ``num_codes``,
+``mask`` and ``axis_name``, which the quantizer passes. If it takes ``codes`` instead of ``q``, it receives the codebook
+and returns ``(q', indices)``. Set other parameters with ``functools.partial``.
 """
 
-from vqjax.estimators.clipping import clip_norm_ratio
-from vqjax.estimators.decoder_gradients import DecoderLoss, exact_gradient, hessian_gradient
-from vqjax.estimators.diveq import diveq, diveq_detached, noise_substitution, space_filling_diveq
-from vqjax.estimators.gumbel_softmax import gumbel_softmax
-from vqjax.estimators.jacobian import Estimator
-from vqjax.estimators.registry import ESTIMATORS, chooses_codes, get_estimator, requirements
-from vqjax.estimators.rotation import reflection, rotation, rotation_normalized, rotation_unscaled, scaled_rotation
-from vqjax.estimators.straight_through import dynamic_straight_through, straight_through
-from vqjax.functional.geometry import norm_ratio
-
-__all__ = [
-    "ESTIMATORS",
-    "DecoderLoss",
-    "Estimator",
-    "chooses_codes",
-    "clip_norm_ratio",
-    "diveq",
-    "diveq_detached",
-    "dynamic_straight_through",
-    "exact_gradient",
-    "get_estimator",
-    "gumbel_softmax",
-    "hessian_gradient",
-    "noise_substitution",
-    "norm_ratio",
-    "reflection",
-    "requirements",
-    "rotation",
-    "rotation_normalized",
-    "rotation_unscaled",
-    "scaled_rotation",
-    "space_filling_diveq",
-    "straight_through",
-]
+from vqjax.estimators.clipping import clip_norm_ratio as clip_norm_ratio
+from vqjax.estimators.decoder_gradients import DecoderLoss as DecoderLoss
+from vqjax.estimators.decoder_gradients import exact_gradient as exact_gradient
+from vqjax.estimators.decoder_gradients import hessian_gradient as hessian_gradient
+from vqjax.estimators.diveq import diveq as diveq
+from vqjax.estimators.diveq import diveq_detached as diveq_detached
+from vqjax.estimators.diveq import noise_substitution as noise_substitution
+from vqjax.estimators.diveq import space_filling_diveq as space_filling_diveq
+from vqjax.estimators.gumbel_softmax import gumbel_softmax as gumbel_softmax
+from vqjax.estimators.index_backpropagation import index_backpropagation as index_backpropagation
+from vqjax.estimators.index_backpropagation import largest_inner_product as largest_inner_product
+from vqjax.estimators.jacobian import Estimator as Estimator
+from vqjax.estimators.registry import ESTIMATORS as ESTIMATORS
+from vqjax.estimators.registry import chooses_codes as chooses_codes
+from vqjax.estimators.registry import get_estimator as get_estimator
+from vqjax.estimators.registry import keyword_names as keyword_names
+from vqjax.estimators.rotation import reflection as reflection
+from vqjax.estimators.rotation import rotation as rotation
+from vqjax.estimators.rotation import rotation_normalized as rotation_normalized
+from vqjax.estimators.rotation import rotation_unscaled as rotation_unscaled
+from vqjax.estimators.rotation import scaled_rotation as scaled_rotation
+from vqjax.estimators.straight_through import dynamic_straight_through as dynamic_straight_through
+from vqjax.estimators.straight_through import straight_through as straight_through

@@ -1,4 +1,4 @@
-"""A bound on how much an estimator may amplify."""
+"""Clipping of the gradient scale of an estimator."""
 
 import functools
 import math
@@ -11,27 +11,27 @@ from vqjax.estimators.jacobian import Estimator, Vectors, with_scaled_gradient
 from vqjax.estimators.registry import ESTIMATORS, chooses_codes, get_estimator
 from vqjax.functional.geometry import norm_ratio
 
-_SCALING = ("rotation", "rotation_normalized", "reflection")
+_SCALED_BY_NORM_RATIO = ("rotation", "rotation_normalized", "reflection")
 
 
-def clip_norm_ratio(estimator: str | Estimator, most: float) -> Estimator:
-    r"""Bounds the factor :math:`|q|/|z|` of an estimator that scales gradients by it.
+def clip_norm_ratio(estimator: str | Estimator, max_ratio: float) -> Estimator:
+    r"""Clips the factor :math:`|q|/|z|` of an estimator that scales gradients by it.
 
-    Short encoder vectors with long codes have their gradient amplified without bound; this keeps the direction and
-    limits the factor.
+    The gradient of a short latent with a long code is amplified without bound; clipping keeps its direction and limits
+    the factor.
 
     .. math:: \partial q'/\partial z = \min(1,\ m\,|z|/|q|)\; J
 
     Args:
       estimator: ``"rotation"``, ``"rotation_normalized"``, ``"reflection"``, or a callable whose Jacobian :math:`J`
         is proportional to :math:`|q|/|z|`.
-      most: :math:`m`, the largest factor, above 0.
+      max_ratio: :math:`m`, the largest factor, above 0.
 
     Returns:
-      The estimator, of the same value.
+      The clipped estimator, of the same value.
 
     Raises:
-      UserError: ``most`` is out of range, or the estimator does not scale.
+      UserError: ``max_ratio`` is out of range, or the estimator does not scale by :math:`|q|/|z|`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -40,28 +40,30 @@ def clip_norm_ratio(estimator: str | Estimator, most: float) -> Estimator:
       >>> print(jax.grad(lambda z: clipped(z, q)[0])(z).round(4))
       [2. 0.]
     """
-    if not isinstance(most, numbers.Real) or isinstance(most, bool) or not 0 < most < math.inf:
-        raise UserError(f"most={most!r} is not allowed: use a finite number above 0, such as 1.0.")
+    if not isinstance(max_ratio, numbers.Real) or isinstance(max_ratio, bool) or not 0 < max_ratio < math.inf:
+        raise UserError(f"max_ratio must be a finite number above 0, got {max_ratio!r}; use 1.0 to never amplify.")
     inner = get_estimator(estimator)
-    _check_that_it_scales(inner)
+    _check_scales(inner)
 
     @functools.wraps(inner)
     def clipped(z: Vectors, q: Vectors, **context) -> Vectors:
         ratio = norm_ratio(z, q)
-        factor = jnp.minimum(1.0, most / jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
+        # The inner estimator scales by `ratio`, so this factor leaves `min(ratio, max_ratio)` of it.
+        factor = jnp.minimum(1.0, max_ratio / jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
         return inner(with_scaled_gradient(z, factor), q, **context)
 
     return clipped
 
 
-def _check_that_it_scales(estimator: Estimator) -> None:
+def _check_scales(estimator: Estimator) -> None:
+    """Refuses the named estimators without the factor, and those that choose codes; other callables are trusted."""
     bare = estimator
     while isinstance(bare, functools.partial):
         bare = bare.func
     name = next((name for name, named in ESTIMATORS.items() if named is bare), None)
-    unscaled = chooses_codes(estimator) if name is None else name not in _SCALING
+    unscaled = chooses_codes(estimator) if name is None else name not in _SCALED_BY_NORM_RATIO
     if unscaled:
         raise UserError(
-            f"estimator={name or estimator!r} does not scale by |q|/|z|: use one of {', '.join(_SCALING)}, "
-            "or a callable (z, q) -> q' that does."
+            f"estimator must scale gradients by |q|/|z|, got {name or estimator!r}; use one of "
+            f"{', '.join(_SCALED_BY_NORM_RATIO)}, or a callable (z, q) -> q' that does."
         )

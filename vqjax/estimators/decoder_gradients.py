@@ -1,4 +1,4 @@
-"""Gradients that ask the decoder: baselines that need its loss, and a hook in the training step."""
+"""Baseline gradients computed from the decoder's loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,24 +10,24 @@ from jaxtyping import Array, Float, PyTree
 from vqjax.estimators.jacobian import Vectors, with_gradient_of
 
 DecoderLoss = Callable[[PyTree, Vectors], tuple[Float[Array, ""], Any]]
-"""Loss, and whatever else, of the decoder's parameters and the vectors it decodes."""
+"""Function ``(params, vectors) -> (loss, auxiliary)`` of the decoder's parameters and the vectors it decodes."""
 
 
 def exact_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vectors) -> tuple[Float[Array, ""], Any]:
-    r"""The loss at the codes, with the encoder's gradient taken where the encoder is.
+    r"""Computes the loss at the codes, with the encoder's gradient taken at its latents.
 
     .. math:: L = L(q),\quad \partial L/\partial\theta = \nabla_\theta L(q),\quad \partial L/\partial y = \nabla L(y)
 
     Costs a second pass through the decoder.
 
     Args:
-      decoder_loss: Returns a scalar and anything else.
-      params: Of the decoder.
-      y: The vectors before quantization.
-      q: The codes chosen for them.
+      decoder_loss: Function ``(params, vectors) -> (loss, auxiliary)``.
+      params: Parameters of the decoder.
+      y: Latents.
+      q: The codes assigned to them, of the same shape.
 
     Returns:
-      What ``decoder_loss(params, q)`` returns, with the gradients above; none reaches ``q``.
+      The value of ``decoder_loss(params, q)``, with the gradients above; none reaches ``q``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -44,19 +44,21 @@ def exact_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vec
 
 
 def hessian_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vectors) -> tuple[Float[Array, ""], Any]:
-    r"""The loss at the codes, with the encoder's gradient extrapolated from there by one Hessian-vector product.
+    r"""Computes the loss at the codes, with the encoder's gradient extrapolated from there by the Hessian.
 
     .. math:: \partial L/\partial y = \nabla L(q) + \nabla^2 L(q)\,(y - q)
 
+    Costs one Hessian-vector product of the decoder.
+
     Args:
-      decoder_loss: Returns a scalar and anything else.
-      params: Of the decoder.
-      y: The vectors before quantization.
-      q: The codes chosen for them.
+      decoder_loss: Function ``(params, vectors) -> (loss, auxiliary)``.
+      params: Parameters of the decoder.
+      y: Latents.
+      q: The codes assigned to them, of the same shape.
 
     Returns:
-      What ``decoder_loss(params, q)`` returns, with the gradient above for ``y`` and that at ``q`` for ``params``;
-      none reaches ``q``.
+      The value of ``decoder_loss(params, q)``, with the gradient above for ``y`` and that at ``q`` for ``params``; none
+      reaches ``q``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -71,5 +73,6 @@ def hessian_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: V
     at_codes, auxiliary = decoder_loss(params, q)
     gradient = jax.grad(lambda vectors: decoder_loss(constant, vectors)[0])
     at_q, change = jax.jvp(gradient, (q,), ((y_constant - q).astype(q.dtype),))
+    # Linear in `y`, with the extrapolated gradient as its slope.
     slope = jax.lax.stop_gradient(at_q + change)
     return with_gradient_of(at_codes, at_codes + jnp.sum(slope * y)), auxiliary

@@ -1,4 +1,4 @@
-"""Differentiable vector quantization: the quantization error as a length along a constant direction."""
+"""Differentiable vector quantization (DiVeQ): the error as a differentiable length along a constant direction."""
 
 import math
 
@@ -13,20 +13,20 @@ from vqjax.functional.search import nearest_codes
 
 
 def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: float = 1e-3) -> Vectors:
-    r"""DiVeQ: reaches the code, up to noise, by a differentiable length along a constant direction.
+    r"""Quantizes by DiVeQ: the code, up to noise, is reached by a differentiable length along a constant direction.
 
     .. math:: q' = z + |q - z|\; \mathrm{sg}\!\left(\frac{v}{|v|}\right),\quad v = q - z + \sigma n,\ n \sim N(0, I)
 
-    The gradient reaches ``z`` and ``q``, so a codebook learned by gradient learns from the task alone.
+    The gradient reaches ``z`` and ``q``, so that a codebook can learn from the task alone.
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
       key: Random key of the noise.
-      variance: :math:`\sigma^2`, 0 or more.
+      variance: :math:`\sigma^2`, at least 0.
 
     Returns:
-      A point at the code's distance from ``z``, close to ``q`` for small variance; of ``q``'s dtype.
+      A point at the code's distance from ``z``, close to ``q`` for small variance, in the dtype of ``q``.
 
     Raises:
       UserError: ``variance`` is out of range.
@@ -46,13 +46,13 @@ def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: float = 1e-3
 
 
 def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
-    r"""DiVeQ without noise: the value is the code bit for bit.
+    r"""Quantizes by DiVeQ without noise: the value is the code bit for bit.
 
     .. math:: \partial q'/\partial z = I - d d^T,\quad \partial q'/\partial q = d d^T,\quad d = (q - z)/|q - z|
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
 
     Returns:
       ``q``, with the Jacobians above; straight-through where ``q`` equals ``z``.
@@ -73,7 +73,7 @@ def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
 def space_filling_diveq(
     z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], variance: float = 1e-3
 ) -> tuple[Vectors, Int[Array, "*batch"]]:
-    r"""SF-DiVeQ: quantizes to a random point on each line between consecutive codes.
+    r"""Quantizes by space-filling DiVeQ, to a random point on a line between consecutive codes.
 
     With one :math:`\lambda_i \sim U(0, 1)` per line and the line whose point is nearest,
 
@@ -81,17 +81,17 @@ def space_filling_diveq(
       q' = z + (1 - \lambda_i)\,|e_i - z|\;\mathrm{sg}(v_i/|v_i|)
         + \lambda_i\,|e_{i+1} - z|\;\mathrm{sg}(v_{i+1}/|v_{i+1}|)
 
-    The curve through the codes is pulled into the tokens as a whole, so no code is left behind. Where no noise is
-    drawn (``train=False``) the nearest code is used: a point on a line is no token.
+    The curve through the codes is pulled towards the latents as a whole, so no code is left behind. The quantizer uses
+    the nearest code with ``train=False``: a point on a line has no index.
 
     Args:
-      z: Encoder vectors, any leading axes.
+      z: Latents, any leading axes.
       codes: The codebook, at least two codes.
       key: Random key.
-      variance: Of the directions' noise, see :func:`diveq`.
+      variance: Variance of the noise in the directions, see :func:`diveq`.
 
     Returns:
-      The quantized vectors, and the index of the nearer end of each line.
+      The quantized vectors, and the int32 index of the nearer end of each line.
 
     Raises:
       UserError: There is only one code, or ``variance`` is out of range.
@@ -106,15 +106,16 @@ def space_filling_diveq(
     Source: Vali et al., 2025 (arXiv 2509.26469).
     """
     if codes.shape[0] < 2:
-        raise UserError("num_codes=1 is not allowed with space_filling_diveq: a line takes at least two codes.")
+        raise UserError("num_codes must be at least 2 with space_filling_diveq, got 1; a line needs two ends.")
     _check_variance(variance)
     dtype = codes.dtype
     z, codes = z.astype(jnp.float32), codes.astype(jnp.float32)
-    choice, first_key, second_key = jax.random.split(key, 3)
-    along = jax.random.uniform(choice, (codes.shape[0] - 1, 1))
-    points = (1 - along) * codes[:-1] + along * codes[1:]
+    line_key, first_key, second_key = jax.random.split(key, 3)
+    # One point per line: the nearest of these points decides the line, and its position is that of the result.
+    position = jax.random.uniform(line_key, (codes.shape[0] - 1, 1))
+    points = (1 - position) * codes[:-1] + position * codes[1:]
     line = nearest_codes(z, points)
-    share = along[line]
+    share = position[line]
     first = _step(z, codes[line], first_key, variance)
     second = _step(z, codes[line + 1], second_key, variance)
     indices = jnp.where(share[..., 0] < 0.5, line, line + 1)
@@ -122,6 +123,7 @@ def space_filling_diveq(
 
 
 def _step(z: Vectors, q: Vectors, key: Array | None, variance: float) -> Vectors:
+    """Returns the step from ``z`` to ``q``, with the gradient of its length alone; without a key, no noise."""
     difference = q - z
     noisy = jax.lax.stop_gradient(difference)
     if key is not None:
@@ -132,23 +134,23 @@ def _step(z: Vectors, q: Vectors, key: Array | None, variance: float) -> Vectors
 
 def _check_variance(variance: float) -> None:
     if not 0 <= variance < math.inf:
-        raise UserError(f"variance={variance!r} is not allowed: use a finite number of 0 or more, such as 1e-3.")
+        raise UserError(f"variance must be a finite number of at least 0, got {variance!r}; use 1e-3, for example.")
 
 
 def noise_substitution(z: Vectors, q: Vectors, *, key: Key[Array, ""]) -> Vectors:
-    r"""NSVQ: replaces the quantization error by noise of the same length.
+    r"""Quantizes by noise substitution (NSVQ): the error is replaced by noise of the same length.
 
     .. math:: q' = z + |z - q|\, n/|n|,\quad n \sim N(0, I)
 
-    The gradient reaches ``z``, and the codes through the length of the error alone.
+    The gradient reaches ``z``, and the codes through the length of the error.
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
       key: Random key of the noise.
 
     Returns:
-      A random point at the code's distance from ``z``, of ``q``'s dtype.
+      A random point at the code's distance from ``z``, in the dtype of ``q``.
 
     Example:
       >>> import jax, jax.numpy as jnp

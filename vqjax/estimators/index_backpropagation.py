@@ -1,4 +1,4 @@
-"""Index backpropagation: the code of the largest inner product, with the gradient of the softmax over all codes."""
+"""The index-backpropagation estimator: the code of the largest inner product, with the gradient of a softmax."""
 
 import math
 
@@ -7,24 +7,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vqjax.errors import UserError
-from vqjax.estimators.jacobian import with_gradient_of
+from vqjax.estimators.jacobian import Vectors, with_gradient_of
 from vqjax.functional.chunks import map_in_chunks
 
-Vectors = Float[Array, "*batch dim"]
 Codes = Float[Array, "codes dim"]
 
 
 def largest_inner_product(z: Vectors, codes: Codes) -> Int[Array, "*batch"]:
-    r"""Finds the code with the largest inner product with each vector.
+    r"""Finds the code with the largest inner product with each latent.
 
     .. math:: i(z) = \arg\max_k\, z \cdot (e_k - m),\quad m = \mathrm{mean}_k\, e_k
 
-    Centering the codes changes no maximum and keeps the products small. Products are taken in float32 accuracy on
-    every backend, and no [tokens, codes] matrix larger than a chunk exists. Longer codes win more tokens, unlike
-    those of :func:`vqjax.functional.search.nearest_codes`.
+    Centering the codes changes no maximum and keeps the products small. Products have float32 accuracy on every
+    backend, and no [tokens, codes] matrix larger than a chunk is made. Longer codes win more tokens, unlike in
+    :func:`vqjax.functional.nearest_codes`.
 
     Args:
-      z: Vectors to look up, any leading axes and floating-point dtype.
+      z: Latents, any leading axes, any floating-point dtype.
       codes: The codebook.
 
     Returns:
@@ -39,31 +38,31 @@ def largest_inner_product(z: Vectors, codes: Codes) -> Int[Array, "*batch"]:
     z, codes = jax.lax.stop_gradient((z, codes))
     centered = _centered(codes)
 
-    def of_part(tokens: Float[Array, "tokens dim"]) -> Int[Array, " tokens"]:
+    def of_chunk(tokens: Float[Array, "tokens dim"]) -> Int[Array, " tokens"]:
         return jnp.argmax(_products(tokens, centered), axis=-1).astype(jnp.int32)
 
-    return map_in_chunks(of_part, z, codes.shape[0])
+    return map_in_chunks(of_chunk, z, codes.shape[0])
 
 
 def index_backpropagation(
     z: Vectors, codes: Codes, *, temperature: float = 1.0
 ) -> tuple[Vectors, Int[Array, "*batch"]]:
-    r"""Looks codes up by inner product, with a straight-through gradient of the index instead of the vector.
+    r"""Chooses codes by inner product, with a straight-through gradient of the index instead of the vector.
 
     .. math::
       q = \sum_k \big(h_k + p_k - \mathrm{sg}(p_k)\big)\, e_k,\quad h = \mathrm{onehot}\big(\arg\max_k z \cdot e_k\big),
       \quad p = \mathrm{softmax}_k(z \cdot e_k / \tau)
 
-    The gradient reaches ``z`` and, through :math:`p`, every code; the chosen code has the plain gradient as well.
-    Tokens go through in parts that are recomputed backwards.
+    The gradient reaches ``z`` and, through :math:`p`, every code; the chosen code has the plain gradient as well. The
+    softmax is computed in chunks of tokens, again in the backward pass.
 
     Args:
-      z: Encoder vectors, any leading axes.
+      z: Latents, any leading axes.
       codes: The codebook.
       temperature: :math:`\tau`, above 0.
 
     Returns:
-      The chosen codes, bit for bit, in their dtype, and their int32 indices.
+      The chosen codes, bit for bit, and their int32 indices.
 
     Raises:
       UserError: ``temperature`` is out of range.
@@ -81,18 +80,19 @@ def index_backpropagation(
     Source: Shi et al., ICCV 2025 (arXiv 2412.02692), Section 3.2.
     """
     if not 0 < temperature < math.inf:
-        raise UserError(f"temperature={temperature!r} is not allowed: use a finite number above 0, such as 1.0.")
+        raise UserError(f"temperature must be a finite number above 0, got {temperature!r}; use 1.0 for no scaling.")
     indices = largest_inner_product(z, codes)
     centered = _centered(codes)
     constant = jax.lax.stop_gradient(centered)
 
+    # The codes that are mixed are constant: their gradient is that of the choice, through the softmax alone.
     def mixture(tokens: Float[Array, "tokens dim"]) -> Float[Array, "tokens dim"]:
         soft = jax.nn.softmax(_products(tokens, centered) / temperature)
         return jnp.matmul(soft, constant, precision=jax.lax.Precision.HIGHEST)
 
     chosen = codes[indices]
-    of_index = map_in_chunks(jax.checkpoint(mixture), z, codes.shape[0])
-    return with_gradient_of(chosen, chosen + of_index.astype(chosen.dtype)), indices
+    mixed = map_in_chunks(jax.checkpoint(mixture), z, codes.shape[0])
+    return with_gradient_of(chosen, chosen + mixed.astype(chosen.dtype)), indices
 
 
 def _centered(codes: Codes) -> Codes:

@@ -1,4 +1,4 @@
-"""A value with a chosen derivative."""
+"""Values with a chosen derivative."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,16 @@ from jaxtyping import Array, Float
 
 Vectors = Float[Array, "*batch dim"]
 Estimator = Callable[..., Any]
-"""A gradient estimator: ``(z, q) -> q'``, see :mod:`vqjax.estimators`."""
+"""A gradient estimator, ``(z, q) -> q'``; see :mod:`vqjax.estimators`."""
 
 LinearMap = Callable[[Vectors, Vectors, Vectors], Vectors]
 
 
 def with_jacobian(linear_map: LinearMap, z: Vectors, q: Vectors) -> Vectors:
-    """Returns ``q`` with ``linear_map(z, q, .)`` as its derivative with respect to ``z``.
+    """Returns ``q`` with ``linear_map(z, q, tangent)`` as its derivative with respect to ``z``.
 
-    A custom derivative rather than ``q + mapped - stop_gradient(mapped)``: that sum rounds, and the value has to
-    be the code bit for bit. The map costs nothing where no gradient is taken.
+    The derivative is a custom rule instead of ``q + mapped - stop_gradient(mapped)``: that sum rounds, and the value
+    must be the code bit for bit. Where no gradient is taken, the map costs nothing.
     """
 
     @jax.custom_jvp
@@ -53,13 +53,14 @@ def with_scaled_gradient(x: Vectors, factor: Float[Array, "*batch 1"]) -> Vector
     """Returns ``x`` in float32, with its gradient multiplied by ``factor``, which is held constant."""
     x = x.astype(jnp.float32)
     constant, factor = jax.lax.stop_gradient((x, factor))
-    # The first term is the value, and the second, zero, the gradient.
+    # The first term is the value; the second is zero and carries the gradient.
     return constant + factor * (x - constant)
 
 
 def length(x: Vectors) -> Float[Array, "*batch 1"]:
-    """Euclidean length, differentiable for vectors of any size; its gradient at the zero vector is zero."""
+    """Computes Euclidean lengths, differentiably for vectors of any size; the gradient at the zero vector is zero."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
     scale = jnp.where(largest > 0, largest, 1.0)
     squared = jnp.sum(jnp.square(x / scale), axis=-1, keepdims=True)
+    # Double `where`: the slope of the root at zero is infinite.
     return jnp.where(squared > 0, scale * jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)

@@ -1,4 +1,4 @@
-"""Estimators by name, and what they ask for."""
+"""Estimators by name, and the arguments they take."""
 
 import inspect
 
@@ -22,11 +22,11 @@ ESTIMATORS: dict[str, Estimator] = {
     "noise_substitution": noise_substitution,
     "gumbel_softmax": gumbel_softmax,
 }
-"""The estimators that have a name."""
+"""Estimators by name."""
 
 
 def get_estimator(estimator: str | Estimator) -> Estimator:
-    """Looks an estimator up by name; a callable is returned as it is.
+    """Looks up an estimator by name; returns a callable unchanged.
 
     Args:
       estimator: A key of ``ESTIMATORS``, or any callable ``(z, q) -> q'``.
@@ -45,38 +45,38 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
         return estimator
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise UserError(
-            f"estimator={estimator!r} is unknown: use one of {', '.join(ESTIMATORS)}, or pass a callable (z, q) -> q'."
+            f"estimator must be one of {', '.join(ESTIMATORS)}, or a callable (z, q) -> q', got {estimator!r}."
         )
     return ESTIMATORS[estimator]
 
 
-def requirements(estimator: Estimator) -> frozenset[str]:
-    """What an estimator takes besides the vectors, by name; settings that a partial has fixed included.
+def keyword_names(estimator: Estimator) -> frozenset[str]:
+    """Returns the names by which arguments can be passed to an estimator.
 
     Args:
-      estimator: The callable.
+      estimator: An estimator, or a ``functools.partial`` of one.
 
     Returns:
-      The names of its parameters.
+      The names of all parameters; those that a partial sets are included.
 
     Example:
-      >>> sorted(requirements(noise_substitution))
+      >>> sorted(keyword_names(noise_substitution))
       ['key', 'q', 'z']
     """
     return frozenset(inspect.signature(estimator).parameters)
 
 
 def chooses_codes(estimator: Estimator) -> bool:
-    """Whether an estimator is given the codebook and chooses the codes itself.
+    """Returns whether an estimator receives the codebook and chooses the codes itself.
 
     Args:
-      estimator: The callable.
+      estimator: An estimator.
 
     Returns:
-      True for ``(z, codes, ...) -> (q', indices)``.
+      True for estimators ``(z, codes, ...) -> (q', indices)``.
 
     Example:
       >>> chooses_codes(gumbel_softmax), chooses_codes(rotation)
       (True, False)
     """
-    return "codes" in requirements(estimator)
+    return "codes" in keyword_names(estimator)

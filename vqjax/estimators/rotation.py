@@ -1,4 +1,4 @@
-"""The rotation trick and its family."""
+"""The rotation trick and its variants."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,18 @@ from vqjax.functional.norms import length_and_direction
 
 
 def rotation(z: Vectors, q: Vectors) -> Vectors:
-    r"""The rotation trick: the code is reached by a rotation and a rescaling that are held constant.
+    r"""Applies the rotation trick: the code is reached by a rotation and a rescaling that are held constant.
 
     .. math::
       q' = \lambda R z,\quad \lambda = |q|/|z|,\quad
       R = I - 2 w w^T + 2 \hat q u^T = (I - 2 w w^T)(I - 2 u u^T),\quad w = (u + \hat q)/|u + \hat q|
 
-    The gradient keeps its angle to the vector it belongs to: the angle between the gradient at ``z`` and ``z``
-    equals the angle between the gradient at ``q`` and ``q``. Cost: two inner products, no matrix.
+    The gradient keeps its angle to the vector: the angle between ``z`` and its gradient equals the angle between ``q``
+    and its gradient. The map costs two reflections, and no matrix is formed.
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
 
     Returns:
       ``q``, with the Jacobian :math:`\lambda R`.
@@ -39,13 +39,13 @@ def rotation(z: Vectors, q: Vectors) -> Vectors:
 
 
 def rotation_unscaled(z: Vectors, q: Vectors) -> Vectors:
-    r"""The rotation trick without the rescaling: the gradient keeps its length.
+    r"""Applies the rotation trick without the rescaling: the gradient keeps its length.
 
     .. math:: \partial q' / \partial z = R
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
 
     Returns:
       ``q``, with the Jacobian :math:`R` of :func:`rotation`.
@@ -62,17 +62,16 @@ def rotation_unscaled(z: Vectors, q: Vectors) -> Vectors:
 
 
 def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
-    r"""The rotation trick of the paper's VQGAN code, whose gradient has no radial part.
+    r"""Applies the rotation trick of the paper's VQGAN code, whose gradient has no radial part.
 
-    There ``z`` is divided by its length, and that division is differentiated:
-    :math:`q' = |q|\, R\, (z/|z|)`. The gradient is the one of :func:`rotation` projected onto the tangent
-    space of the sphere through ``z``.
+    That code divides ``z`` by its length and differentiates the division, :math:`q' = |q|\, R\, (z/|z|)`. The gradient
+    is that of :func:`rotation`, projected onto the tangent space of the sphere through ``z``.
 
     .. math:: \partial q' / \partial z = (|q|/|z|)\, R\, (I - u u^T)
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
 
     Returns:
       ``q``, with the Jacobian above.
@@ -89,7 +88,7 @@ def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
 
 
 def scaled_rotation(scale: float | Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> Estimator:
-    r"""The general family: a rotation times any scale.
+    r"""Makes an estimator of the general family, a rotation times any scale.
 
     .. math:: \partial q' / \partial z = \gamma(z, q)\, R
 
@@ -97,8 +96,8 @@ def scaled_rotation(scale: float | Callable[[Vectors, Vectors], Float[Array, "*b
     :math:`\gamma = 1`.
 
     Args:
-      scale: A number, or a function of ``z`` and ``q`` (float32, ``[..., dim]``) that returns ``[..., 1]``.
-        It is held constant, like the rotation.
+      scale: :math:`\gamma`, a number, or a function of ``z`` and ``q`` (float32, ``[..., dim]``) that returns
+        ``[..., 1]``. It is held constant, like the rotation.
 
     Returns:
       The estimator ``(z, q) -> q'``.
@@ -124,6 +123,8 @@ def scaled_rotation(scale: float | Callable[[Vectors, Vectors], Float[Array, "*b
 def _scaled_rotation_map(
     scale: Callable[[Vectors, Vectors], Float[Array, "*batch 1"]], *, radial: bool = True
 ) -> LinearMap:
+    """Returns the Jacobian of the rotation trick as a map of tangents; ``radial=False`` drops their part along z."""
+
     def rotate(z: Vectors, q: Vectors, tangent: Vectors) -> Vectors:
         z_length, u = length_and_direction(z)
         q_length, q_hat = length_and_direction(q)
@@ -138,17 +139,16 @@ def _scaled_rotation_map(
 
 
 def reflection(z: Vectors, q: Vectors) -> Vectors:
-    r"""One Householder reflection and a rescaling: the rotation's mirror image, of determinant -1.
+    r"""Applies one Householder reflection and a rescaling: the rotation's mirror image, of determinant -1.
 
     .. math::
       \partial q' / \partial z = (|q|/|z|)\,(I - 2 w w^T),\quad w = (u - \hat q)/|u - \hat q|
 
-    Kept for comparison: it flips the gradient along ``w`` where ``z`` is close to its code, which is where
-    training converges.
+    For comparison: it flips the gradient along ``w`` where ``z`` is close to its code, where training converges.
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
 
     Returns:
       ``q``, with the Jacobian above.

@@ -1,4 +1,4 @@
-"""The straight-through estimator."""
+"""The straight-through estimator, plain and weighted by distance."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ from vqjax.functional.norms import length_and_direction
 
 
 def straight_through(z: Vectors, q: Vectors) -> Vectors:
-    r"""The straight-through estimator: the gradient passes unchanged.
+    r"""Returns the codes, and passes their gradient to the latents unchanged.
 
     .. math:: \partial q' / \partial z = I
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
 
     Returns:
       ``q``, with the gradient above.
@@ -40,18 +40,18 @@ def dynamic_straight_through(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> Vectors:
-    r"""Straight-through, weighted by how close a token is to its code compared with the batch's closest.
+    r"""Returns the codes, and passes their gradient weighted by how close each latent is to its code.
 
     .. math:: \partial q'/\partial z = \frac{\min_{j:\, i_j = i} |z_j - q|^2}{|z - q|^2}\, I \preceq I
 
-    The closest token of each code keeps its gradient, the others' is attenuated and never amplified.
+    Of all latents with the same code, the closest keeps its gradient; the gradients of the others are attenuated.
 
     Args:
-      z: Encoder vectors, any leading axes.
-      q: The codes chosen for them, of the same shape.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
       indices: The index of each code.
-      num_codes: Size of the codebook.
-      mask: True for the tokens that count.
+      num_codes: Number of codes.
+      mask: True for the tokens that count; all by default.
       axis_name: Mapped axis over which the batch is split.
 
     Returns:
@@ -67,13 +67,13 @@ def dynamic_straight_through(
     Source: StableVQ, 2026 (arXiv 2609.26774), "Dynamic STE".
     """
     difference = jax.lax.stop_gradient(z.astype(jnp.float32) - q.astype(jnp.float32))
-    # Lengths, squared only once they are a ratio: squares of very long or short ones leave float32.
-    apart = length_and_direction(difference)[0][..., 0]
-    counted = apart if mask is None else jnp.where(mask, apart, jnp.inf)
-    closest = jax.ops.segment_min(counted.reshape(-1), indices.reshape(-1), num_segments=num_codes)
+    # Squared only as a ratio: the squares of very long or short distances leave float32.
+    distance = length_and_direction(difference)[0][..., 0]
+    candidates = distance if mask is None else jnp.where(mask, distance, jnp.inf)
+    closest = jax.ops.segment_min(candidates.reshape(-1), indices.reshape(-1), num_segments=num_codes)
     if axis_name is not None:
         closest = jax.lax.pmin(closest, axis_name)
-    ratio = jnp.where(apart > 0, closest[indices] / jnp.where(apart > 0, apart, 1.0), 1.0)
+    ratio = jnp.where(distance > 0, closest[indices] / jnp.where(distance > 0, distance, 1.0), 1.0)
     # A masked token may hold anything, NaN included.
-    weight = jnp.where(jnp.isfinite(apart), jnp.square(jnp.minimum(ratio, 1.0)), 0.0)
+    weight = jnp.where(jnp.isfinite(distance), jnp.square(jnp.minimum(ratio, 1.0)), 0.0)
     return with_jacobian(lambda z, q, tangent: tangent, with_scaled_gradient(z, weight[..., None]), q)

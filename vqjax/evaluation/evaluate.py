@@ -41,7 +41,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
 ) -> EvaluationResult:
-    """Runs a model once over every image of a split, and computes metrics of its outputs.
+    """Run a model once over every image of a split, and compute metrics of its outputs.
 
     Args:
       evaluate_batch: Maps a batch to outputs, such as ``reconstruction``, in [-1, 1], and ``indices``, with a row for
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def _shared_by_rows(batch: Batch, mesh: Mesh) -> Batch:
-    """Divides the rows of a batch over the devices; where they do not divide equally, zeros are added."""
+    """Divide the rows of a batch over the devices; where they do not divide equally, zeros are added."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     def shared(array: np.ndarray) -> Array:
@@ -137,7 +137,7 @@ def evaluate_model(
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
 ) -> EvaluationResult:
-    """Reconstructs a dataset with an autoencoder and computes the metrics of a tokenizer.
+    """Reconstruct a dataset with an autoencoder and compute the metrics of a tokenizer.
 
     Args:
       model: A :class:`vqjax.models.VQVAE`.

@@ -60,11 +60,11 @@ class Metric(flax.struct.PyTreeNode):
 
     @property
     def protocol(self) -> dict[str, str]:
-        """How each number is measured, by its name."""
+        """Protocol of each number, by its name."""
         raise NotImplementedError
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
-        """Reduces the outputs of one batch to what ``update`` needs; pure, and compiled.
+        """Reduce the outputs of one batch to what ``update`` needs; pure, and compiled.
 
         Args:
           outputs: Arrays with a row for each image, of which those where ``valid`` is False are padding, and scalars.
@@ -72,19 +72,19 @@ class Metric(flax.struct.PyTreeNode):
         raise NotImplementedError
 
     def init(self) -> Any:
-        """Returns the state before the first batch."""
+        """Return the state before the first batch."""
         raise NotImplementedError
 
     def update(self, state: Any, measured: PyTree[Array]) -> Any:
-        """Returns the state after another batch, of which ``measure`` gave ``measured``."""
+        """Return the state after another batch, of which ``measure`` gave ``measured``."""
         raise NotImplementedError
 
     def compute(self, state: Any) -> Numbers:
-        """Returns the numbers of all batches, in the order in which reports show them."""
+        """Return the numbers of all batches, in the order in which reports show them."""
         raise NotImplementedError
 
 
-class Images(Metric):
+class ImageCount(Metric):
     """Number of images, and of images per batch."""
 
     @property
@@ -125,7 +125,7 @@ class ImageMean(Metric):
     """
 
     def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
-        """Returns values for each image, by name; pure, and compiled."""
+        """Return values for each image, by name; pure, and compiled."""
         raise NotImplementedError
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
@@ -323,7 +323,7 @@ class CodeUsage(Metric):
 
 
 def tokenizer_metrics(num_codes: int, num_codebooks: int = 1) -> tuple[Metric, ...]:
-    """Returns the metrics of a tokenizer's evaluation, in the order in which reports show them.
+    """Return the metrics of a tokenizer's evaluation, in the order in which reports show them.
 
     Args:
       num_codes: Codes of a codebook.
@@ -331,9 +331,9 @@ def tokenizer_metrics(num_codes: int, num_codebooks: int = 1) -> tuple[Metric, .
 
     Example:
       >>> [type(metric).__name__ for metric in tokenizer_metrics(num_codes=512)]
-      ['Images', 'MSE', 'PSNR', 'SSIM', 'TokenLosses', 'CodeUsage']
+      ['ImageCount', 'MSE', 'PSNR', 'SSIM', 'TokenLosses', 'CodeUsage']
     """
-    return Images(), MSE(), PSNR(), SSIM(), TokenLosses(), CodeUsage(num_codes, num_codebooks)
+    return ImageCount(), MSE(), PSNR(), SSIM(), TokenLosses(), CodeUsage(num_codes, num_codebooks)
 
 
 def _pixels(outputs: Outputs) -> Float[Array, "batch height width channels"]:
@@ -351,7 +351,7 @@ def _mean_perplexity(counts: Int64[np.ndarray, "codebooks num_codes"]) -> float:
 def mean_squared_error(
     x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
 ) -> Float[Array, " batch"]:
-    """Averages the squared difference over the pixels and channels of each image.
+    """Average the squared difference over the pixels and channels of each image.
 
     Args:
       x: Images.
@@ -370,7 +370,7 @@ def mean_squared_error(
 def psnr(
     x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
 ) -> Float[Array, " batch"]:
-    """Computes the peak signal-to-noise ratio of each image: -10 log10(mean squared error), as the peak is 1.
+    """Compute the peak signal-to-noise ratio of each image: -10 log10(mean squared error), as the peak is 1.
 
     Args:
       x: Images in [0, 1].
@@ -389,7 +389,7 @@ def psnr(
 def ssim(
     x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
 ) -> Float[Array, " batch"]:
-    """Computes the structural similarity of each image, with the settings of the paper.
+    """Compute the structural similarity of each image, with the settings of the paper.
 
     With means, variances and covariance under a Gaussian window (11 pixels, sigma 1.5), C1 = 0.01^2, C2 = 0.03^2:
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: numbers that say how they were measured, and a picture."""
+"""Report of an evaluation: numbers with their protocol, and pictures."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -24,10 +24,10 @@ def write_report(
     context: Mapping[str, Any],
     pictures: Mapping[str, UInt8[np.ndarray, "height width 3"]],
 ) -> None:
-    """Writes metrics.json, report.md and the pictures, each replaced only when the new one is whole.
+    """Write metrics.json, report.md and the pictures, each replaced only when the new one is whole.
 
     Args:
-      directory: Where to write; made if missing.
+      directory: Directory of the report; made if missing.
       result: The result of :func:`vqjax.evaluation.evaluate`.
       context: What was evaluated, such as dataset, split, checkpoint step and number of codes; the versions of
         vqjax, jax and flax are added.
@@ -53,7 +53,7 @@ def write_report(
 
 
 def terminal_table(result: EvaluationResult, context: Mapping[str, Any]) -> str:
-    """Lays out the numbers for a terminal, under a line that says what was evaluated.
+    """Lay out the numbers for a terminal, under a line that says what was evaluated.
 
     Args:
       result: The result of :func:`vqjax.evaluation.evaluate`.

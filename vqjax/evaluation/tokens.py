@@ -1,4 +1,4 @@
-"""The indices of a split as a file that NumPy alone can read."""
+"""Token file: the indices of a split, readable with NumPy alone."""
 
 import json
 import os
@@ -9,14 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-from vqjax.errors import UserError
-from vqjax.reporting import atomic_file, strict_json
+from vqjax.errors import UserError, one_line
+from vqjax.runtime.files import atomic_file, strict_json
 
 _WIDTHS = (np.uint8, np.uint16, np.uint32)
 
 
 class Tokens(NamedTuple):
-    """The content of a token file: int32 indices in [0, num_codes), and where they come from."""
+    """Content of a token file.
+
+    Attributes:
+      indices: Codes in [0, num_codes), in the order of the split.
+      num_codes: Codes of the codebook.
+      context: Origin of the indices, such as dataset, split and checkpoint step.
+    """
 
     indices: Int32[np.ndarray, " images *tokens"]
     num_codes: int
@@ -30,15 +36,15 @@ def save_tokens(
     num_codes: int,
     context: Mapping[str, Any],
 ) -> None:
-    """Writes indices as a compressed .npz with the arrays `indices`, `num_codes` and `context`.
+    """Write indices as a compressed .npz with the arrays ``indices``, ``num_codes`` and ``context``.
 
-    `indices` takes the narrowest of uint8, uint16 and uint32 that holds every code; `context` is JSON text.
+    ``indices`` takes the narrowest of uint8, uint16 and uint32 that holds every code; ``context`` is JSON text.
 
     Args:
-      path: Where to write; an older file is replaced only when the new one is whole.
+      path: The file; an older one is replaced only when the new one is whole.
       indices: Codes in [0, num_codes), in the order of the split.
-      num_codes: Number of codes of the codebook.
-      context: Where the indices come from, such as dataset, split and checkpoint step.
+      num_codes: Codes of the codebook.
+      context: Origin of the indices, such as dataset, split and checkpoint step.
 
     Raises:
       UserError: An index is out of range, or the file cannot be written.
@@ -52,11 +58,11 @@ def save_tokens(
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"path={str(path)!r} is a directory; name a file in it, such as {path.name}/tokens.npz.")
+        raise UserError(f"path must be a file, got the directory {str(path)!r}; use {path.name}/tokens.npz")
     if not _within(indices, num_codes):
         raise UserError(
-            f"indices reach from {indices.min()} to {indices.max()}, which num_codes={num_codes} does not allow "
-            f"(0 to {num_codes - 1}); pass the num_codes of the codebook that made them."
+            f"indices must be in [0, {num_codes - 1}] for num_codes={num_codes}, got {indices.min()} to "
+            f"{indices.max()}; pass the num_codes of the codebook that made them"
         )
     narrowest = next(width for width in _WIDTHS if num_codes - 1 <= np.iinfo(width).max)
     try:
@@ -68,11 +74,11 @@ def save_tokens(
                 context=np.array(strict_json(context)),
             )
     except OSError as error:
-        raise UserError(f"path={str(path)!r} cannot be written ({error.strerror}); choose another place.") from error
+        raise UserError(f"path={str(path)!r} cannot be written ({error.strerror}); use another place") from error
 
 
 def load_tokens(path: str | os.PathLike[str]) -> Tokens:
-    """Reads a file that `save_tokens` wrote.
+    """Read a file of :func:`save_tokens`.
 
     Args:
       path: The .npz file.
@@ -81,28 +87,27 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
       The indices, the number of codes, and the context.
 
     Raises:
-      UserError: The file is missing, is damaged, is no token file, or holds indices outside [0, num_codes).
+      UserError: The file is missing or damaged, is not a token file, or holds indices outside [0, num_codes).
 
     Example:
       >>> load_tokens("nowhere.npz")
       Traceback (most recent call last):
-      vqjax.errors.UserError: path='nowhere.npz' does not exist; write it with `eval.py --export_tokens=nowhere.npz`.
+      vqjax.errors.UserError: path='nowhere.npz' does not exist; write it with `eval.py --export_tokens=nowhere.npz`
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"path={str(path)!r} does not exist; write it with `eval.py --export_tokens={path}`.")
+        raise UserError(f"path={str(path)!r} does not exist; write it with `eval.py --export_tokens={path}`")
     try:
         tokens = _read(path)
     except Exception as error:  # damaged archives raise a dozen unrelated types
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"path={str(path)!r} is not a whole token file ({reason}); write it again with "
-            f"`eval.py --export_tokens={path}`."
+            f"path={str(path)!r} is not a whole token file ({one_line(error)}); write it again with "
+            f"`eval.py --export_tokens={path}`"
         ) from error
     if not _within(tokens.indices, tokens.num_codes):
         raise UserError(
-            f"path={str(path)!r} holds indices from {tokens.indices.min()} to {tokens.indices.max()} but says "
-            f"num_codes={tokens.num_codes}; write it again with `eval.py --export_tokens={path}`."
+            f"path={str(path)!r} must hold indices in [0, {tokens.num_codes - 1}], got {tokens.indices.min()} to "
+            f"{tokens.indices.max()}; write it again with `eval.py --export_tokens={path}`"
         )
     return tokens
 
@@ -116,9 +121,9 @@ def _read(path: Path) -> Tokens:
     if indices.ndim < 2 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"its indices are {indices.dtype} of shape {list(indices.shape)}")
     if num_codes.shape or not np.issubdtype(num_codes.dtype, np.integer) or num_codes < 1:
-        raise ValueError("its num_codes is no whole number of at least 1")
+        raise ValueError("its num_codes is not a whole number of at least 1")
     if not isinstance(context, dict):
-        raise ValueError("its context is no JSON object")
+        raise ValueError("its context is not a JSON object")
     return Tokens(indices.astype(np.int32), int(num_codes), context)
 
 

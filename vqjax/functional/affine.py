@@ -1,4 +1,4 @@
-"""Means and variances of tokens and codes, and the affine map between them."""
+"""Per-feature means and variances, and the affine map from one to another."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-_SMALLEST_VARIANCE = 1e-5
+_MIN_VARIANCE = 1e-5
 
 
-class Statistics(NamedTuple):
+class FeatureStatistics(NamedTuple):
     """Mean and biased variance of each feature.
 
     Attributes:
@@ -21,80 +21,82 @@ class Statistics(NamedTuple):
     variance: Float[Array, " dim"]
 
 
-def token_statistics(
+def feature_statistics(
     z: Float[Array, "tokens dim"], mask: Bool[Array, " tokens"] | None = None, axis_name: str | None = None
-) -> Statistics:
-    """Measures the tokens of the global batch.
+) -> FeatureStatistics:
+    """Computes mean and variance of each feature over the global batch.
 
     Args:
-      z: Tokens.
+      z: Latents.
       mask: True for the tokens that count.
       axis_name: Mapped axis over which the batch is split.
 
     Returns:
-      Mean and variance; zero and one where there are no tokens.
+      Mean and biased variance; zero and one where no token counts.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> mean, variance = token_statistics(jnp.array([[1.0], [3.0]]))
+      >>> mean, variance = feature_statistics(jnp.array([[1.0], [3.0]]))
       >>> mean.tolist(), variance.tolist()
       ([2.0], [1.0])
     """
     z = z.astype(jnp.float32)
-    counted = jnp.ones(z.shape[:1], bool) if mask is None else mask
+    valid = jnp.ones(z.shape[:1], bool) if mask is None else mask
 
     def total(values: Array) -> Array:
         summed = jnp.sum(values, axis=0)
         return summed if axis_name is None else jax.lax.psum(summed, axis_name)
 
-    count = total(counted.astype(jnp.float32))
+    count = total(valid.astype(jnp.float32))
     divisor = jnp.maximum(count, 1.0)
-    mean = total(jnp.where(counted[:, None], z, 0.0)) / divisor
-    variance = total(jnp.where(counted[:, None], jnp.square(z - mean[None]), 0.0)) / divisor
-    return Statistics(mean, jnp.where(count > 0, variance, 1.0))
+    mean = total(jnp.where(valid[:, None], z, 0.0)) / divisor
+    variance = total(jnp.where(valid[:, None], jnp.square(z - mean[None]), 0.0)) / divisor
+    return FeatureStatistics(mean, jnp.where(count > 0, variance, 1.0))
 
 
-def update_statistics(old: Statistics, new: Statistics, decay: float) -> Statistics:
-    """Moves statistics by one batch.
+def update_statistics(old: FeatureStatistics, new: FeatureStatistics, decay: float) -> FeatureStatistics:
+    """Updates moving averages of the statistics by one batch.
 
     Args:
-      old: Moving averages before.
-      new: Of the batch.
-      decay: In [0, 1).
+      old: Moving averages before the batch.
+      new: Statistics of the batch.
+      decay: Decay of the moving averages, in ``[0, 1)``.
 
     Returns:
-      Moving averages after.
+      Moving averages after the batch.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> old, new = (Statistics(jnp.array([x]), jnp.array([1.0])) for x in (0.0, 4.0))
+      >>> old, new = (FeatureStatistics(jnp.array([x]), jnp.array([1.0])) for x in (0.0, 4.0))
       >>> update_statistics(old, new, 0.75).mean.tolist()
       [1.0]
     """
     return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 
-def match_statistics(x: Float[Array, "rows dim"], source: Statistics, target: Statistics) -> Float[Array, "rows dim"]:
+def match_statistics(
+    x: Float[Array, "rows dim"], source: FeatureStatistics, target: FeatureStatistics
+) -> Float[Array, "rows dim"]:
     r"""Maps vectors from one mean and variance to another.
 
     .. math:: (x - \mu_s)\,\sigma_t/\sigma_s + \mu_t,\quad \sigma = \sqrt{\max(\text{variance}, 10^{-5})}
 
     Args:
       x: Vectors with the statistics ``source``.
-      source: Where they come from.
-      target: Where they go; swap the two for the inverse.
+      source: Statistics of ``x``.
+      target: Statistics of the result; swap the two for the inverse.
 
     Returns:
       Vectors with the statistics ``target``.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> source = Statistics(jnp.array([0.0]), jnp.array([1.0]))
-      >>> target = Statistics(jnp.array([5.0]), jnp.array([4.0]))
+      >>> source = FeatureStatistics(jnp.array([0.0]), jnp.array([1.0]))
+      >>> target = FeatureStatistics(jnp.array([5.0]), jnp.array([4.0]))
       >>> match_statistics(jnp.array([[1.0]]), source, target).tolist()
       [[7.0]]
 
     Source: Huh et al., ICML 2023 ("Straightening out the straight-through estimator").
     """
-    source_scale, target_scale = (jnp.sqrt(jnp.maximum(s.variance, _SMALLEST_VARIANCE)) for s in (source, target))
+    source_scale, target_scale = (jnp.sqrt(jnp.maximum(s.variance, _MIN_VARIANCE)) for s in (source, target))
     return (x - source.mean[None]) * (target_scale / source_scale)[None] + target.mean[None]

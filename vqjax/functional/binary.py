@@ -1,5 +1,6 @@
-"""Codes made of bits: the value of each, and distributions over codes whose bits are independent."""
+"""Codes made of bits, and distributions over such codes whose bits are independent."""
 
+import functools
 import math
 
 import jax
@@ -7,20 +8,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError
-from vqjax.functional.chunks import LARGEST_CHUNK, sum_in_chunks
+from vqjax.functional.chunks import sum_in_chunks
+from vqjax.functional.entropy import entropy, global_entropy
 
 LARGEST_GROUP = 10
-"""Bits whose joint distribution is averaged over tokens, where no other number is asked for."""
+"""Default for the largest number of bits whose joint distribution is averaged over tokens."""
 
 Bits = Bool[Array, "*batch bits"]
 Logits = Float[Array, "*batch bits"]
 
 
 def to_signs(bits: Bits, length: float = 1.0) -> Float[Array, "*batch bits"]:
-    """The code of bits: ``length`` where a bit is set, ``-length`` elsewhere.
+    """Returns the code of bits: ``length`` where a bit is set, ``-length`` elsewhere.
 
     Args:
-      bits: One per feature.
+      bits: One bit per feature.
       length: Distance of each feature from zero, above 0.
 
     Returns:
@@ -35,7 +37,7 @@ def to_signs(bits: Bits, length: float = 1.0) -> Float[Array, "*batch bits"]:
 
 
 def log_probability(logits: Logits, bits: Bits) -> Float[Array, "*batch"]:
-    r"""Logarithm of the probability of bits that are independent of each other.
+    r"""Computes the logarithm of the probability of independent bits.
 
     .. math:: \log p(b) = \sum_j \log \sigma((2 b_j - 1)\, l_j)
 
@@ -55,11 +57,11 @@ def log_probability(logits: Logits, bits: Bits) -> Float[Array, "*batch"]:
 
 
 def independent_entropy(logits: Logits) -> Float[Array, "*batch"]:
-    r"""Entropy of bits that are independent of each other: the sum of theirs.
+    r"""Computes the entropy of independent bits, the sum of theirs.
 
     .. math:: H = \sum_j \log(1 + e^{-|l_j|}) + |l_j|\, \sigma(-|l_j|)
 
-    The entropy over all :math:`2^\mathrm{bits}` codes, without a value for each; exact for logits of any size.
+    This is the entropy over all :math:`2^\mathrm{bits}` codes, without a value for each; exact for logits of any size.
 
     Args:
       logits: :math:`l_j`, the logarithm of the odds that a bit is set.
@@ -77,7 +79,7 @@ def independent_entropy(logits: Logits) -> Float[Array, "*batch"]:
 
 
 def product_distribution(logits: Logits) -> Float[Array, "*batch codes"]:
-    r"""Probability of every code of bits that are independent of each other.
+    r"""Computes the probability of every code of independent bits.
 
     .. math:: p(b) = \prod_j \sigma((2 b_j - 1)\, l_j)
 
@@ -119,34 +121,34 @@ def bit_entropies(
     axis_name: str | None = None,
     smallest_probability: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""Entropies of tokens' distributions over the codes of independent bits, over the global batch.
+    r"""Computes the entropies of tokens' distributions over the codes of independent bits, over the global batch.
 
     .. math:: \frac1N\sum_n H(p_n)\ \ \text{and}\ \ \sum_g H\Big(\frac1N\sum_n p_n^{(g)}\Big),\quad
       p_n^{(g)}(b) = \prod_{j\in g} \sigma((2 b_j - 1)\, l_{nj})
 
-    The first is exact for any number of bits. So is the second within a group of bits, whose mean distribution it
-    takes; over several groups it is an upper bound, which is the entropy where the groups are independent over the
-    batch. No array of tokens times codes is made: a product distribution is the outer product of those of its halves,
-    so that its sum over tokens is a matrix product of the two.
+    The first is exact for any number of bits. The second is exact within a group of bits, whose mean distribution is
+    computed; over several groups it is an upper bound, attained where the groups are independent over the batch. No
+    [tokens, codes] matrix is made: a product distribution is the outer product of those of its halves, so its sum over
+    tokens is a matrix product of the two.
 
     Args:
       logits: :math:`l_{nj}`, the logarithm of the odds that a bit is set.
-      bits_per_group: Most bits of a group, see :func:`group_sizes`; a group of :math:`g` bits costs :math:`2^g`
-        multiplications per token.
-      mask: True for the tokens that count.
+      bits_per_group: Largest number of bits of a group, see :func:`group_sizes`; a group of :math:`g` bits costs
+        :math:`2^g` multiplications per token.
+      mask: True for the tokens that count; all by default.
       axis_name: Mapped axis over which the batch is split. The second value is then the global one on every device;
-        the first, and the gradients of both, are so after averaging over the axis.
-      smallest_probability: Above 0, logarithms are those of probabilities of at least this, and entropies come out
-        smaller by up to ``2**bits * smallest_probability / e``: half a thousandth of a nat for 10 bits and 1e-5, one
-        nat for 18 bits. It is there to reproduce vector-quantize-pytorch (1e-5), needs one group, and gives up the
-        factorization: cost grows with tokens times codes.
+        the first, and the gradients of both, become global by averaging over the axis.
+      smallest_probability: Floor of the probabilities in logarithms. 0 gives the exact entropies; 1e-5 reproduces
+        vector-quantize-pytorch, where entropies are smaller by up to ``2**bits * smallest_probability / e``: 0.004
+        nats for 10 bits, one nat for 18. A floor needs one group and gives up the factorization: cost grows with
+        tokens times codes.
 
     Returns:
       Mean entropy of a token, and entropy of the mean; in nats, in ``[0, bits * log(2)]``. Both are zero where no
       token counts.
 
     Raises:
-      UserError: ``smallest_probability`` with several groups.
+      UserError: ``smallest_probability`` is above 0 with several groups.
 
     Example:
       >>> import jax.numpy as jnp
@@ -159,50 +161,40 @@ def bit_entropies(
     sizes = group_sizes(logits.shape[-1], bits_per_group)
     if smallest_probability > 0 and len(sizes) > 1:
         raise UserError(
-            f"smallest_probability={smallest_probability} is not allowed with {len(sizes)} groups of bits: use 0, or "
-            f"bits_per_group={logits.shape[-1]}."
+            f"smallest_probability must be 0 with {len(sizes)} groups of bits, got {smallest_probability}; use "
+            f"bits_per_group={logits.shape[-1]} for one group."
         )
     tokens = logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1]).astype(jnp.float32)
-    counted = jnp.ones(tokens.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
-    count = jnp.sum(counted)
+    weights = jnp.ones(tokens.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
+    count = jnp.sum(weights)
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)
     count = jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
 
+    # Distributions are computed again in the backward pass instead of being kept for it.
     @jax.checkpoint
-    def sums(tokens: Float[Array, "tokens bits"], counted: Float[Array, " tokens"]):
+    def sums(tokens: Float[Array, "tokens bits"], weights: Float[Array, " tokens"]):
         if smallest_probability > 0:
             p = product_distribution(tokens)
-            return jnp.sum(counted * _entropy(p, smallest_probability)), jnp.matmul(
-                counted, p, precision=jax.lax.Precision.HIGHEST
+            return jnp.sum(weights * entropy(p, smallest_probability)), jnp.matmul(
+                weights, p, precision=jax.lax.Precision.HIGHEST
             )
         starts = [sum(sizes[:number]) for number in range(1, len(sizes))]
-        groups = [_summed_distribution(group, counted) for group in jnp.split(tokens, starts, axis=-1)]
-        return jnp.sum(counted * independent_entropy(tokens)), jnp.concatenate(groups)
+        groups = [_summed_distribution(group, weights) for group in jnp.split(tokens, starts, axis=-1)]
+        return jnp.sum(weights * independent_entropy(tokens)), jnp.concatenate(groups)
 
-    values_per_token = 2 ** (sizes[0] if smallest_probability > 0 else -(-sizes[0] // 2))
-    entropy_sum, p_sum = sum_in_chunks(sums, tokens, counted, max(1, LARGEST_CHUNK // values_per_token))
-    return entropy_sum / count, _global_entropy(p_sum / count, smallest_probability, axis_name)
+    # Per token: all codes, or one of the two factors of the largest group.
+    numbers_per_token = 2 ** (sizes[0] if smallest_probability > 0 else -(-sizes[0] // 2))
+    entropy_sum, p_sum = sum_in_chunks(sums, tokens, weights, numbers_per_token)
+    # The groups' distributions lie side by side: their entropies add up.
+    entropy_of = functools.partial(entropy, smallest_probability=smallest_probability)
+    return entropy_sum / count, global_entropy(entropy_of, p_sum / count, axis_name)
 
 
 def _summed_distribution(
-    logits: Float[Array, "tokens bits"], counted: Float[Array, " tokens"]
+    logits: Float[Array, "tokens bits"], weights: Float[Array, " tokens"]
 ) -> Float[Array, " codes"]:
+    """Sums the product distributions of all tokens, as a product of the distributions of their low and high bits."""
     low, high = jnp.split(logits, [-(-logits.shape[-1] // 2)], axis=-1)
-    high = product_distribution(high) * counted[:, None]
+    high = product_distribution(high) * weights[:, None]
     return jnp.matmul(high.T, product_distribution(low), precision=jax.lax.Precision.HIGHEST).reshape(-1)
-
-
-def _global_entropy(
-    mean_p: Float[Array, " codes"], smallest_probability: float, axis_name: str | None
-) -> Float[Array, ""]:
-    of_all = jax.lax.stop_gradient(mean_p if axis_name is None else jax.lax.pmean(mean_p, axis_name))
-    value, slope = jax.lax.stop_gradient(jax.value_and_grad(_entropy)(of_all, smallest_probability))
-    # The gradient of the global entropy, per device: averaged over devices it is that of one device.
-    return value + jnp.sum(slope * (mean_p - jax.lax.stop_gradient(mean_p)))
-
-
-def _entropy(p: Float[Array, "*batch codes"], smallest_probability: float) -> Float[Array, "*batch"]:
-    """Of several distributions side by side: the sum of theirs."""
-    smallest = max(smallest_probability, float(jnp.finfo(jnp.float32).tiny))
-    return -jnp.sum(p * jnp.log(jnp.maximum(p, smallest)), axis=-1)

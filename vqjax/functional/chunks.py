@@ -1,4 +1,4 @@
-"""Functions of tokens that hold a number per token and code: evaluated for some tokens at a time."""
+"""Chunked evaluation of computations that hold a number per token and code."""
 
 from collections.abc import Callable
 
@@ -6,65 +6,85 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-LARGEST_CHUNK = 2**23
-"""Numbers held at once, in float32: 32 MiB."""
+CHUNK_ELEMENTS = 2**23
+"""Largest number of float32 values held at once: 32 MiB."""
+
+
+def chunk_size(numbers_per_row: int) -> int:
+    """Returns how many rows of ``numbers_per_row`` values fit into a chunk; at least 1."""
+    return max(1, CHUNK_ELEMENTS // numbers_per_row)
 
 
 def sum_in_chunks(
-    sums: Callable, tokens: Float[Array, "tokens dim"], counted: Float[Array, " tokens"], size: int
+    sums: Callable, tokens: Float[Array, "tokens dim"], weights: Float[Array, " tokens"], numbers_per_token: int
 ) -> tuple[Array, ...]:
-    """Adds up what a function returns for parts of the tokens.
+    """Sums a function of the tokens over chunks of them.
 
     Args:
-      sums: Maps tokens and their weights to a tuple of sums over these tokens; tokens of weight 0 add nothing.
+      sums: Maps ``[tokens, dim]`` and their weights to a tuple of sums over these tokens. Tokens of weight 0, with
+        which the last chunk is padded, must add nothing.
       tokens: All tokens.
-      counted: The weight of each.
-      size: Most tokens of a part.
+      weights: Weight of each token.
+      numbers_per_token: Number of values that ``sums`` holds at once per token.
 
     Returns:
       The sums over all tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> total = lambda tokens, weights: (jnp.sum(weights * tokens[:, 0]),)
+      >>> print(*sum_in_chunks(total, jnp.array([[1.0], [2.0]]), jnp.array([1.0, 0.5]), 1))
+      2.0
     """
-    parts = -(-tokens.shape[0] // size)
-    if parts <= 1:
-        return sums(tokens, counted)
-    padding = parts * size - tokens.shape[0]
-    tokens = jnp.pad(tokens, ((0, padding), (0, 0))).reshape(parts, size, -1)
-    counted = jnp.pad(counted, (0, padding)).reshape(parts, size)
+    size = chunk_size(numbers_per_token)
+    num_chunks = -(-tokens.shape[0] // size)
+    if num_chunks <= 1:
+        return sums(tokens, weights)
+    padding = num_chunks * size - tokens.shape[0]
+    tokens = jnp.pad(tokens, ((0, padding), (0, 0))).reshape(num_chunks, size, -1)
+    weights = jnp.pad(weights, (0, padding)).reshape(num_chunks, size)
 
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, sums(*part)), None
+    def add(total, chunk):
+        return jax.tree.map(jnp.add, total, sums(*chunk)), None
 
-    first = sums(tokens[0], counted[0])
-    return jax.lax.scan(add, first, (tokens[1:], counted[1:]))[0]
+    # The first chunk starts the sum: its results have the shapes that the carry needs.
+    first = sums(tokens[0], weights[0])
+    return jax.lax.scan(add, first, (tokens[1:], weights[1:]))[0]
 
 
 def map_in_chunks(
     function: Callable[[Array], PyTree[Array]],
     z: Float[Array, "*batch dim"],
     numbers_per_token: int,
-    largest: int | None = None,
+    max_elements: int | None = None,
 ) -> PyTree[Array]:
-    """Maps a function of tokens over parts so small that what it holds per token fits into a chunk.
+    """Maps a function of tokens over chunks of them.
 
     Args:
-      function: Maps float32 tokens ``[tokens, dim]`` to a result for each, or a tree of such.
-      z: Vectors along the last axis.
-      numbers_per_token: How many numbers the function holds at once for a token.
-      largest: How many it may hold for all tokens of a part; ``LARGEST_CHUNK`` by default.
+      function: Maps float32 tokens ``[tokens, dim]`` to a result per token, or a tree of results.
+      z: Vectors along the last axis, any leading axes.
+      numbers_per_token: Number of values that ``function`` holds at once per token.
+      max_elements: Number of values that it may hold for all tokens of a chunk; ``CHUNK_ELEMENTS`` by default.
 
     Returns:
-      The results, in the leading axes of ``z``.
+      The results, with the leading axes of ``z``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(map_in_chunks(lambda tokens: tokens.sum(axis=-1), jnp.ones((2, 3, 4)), 4))
+      [[4. 4. 4.]
+       [4. 4. 4.]]
     """
     tokens = z.astype(jnp.float32).reshape(-1, z.shape[-1])
-    number = tokens.shape[0]
-    parts = min(-(-number * numbers_per_token // (largest or LARGEST_CHUNK)), number)
-    if parts <= 1:
+    num_tokens = tokens.shape[0]
+    num_chunks = min(-(-num_tokens * numbers_per_token // (max_elements or CHUNK_ELEMENTS)), num_tokens)
+    if num_chunks <= 1:
         results = function(tokens)
     else:
-        size = -(-number // parts)
-        padded = jnp.pad(tokens, ((0, parts * size - number), (0, 0)))
-        # Every part takes tokens from the whole batch: one that is split over devices stays split in each part.
-        results = jax.lax.map(function, jnp.swapaxes(padded.reshape(size, parts, -1), 0, 1))
-        results = jax.tree.map(lambda of_parts: jnp.swapaxes(of_parts, 0, 1), results)
-        results = jax.tree.map(lambda x: x.reshape(parts * size, *x.shape[2:])[:number], results)
+        size = -(-num_tokens // num_chunks)
+        padded = jnp.pad(tokens, ((0, num_chunks * size - num_tokens), (0, 0)))
+        # Each chunk takes every `num_chunks`-th token: a batch that is sharded over devices stays sharded in each.
+        results = jax.lax.map(function, jnp.swapaxes(padded.reshape(size, num_chunks, -1), 0, 1))
+        results = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), results)
+        results = jax.tree.map(lambda x: x.reshape(num_chunks * size, *x.shape[2:])[:num_tokens], results)
     return jax.tree.map(lambda x: x.reshape(*z.shape[:-1], *x.shape[1:]), results)

@@ -1,4 +1,4 @@
-"""What a quantizer reports about a batch."""
+"""Metrics of a quantized batch: code usage, and geometry of latents and codes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from jaxtyping import Array, Bool, Float, Int
 from vqjax.functional.geometry import norm_ratio
 from vqjax.functional.norms import length_and_direction
 
-# Above this many codes their counts (4 MiB) would be larger than the sorted indices of a usual batch.
-_LARGEST_HISTOGRAM = 2**20
+# With more codes their counts (4 MiB) would be larger than the sorted indices of a usual batch.
+_MAX_HISTOGRAM = 2**20
 
 
 def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
-    r"""The effective number of codes in use.
+    r"""Computes the effective number of codes in use.
 
     .. math:: \exp\big(-\sum_k p_k \log p_k\big),\quad p_k = n_k / \sum_j n_j
 
@@ -32,8 +32,26 @@ def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
 
 
+def exact_perplexity(counts: Int[np.ndarray, " num_codes"]) -> float:
+    """Computes :func:`perplexity` of integer counts in double precision, with NumPy.
+
+    Args:
+      counts: Tokens per code; at least one is above zero.
+
+    Returns:
+      A number in ``[1, num_codes]``.
+
+    Example:
+      >>> exact_perplexity(np.array([5, 5, 0, 0]))
+      2.0
+    """
+    used = counts[counts > 0]
+    shares = used / used.sum()
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
 def usage(counts: Float[Array, " codes"]) -> Float[Array, ""]:
-    """The fraction of codes that received at least one token.
+    """Computes the share of codes that received at least one token.
 
     Args:
       counts: Tokens per code.
@@ -55,12 +73,14 @@ def index_statistics(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """:func:`perplexity` and :func:`usage` of indices, also where counting every code would not fit in memory.
+    """Computes :func:`perplexity` and :func:`usage` of indices, for any number of codes.
+
+    Codes whose counts would not fit in memory are counted by sorting the indices.
 
     Args:
-      indices: In ``[0, num_codes)``.
-      num_codes: Size of the codebook.
-      mask: True for the tokens that count.
+      indices: Indices in ``[0, num_codes)``.
+      num_codes: Number of codes.
+      mask: True for the tokens that count; all by default.
       axis_name: Mapped axis over which the batch is split.
 
     Returns:
@@ -68,13 +88,14 @@ def index_statistics(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> found = index_statistics(jnp.array([7, 7, 2**30, 2**30]), 2**31 - 1)
-      >>> round(float(found["perplexity"]), 4)
+      >>> statistics = index_statistics(jnp.array([7, 7, 2**30, 2**30]), 2**31 - 1)
+      >>> round(float(statistics["perplexity"]), 4)
       2.0
     """
     indices = indices.reshape(-1)
     mask = jnp.ones(indices.shape, bool) if mask is None else mask.reshape(-1)
-    if num_codes <= _LARGEST_HISTOGRAM:
+    if num_codes <= _MAX_HISTOGRAM:
+        # Masked tokens are sent past the end, where the scatter drops them.
         counts = jnp.zeros(num_codes).at[jnp.where(mask, indices, num_codes)].add(1.0, mode="drop")
         counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
         return {"perplexity": perplexity(counts), "usage": usage(counts)}
@@ -92,11 +113,11 @@ def index_statistics(
 def masked_mean(
     values: Float[Array, "*batch"], mask: Bool[Array, "*batch"] | None, axis_name: str | None = None
 ) -> Float[Array, ""]:
-    """The mean over unmasked tokens; zero where there are none.
+    """Computes the mean over unmasked tokens; zero where there are none.
 
     Args:
       values: One value per token.
-      mask: True for the tokens that count; all by default.
+      mask: True for the tokens that count; None for all.
       axis_name: Mapped axis over which the batch is split. The mean of the results over that axis is then the mean
         over all tokens, also where the parts hold different numbers of unmasked tokens.
 
@@ -116,18 +137,18 @@ def masked_mean(
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
 
 
-def geometry(
+def geometry_statistics(
     z: Float[Array, "*batch dim"],
     q: Float[Array, "*batch dim"],
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """How far codes are from their tokens, in length and in angle.
+    """Compares codes with their latents in length and angle.
 
     Args:
-      z: Encoder vectors.
-      q: The codes chosen for them.
-      mask: True for the tokens that count.
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
+      mask: True for the tokens that count; all by default.
       axis_name: See :func:`masked_mean`.
 
     Returns:
@@ -136,35 +157,18 @@ def geometry(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> {k: round(float(v), 3) for k, v in geometry(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]])).items()}
+      >>> statistics = geometry_statistics(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]]))
+      >>> {name: round(float(value), 3) for name, value in statistics.items()}
       {'norm_ratio': 0.5, 'angle': 1.571}
     """
     z, q = jax.lax.stop_gradient((z, q))
     _, z_direction = length_and_direction(z)
     _, q_direction = length_and_direction(q)
     # The arc cosine of an inner product loses half of the digits at small angles; this form loses none.
-    apart, _ = length_and_direction(z_direction - q_direction)
-    together, _ = length_and_direction(z_direction + q_direction)
-    angle = 2 * jnp.arctan2(apart, together)
+    difference, _ = length_and_direction(z_direction - q_direction)
+    total, _ = length_and_direction(z_direction + q_direction)
+    angle = 2 * jnp.arctan2(difference, total)
     return {
         "norm_ratio": masked_mean(norm_ratio(z, q)[..., 0], mask, axis_name),
         "angle": masked_mean(angle[..., 0], mask, axis_name),
     }
-
-
-def exact_perplexity(counts: Int[np.ndarray, " num_codes"]) -> float:
-    """The number of equally used codes that would have the same entropy: exp(-sum p log p).
-
-    Args:
-      counts: How often each code was used; at least one is above zero.
-
-    Returns:
-      A number between 1 and the number of codes, in double precision.
-
-    Example:
-      >>> exact_perplexity(np.array([5, 5, 0, 0]))
-      2.0
-    """
-    used = counts[counts > 0]
-    shares = used / used.sum()
-    return float(np.exp(-np.sum(shares * np.log(shares))))

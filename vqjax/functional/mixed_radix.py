@@ -1,4 +1,4 @@
-"""One integer for several: the index of a code whose features have so many levels each."""
+"""Mixed-radix encoding of per-feature levels as one index."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from jaxtyping import Array, Int, Integer
 
 
 def to_index(levels: Int[Array, "*batch features"], radices: Sequence[int]) -> Int[Array, "*batch"]:
-    r"""Joins the levels of all features, the first one varying fastest.
+    r"""Joins the levels of all features into one index; the first feature varies fastest.
 
     .. math:: i = \sum_j l_j \prod_{m<j} L_m
 
-    In integers throughout, so that it is exact for every product of radices below 2^31.
+    Integer arithmetic throughout, exact for every product of radices below 2^31.
 
     Args:
       levels: :math:`l_j` in ``[0, radices[j])``.
@@ -26,15 +26,15 @@ def to_index(levels: Int[Array, "*batch features"], radices: Sequence[int]) -> I
       >>> print(to_index(jnp.array([[2, 0], [2, 1]]), (3, 2)))
       [2 5]
     """
-    basis = jnp.broadcast_to(_basis(radices), levels.shape)
-    return jnp.sum(levels.astype(jnp.int32) * basis, axis=-1, dtype=jnp.int32)
+    place_values = jnp.broadcast_to(_place_values(radices), levels.shape)
+    return jnp.sum(levels.astype(jnp.int32) * place_values, axis=-1, dtype=jnp.int32)
 
 
 def to_levels(index: Integer[Array, "*batch"], radices: Sequence[int]) -> Int[Array, "*batch features"]:
-    """Takes an index apart again: the inverse of :func:`to_index`.
+    """Splits an index into the levels of all features; the inverse of :func:`to_index`.
 
     Args:
-      index: In ``[0, prod(radices))``, of any integer dtype.
+      index: Indices in ``[0, prod(radices))``, of any integer dtype.
       radices: The number of levels of each feature.
 
     Returns:
@@ -46,9 +46,10 @@ def to_levels(index: Integer[Array, "*batch"], radices: Sequence[int]) -> Int[Ar
       [[2, 0], [2, 1]]
     """
     shape = (*index.shape, len(radices))
-    basis, radix = (jnp.broadcast_to(jnp.asarray(values, jnp.int32), shape) for values in (_basis(radices), radices))
-    return jnp.broadcast_to(index.astype(jnp.int32)[..., None], shape) // basis % radix
+    place_values = jnp.broadcast_to(_place_values(radices), shape)
+    radix = jnp.broadcast_to(jnp.asarray(radices, jnp.int32), shape)
+    return jnp.broadcast_to(index.astype(jnp.int32)[..., None], shape) // place_values % radix
 
 
-def _basis(radices: Sequence[int]) -> Int[Array, " features"]:
+def _place_values(radices: Sequence[int]) -> Int[Array, " features"]:
     return jnp.asarray([math.prod(radices[:position]) for position in range(len(radices))], jnp.int32)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-SHORTEST = 1e-6
-"""Vectors shorter than this have no usable direction (the peers clamp norms at the same value)."""
+MIN_LENGTH = 1e-6
+"""Length below which a vector has no usable direction; other libraries clamp norms at the same value."""
 
 
 def length_and_direction(
@@ -13,13 +13,13 @@ def length_and_direction(
 ) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch dim"]]:
     """Splits vectors into Euclidean length and unit direction, in float32.
 
-    The largest component is divided out first, so squares neither overflow nor underflow.
+    The largest component is divided out first, so that squares neither overflow nor underflow.
 
     Args:
-      x: Vectors along the last axis; any floating-point dtype.
+      x: Vectors along the last axis, any floating-point dtype.
 
     Returns:
-      The lengths, and the unit vectors. The direction of a zero vector is the zero vector.
+      Lengths, and unit vectors. The direction of a zero vector is the zero vector.
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,15 +35,15 @@ def length_and_direction(
 
 
 def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    """Scales vectors to unit length, differentiably; vectors shorter than ``SHORTEST`` become zero.
+    """Scales vectors to unit length, differentiably; vectors shorter than ``MIN_LENGTH`` become zero.
 
-    The gradient of a vector that is too short is zero rather than enormous.
+    The gradient of a vector that is too short is zero: the true one grows without bound as the length shrinks.
 
     Args:
-      x: Vectors along the last axis.
+      x: Vectors along the last axis, any floating-point dtype.
 
     Returns:
-      Vectors of length one (or zero), of the input's dtype.
+      Vectors of length one or zero, in the dtype of ``x``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,9 +51,10 @@ def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
       [[0.6 0.8]
        [0.  0. ]]
     """
-    long_enough = length_and_direction(jax.lax.stop_gradient(x))[0] >= SHORTEST
-    # Double `where`: the untaken branch must not put NaN into the gradient either.
+    long_enough = length_and_direction(jax.lax.stop_gradient(x))[0] >= MIN_LENGTH
+    # Double `where`: the branch that is not taken must not put NaN into the gradient either.
     safe = jnp.where(long_enough, x, jnp.ones_like(x)).astype(jnp.float32)
+    # A constant scale: it cancels in the quotient, so leaving out its gradient changes nothing.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(safe), axis=-1, keepdims=True))
     scaled = safe / largest
     unit = scaled * jax.lax.rsqrt(jnp.sum(jnp.square(scaled), axis=-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Pooling of whole vectors: a window's vectors compete by their length."""
+"""Norm-based pooling of vectors."""
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,18 @@ def max_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0
 
     .. math:: y = x_j,\quad j = \arg\max_{j \in \text{window}} |x_j|_2
 
-    Unlike max pooling, the result is one of the vectors: of quantized vectors it is a code.
+    Unlike the result of max pooling, it is one of the vectors: pooled codes are codes.
 
     Args:
-      x: Vectors on a grid, channels last, any leading axes.
+      x: Feature map, channels last, any leading axes.
       window: Height and width of a window, in positions.
-      stride: Step from one window to the next.
-      padding: Positions around the grid on which windows may lie; they hold no vector, so they are never chosen.
+      stride: Step from one window to the next, in positions.
+      padding: Positions added on each side; they hold no vector and are never chosen.
       dilation: Step between the positions of a window.
 
     Returns:
-      ``floor((size + 2 padding - dilation (window - 1) - 1) / stride) + 1`` rows and columns. Ties go to the first
-      position in reading order, a window outside of the grid gives zero. The gradient goes to the chosen vector.
+      A map of ``floor((size + 2 padding - dilation (window - 1) - 1) / stride) + 1`` rows and columns. Ties go to the
+      first position in row-major order; a window outside of the map gives zero. The gradient goes to the chosen vector.
 
     Raises:
       UserError: An argument is out of range, or no window fits.
@@ -49,7 +49,7 @@ def max_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0
 
 
 def softmax_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1) -> Pooled:
-    r"""Averages the vectors of each window, longer ones weighted more.
+    r"""Averages the vectors of each window, with weights that grow with their length.
 
     .. math:: y = \sum_{j \in \text{window}} w_j x_j,\quad w = \mathrm{sg}\big(\mathrm{softmax}_j |x_j|_2\big)
 
@@ -57,7 +57,7 @@ def softmax_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int
       x: As in :func:`max_vector_pool`.
       window: As in :func:`max_vector_pool`.
       stride: As in :func:`max_vector_pool`.
-      padding: As in :func:`max_vector_pool`; these positions have no weight.
+      padding: As in :func:`max_vector_pool`; these positions have weight zero.
       dilation: As in :func:`max_vector_pool`.
 
     Returns:
@@ -80,7 +80,7 @@ def softmax_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int
 
 
 def _windows(x: Image, window: int, stride: int, padding: int, dilation: int) -> tuple[Windows, Lengths, Inside]:
-    """The vectors of each window, their lengths, held constant, and which positions are inside of the grid."""
+    """Returns the vectors of each window, their lengths (held constant), and which positions are inside of the map."""
     for name, value, least in (("window", window, 1), ("stride", stride, 1), ("dilation", dilation, 1)):
         _check_whole(name, value, least)
     _check_whole("padding", padding, 0)
@@ -88,12 +88,14 @@ def _windows(x: Image, window: int, stride: int, padding: int, dilation: int) ->
     rows, columns = ((size + 2 * padding - reach) // stride + 1 for size in x.shape[-3:-1])
     if rows < 1 or columns < 1:
         raise UserError(
-            f"window={window} with dilation={dilation} covers {reach} positions, but x has {x.shape[-3]} by "
-            f"{x.shape[-2]} and padding={padding}: use a smaller window, or more padding."
+            f"window must fit into the map, got window={window} with dilation={dilation}, which covers {reach} "
+            f"positions, for a map of {x.shape[-3]} by {x.shape[-2]} with padding={padding}; use a smaller window or "
+            "more padding."
         )
     lengths = jax.lax.stop_gradient(length_and_direction(x)[0])
     inside = jnp.ones_like(lengths, bool)
 
+    # One strided slice per position of a window, all windows at once.
     def cut(grid: Array) -> Array:
         around = ((padding, padding), (padding, padding), (0, 0))
         grid = jnp.pad(grid, ((0, 0),) * (grid.ndim - 3) + around)
@@ -106,4 +108,4 @@ def _windows(x: Image, window: int, stride: int, padding: int, dilation: int) ->
 
 def _check_whole(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name}={value!r} is not allowed: use a whole number of at least {least}.")
+        raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}.")

@@ -1,27 +1,25 @@
-"""Terms for the loss that keep a codebook in use: each a pure function, and a weight on it."""
+"""Loss terms that keep a codebook in use: pure functions, and the same with a weight and a name."""
 
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError
-from vqjax.functional.chunks import LARGEST_CHUNK, sum_in_chunks
+from vqjax.functional.chunks import sum_in_chunks
+from vqjax.functional.entropy import global_entropy
 from vqjax.functional.norms import normalize
 from vqjax.functional.search import similarity
 
-Regularizer = Callable[..., Float[Array, ""]]
-"""A callable ``(vectors, codes, counts, mask, axis_name, metric)`` with ``weight``, ``name`` and
-``needs_learned_codes``."""
+Mask = Bool[Array, "*batch"] | None
 
 
 def orthogonality(codes: Float[Array, "codes dim"], active: Bool[Array, " codes"] | None = None) -> Float[Array, ""]:
-    r"""How far unit codes are from being orthogonal to each other.
+    r"""Measures how far unit codes are from being orthogonal to each other.
 
     .. math:: \frac{1}{K^2} |\hat E \hat E^T|_F^2 - \frac1K,\quad \hat e_k = e_k/|e_k|
 
@@ -30,7 +28,7 @@ def orthogonality(codes: Float[Array, "codes dim"], active: Bool[Array, " codes"
       active: True for the :math:`K` codes that count; all by default.
 
     Returns:
-      A scalar; zero for orthogonal codes.
+      A scalar of at least 0; zero for orthogonal codes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,25 +53,25 @@ def assignment_entropies(
     codes: Float[Array, "codes dim"],
     *,
     inverse_temperature: float = 100.0,
-    metric: str = "euclidean",
-    mask: Bool[Array, "*batch"] | None = None,
+    distance: str = "euclidean",
+    mask: Mask = None,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""Entropies of the soft assignment of tokens to codes, over the global batch.
+    r"""Computes the entropies of the soft assignment of latents to codes, over the global batch.
 
     .. math:: \frac1N\sum_n H(p_n)\ \ \text{and}\ \ H\Big(\frac1N\sum_n p_n\Big),\quad
       p_n = \mathrm{softmax}_k(s_{nk}/\tau)
 
-    with :math:`s` of :func:`vqjax.functional.search.similarity`.
+    with the similarities :math:`s` of :func:`vqjax.functional.similarity`.
 
     Args:
-      z: Tokens.
+      z: Latents, any leading axes.
       codes: The codebook.
       inverse_temperature: :math:`1/\tau`.
-      metric: ``"euclidean"`` or ``"cosine"``.
-      mask: True for the tokens that count.
+      distance: ``"euclidean"`` or ``"cosine"``.
+      mask: True for the tokens that count; all by default.
       axis_name: Mapped axis over which the batch is split. The second value is then the global one on every device;
-        the first, and the gradients of both, are so after averaging over the axis.
+        the first, and the gradients of both, become global by averaging over the axis.
 
     Returns:
       Mean entropy of a token, and entropy of the mean; in nats, in ``[0, log(codes)]``.
@@ -88,25 +86,65 @@ def assignment_entropies(
     Source: Yu et al., 2023 (arXiv 2310.05737), eq. 4 and 5.
     """
     tokens = z.reshape(-1, z.shape[-1])
-    counted = jnp.ones(tokens.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
-    count = jnp.sum(counted)
+    weights = jnp.ones(tokens.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
+    count = jnp.sum(weights)
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)
     count = jnp.where(count > 0, count, 1.0)
 
+    # Probabilities are computed again in the backward pass, so that no [tokens, codes] matrix is kept for it.
     @jax.checkpoint
-    def sums(tokens: Float[Array, "tokens dim"], counted: Float[Array, " tokens"]):
-        log_p = jax.nn.log_softmax(inverse_temperature * similarity(tokens, codes, metric))
-        p = jnp.exp(log_p) * counted[:, None]
+    def sums(tokens: Float[Array, "tokens dim"], weights: Float[Array, " tokens"]):
+        log_p = jax.nn.log_softmax(inverse_temperature * similarity(tokens, codes, distance))
+        p = jnp.exp(log_p) * weights[:, None]
         return -jnp.sum(p * log_p), jnp.sum(p, axis=0)
 
-    entropy_sum, p_sum = sum_in_chunks(sums, tokens, counted, max(1, LARGEST_CHUNK // codes.shape[0]))
-    mean_p = p_sum / count
-    of_all = jax.lax.stop_gradient(mean_p if axis_name is None else jax.lax.pmean(mean_p, axis_name))
-    log_of_all = jnp.log(jnp.maximum(of_all, jnp.finfo(jnp.float32).tiny))
-    # The gradient of the global entropy, per device: averaged over devices it is that of one device.
-    slope = -jnp.sum(log_of_all * (mean_p - jax.lax.stop_gradient(mean_p)))
-    return entropy_sum / count, -jnp.sum(of_all * log_of_all) + slope
+    entropy_sum, p_sum = sum_in_chunks(sums, tokens, weights, codes.shape[0])
+    return entropy_sum / count, global_entropy(_entropy, p_sum / count, axis_name)
+
+
+def _entropy(p: Float[Array, " codes"]) -> Float[Array, ""]:
+    # The derivative of the logarithm adds one constant to all slopes, which cancels because probabilities sum to one.
+    log_p = jax.lax.stop_gradient(jnp.log(jnp.maximum(p, jnp.finfo(jnp.float32).tiny)))
+    return -jnp.sum(p * log_p)
+
+
+@runtime_checkable
+class Regularizer(Protocol):
+    """Loss term of a codebook, with its weight.
+
+    Attributes:
+      weight: Factor in the loss.
+      name: Name of the metric.
+      needs_learned_codes: True for terms whose gradient reaches nothing but the codes.
+    """
+
+    weight: float
+    name: ClassVar[str]
+    needs_learned_codes: ClassVar[bool]
+
+    def __call__(
+        self,
+        z: Float[Array, "*batch dim"],
+        codes: Float[Array, "codes dim"],
+        counts: Float[Array, " codes"],
+        mask: Mask = None,
+        axis_name: str | None = None,
+        distance: str = "euclidean",
+    ) -> Float[Array, ""]:
+        """Computes the term without its weight.
+
+        Args:
+          z: Latents, any leading axes.
+          codes: The codebook.
+          counts: Tokens per code in the global batch.
+          mask: True for the tokens that count; all by default.
+          axis_name: Mapped axis over which the batch is split.
+          distance: ``"euclidean"`` or ``"cosine"``.
+
+        Returns:
+          A scalar.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +152,17 @@ class Orthogonality:
     """:func:`orthogonality` of the codes, or of those that the batch uses.
 
     Attributes:
-      weight: Factor in the loss.
-      active_only: Only codes with a token in the batch.
+      weight: Factor in the loss, at least 0.
+      active_only: Only codes that received a token in the batch count.
+
+    Raises:
+      UserError: ``weight`` is out of range.
 
     Example:
-      >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook_update="gradient", regularizers=(Orthogonality(10.0),))
+      >>> import jax.numpy as jnp
+      >>> z, codes, counts = jnp.eye(2), jnp.eye(2), jnp.ones(2)
+      >>> print(Orthogonality(10.0)(z, codes, counts))
+      0.0
     """
 
     weight: float
@@ -128,136 +171,96 @@ class Orthogonality:
     needs_learned_codes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_number("weight", self.weight)
+        _check_weight("weight", self.weight)
 
-    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, metric) -> Float[Array, ""]:
-        """The value without the weight."""
+    def __call__(
+        self,
+        z: Array,
+        codes: Array,
+        counts: Array,
+        mask: Array | None = None,
+        axis_name: str | None = None,
+        distance: str = "euclidean",
+    ) -> Float[Array, ""]:
+        """Computes the term without its weight."""
         return orthogonality(codes, counts > 0 if self.active_only else None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Diversity:
-    """Minus the entropy of the mean assignment: rewards the use of all codes.
-
-    Attributes:
-      weight: Factor in the loss.
-      inverse_temperature: See :func:`assignment_entropies`.
-
-    Example:
-      >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, regularizers=(Diversity(0.1),))
-    """
+class _EntropyRegularizer:
+    """Base of the terms that are computed from :func:`assignment_entropies`."""
 
     weight: float
     inverse_temperature: float = 100.0
+    needs_learned_codes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_weight("weight", self.weight)
+        _check_weight("inverse_temperature", self.inverse_temperature)
+
+    def __call__(
+        self,
+        z: Array,
+        codes: Array,
+        counts: Array,
+        mask: Array | None = None,
+        axis_name: str | None = None,
+        distance: str = "euclidean",
+    ) -> Float[Array, ""]:
+        """Computes the term without its weight."""
+        settings = {"inverse_temperature": self.inverse_temperature, "distance": distance}
+        return self._combine(*assignment_entropies(z, codes, mask=mask, axis_name=axis_name, **settings))
+
+    def _combine(self, per_token: Float[Array, ""], batch: Float[Array, ""]) -> Float[Array, ""]:
+        raise NotImplementedError
+
+
+class Diversity(_EntropyRegularizer):
+    """Negative entropy of the mean assignment, which rewards the use of all codes.
+
+    Attributes:
+      weight: Factor in the loss, at least 0.
+      inverse_temperature: See :func:`assignment_entropies`.
+
+    Raises:
+      UserError: An argument is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> z, codes, counts = jnp.eye(2), jnp.eye(2), jnp.ones(2)
+      >>> print(Diversity(0.1)(z, codes, counts).round(4))
+      -0.6931
+    """
+
     name: ClassVar[str] = "diversity"
-    needs_learned_codes: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        _check_number("weight", self.weight)
-        _check_number("inverse_temperature", self.inverse_temperature)
-
-    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, metric) -> Float[Array, ""]:
-        """The value without the weight."""
-        return -_entropies(self, vectors, codes, mask, axis_name, metric)[1]
+    def _combine(self, per_token: Float[Array, ""], batch: Float[Array, ""]) -> Float[Array, ""]:
+        return -batch
 
 
-@dataclasses.dataclass(frozen=True)
-class EntropyPenalty:
-    """Mean entropy of a token minus the entropy of the mean: decided tokens, and all codes in use.
+class EntropyPenalty(_EntropyRegularizer):
+    """Mean entropy of a token less the entropy of the mean: confident assignments, and all codes in use.
 
     Attributes:
-      weight: Factor in the loss.
+      weight: Factor in the loss, at least 0.
       inverse_temperature: See :func:`assignment_entropies`.
 
+    Raises:
+      UserError: An argument is out of range.
+
     Example:
-      >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, regularizers=(EntropyPenalty(0.1),))
+      >>> import jax.numpy as jnp
+      >>> z, codes, counts = jnp.eye(2), jnp.eye(2), jnp.ones(2)
+      >>> print(EntropyPenalty(0.1)(z, codes, counts).round(4))
+      -0.6931
     """
 
-    weight: float
-    inverse_temperature: float = 100.0
     name: ClassVar[str] = "entropy_penalty"
-    needs_learned_codes: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        _check_number("weight", self.weight)
-        _check_number("inverse_temperature", self.inverse_temperature)
-
-    def __call__(self, vectors: Array, codes: Array, counts: Array, mask, axis_name, metric) -> Float[Array, ""]:
-        """The value without the weight."""
-        per_token, batch = _entropies(self, vectors, codes, mask, axis_name, metric)
+    def _combine(self, per_token: Float[Array, ""], batch: Float[Array, ""]) -> Float[Array, ""]:
         return per_token - batch
 
 
-def _entropies(regularizer: Diversity | EntropyPenalty, vectors: Array, codes: Array, mask, axis_name, metric):
-    settings = {"inverse_temperature": regularizer.inverse_temperature, "metric": metric}
-    return assignment_entropies(vectors, codes, mask=mask, axis_name=axis_name, **settings)
-
-
-def _check_number(name: str, value: float) -> None:
+def _check_weight(name: str, value: float) -> None:
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise UserError(f"{name}={value!r} is not allowed: use a finite number of at least 0.")
-
-
-def standard(beta: float = 0.25) -> dict[str, float]:
-    """Beta on the commitment, one on the codebook.
-
-    Args:
-      beta: At least 0.
-
-    Returns:
-      ``commitment_weight`` and ``codebook_weight``.
-
-    Example:
-      >>> standard(0.25)
-      {'commitment_weight': 0.25, 'codebook_weight': 1.0}
-
-    Source: van den Oord et al., 2017 (arXiv 1711.00937), eq. 3.
-    """
-    return {"commitment_weight": _checked(beta, math.inf), "codebook_weight": 1.0}
-
-
-def taming_legacy(beta: float = 0.25) -> dict[str, float]:
-    """One on the commitment, beta on the codebook: taming-transformers with ``legacy=True``, and latent diffusion.
-
-    Args:
-      beta: At least 0.
-
-    Returns:
-      ``commitment_weight`` and ``codebook_weight``.
-
-    Example:
-      >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook_update="gradient", **taming_legacy(0.25))
-      >>> vq.commitment_weight, vq.codebook_weight
-      (1.0, 0.25)
-
-    Source: taming-transformers, ``VectorQuantizer2``; Table 3 of Fifty et al., ICLR 2025, is trained so.
-    """
-    return {"commitment_weight": 1.0, "codebook_weight": _checked(beta, math.inf)}
-
-
-def vqtorch(beta: float = 0.95) -> dict[str, float]:
-    """One minus beta on the commitment, beta on the codebook.
-
-    Args:
-      beta: In [0, 1].
-
-    Returns:
-      ``commitment_weight`` and ``codebook_weight``.
-
-    Example:
-      >>> vqtorch(0.75)
-      {'commitment_weight': 0.25, 'codebook_weight': 0.75}
-
-    Source: Huh et al., ICML 2023.
-    """
-    return {"commitment_weight": 1.0 - _checked(beta, 1.0), "codebook_weight": float(beta)}
-
-
-def _checked(beta: float, most: float) -> float:
-    if not isinstance(beta, numbers.Real) or isinstance(beta, bool) or not 0 <= beta <= most or math.isinf(beta):
-        allowed = "at least 0" if math.isinf(most) else f"in [0, {most:g}]"
-        raise UserError(f"beta={beta!r} is not allowed: use a number {allowed}, such as 0.25.")
-    return float(beta)
+        raise UserError(f"{name} must be a finite number of at least 0, got {value!r}.")

@@ -1,4 +1,8 @@
-"""Scalars instead of vectors as codes: each feature is bounded and rounded to one of a few values of its own."""
+"""Scalar quantization: each feature is bounded and rounded to one of a few levels.
+
+First the grids of finite scalar quantization, whose levels lie at equal distances in a bounded range; then bins of
+equal probability under a distribution, and the noise of finite scalar perturbation.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,9 +15,9 @@ from jax.scipy.stats import cauchy, laplace, logistic, norm
 from jaxtyping import Array, Bool, Float, Int, Key
 
 BOUNDS = ("paper", "asymmetric", "symmetric")
-"""Ways of placing an even number of levels around zero, see :func:`bounded`."""
+"""Placements of an even number of levels around zero, see :func:`bounded`."""
 
-# How far the range of the bound ends before ("paper") or behind ("asymmetric") the outermost level.
+# Relative distance by which the bound ends before ("paper") or behind ("asymmetric") the outermost level.
 _MARGIN = 1e-3
 
 Features = Float[Array, "*batch features"]
@@ -22,7 +26,7 @@ Values = Float[Array | np.ndarray, " values"]
 
 
 def bounded(z: Features, radices: Sequence[int], bound: str = "asymmetric", hard_clamp: bool = False) -> Features:
-    r"""Squashes features into the range of their codes, differentiably.
+    r"""Bounds features to the range of their codes, differentiably.
 
     ``"symmetric"`` is :math:`\tanh z`. The other two shift even numbers of levels by half a step, so that zero is a
     code; with :math:`h = \lfloor L/2 \rfloor`,
@@ -35,10 +39,10 @@ def bounded(z: Features, radices: Sequence[int], bound: str = "asymmetric", hard
     :math:`\mathrm{arctanh}` for :math:`\tan`, so that zero stays zero.
 
     Args:
-      z: Any real numbers.
+      z: Features, any real numbers.
       radices: :math:`L`, the number of levels of each feature.
       bound: One of :data:`BOUNDS`.
-      hard_clamp: Clip to [-1, 1] in place of the hyperbolic tangent, for inputs in that range.
+      hard_clamp: Clip to [-1, 1] instead of the hyperbolic tangent, for inputs in that range.
 
     Returns:
       Features in units of the codes, about [-1, 1].
@@ -51,7 +55,7 @@ def bounded(z: Features, radices: Sequence[int], bound: str = "asymmetric", hard
     Source: Mentzer et al., 2023 (arXiv 2309.15505), Appendix A.1; "symmetric": Parker et al., 2024 (arXiv
     2411.19842), Section 3.2.
     """
-    squash = _clip_to_one if hard_clamp else jnp.tanh
+    squash = (lambda x: jnp.clip(x, -1.0, 1.0)) if hard_clamp else jnp.tanh
     if bound == "symmetric":
         return squash(z)
     counts = np.asarray(radices, np.float64)
@@ -65,12 +69,12 @@ def bounded(z: Features, radices: Sequence[int], bound: str = "asymmetric", hard
 
 
 def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric") -> Levels:
-    """The level that is nearest to each feature.
+    """Rounds each feature to the nearest level of an even grid.
 
     Args:
-      x: From :func:`bounded`.
+      x: Features as returned by :func:`bounded`.
       radices: The number of levels of each feature.
-      bound: That of :func:`bounded`.
+      bound: The bound that was given to :func:`bounded`.
 
     Returns:
       int32 levels in ``[0, radices)``.
@@ -82,6 +86,7 @@ def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric
     """
     if bound == "symmetric":
         steps = per_feature(np.asarray(radices) - 1, x)
+        # Halves go up; `jnp.round` would take them to even levels.
         position = jnp.floor(steps * (x + 1) / 2 + 0.5)
     else:
         half_width = per_feature(np.asarray(radices) // 2, x)
@@ -91,13 +96,13 @@ def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric
 
 
 def clipped_levels(position: Features, radices: Sequence[int]) -> Levels:
-    """Whole numbers as int32 levels, in ``[0, radices)`` whatever they are."""
+    """Converts whole numbers to int32 levels, clipped to ``[0, radices)``."""
     largest = jnp.broadcast_to(jnp.asarray(radices, jnp.int32) - 1, position.shape)
     return jnp.clip(position.astype(jnp.int32), 0, largest)
 
 
 def level_values(radices: Sequence[int], bound: str = "asymmetric") -> Float[np.ndarray, " values"]:
-    r"""The values of all levels, one feature after the other.
+    r"""Returns the values of all levels, one feature after the other.
 
     .. math:: \frac{l - h}{h},\ h = \lfloor L/2 \rfloor \quad\text{or, for "symmetric",}\quad \frac{2l - (L-1)}{L-1}
 
@@ -125,12 +130,12 @@ def level_values(radices: Sequence[int], bound: str = "asymmetric") -> Float[np.
 def values_at(levels: Levels, values: Values, radices: Sequence[int]) -> Features:
     """Looks up the values of levels.
 
-    Not computed from the level: compilers contract products and sums and replace divisions, each time in another
-    way, and codes have to be the same bits wherever they come from.
+    A table instead of arithmetic on the level: compilers fuse products with sums and replace divisions, differently in
+    each program, and a code must have the same bits in all of them.
 
     Args:
-      levels: In ``[0, radices)``.
-      values: Of all levels, one feature after the other.
+      levels: Levels in ``[0, radices)``.
+      values: The values of all levels, as :func:`level_values` returns them.
       radices: The number of levels of each feature.
 
     Returns:
@@ -147,15 +152,15 @@ def values_at(levels: Levels, values: Values, radices: Sequence[int]) -> Feature
 
 
 def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Levels:
-    """The level whose value is nearest to each feature, for values in any place; without gradient.
+    """Finds the level whose value is nearest to each feature, for values that need not lie on an even grid.
 
     Args:
       x: Features.
-      values: Of all levels, one feature after the other.
+      values: The values of all levels, one feature after the other.
       radices: The number of levels of each feature.
 
     Returns:
-      int32 levels in ``[0, radices)``, the lower one of two at the same distance.
+      int32 levels in ``[0, radices)``, the lower one of two at the same distance. No gradient passes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -163,6 +168,7 @@ def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Level
       [1 0]
     """
     x, values = jax.lax.stop_gradient((x, jnp.asarray(values)))
+    # One row per feature, padded to the largest number of levels.
     numbers = np.arange(max(radices))[None, :]
     exists = numbers < np.asarray(radices)[:, None]
     table = jnp.take(values, jnp.asarray(np.asarray(_starts(radices))[:, None] + numbers), mode="clip")
@@ -172,11 +178,11 @@ def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Level
 
 
 def soft_clamp(x: Features, limits: Sequence[int] | Sequence[float]) -> Features:
-    r"""Keeps features within limits, smoothly: :math:`c \tanh(x / c)`.
+    r"""Limits features smoothly: :math:`c \tanh(x / c)`.
 
     Args:
       x: Features.
-      limits: :math:`c` of each feature, above 0.
+      limits: :math:`c`, the limit of each feature, above 0.
 
     Returns:
       Features in ``(-limits, limits)``.
@@ -190,17 +196,13 @@ def soft_clamp(x: Features, limits: Sequence[int] | Sequence[float]) -> Features
     return limit * jnp.tanh(x / limit)
 
 
-def _clip_to_one(x: Features) -> Features:
-    return jnp.clip(x, -1.0, 1.0)
-
-
 def per_feature(numbers: Sequence[int] | Sequence[float] | np.ndarray, like: Features) -> Features:
-    """One number per feature, for every vector."""
+    """Broadcasts one number per feature to the shape of ``like``, in float32."""
     return jnp.broadcast_to(jnp.asarray(numbers, jnp.float32), like.shape)
 
 
 def _starts(radices: Sequence[int]) -> np.ndarray:
-    """Where the values of each feature begin."""
+    """Returns the position of each feature's first value."""
     return np.cumsum([0, *radices[:-1]])
 
 
@@ -208,11 +210,11 @@ Probabilities = Float[Array, "*batch features"]
 
 
 class Distribution(NamedTuple):
-    """A distribution of the real numbers.
+    """A continuous distribution on the real numbers.
 
     Attributes:
-      cdf: Probability of a smaller number; maps numbers to [0, 1].
-      inverse: The number below which that probability lies.
+      cdf: Cumulative distribution function, from numbers to [0, 1].
+      inverse: Inverse of ``cdf``.
     """
 
     cdf: Callable[[Array], Array]
@@ -230,16 +232,16 @@ DISTRIBUTIONS = {
     "laplace": Distribution(laplace.cdf, _laplace_inverse),
     "cauchy": Distribution(cauchy.cdf, cauchy.ppf),
 }
-"""By name; the first one is :math:`(1 + \\tanh z)/2`."""
+"""Distributions by name. The cumulative distribution function of ``"tanh"`` is :math:`(1 + \\tanh z)/2`."""
 
 
 class Moments(NamedTuple):
-    """What :func:`moments_loss` asks for. The mean of every feature has to be 0.
+    """Target moments of every feature for :func:`moments_loss`; the target mean is 0.
 
     Attributes:
-      variance: Of every feature.
-      shape: Whether the skewness and the excess kurtosis have to be 0 as well.
-      weights: Of the squared deviations of mean, variance, skewness and kurtosis.
+      variance: Target variance.
+      shape: Whether skewness and excess kurtosis have a target, 0, as well.
+      weights: Weights of the squared deviations of mean, variance, skewness and kurtosis.
     """
 
     variance: float
@@ -255,14 +257,14 @@ MOMENTS = {
     "sigmoid": Moments(3.29),
     "laplace": Moments(2.0),
 }
-"""By name: unit variance, unit variance and the shape of a Gaussian, and the variances of three distributions."""
+"""Target moments by name: unit variance, also with a Gaussian's shape, and the variances of three distributions."""
 
 
 def bins(p: Probabilities, radices: Sequence[int]) -> Int[Array, "*batch features"]:
-    """The bin in which each probability lies.
+    """Finds the bin that each probability lies in.
 
     Args:
-      p: In [0, 1].
+      p: Probabilities in [0, 1].
       radices: The number of bins of each feature.
 
     Returns:
@@ -277,7 +279,7 @@ def bins(p: Probabilities, radices: Sequence[int]) -> Int[Array, "*batch feature
 
 
 def bin_centers(radices: Sequence[int]) -> Float[np.ndarray, " values"]:
-    """The middles of all bins, one feature after the other.
+    """Returns the centers of all bins, one feature after the other.
 
     Args:
       radices: The number of bins of each feature.
@@ -293,11 +295,11 @@ def bin_centers(radices: Sequence[int]) -> Float[np.ndarray, " values"]:
 
 
 def perturbed(key: Key[Array, ""], p: Probabilities, radices: Sequence[int]) -> Probabilities:
-    """Moves probabilities by uniform noise of up to half a bin; those that would leave (0, 1) stay where they are.
+    """Adds uniform noise of up to half a bin; probabilities that would leave (0, 1) stay where they are.
 
     Args:
       key: Random key.
-      p: In [0, 1].
+      p: Probabilities in [0, 1].
       radices: The number of bins of each feature.
 
     Returns:
@@ -314,12 +316,12 @@ def perturbed(key: Key[Array, ""], p: Probabilities, radices: Sequence[int]) -> 
 
 
 def unit_variance(p: Array | np.ndarray) -> Array | np.ndarray:
-    r"""Probabilities, which are uniform where features have the distribution, with mean 0 and variance 1.
+    r"""Scales uniformly distributed probabilities to mean 0 and variance 1.
 
     .. math:: \sqrt{12}\, (p - \tfrac12)
 
     Args:
-      p: In [0, 1].
+      p: Probabilities in [0, 1].
 
     Returns:
       Numbers in :math:`[-\sqrt3, \sqrt3]`.
@@ -338,22 +340,22 @@ def moments_loss(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    r"""How far the features of a batch are from given moments.
+    r"""Penalizes the distance of a batch's moments from their targets.
 
     .. math:: \frac1d \sum_j 0.1\, \mu_j^2 + 0.07\, (\sigma_j^2 - \sigma^2)^2
       \;[\,+\; 0.06\, \gamma_j^2 + 0.05\, \kappa_j^2\,]
 
-    with the unbiased variance, and skewness :math:`\gamma` and excess kurtosis :math:`\kappa` only where
-    ``moments.shape`` asks for them.
+    with the unbiased variance, and skewness :math:`\gamma` and excess kurtosis :math:`\kappa` only if
+    ``moments.shape`` is True.
 
     Args:
       z: Features of all tokens.
-      moments: The moments asked for.
-      mask: True for the tokens that count.
+      moments: Target moments.
+      mask: True for the tokens that count; all by default.
       axis_name: Mapped axis over which the batch is split. The value is then that of all tokens on every device.
 
     Returns:
-      A scalar of at least 0.
+      A scalar of at least 0; zero where no token counts.
 
     Example:
       >>> import jax.numpy as jnp
@@ -363,11 +365,11 @@ def moments_loss(
     Source: Finite scalar perturbation, 2026 (arXiv 2602.17133).
     """
     z = z.reshape(math.prod(z.shape[:-1]), z.shape[-1]).astype(jnp.float32)
-    counts = jnp.ones(z.shape[0], bool) if mask is None else mask.reshape(-1)
+    valid = jnp.ones(z.shape[0], bool) if mask is None else mask.reshape(-1)
 
     def total(values: Float[Array, "tokens features"]) -> Float[Array, " features"]:
-        found = jnp.sum(jnp.where(counts[:, None], values, 0.0), axis=0)
-        return found if axis_name is None else jax.lax.psum(found, axis_name)
+        summed = jnp.sum(jnp.where(valid[:, None], values, 0.0), axis=0)
+        return summed if axis_name is None else jax.lax.psum(summed, axis_name)
 
     tokens = total(jnp.ones_like(z))
     mean = total(z) / jnp.maximum(tokens, 1.0)
@@ -375,8 +377,9 @@ def moments_loss(
     variance = total(jnp.square(centered)) / jnp.maximum(tokens - 1, 1.0)
     deviations = [mean, variance - moments.variance]
     if moments.shape:
-        deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
-        scores = centered / jnp.broadcast_to(deviation, z.shape)
+        scale = jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
+        scores = centered / jnp.broadcast_to(scale, z.shape)
+        # A Gaussian's third standardized moment is 0, its fourth 3.
         deviations += [
             total(scores**power) / jnp.maximum(tokens, 1.0) - normal for power, normal in ((3, 0.0), (4, 3.0))
         ]

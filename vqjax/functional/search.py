@@ -1,88 +1,47 @@
-"""The nearest-code search."""
-
-from typing import Literal
+"""The nearest-code search, similarities to all codes, and stochastic assignment."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from vqjax.errors import UserError
-from vqjax.functional.chunks import LARGEST_CHUNK, map_in_chunks
-
-
-def similarity(
-    z: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], metric: str
-) -> Float[Array, "tokens codes"]:
-    r"""Returns :math:`-|z - e_k|` (not squared), or the cosine of unit vectors.
-
-    The scale is that of vector-quantize-pytorch, so temperatures carry over.
-
-    Args:
-      z: Tokens.
-      codes: The codebook.
-      metric: ``"euclidean"`` or ``"cosine"``.
-
-    Returns:
-      float32, differentiable; the gradient of a distance of zero is zero.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> print(similarity(jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 0.0]]), "euclidean").round(4))
-      [[-5.]]
-    """
-    z, codes = z.astype(jnp.float32), codes.astype(jnp.float32)
-    if metric == "cosine":
-        return jnp.matmul(z, codes.T, precision=jax.lax.Precision.HIGHEST)
-    center = jax.lax.stop_gradient(jnp.mean(codes, axis=0, keepdims=True))
-    z, codes = z - center, codes - center
-    products = jnp.matmul(z, codes.T, precision=jax.lax.Precision.HIGHEST)
-    squares = [jnp.sum(jnp.square(x), axis=-1) for x in (z, codes)]
-    squared = squares[0][:, None] + squares[1][None] - 2 * products
-    apart = squared > 0
-    return -jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
-
+from vqjax.functional.chunks import chunk_size, map_in_chunks
 
 _PRECISION = jax.lax.Precision.HIGHEST
-# Larger searches go through the codes chunk by chunk.
-_CHUNK_ELEMENTS = LARGEST_CHUNK
-_SMALLEST_CHUNK = 128
-# On CPUs: 4 MiB, which stay in the cache between the product and the search for the minimum (docs/performance.md).
+_MIN_CODES_PER_CHUNK = 128
+# On CPUs scores are computed in tiles of 4 MiB, which stay in the cache between the product and the search for the
+# minimum (docs/performance.md).
 _CODES_PER_TILE = 1024
 _TILE_ELEMENTS = 2**20
 
 # The score of the nearest code of each token, and its index.
-Found = tuple[Float[Array, " tokens"], Int[Array, " tokens"]]
+Nearest = tuple[Float[Array, " tokens"], Int[Array, " tokens"]]
 
 
 def nearest_codes(
-    z: Float[Array, "*batch dim"],
-    codes: Float[Array, "codes dim"],
-    *,
-    shards: int = 1,
-    search: Literal["chunks", "hopper"] = "chunks",
+    z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], *, shards: int = 1
 ) -> Int[Array, "*batch"]:
-    r"""Finds the code with the smallest Euclidean distance to each vector.
+    r"""Finds the code with the smallest Euclidean distance to each latent.
 
     .. math:: i(z) = \arg\min_k \tfrac12 |e_k - m|^2 - (z - m) \cdot (e_k - m),\quad m = \mathrm{mean}_k\, e_k
 
     which is :math:`\arg\min_k |z - e_k|^2`: centering both sides changes no distance and keeps the products small,
-    and the row constant :math:`|z|^2` only costs digits. Products are taken in float32 accuracy on every backend
-    (the default of a GPU, TF32, picks wrong codes). No [tokens, codes] matrix larger than a chunk exists. For unit
-    vectors the result is also the code with the largest cosine.
+    and the row constant :math:`|z|^2` would only cost digits. Products have float32 accuracy on every backend (TF32,
+    the default of a GPU, picks wrong codes). No [tokens, codes] matrix larger than a chunk is made. For unit vectors
+    the result is also the code with the largest cosine.
 
     Args:
-      z: Vectors to look up, any leading axes and floating-point dtype.
+      z: Latents, any leading axes, any floating-point dtype.
       codes: The codebook.
-      shards: How many devices hold a part of the codebook each, along its first axis (under ``jit``, with a sharded
-        array): each searches its own part, and only its best code per token leaves it. Divides the number of codes.
-      search: ``"chunks"`` of codes and tokens, in plain JAX, on any backend; ``"hopper"``: one kernel for GPUs of that
-        generation, see :mod:`vqjax.functional.hopper`.
+      shards: Number of devices that the codebook is divided over along its first axis (under ``jit``, as a sharded
+        array); must divide the number of codes. Each device searches its own part, and only its best code per token
+        leaves it.
 
     Returns:
       int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
 
     Raises:
-      UserError: ``shards`` or ``search`` cannot be used.
+      UserError: ``shards`` does not divide the number of codes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,29 +49,29 @@ def nearest_codes(
       >>> print(nearest_codes(jnp.array([[0.9, 0.8], [0.1, -3.0]]), codes))
       [1 0]
     """
-    _check_search(shards, search, codes.shape[0])
-    tokens, codes = _centered(z, codes)
-    if search == "hopper":
-        # Few need Pallas, which takes 0.2 s to import.
-        from vqjax.functional.hopper import search_on_hopper
-
-        return search_on_hopper(tokens, codes).reshape(z.shape[:-1])
+    num_codes = codes.shape[0]
+    if not isinstance(shards, int) or shards < 1 or num_codes % shards:
+        raise UserError(
+            f"shards must be a whole number that divides the number of codes, {num_codes}, got {shards!r}; use 1 for "
+            "a codebook that every device holds."
+        )
+    tokens, codes = centered(z, codes)
     if shards == 1:
         return _nearest(tokens, codes)[1].reshape(z.shape[:-1])
     parts = codes.reshape(shards, -1, codes.shape[-1])
     scores, indices = jax.vmap(_nearest, in_axes=(None, 0))(tokens, parts)
     _, shard = _minimum(scores.T)
-    found = shard * parts.shape[1] + jnp.take_along_axis(indices, shard[None], axis=0)[0]
-    return found.reshape(z.shape[:-1])
+    nearest = shard * parts.shape[1] + jnp.take_along_axis(indices, shard[None], axis=0)[0]
+    return nearest.reshape(z.shape[:-1])
 
 
 def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], k: int) -> Int[Array, "*batch k"]:
-    """Finds the ``k`` nearest codes of each vector.
+    """Finds the ``k`` nearest codes of each latent.
 
     Args:
-      z: Vectors to look up, any leading axes and floating-point dtype.
+      z: Latents, any leading axes, any floating-point dtype.
       codes: The codebook.
-      k: How many, in ``[1, codes]``.
+      k: Number of codes per latent, in ``[1, codes]``.
 
     Returns:
       int32 indices, nearest first; ties go to the lowest index. No gradient passes.
@@ -127,24 +86,24 @@ def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes di
       [[1 0]]
     """
     _check_k(k, codes.shape[0])
-    tokens, codes = _centered(z, codes)
+    tokens, codes = centered(z, codes)
 
-    def of_some(tokens: Float[Array, "tokens dim"]) -> Int[Array, "tokens k"]:
+    def of_chunk(tokens: Float[Array, "tokens dim"]) -> Int[Array, "tokens k"]:
         return jax.lax.top_k(-_scores(tokens, codes), k)[1]
 
-    at_once = max(1, _CHUNK_ELEMENTS // codes.shape[0])
-    if tokens.shape[0] <= at_once:
-        return of_some(tokens).reshape(*z.shape[:-1], k)
-    found = jax.lax.map(lambda token: of_some(token[None])[0], tokens, batch_size=at_once)
-    return found.reshape(*z.shape[:-1], k)
+    tokens_per_chunk = chunk_size(codes.shape[0])
+    if tokens.shape[0] <= tokens_per_chunk:
+        return of_chunk(tokens).reshape(*z.shape[:-1], k)
+    nearest = jax.lax.map(lambda token: of_chunk(token[None])[0], tokens, batch_size=tokens_per_chunk)
+    return nearest.reshape(*z.shape[:-1], k)
 
 
 def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"]) -> Int[Array, "*batch"]:
-    """Finds the nearest code of each vector in a codebook of its own.
+    """Finds the nearest code of each latent in a codebook of its own.
 
     Args:
-      z: Vectors to look up.
-      codes: One codebook per vector.
+      z: Latents, any leading axes, any floating-point dtype.
+      codes: One codebook per latent.
 
     Returns:
       int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
@@ -161,12 +120,12 @@ def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch
 def nearest_k_own_codes(
     z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"], k: int
 ) -> Int[Array, "*batch k"]:
-    """Finds the ``k`` nearest codes of each vector in a codebook of its own.
+    """Finds the ``k`` nearest codes of each latent in a codebook of its own.
 
     Args:
-      z: Vectors to look up.
-      codes: One codebook per vector.
-      k: How many, in ``[1, codes]``.
+      z: Latents, any leading axes, any floating-point dtype.
+      codes: One codebook per latent.
+      k: Number of codes per latent, in ``[1, codes]``.
 
     Returns:
       int32 indices, nearest first; ties go to the lowest index. No gradient passes.
@@ -185,80 +144,37 @@ def nearest_k_own_codes(
     return jax.lax.top_k(-_own_distances(z, codes), k)[1]
 
 
-def _own_distances(
-    z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"]
-) -> Float[Array, "*batch codes"]:
-    z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
-    return jnp.sum(jnp.square(jnp.expand_dims(z, -2) - codes), axis=-1)
+def similarity(
+    z: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], distance: str
+) -> Float[Array, "tokens codes"]:
+    r"""Computes :math:`-|z - e_k|` (not squared), or the inner product, which is the cosine of unit vectors.
 
+    The scale is that of vector-quantize-pytorch, so temperatures carry over.
 
-def _check_search(shards: int, search: str, num_codes: int) -> None:
-    if not isinstance(shards, int) or shards < 1 or num_codes % shards:
-        raise UserError(f"shards={shards!r} is not allowed: use a whole number that divides the {num_codes} codes.")
-    if search not in ("chunks", "hopper"):
-        raise UserError(f"search={search!r} is not allowed: use 'chunks' or 'hopper'.")
-    if search == "hopper" and shards > 1:
-        raise UserError(f"shards={shards} is not allowed with search='hopper', which takes one codebook on one device.")
+    Args:
+      z: Latents.
+      codes: The codebook.
+      distance: ``"euclidean"`` or ``"cosine"``.
 
+    Returns:
+      Similarities in float32, differentiable; the gradient of a distance of zero is zero.
 
-def _check_k(k: int, num_codes: int) -> None:
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= num_codes:
-        raise UserError(f"k={k!r} is not allowed: use a whole number in [1, {num_codes}], the number of codes.")
-
-
-def _centered(
-    z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"]
-) -> tuple[Float[Array, "tokens dim"], Float[Array, "codes dim"]]:
-    z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
-    center = jnp.mean(codes, axis=0)
-    tokens = (z - jnp.expand_dims(center, tuple(range(z.ndim - 1)))).reshape(-1, z.shape[-1])
-    return tokens, codes - center[None]
-
-
-def _scores(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Float[Array, "tokens codes"]:
-    products = jnp.matmul(tokens, codes.T, precision=_PRECISION)
-    return 0.5 * jnp.sum(jnp.square(codes), axis=-1)[None] - products
-
-
-def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Found:
-    if jax.default_backend() == "cpu":
-        per_tile = _even_chunk(codes.shape[0], _CODES_PER_TILE)
-        return map_in_chunks(lambda part: _search(part, codes, per_tile), tokens, per_tile, _TILE_ELEMENTS)
-    largest = max(_SMALLEST_CHUNK, _CHUNK_ELEMENTS // max(1, tokens.shape[0]))
-    return _search(tokens, codes, _even_chunk(codes.shape[0], largest))
-
-
-def _even_chunk(number: int, largest: int) -> int:
-    """The size of chunks of at most ``largest`` that need the least padding."""
-    return -(-number // -(-number // largest))
-
-
-def _search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], per_chunk: int) -> Found:
-    num_codes, dim = codes.shape
-    num_chunks = -(-num_codes // per_chunk)
-    # Padding repeats code 0, which never wins a tie against itself at its lower index.
-    padding = jnp.broadcast_to(codes[:1], (num_chunks * per_chunk - num_codes, dim))
-    chunks = jnp.concatenate([codes, padding]).reshape(num_chunks, per_chunk, dim)
-
-    def body(best, numbered_chunk):
-        (best_score, best_index), (number, chunk_codes) = best, numbered_chunk
-        score, index = _minimum(_scores(tokens, chunk_codes))
-        closer = score < best_score
-        index = jnp.where(closer, number * per_chunk + index, best_index)
-        return (jnp.where(closer, score, best_score), index), None
-
-    # Made from the tokens, for shard_map's check: the carry varies over devices as they do.
-    start = (jnp.full_like(tokens[:, 0], jnp.inf), jnp.zeros_like(tokens[:, 0], jnp.int32))
-    if num_chunks == 1:
-        return body(start, (0, chunks[0]))[0]
-    return jax.lax.scan(body, start, (jnp.arange(num_chunks, dtype=jnp.int32), chunks))[0]
-
-
-def _minimum(scores: Float[Array, "tokens codes"]) -> Found:
-    """The smallest score and the lowest index that has it: two plain minima, which XLA vectorizes on CPUs."""
-    smallest = jnp.min(scores, axis=-1)
-    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-    return smallest, jnp.min(jnp.where(scores == smallest[:, None], index, scores.shape[1]), axis=-1)
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(similarity(jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 0.0]]), "euclidean").round(4))
+      [[-5.]]
+    """
+    z, codes = z.astype(jnp.float32), codes.astype(jnp.float32)
+    if distance == "cosine":
+        return jnp.matmul(z, codes.T, precision=_PRECISION)
+    center = jax.lax.stop_gradient(jnp.mean(codes, axis=0, keepdims=True))
+    z, codes = z - center, codes - center
+    products = jnp.matmul(z, codes.T, precision=_PRECISION)
+    z_squares, code_squares = (jnp.sum(jnp.square(x), axis=-1) for x in (z, codes))
+    squared = z_squares[:, None] + code_squares[None] - 2 * products
+    # Double `where`: the slope of the root at zero is infinite, and rounding can make a square negative.
+    positive = squared > 0
+    return -jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 def sample_codes(
@@ -267,18 +183,18 @@ def sample_codes(
     codes: Float[Array, "codes dim"],
     *,
     temperature: float,
-    metric: str = "euclidean",
+    distance: str = "euclidean",
 ) -> Int[Array, "*batch"]:
-    r"""Draws a code for each vector (Gumbel-max).
+    r"""Draws a code for each latent, nearer codes with higher probability.
 
     .. math:: p(k) = \mathrm{softmax}_k(s_k/\tau),\quad s_k = -|z - e_k| \ \text{or the cosine}
 
     Args:
       key: Random key.
-      z: Vectors, any leading axes.
+      z: Latents, any leading axes.
       codes: The codebook.
-      temperature: :math:`\tau`, above 0; towards 0 the nearest code is drawn.
-      metric: ``"euclidean"`` or ``"cosine"`` (pass unit vectors).
+      temperature: :math:`\tau`, above 0; the nearest code is drawn in the limit of 0.
+      distance: ``"euclidean"``, or ``"cosine"`` for unit vectors.
 
     Returns:
       int32 indices. No gradient passes.
@@ -290,15 +206,90 @@ def sample_codes(
       >>> round(float(drawn.mean()), 1)  # 1 / (1 + e)
       0.3
 
-    Source: vector-quantize-pytorch (``stochastic_sample_codes``); Takida et al., 2022 (arXiv 2205.07547) on why.
+    Source: vector-quantize-pytorch (``stochastic_sample_codes``); Takida et al., 2022 (arXiv 2205.07547) on the
+    effect.
     """
     z, codes = jax.lax.stop_gradient((z, codes))
     tokens = z.reshape(-1, z.shape[-1])
 
+    # One key per token: the draw does not depend on the chunks.
     def draw(key_and_token: tuple[Array, Array]) -> Int[Array, ""]:
         key, token = key_and_token
-        return jax.random.categorical(key, similarity(token[None], codes, metric)[0] / temperature)
+        return jax.random.categorical(key, similarity(token[None], codes, distance)[0] / temperature)
 
-    at_once = max(1, min(tokens.shape[0], LARGEST_CHUNK // codes.shape[0]))
-    drawn = jax.lax.map(draw, (jax.random.split(key, tokens.shape[0]), tokens), batch_size=at_once)
+    tokens_per_chunk = max(1, min(tokens.shape[0], chunk_size(codes.shape[0])))
+    drawn = jax.lax.map(draw, (jax.random.split(key, tokens.shape[0]), tokens), batch_size=tokens_per_chunk)
     return drawn.astype(jnp.int32).reshape(z.shape[:-1])
+
+
+def centered(
+    z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"]
+) -> tuple[Float[Array, "tokens dim"], Float[Array, "codes dim"]]:
+    """Subtracts the mean of the codes from latents and codes, in float32 and without gradient."""
+    z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
+    center = jnp.mean(codes, axis=0)
+    tokens = (z - jnp.expand_dims(center, tuple(range(z.ndim - 1)))).reshape(-1, z.shape[-1])
+    return tokens, codes - center[None]
+
+
+def _scores(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Float[Array, "tokens codes"]:
+    """Half the squared distances less the row constant."""
+    products = jnp.matmul(tokens, codes.T, precision=_PRECISION)
+    return 0.5 * jnp.sum(jnp.square(codes), axis=-1)[None] - products
+
+
+def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
+    if jax.default_backend() == "cpu":
+        codes_per_tile = _even_chunk(codes.shape[0], _CODES_PER_TILE)
+        search = lambda tokens: _search(tokens, codes, codes_per_tile)  # noqa: E731
+        return map_in_chunks(search, tokens, codes_per_tile, _TILE_ELEMENTS)
+    # A GPU takes all tokens at once, and as many codes as fit.
+    codes_per_chunk = max(_MIN_CODES_PER_CHUNK, chunk_size(max(1, tokens.shape[0])))
+    return _search(tokens, codes, _even_chunk(codes.shape[0], codes_per_chunk))
+
+
+def _even_chunk(number: int, largest: int) -> int:
+    """Returns the size of at most ``largest`` that pads the last chunk least."""
+    return -(-number // -(-number // largest))
+
+
+def _search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], codes_per_chunk: int) -> Nearest:
+    num_codes, dim = codes.shape
+    num_chunks = -(-num_codes // codes_per_chunk)
+    # Padding repeats code 0, which never wins a tie against itself at its lower index.
+    padding = jnp.broadcast_to(codes[:1], (num_chunks * codes_per_chunk - num_codes, dim))
+    chunks = jnp.concatenate([codes, padding]).reshape(num_chunks, codes_per_chunk, dim)
+
+    def body(best, numbered_chunk):
+        (best_score, best_index), (number, chunk) = best, numbered_chunk
+        score, index = _minimum(_scores(tokens, chunk))
+        # Strictly closer: of equal codes in different chunks the first one stays.
+        closer = score < best_score
+        index = jnp.where(closer, number * codes_per_chunk + index, best_index)
+        return (jnp.where(closer, score, best_score), index), None
+
+    # Made from the tokens, because shard_map checks that the carry varies over the same devices as they do.
+    start = (jnp.full_like(tokens[:, 0], jnp.inf), jnp.zeros_like(tokens[:, 0], jnp.int32))
+    if num_chunks == 1:
+        return body(start, (0, chunks[0]))[0]
+    return jax.lax.scan(body, start, (jnp.arange(num_chunks, dtype=jnp.int32), chunks))[0]
+
+
+def _minimum(scores: Float[Array, "tokens codes"]) -> Nearest:
+    """Returns the smallest score and the lowest index that has it."""
+    # Two plain minima, which XLA vectorizes on CPUs; its argmin it does not.
+    smallest = jnp.min(scores, axis=-1)
+    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    return smallest, jnp.min(jnp.where(scores == smallest[:, None], index, scores.shape[1]), axis=-1)
+
+
+def _own_distances(
+    z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"]
+) -> Float[Array, "*batch codes"]:
+    z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
+    return jnp.sum(jnp.square(jnp.expand_dims(z, -2) - codes), axis=-1)
+
+
+def _check_k(k: int, num_codes: int) -> None:
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= num_codes:
+        raise UserError(f"k must be a whole number in [1, {num_codes}], the number of codes, got {k!r}.")

@@ -202,10 +202,10 @@ def _fill(vq: VectorQuantizer, fresh: Mapping[str, Any], arrays: StateDict) -> d
     counts = of_codebook("_codebook.cluster_size")
     if "counts" in codebook:
         codebook |= {"counts": counts, "sums": of_codebook("_codebook.embed_avg")}
-    if "usage" in codebook:
+    if "relative_usage" in codebook:
         average = np.mean(counts, axis=-1, keepdims=True)
         # Older releases start at counts of zero.
-        codebook["usage"] = np.divide(counts, average, out=np.ones_like(counts), where=average > 0)
+        codebook["relative_usage"] = np.divide(counts, average, out=np.ones_like(counts), where=average > 0)
     if vq.code_dim is not None:
         for name in PROJECTIONS:
             params[f"{name}_kernel"] = arrays[f"{name}.weight"].T

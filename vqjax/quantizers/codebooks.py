@@ -19,11 +19,11 @@ from vqjax.functional.codebook import (
     assign,
     dead_codes,
     ema_update,
-    fresh_codebook,
-    least_recently_used,
+    init_codebook,
     replace_codes,
+    unused_codes,
     update_idle,
-    update_usage,
+    update_relative_usage,
 )
 from vqjax.functional.kmeans import kmeans
 from vqjax.functional.norms import normalize
@@ -157,7 +157,7 @@ def update_state(
     due = collected.batches >= rule.ema.accumulation_steps
     applied, dead = _apply(rule, state, collected.batch, candidates, weights)
     applied = applied._replace(pending=jax.tree.map(jnp.zeros_like, collected))
-    still_dead = jnp.sum(dead_codes(state.codebook.usage, rule.dead_code_threshold), dtype=jnp.float32)
+    still_dead = jnp.sum(dead_codes(state.codebook.relative_usage, rule.dead_code_threshold), dtype=jnp.float32)
     waiting = (state._replace(pending=collected), still_dead)
     return jax.tree.map(lambda new, old: jnp.where(due, new, old), (applied, dead), waiting)
 
@@ -173,13 +173,15 @@ def _apply(
     if rule.ema is not None:
         decay = rule.decay if weights is None else 1 - (1 - rule.decay) * weights
         codebook = ema_update(codebook, batch, decay=decay, unit_norm=rule.unit_norm, smoothing=rule.ema.smoothing)
-    codebook = codebook._replace(usage=update_usage(codebook.usage, batch.counts, decay=rule.decay))
+    codebook = codebook._replace(
+        relative_usage=update_relative_usage(codebook.relative_usage, batch.counts, decay=rule.decay)
+    )
     idle = None if state.idle is None else update_idle(state.idle, batch.counts)
-    dead = dead_codes(codebook.usage, rule.dead_code_threshold)
+    dead = dead_codes(codebook.relative_usage, rule.dead_code_threshold)
     if candidates is not None:
         replaced = dead if rule.replace_dead_codes else jnp.zeros_like(dead)
         if idle is not None:
-            replaced |= least_recently_used(idle, rule.replace_unused_after)
+            replaced |= unused_codes(idle, rule.replace_unused_after)
             idle = jnp.where(replaced, 0, idle)
         if weights is not None:
             replaced &= weights > 0
@@ -219,11 +221,11 @@ def create_variables(vq: nn.Module, features: int) -> None:
     if vq.codebook_update == "gradient":
         vq.param("codes", initial_codes)
         vq.variable("codebook", "offsets", jnp.zeros, (*heads, *shape), jnp.float32)
-        vq.variable("codebook", "usage", jnp.ones, (*heads, vq.num_codes), jnp.float32)
+        vq.variable("codebook", "relative_usage", jnp.ones, (*heads, vq.num_codes), jnp.float32)
     elif not vq.has_variable("codebook", "codes"):
         codes = initial_codes(vq.make_rng("quantizer"))
         start = getattr(ema_settings(vq), "start", "empty")
-        fresh = per_codebook(vq, partial(fresh_codebook, start=start))(
+        fresh = per_codebook(vq, partial(init_codebook, start=start))(
             normalize(codes) if vq.metric == "cosine" else codes
         )
         for name in ["codes"] if vq.codebook_update == "none" else fresh._fields:
@@ -289,7 +291,7 @@ def _needed(vq: nn.Module) -> list[tuple[str, str]]:
         if ema_settings(vq).accumulation_steps > 1:
             needed.append(("codebook", "pending_counts"))
     elif vq.codebook_update == "gradient":
-        needed = [("params", "codes"), ("codebook", "offsets"), ("codebook", "usage")]
+        needed = [("params", "codes"), ("codebook", "offsets"), ("codebook", "relative_usage")]
     else:
         needed = [("codebook", "codes")]
     return needed if vq.replace_unused_after is None else [*needed, ("codebook", "idle")]
@@ -364,9 +366,9 @@ def read_state(vq: nn.Module) -> State:
         # A codebook per token has no codes without a condition, and never replaces any.
         codes = stored_codes(vq) if takes_condition(vq.codebook_transform) else codes_of(vq)
         codes = jax.lax.stop_gradient(codes)
-        codebook = per_codebook(vq, fresh_codebook)(codes)._replace(usage=read("usage"))
+        codebook = per_codebook(vq, init_codebook)(codes)._replace(relative_usage=read("relative_usage"))
     elif vq.codebook_update == "none":
-        codebook = per_codebook(vq, fresh_codebook)(stored_codes(vq))
+        codebook = per_codebook(vq, init_codebook)(stored_codes(vq))
     else:
         codebook = Codebook(**{name: read(name) for name in Codebook._fields})
     pending = None
@@ -386,7 +388,7 @@ def write_state(vq: nn.Module, before: State, after: State) -> None:
         if hasattr(vq.codebook_transform, "to_base"):
             codes = vq.codebook_transform.to_base(codes)
         offsets = jnp.where(moved, codes - learned, vq.get_variable("codebook", "offsets"))
-        values = {"offsets": offsets, "usage": after.codebook.usage}
+        values = {"offsets": offsets, "relative_usage": after.codebook.relative_usage}
     elif vq.codebook_update == "none":
         values = {"codes": after.codebook.codes}
     if after.idle is not None:
@@ -462,15 +464,15 @@ def start_from_clusters(vq: nn.Module, vectors: Vectors, mask: Mask, iterations:
 
     clusters = per_codebook(vq, cluster)(draw_keys(vq, "kmeans_init"), tokens, token_mask)
     if vq.codebook_transform is not None and vq.codebook_update != "gradient":
-        clusters = per_codebook(vq, fresh_codebook)(vq.codebook_transform.to_base(clusters.codes))
+        clusters = per_codebook(vq, init_codebook)(vq.codebook_transform.to_base(clusters.codes))
     before = read_state(vq)
     write_state(vq, before, before._replace(codebook=clusters))
 
 
 def count_dead(vq: nn.Module) -> Float[Array, ""]:
     """The number of codes whose use is below the threshold."""
-    usage = vq.get_variable("codebook", "usage")
-    return jnp.sum(dead_codes(usage.reshape(-1), vq.dead_code_threshold), dtype=jnp.float32)
+    relative_usage = vq.get_variable("codebook", "relative_usage")
+    return jnp.sum(dead_codes(relative_usage.reshape(-1), vq.dead_code_threshold), dtype=jnp.float32)
 
 
 def assigned(vq: nn.Module, tokens: Array, indices: Int[Array, "*tokens"], mask: Array | None) -> Assignment:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from vqjax.errors import UserError
 from vqjax.estimators.index_backpropagation import index_backpropagation, largest_inner_product
 from vqjax.functional.codebook import assign
-from vqjax.functional.metrics import geometry, perplexity, usage
+from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.regularizers import Regularizer
 from vqjax.quantizers.base import (
     QuantizerOutput,
@@ -125,7 +125,7 @@ class IBQ(nn.Module):
         vectors = zero_where_masked(z, mask).astype(jnp.float32)
         quantized, indices = index_backpropagation(vectors, codes, temperature=float(self.temperature))
         loss, metrics = self._losses(vectors, quantized, indices, mask)
-        metrics |= geometry(vectors, quantized, mask, mapped_axis(self))
+        metrics |= geometry_statistics(vectors, quantized, mask, mapped_axis(self))
         quantized = zero_where_masked(quantized.astype(z.dtype), mask)
         indices = minus_one_where_masked(indices, mask)
         return QuantizerOutput(quantized, indices, loss, jax.lax.stop_gradient(metrics))
@@ -201,7 +201,7 @@ class IBQ(nn.Module):
         counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
         for regularizer in self.regularizers:
             # "cosine" is the plain inner product of what is given.
-            settings = {"axis_name": axis_name, "metric": "cosine"}
+            settings = {"axis_name": axis_name, "distance": "cosine"}
             terms[regularizer.name] = regularizer(tokens, codes, counts, token_mask, **settings)
             weights.append(regularizer.weight)
         loss = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))

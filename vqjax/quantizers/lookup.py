@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vqjax.estimators import Estimator, chooses_codes, requirements, straight_through
+from vqjax.estimators import Estimator, chooses_codes, keyword_names, straight_through
 from vqjax.functional.search import nearest_codes, sample_codes
 
 Vectors = Float[Array, "*batch dim"]
@@ -59,7 +59,7 @@ def look_up(
     Returns:
       Quantized vectors, indices and codes.
     """
-    if key is None and "key" in requirements(estimator):
+    if key is None and "key" in keyword_names(estimator):
         estimator = straight_through
     if key is not None and axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -71,7 +71,7 @@ def look_up(
     elif key is not None and temperature > 0:
         # A key of its own: an estimator's noise must not depend on the noise that chose the index.
         sampling_key = jax.random.fold_in(key, 1)
-        indices = sample_codes(sampling_key, vectors, codes, temperature=temperature, metric=metric)
+        indices = sample_codes(sampling_key, vectors, codes, temperature=temperature, distance=metric)
     else:
         indices = search(vectors, codes)
     chosen = codes[indices] if chosen is None else chosen
@@ -80,5 +80,5 @@ def look_up(
 
 
 def _given(estimator: Estimator, offered: dict) -> dict:
-    wanted = requirements(estimator)
+    wanted = keyword_names(estimator)
     return {name: value for name, value in offered.items() if name in wanted}

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.estimators import chooses_codes, get_estimator, requirements, straight_through
+from vqjax.estimators import chooses_codes, get_estimator, keyword_names, straight_through
 from vqjax.estimators.jacobian import with_gradient_of
 from vqjax.functional.resampling import adaptive_average_pool, interpolate_linearly
 from vqjax.quantizers.base import QuantizerOutput, draw_key, int32_indices, mapped_axis, zero_where_masked
@@ -204,7 +204,7 @@ def _check_template(vq: nn.Module) -> None:
         )
     if vq.gradient == "per_scale":
         return
-    if requirements(estimator) & {"codes", "indices", "num_codes"}:
+    if keyword_names(estimator) & {"codes", "indices", "num_codes"}:
         raise UserError(
             f"quantizer.estimator={template.estimator!r} needs the codebook of a scale, and gradient='total' crosses "
             "all scales at once: use gradient='per_scale', or another estimator."
@@ -417,7 +417,7 @@ class MultiScaleVQ(nn.Module):
         return split_scales(indices, self.shapes)
 
     def kmeans_init(
-        self, z: Map, mask: Mask = None, *, iterations: int = 10, start: Literal["tokens", "plus_plus"] = "tokens"
+        self, z: Map, mask: Mask = None, *, iterations: int = 10, start: Literal["random", "plus_plus"] = "random"
     ) -> None:
         """Starts the codebooks from clusters, as :meth:`VectorQuantizer.kmeans_init`, which says how to call it.
 
@@ -493,12 +493,12 @@ class MultiScaleVQ(nn.Module):
     def _cross(self, x: Map, total: Map, mask: Mask, train: bool) -> Map:
         estimator = get_estimator(self.quantizer.estimator)
         offered = {"mask": mask, "axis_name": mapped_axis(self)}
-        if "key" in requirements(estimator):
+        if "key" in keyword_names(estimator):
             if train:
                 offered["key"] = draw_key(self, f"quantizer.estimator={self.quantizer.estimator!r}")
             else:
                 estimator = straight_through
-        given = {name: value for name, value in offered.items() if name in requirements(estimator)}
+        given = {name: value for name, value in offered.items() if name in keyword_names(estimator)}
         crossed = estimator(x, jax.lax.stop_gradient(total), **given)
         return with_gradient_of(crossed, crossed + total)
 

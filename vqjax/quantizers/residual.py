@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from vqjax.errors import UserError
-from vqjax.estimators import chooses_codes, get_estimator, requirements, straight_through
+from vqjax.estimators import chooses_codes, get_estimator, keyword_names, straight_through
 from vqjax.functional.beam_search import beam_search
-from vqjax.functional.metrics import geometry, masked_mean
+from vqjax.functional.metrics import geometry_statistics, masked_mean
 from vqjax.quantizers.base import (
     QuantizerOutput,
     create_projections,
@@ -311,7 +311,7 @@ def combined_metrics(
         for name in outputs[0].metrics
     }
     each = {f"quantization_error_{i}": output.metrics["quantization_error"] for i, output in enumerate(outputs)}
-    return combined | each | {"quantization_error": error} | geometry(x, total, mask, axis_name)
+    return combined | each | {"quantization_error": error} | geometry_statistics(x, total, mask, axis_name)
 
 
 def check_levels(module: nn.Module) -> None:
@@ -399,7 +399,7 @@ def _check_sizes(rvq: nn.Module, require: Callable) -> None:
 def _check_total(rvq: nn.Module) -> None:
     template = rvq.quantizer
     estimator = get_estimator(template.estimator)
-    one_codebook = chooses_codes(estimator) or "indices" in requirements(estimator)
+    one_codebook = chooses_codes(estimator) or "indices" in keyword_names(estimator)
     if one_codebook:
         raise UserError(
             f"quantizer.estimator={template.estimator!r} needs the codebook of a level, and gradient='total' crosses "
@@ -505,7 +505,7 @@ class ResidualVQ(ResidualQuantizer):
         return 1 if self.shared_codebook else self.num_quantizers
 
     def kmeans_init(
-        self, z: Vectors, mask: Mask = None, *, iterations: int = 10, start: Literal["tokens", "plus_plus"] = "tokens"
+        self, z: Vectors, mask: Mask = None, *, iterations: int = 10, start: Literal["random", "plus_plus"] = "random"
     ) -> None:
         """Starts every codebook from clusters of what the levels before it leave.
 
@@ -559,7 +559,7 @@ class ResidualVQ(ResidualQuantizer):
 
     def cross(self, x: Vectors, codes: Vectors, train: bool) -> Vectors:
         estimator, weight = get_estimator(self.quantizer.estimator), self.quantizer.synchronization
-        if "key" in requirements(estimator):
+        if "key" in keyword_names(estimator):
             estimator = (
                 partial(estimator, key=draw_key(self, f"estimator={self.quantizer.estimator!r}"))
                 if train

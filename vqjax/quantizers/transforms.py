@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError
-from vqjax.functional.affine import Statistics, match_statistics, token_statistics, update_statistics
+from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
 from vqjax.quantizers.validation import is_count, is_number, is_weight, requirement
 
 Codes = Float[Array, "*batch codes dim"]
@@ -159,13 +159,15 @@ class RunningAffine(nn.Module):
             ("code", self.code_decay, _statistics_of(codes, None, None)),
         ):
             moved = update_statistics(self._statistics(name), new, decay)
-            for field in Statistics._fields:
+            for field in FeatureStatistics._fields:
                 value = jnp.where(started, getattr(moved, field), getattr(new, field))
                 self.put_variable("codebook", f"{name}_{field}", jax.lax.stop_gradient(value))
         self.put_variable("codebook", "batches", self.get_variable("codebook", "batches") + 1)
 
-    def _statistics(self, name: str) -> Statistics:
-        return Statistics(*(self.get_variable("codebook", f"{name}_{field}") for field in Statistics._fields))
+    def _statistics(self, name: str) -> FeatureStatistics:
+        return FeatureStatistics(
+            *(self.get_variable("codebook", f"{name}_{field}") for field in FeatureStatistics._fields)
+        )
 
     def _match(self, x: Codes, source: str, target: str) -> Codes:
         match = jax.vmap(match_statistics) if x.ndim == 3 else match_statistics
@@ -218,11 +220,11 @@ class ImplicitCodebook(nn.Module):
         return codes
 
 
-def _statistics_of(x: Tokens, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None) -> Statistics:
+def _statistics_of(x: Tokens, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None) -> FeatureStatistics:
     """One mean and variance, or one per codebook where there is a leading axis of codebooks."""
     if x.ndim == 2:
-        return token_statistics(x, mask, axis_name)
-    one = partial(token_statistics, axis_name=axis_name)
+        return feature_statistics(x, mask, axis_name)
+    one = partial(feature_statistics, axis_name=axis_name)
     return jax.vmap(one, in_axes=(0, None if mask is None else 0))(x, mask)
 
 

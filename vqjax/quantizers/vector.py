@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.estimators import Estimator, chooses_codes, get_estimator, requirements
-from vqjax.functional.metrics import geometry, masked_mean, perplexity, usage
+from vqjax.estimators import Estimator, chooses_codes, get_estimator, keyword_names
+from vqjax.functional.metrics import geometry_statistics, masked_mean, perplexity, usage
 from vqjax.functional.norms import normalize
 from vqjax.functional.regularizers import Regularizer
 from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_k_own_codes, nearest_own_codes
@@ -125,7 +125,7 @@ def losses(
 def _regularize(
     vq: nn.Module, regularizer: Regularizer, vectors: Tokens, counts: Array, mask: TokenMask
 ) -> Float[Array, ""]:
-    value = partial(regularizer, axis_name=mapped_axis(vq), metric=vq.metric)
+    value = partial(regularizer, axis_name=mapped_axis(vq), distance=vq.metric)
     if not vq.separate_codebooks:
         return value(vectors, codes_of(vq), counts, mask)
     tokens, token_mask = per_group(vq, vectors, mask)
@@ -178,9 +178,6 @@ def check_arguments(vq: nn.Module) -> None:
         "codebook_shards",
         "several codebooks (separate_codebooks=True) are not divided. Use 1.",
     )
-    require(vq.search in ("chunks", "hopper"), "search", "use 'chunks' or 'hopper'.")
-    divided = vq.codebook_shards > 1 or vq.separate_codebooks
-    require(vq.search == "chunks" or not divided, "search", "the kernel takes one codebook on one device.")
     _check_replacement(vq, require)
     _check_heads(vq, require)
     _check_learned_codes(vq, require)
@@ -322,7 +319,7 @@ class VectorQuantizer(nn.Module):
 
     Variables:
       The collection ``codebook`` holds, in float32 under any input dtype, ``codes``, ``counts``, ``sums`` and
-      ``usage`` (see :class:`vqjax.functional.codebook.Codebook`). With ``codebook_update="gradient"`` the codes are
+      ``relative_usage`` (:class:`vqjax.functional.Codebook`). With ``codebook_update="gradient"`` the codes are
       ``params["codes"] + codebook["offsets"]``: the optimizer moves the first, and k-means and dead-code
       replacement, which are no gradient steps, write the second. With ``"none"`` there are only ``codes``. With
       ``separate_codebooks`` each of these has a leading axis of heads. ``params`` holds the projections too
@@ -365,8 +362,6 @@ class VectorQuantizer(nn.Module):
         (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``, as argument and in
         ``out_shardings``): each searches its own part, and nothing of the codebook's size crosses devices. Divides
         ``num_codes``. The result is the same for any number.
-      search: How the nearest codes are found: ``"chunks"``, or ``"hopper"``, a kernel for GPUs of that generation
-        (:mod:`vqjax.functional.hopper`); it takes tokens and codes of one device, as ``shard_map`` gives them.
 
     Raises:
       UserError: An argument is out of range or has no effect with the others; at construction.
@@ -380,7 +375,7 @@ class VectorQuantizer(nn.Module):
       >>> out, updates = vq.apply(variables, z, train=True, mutable=["codebook"])
       >>> variables = variables | updates
       >>> out.quantized.shape, out.indices.shape, sorted(variables["codebook"])
-      ((2, 8, 8, 4), (2, 8, 8), ['codes', 'counts', 'sums', 'usage'])
+      ((2, 8, 8, 4), (2, 8, 8), ['codes', 'counts', 'relative_usage', 'sums'])
       >>> indices = vq.apply(variables, z, method="encode")
       >>> vectors = vq.apply(variables, indices, method="decode")
       >>> bool((vectors == vq.apply(variables, z).quantized).all())
@@ -409,7 +404,6 @@ class VectorQuantizer(nn.Module):
     codebook_transform: nn.Module | None = None
     regularizers: tuple[Regularizer, ...] = ()
     codebook_shards: int = 1
-    search: Literal["chunks", "hopper"] = "chunks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -499,7 +493,7 @@ class VectorQuantizer(nn.Module):
         counts = self._count(vectors, found.indices, token_mask)
         loss, metrics = losses(self, vectors, found.codes, counts, token_mask)
         metrics |= {"perplexity": jnp.mean(per_codebook(self, perplexity)(counts)), "usage": usage(counts.reshape(-1))}
-        metrics |= geometry(vectors, found.codes, token_mask, mapped_axis(self))
+        metrics |= geometry_statistics(vectors, found.codes, token_mask, mapped_axis(self))
         if self.codebook_update != "none":
             metrics["dead_codes"] = count_dead(self)
         if train and update:
@@ -559,7 +553,7 @@ class VectorQuantizer(nn.Module):
         mask: Mask = None,
         *,
         iterations: int = 10,
-        start: Literal["tokens", "plus_plus"] = "tokens",
+        start: Literal["random", "plus_plus"] = "random",
     ) -> None:
         """Starts the codebook from clusters.
 
@@ -632,7 +626,7 @@ class VectorQuantizer(nn.Module):
     ) -> Lookup:
         estimator = get_estimator(self.estimator)
         key = None
-        if train and ("key" in requirements(estimator) or self.sampling_temperature > 0):
+        if train and ("key" in keyword_names(estimator) or self.sampling_temperature > 0):
             cause = "sampling_temperature" if self.sampling_temperature > 0 else f"estimator={self.estimator!r}"
             key = draw_keys(self, cause)
         # A masked token is given as -1, which is no code.
@@ -645,7 +639,7 @@ class VectorQuantizer(nn.Module):
         return jax.vmap(choose, in_axes=axes, out_axes=Lookup(-2, -1, -2))(vectors, codes, mask, key, given)
 
     def _nearest(self, vectors: Vectors, codes: Array) -> Int[Array, "*batch"]:
-        return nearest_codes(vectors, codes, shards=self.codebook_shards, search=self.search)
+        return nearest_codes(vectors, codes, shards=self.codebook_shards)
 
     def _search(self, search: Callable, vectors: Vectors, codes: Array) -> Int[Array, "*indices"]:
         if not self.separate_codebooks:

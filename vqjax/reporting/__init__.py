@@ -1,4 +1,4 @@
-"""What a run shows and keeps: the progress line, metric files, pictures and tables."""
+"""Reporting of a run: the progress line, metric files, pictures and tables."""
 
 from vqjax.reporting.pictures import comparison_sheet, save_png
 from vqjax.reporting.progress import Progress

@@ -8,11 +8,11 @@ HEADER = ("metric", "value", "protocol")
 
 
 def metrics_table(rows: Sequence[tuple[str, str, str]], *, width: int | None = None) -> str:
-    """Lays out (name, value, protocol) rows as text for a terminal.
+    """Lay out (name, value, protocol) rows as text for a terminal.
 
     Args:
-      rows: The name, the value as it shall be printed, and the note on how it was measured.
-      width: Columns to stay within, by wrapping the notes; None takes the width of the terminal.
+      rows: The name, the value as it is printed, and the protocol.
+      width: Columns to stay within, by wrapping the protocols; None takes the width of the terminal.
 
     Returns:
       Lines joined by newlines, values aligned at their right edge.
@@ -41,10 +41,10 @@ def metrics_table(rows: Sequence[tuple[str, str, str]], *, width: int | None = N
 
 
 def markdown_table(rows: Sequence[tuple[str, str, str]]) -> str:
-    """Lays out (name, value, protocol) rows as a Markdown table.
+    """Lay out (name, value, protocol) rows as a Markdown table.
 
     Args:
-      rows: The name, the value as it shall be printed, and the note on how it was measured.
+      rows: The name, the value as it is printed, and the protocol.
 
     Returns:
       Lines joined by newlines.

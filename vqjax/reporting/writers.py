@@ -1,4 +1,4 @@
-"""Where the numbers and pictures of a run are kept: metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Writers of the numbers and pictures of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import importlib
 import itertools
@@ -26,21 +26,21 @@ _WANDB_ID_FILE = "wandb_run_id.txt"
 
 
 class MetricWriter:
-    """Appends numbers to `metrics.jsonl` and, where asked, to TensorBoard and Weights & Biases.
+    """Writer of numbers to ``metrics.jsonl`` and, if asked, to TensorBoard and Weights & Biases.
 
-    What a killed run wrote after its last checkpoint is written again by the run that resumes from it, so those
-    lines are taken out first. A run from the beginning sets a file it finds aside, as `metrics.1.jsonl`. Of several
-    processes only process 0 writes; the others may call every method.
+    A run that resumes repeats the lines that the killed run wrote after its last checkpoint, so these are removed
+    first. A run from the beginning sets a file it finds aside, as ``metrics.1.jsonl``. Of several processes only
+    process 0 writes; the others may call every method.
 
     Args:
       workdir: Directory of the run.
-      resume_step: Step of the checkpoint this run goes on from, or None for a run from the beginning.
-      tensorboard: Write TensorBoard events under `workdir/tensorboard`.
+      resume_step: Step of the checkpoint that the run resumes from; None for a run from the beginning.
+      tensorboard: Write TensorBoard events under ``workdir/tensorboard``.
       wandb: Log to Weights & Biases; the run's id is kept in the working directory, so a resumed run goes on there.
       config: The configuration, for Weights & Biases.
 
     Raises:
-      UserError: `wandb` is asked for and not installed.
+      UserError: ``wandb`` is asked for and not installed.
 
     Example:
       >>> import tempfile
@@ -80,12 +80,12 @@ class MetricWriter:
             )
 
     def scalars(self, step: int, prefix: str, values: Mapping[str, Any]) -> None:
-        """Writes numbers of one step; they are on disk in metrics.jsonl when this returns.
+        """Write numbers of one step; they are on disk in metrics.jsonl when this returns.
 
         Args:
           step: The step they belong to.
-          prefix: What they were measured on, `train` or `eval`; `loss` becomes `train/loss`.
-          values: Numbers by name. None, NaN and infinities are `null` in metrics.jsonl; None is left out elsewhere.
+          prefix: Split they were measured on, ``train`` or ``eval``; ``loss`` becomes ``train/loss``.
+          values: Numbers by name. None, NaN and infinities are ``null`` in metrics.jsonl; None is left out elsewhere.
         """
         if self._lines is None:
             return
@@ -101,11 +101,11 @@ class MetricWriter:
             self._wandb_run.log({"step": step, **numbers})
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Writes one picture to TensorBoard and Weights & Biases, where they are on.
+        """Write one picture to TensorBoard and Weights & Biases, where they are on.
 
         Args:
           step: The step it belongs to.
-          name: Its name, such as `eval/reconstructions`.
+          name: Its name, such as ``reconstructions``.
           image: RGB, 0 to 255.
         """
         if self._tensorboard is not None:
@@ -114,9 +114,9 @@ class MetricWriter:
             self._wandb_run.log({"step": step, name: self._wandb.Image(image)})
 
     def close(self) -> None:
-        """Flushes and closes everything; call it once, at the end of the run."""
+        """Flush and close everything; call it once, at the end of the run."""
         if self._lines is not None:
-            # A line that found no room has been told of; closing would try it again.
+            # The error of a line that did not fit was raised when it was written; closing would try it again.
             with suppress(OSError):
                 self._lines.close()
         if self._tensorboard is not None:
@@ -129,7 +129,7 @@ def _drop_lines_after(path: Path, resume_step: int | None) -> None:
     if not path.exists():
         return
     if resume_step is None:
-        # Nobody can tell here whether these lines are worth keeping.
+        # These lines may still be of use to somebody.
         os.replace(path, next(p for p in map(path.with_suffix, _numbered()) if not p.exists()))
         return
     lines = path.read_bytes().splitlines(keepends=True)
@@ -155,8 +155,7 @@ def _import_wandb() -> ModuleType:
         return importlib.import_module("wandb")
     except ImportError as error:
         raise UserError(
-            'wandb=True needs the package wandb, which is not installed: pip install "vqjax[wandb]", '
-            "or set wandb=False."
+            'wandb=True needs the package wandb, which is not installed; pip install "vqjax[wandb]", or set wandb=False'
         ) from error
 
 

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 class TrainState(flax.struct.PyTreeNode):
     """State of a run. The position in the data and all randomness follow from ``step`` and the seed.
 
-    The fields hold arrays, or their shapes where only the structure matters. Parameters and variables are dictionaries
+    The leaves are arrays, or what describes them, such as shapes and shardings. Parameters and variables are dictionaries
     by network, so that a task may train any number of networks, each with an optimizer of its own.
 
     Attributes:
@@ -32,7 +32,7 @@ class TrainState(flax.struct.PyTreeNode):
     variables: dict[str, Any]
     opt_state: dict[str, Any]
     log_sums: dict[str, Any] = flax.struct.field(default_factory=dict)
-    ema_params: dict[str, Any] | None = None
+    ema_params: Any = None
     frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     def saved(self) -> dict[str, Any]:

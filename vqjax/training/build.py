@@ -51,7 +51,7 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
 
 
 def _build_optimizers(
-    config: Mapping[str, Any], num_steps: int
+    config: Mapping[str, Any] | ConfigDict, num_steps: int
 ) -> optax.GradientTransformation | dict[str, optax.GradientTransformation]:
     """One optimizer, or one for each network."""
     if "name" in config:

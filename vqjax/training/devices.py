@@ -1,7 +1,7 @@
 """Device mesh of a run, and the placement of its state."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,12 +12,13 @@ from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 
 
-def make_mesh(devices: list[jax.Device] | None, axes: Mapping[str, int]) -> Mesh:
+def make_mesh(devices: list[jax.Device] | None, axes: Mapping[str, int], fields: Iterable[str] = ()) -> Mesh:
     """Arrange devices along the axis ``data`` and the axes of a task.
 
     Args:
       devices: Devices of the run; all by default.
       axes: Sizes of the axes besides ``data``, by name.
+      fields: Dotted names of the config fields that set them, for the message.
 
     Returns:
       The mesh; ``data`` has all devices that the other axes leave.
@@ -31,10 +32,8 @@ def make_mesh(devices: list[jax.Device] | None, axes: Mapping[str, int]) -> Mesh
     """
     number, taken = len(devices or jax.devices()), math.prod(axes.values())
     if number % taken:
-        wanted = " x ".join(f"{size} ({name})" for name, size in axes.items())
-        raise UserError(
-            f"the mesh axes {wanted} must divide the number of devices, {number}; use other sizes, or more devices."
-        )
+        names = ", ".join(f"config.{field}" for field in fields)
+        raise UserError(f"{names} must be a divisor of {number}, the number of devices, got {taken}.")
     shape = (number // taken, *axes.values())
     return jax.make_mesh(shape, ("data", *axes), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 

@@ -61,7 +61,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     log(f"vqjax: {name} on {describe_devices(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
     task = build_task(config, splits.train)
-    mesh = make_mesh(devices, task.mesh_axes)
+    mesh = make_mesh(devices, task.mesh_axes, task.mutable_fields)
     check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation or 1)
     key, batch = jax.random.key(config.seed), example_batch(splits.train)
     # What the networks refuse is found before all images are read.
@@ -140,6 +140,8 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
             # A run that was complete when it started has nothing to log, but still shows its result.
             result = run.final_result or run.evaluate(run.full_state)
             report(task, result, config, splits.eval, split="eval", step=run.step, directory=workdir / "eval")
+            if is_main_process():
+                print(f"checkpoint: {checkpoints.newest}", flush=True)
             return result
         finally:
             run.close()

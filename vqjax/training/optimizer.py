@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import optax
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from vqjax.errors import UserError
 from vqjax.runtime.signature import Registry
@@ -173,7 +174,7 @@ def is_decayed(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(of_parameter, params)
 
 
-def build_optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
+def build_optimizer(config: Mapping[str, Any] | ConfigDict, num_steps: int) -> optax.GradientTransformation:
     """Build the optimizer that a group of a config describes.
 
     Args:

@@ -1,0 +1,56 @@
+"""Document of the study, rebuilt from its records."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from studies.common.document import table, with_spread, write_filled
+from studies.common.records import Record, Results
+from studies.quantizers.variants import VARIANTS
+
+DOCUMENT = "quantizers.md"
+
+
+def write_document(results: Results, docs: Path) -> Path:
+    """Fills the generated part of the document, which is created if missing.
+
+    Args:
+      results: Records of the study.
+      docs: Directory of all documents.
+
+    Returns:
+      The document.
+    """
+    path = docs / DOCUMENT
+    write_filled(path, "Quantizers: results", document_parts(results))
+    return path
+
+
+def document_parts(results: Results) -> dict[str, str]:
+    """Makes the generated part of the document.
+
+    Args:
+      results: Records of the study.
+
+    Returns:
+      Markdown by name.
+    """
+    records = defaultdict(list)
+    for record in results.records():
+        records[record.settings["quantizer"]].append(record)
+    header = ["class", "source", "use it for", "bits", "µs", "PSNR (dB)", "codes used", "images/s"]
+    rows = [_row(name, records[name]) for name in VARIANTS if name in records]
+    return {"measured": table(header, rows) if rows else "Not measured yet: `python -m studies.quantizers`"}
+
+
+def _row(name: str, records: list[Record]) -> list[str]:
+    variant, first = VARIANTS[name], records[0].measured
+    bits = "–" if first["bits_per_image"] is None else f"{first['bits_per_image']:.0f}"
+    psnr = with_spread([record.measured["psnr"] for record in records])
+    usage = with_spread([_percent(record.measured["usage_split"]) for record in records])
+    speed = max(record.measured["images_per_second"] or 0 for record in records)
+    numbers = [bits, f"{first['microseconds_per_vector']:.2f}", psnr, f"{usage} %", f"{speed:.0f}"]
+    return [f"`{variant.kind}`", variant.source, variant.use, *numbers]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

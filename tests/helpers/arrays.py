@@ -1,0 +1,25 @@
+"""Random arrays for tests, and float64 NumPy beside them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def gaussian(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def pulled_back(function, cotangent, *primals):
+    """Value of a function, and the cotangent pulled back to each argument."""
+    value, pull = jax.vjp(function, *primals)
+    return value, pull(cotangent)
+
+
+def central_difference(function, x, step=1e-6):
+    """Gradient of a float64 function by finite differences."""
+    moves = [step * one.reshape(x.shape) for one in np.eye(x.size)]
+    return np.reshape([(function(x + move) - function(x - move)) / (2 * step) for move in moves], x.shape)
