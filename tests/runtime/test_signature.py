@@ -232,6 +232,12 @@ def test_fields_that_every_choice_shares_are_not_passed_on():
     assert "flip" in sources.call("folder").fields
 
 
+def test_texts_in_a_sequence_are_separated_by_commas():
+    kind = Kind.of(Sequence[str])
+    assert kind.parse("vq, fsq") == ("vq", "fsq")
+    assert kind.parse("") == ()
+
+
 @pytest.mark.parametrize("annotation", [int, float | None, Literal["a"], Sequence[int | Sequence[int]]])
 def test_annotations_that_a_config_can_hold(annotation):
     assert Kind.of(annotation).is_known

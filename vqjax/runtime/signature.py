@@ -25,7 +25,7 @@ REQUIRED = inspect.Parameter.empty
 """The default of an argument that has none."""
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
-_PLURALS = {int: "whole numbers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "texts such as ('a', 'b')"}
+_PLURALS = {int: "whole numbers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "texts such as a,b"}
 
 # The steps of the trainer see global batches, without a mapped axis.
 _NOT_CONFIGURED = frozenset({"axis_name"})
@@ -123,6 +123,8 @@ class Kind:
             return text.lower() == "true"
         if str in self.types or self.choices:
             return self.check(text)
+        if self.items and str in self.items.types:
+            return self.check([item.strip() for item in text.split(",") if item.strip()])
         value = text
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text.strip())
@@ -195,16 +197,14 @@ class Field:
         if not path and text.lower() == "none" and (self.can_be_off or self.several):
             return {} if self.several else None
         if not path:
-            raise UserError(f"is a group, got {text!r}; set one of its arguments, such as {self.part.key}.")
+            raise _is_a_group(text, self.part.key)
         if not self.several:
             return self.part.override(value or {}, path, text)
         name, _, argument = path.partition(".")
         with within(name):
             call = self.part.call(name)
             if not argument:
-                raise UserError(
-                    f"is a group, got {text!r}; set one of its arguments, such as {next(iter(call.fields))}."
-                )
+                raise _is_a_group(text, next(iter(call.fields)))
             return value | {name: call.override(value.get(name, {}), argument, text)}
 
 
@@ -466,6 +466,10 @@ def _items(value: Any) -> dict[str, Any]:
     if not hasattr(value, "items"):
         raise UserError(f"must be a dictionary, got {_shown(value)}.")
     return dict(value.items())
+
+
+def _is_a_group(text: str, argument: str) -> UserError:
+    return UserError(f"is a group, got {text!r}; set one of its arguments, such as {argument}.")
 
 
 def _shown(value: Any) -> str:
