@@ -24,7 +24,7 @@ from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
 from vqjax.quantizers.recipes import RECIPES
 from vqjax.runtime.signature import Call
-from vqjax.training.build import build_task, example_batch
+from vqjax.training.build import build_task, check_fits, example_batch
 from vqjax.training.config import GROUPS, Run, base_config, validate
 from vqjax.training.loop import train
 
@@ -123,7 +123,7 @@ def start_of(config: Any) -> None:
     side = config.data.image_size
     images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
     task = build_task(config, images)
-    jax.eval_shape(task.init, jax.random.key(0), example_batch(images))
+    check_fits(task, jax.random.key(0), example_batch(images))
 
 
 @pytest.mark.parametrize(("group", "options"), list(choices()), ids=lambda value: str(value)[:40])

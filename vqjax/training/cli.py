@@ -132,7 +132,7 @@ def _message_and_status(error: BaseException) -> tuple[str, int] | None:
             "the same commands: the run goes on from its last checkpoint.",
             1,
         )
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+    if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
         return (
             "error: out of memory: raise config.gradient_accumulation, or lower config.batch_size or the sizes in "
             "config.model and config.quantizer.",
