@@ -106,7 +106,7 @@ def microseconds_per_vector(model: VQVAE, setting: TrainingSetting) -> float:
       Median over repetitions, per latent vector.
     """
     side = setting.image_size // 4
-    z = jax.random.normal(jax.random.key(0), (_TIMED_MAPS, side, side, model.encoder.code_dim))
+    z = jax.random.normal(jax.random.key(0), (_TIMED_MAPS, side, side, model.encoder.latent_dim))
     quantizer = model.quantizer.clone(parent=None, name=None)
     variables = quantizer.init({"params": jax.random.key(1), "quantizer": jax.random.key(2)}, z)
     params = variables.pop("params", {})
