@@ -11,7 +11,7 @@ from typing import Any
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio
 from vqjax.functional.regularizers import Diversity
 from vqjax.quantizers import LearnedAffine, LinearTransform, RunningAffine
-from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS
+from vqjax.tasks.decoder_gradient import DECODER_GRADIENTS
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Variant:
 
     Attributes:
       quantizer: Arguments of :class:`vqjax.VectorQuantizer` beside ``num_codes``.
-      encoder_gradient: See :class:`vqjax.tasks.vqvae.StepOptions`.
+      decoder_gradient: See :class:`vqjax.tasks.decoder_gradient.DecoderGradientTask`; None for the estimator.
       kmeans_start: Whether the codebook starts from clusters of the untrained encoder's latents.
     """
 
     quantizer: Mapping[str, Any] = field(default_factory=dict)
-    encoder_gradient: str = "estimator"
+    decoder_gradient: str | None = None
     kmeans_start: bool = False
 
 
@@ -36,7 +36,7 @@ Codes that are too long are the adversarial start: most latents are nearest to o
 """
 
 ESTIMATOR_VARIANTS = {name: Variant({"estimator": name}) for name in ESTIMATORS} | {
-    name: Variant(encoder_gradient=name) for name in ENCODER_GRADIENTS
+    name: Variant(decoder_gradient=name) for name in DECODER_GRADIENTS
 }
 _TASK_ALONE = {"codebook_update": "gradient", "codebook_weight": 0.0, "commitment_weight": 0.0}
 

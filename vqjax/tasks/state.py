@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 class TrainState(flax.struct.PyTreeNode):
     """State of a run. The position in the data and all randomness follow from ``step`` and the seed.
 
-    The leaves are arrays, or what describes them, such as shapes and shardings. Parameters and variables are
-    dictionaries by network, so that a task may train any number of networks, each with an optimizer of its own.
+    The leaves are arrays, or what describes them, such as shapes and shardings. The dictionaries by network let a task
+    train any number of networks, each with an optimizer of its own.
 
     Attributes:
       step: Number of steps taken, an int32 scalar.

@@ -1,4 +1,4 @@
-"""From a config to a task with its model, loss and optimizers."""
+"""A task from a config, with its model, loss and optimizers, and the state that it starts from."""
 
 import os
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from vqjax.data import Batch, ImageDataset, augment
+from vqjax.data.batches import first_epoch_batches
 from vqjax.data.reading import example_spec
 from vqjax.errors import UserError
 from vqjax.losses.registry import LOSSES
@@ -19,8 +20,12 @@ from vqjax.models.registry import MODELS
 from vqjax.quantizers.registry import QUANTIZERS
 from vqjax.runtime.signature import within
 from vqjax.tasks.registry import TASKS
+from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.optimizer import build_optimizer
+
+# No training step has this number, and a run that is made longer later starts from the same state.
+_DATA_KEY = 2**31 - 1
 
 
 def build_task(config: ConfigDict, images: ImageDataset) -> Task:
@@ -99,6 +104,24 @@ def _memory() -> int:
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return sum(of_device.get("bytes_limit", 0) for of_device in statistics) or of_machine
+
+
+def initial_state(task: Task, dataset: ImageDataset, *, seed: int, batch_size: int) -> TrainState:
+    """Return the state before the first step of a new run.
+
+    Args:
+      task: The task.
+      dataset: The training examples.
+      seed: Seed of the run.
+      batch_size: Images per step.
+
+    Returns:
+      The state, on one device.
+    """
+    key = jax.random.key(seed)
+    state = task.init(key, example_batch(dataset))
+    batches = first_epoch_batches(dataset, seed, batch_size)
+    return task.init_from_data(state, batches, jax.random.fold_in(key, _DATA_KEY))
 
 
 def example_batch(dataset: ImageDataset) -> Batch:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vqjax.checkpointing.checkpoints import Checkpoints
 from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import Feed, batch_indices, fingerprint, load_splits, make_feed
-from vqjax.data.batches import check_batch_size, first_epoch_batches
+from vqjax.data.batches import check_batch_size
 from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
@@ -22,7 +22,7 @@ from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
-from vqjax.training.build import build_task, check_fits, example_batch
+from vqjax.training.build import build_task, check_fits, example_batch, initial_state
 from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, log, progress_line
 from vqjax.training.devices import make_mesh, state_sharding
@@ -30,9 +30,6 @@ from vqjax.training.dispatch import empty_log_sums, make_dispatch
 from vqjax.training.evaluate import evaluate_state, report
 from vqjax.training.nonfinite import Losses, NonfiniteGuard
 from vqjax.training.resume import check_config, check_images
-
-# No training step has this number, and a run that is made longer later starts from the same state.
-_DATA_KEY = 2**31 - 1
 
 
 def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:
@@ -89,10 +86,8 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
         # Another run may have ended since the first look.
         check_config(workdir, checkpoints.found, config)
         check_images(workdir, checkpoints.found, images)
-        state = task.init(key, batch)
-        if checkpoints.found is None:
-            batches = first_epoch_batches(splits.train, **order)
-            state = task.init_from_data(state, batches, jax.random.fold_in(key, _DATA_KEY))
+        new = checkpoints.found is None
+        state = initial_state(task, splits.train, **order) if new else task.init(key, batch)
         state = state.replace(log_sums=empty_log_sums(task, state, feed.batch_spec))
         sharding = state_sharding(state, mesh, task)
         state = jax.device_put(state, sharding)
