@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -98,3 +98,39 @@ def _require(module: nn.Module, valid: bool, name: str, allowed: str) -> None:
         # A module shows all its attributes, line by line.
         shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
         raise UserError(f"{name}={shown} is not allowed: {allowed}")
+
+
+def require(valid: bool, name: str, value: object, expected: str, advice: str | None = None) -> None:
+    """Refuse the value of an argument: "`name` must be expected, got value; advice."."""
+    if not valid:
+        # A module shows all its attributes, line by line.
+        shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
+        raise UserError(f"`{name}` must be {expected}, got {shown}{'' if advice is None else f'; {advice}'}.")
+
+
+def require_count(name: str, value: object, largest: int | None = None, advice: str | None = None) -> None:
+    """Refuse what is not a whole number of at least 1, or is above the largest."""
+    span = "of at least 1" if largest is None else f"in [1, {largest}]"
+    require(is_count(value) and (largest is None or value <= largest), name, value, f"a whole number {span}", advice)
+
+
+def require_weight(name: str, value: object) -> None:
+    """Refuse what is not a finite number of at least 0."""
+    require(is_weight(value), name, value, "a finite number of at least 0")
+
+
+def require_positive(name: str, value: object) -> None:
+    """Refuse what is not a finite number above 0."""
+    require(is_weight(value) and value > 0, name, value, "a finite number above 0")
+
+
+def require_probability(name: str, value: object) -> None:
+    """Refuse what is neither a probability above 0 nor None, which switches off."""
+    in_range = value is None or (is_number(value) and 0 < value <= 1)
+    require(in_range, name, value, "a probability in (0, 1], or None for none")
+
+
+def require_choice(name: str, value: object, choices: Iterable[str | None]) -> None:
+    """Refuse what is not one of a few names."""
+    known = isinstance(value, str | None) and value in tuple(choices)
+    require(known, name, value, f"one of {', '.join(map(repr, choices))}")
