@@ -77,7 +77,7 @@ class VQVAE(nn.Module):
     ) -> tuple[Float[Array, "batch rows columns dim"], QuantizerOutput]:
         """The first half of the call: the grid as it would be without quantization, and the quantizer's output."""
         z = self.latents(images)
-        return self.quantizer.unquantized(z), self.quantizer(z, train=train)
+        return self.quantizer.bypass(z), self.quantizer(z, train=train)
 
     def decode_vectors(self, vectors: Float[Array, "batch rows columns dim"]) -> Images:
         """The second half: images from a grid of vectors, quantized or not."""

@@ -11,12 +11,14 @@ from vqjax.errors import UserError
 from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
 from vqjax.quantizers import (
     BSQ,
-    EMA,
     FSP,
     FSQ,
     IBQ,
     LFQ,
     BinaryMapper,
+    EMACodebook,
+    FrozenCodebook,
+    GradientCodebook,
     Grouped,
     GroupedResidualFSQ,
     GroupedResidualLFQ,
@@ -28,6 +30,7 @@ from vqjax.quantizers import (
     MultiScaleVQ,
     ProductVQ,
     RandomProjectionQuantizer,
+    Replacement,
     ResidualFSQ,
     ResidualLFQ,
     ResidualSimVQ,
@@ -36,6 +39,7 @@ from vqjax.quantizers import (
     SimVQ,
     VectorQuantizer,
 )
+from vqjax.quantizers.codebooks import BaseCodebook
 
 TRANSFORMS: dict[str, type[nn.Module]] = {
     "linear": LinearTransform,
@@ -68,15 +72,33 @@ def _vector(kind: type[nn.Module], **options: Any) -> nn.Module:
     """Options by name become objects where the class takes objects."""
     weights = {name: options.pop(name) for name in REGULARIZERS if name in options}
     regularizers = tuple(REGULARIZERS[name](float(weight)) for name, weight in weights.items() if weight)
-    transform = options.pop("codebook_transform", "")
-    if transform:
-        options["codebook_transform"] = TRANSFORMS[transform]()
-    smoothing = options.pop("ema_smoothing", 0.0)
-    if smoothing:
-        if options.get("codebook_update", "ema") != "ema":
-            raise UserError(f"ema_smoothing={smoothing} is not allowed: only codebook_update='ema' has it.")
-        options["codebook_update"] = EMA(smoothing=float(smoothing))
+    if kind is not IBQ:
+        for old, new in (("metric", "distance"), ("code_dim", "codebook_dim")):
+            if old in options:
+                options[new] = options.pop(old)
+        options["sampling_temperature"] = options.pop("sampling_temperature", 0.0) or None
+        if kind is SimVQ:
+            options |= {"codebook_update": "none", "codebook_transform": "linear"}
+        options["codebook"] = _codebook(options.pop("codebook_update", "ema"), options)
     return kind(**options, regularizers=regularizers)
+
+
+def _codebook(update: str, options: dict[str, Any]) -> BaseCodebook:
+    """Takes the options of a codebook out of those of its quantizer."""
+    transform = options.pop("codebook_transform", "")
+    own = {"transform": TRANSFORMS[transform]() if transform else None}
+    threshold, decay = options.pop("dead_code_threshold", 0.01), options.pop("decay", 0.99)
+    below = threshold if options.pop("replace_dead_codes", False) else None
+    unused = options.pop("replace_unused_after", None)
+    weight, sync_nu = options.pop("codebook_weight", 1.0), options.pop("synchronization", 0.0)
+    smoothing = options.pop("ema_smoothing", 0.0)
+    if smoothing and update != "ema":
+        raise UserError(f"ema_smoothing={smoothing} is not allowed: only codebook_update='ema' has it.")
+    if update != "none":
+        replace = None if below is None and unused is None else Replacement(below, unused)
+        own |= {"decay": decay, "dead_code_threshold": threshold, "replace": replace}
+    own |= {"smoothing": smoothing} if update == "ema" else {"weight": weight, "sync_nu": sync_nu}
+    return {"ema": EMACodebook, "gradient": GradientCodebook, "none": FrozenCodebook}[update](**own)
 
 
 def _residual_vq(kind: type[ResidualVQ], template: type[VectorQuantizer], **options: Any) -> ResidualVQ:

@@ -22,7 +22,7 @@ def alternating_steps(
     """Moves parameters down the codebook loss.
 
     The tokens are those of the current batch and encoder, held constant, so the codes catch up with them before the
-    task's gradient is taken at the codes. Give the task's loss ``codebook_weight=0``: otherwise the codes move twice.
+    task's gradient is taken at the codes. Give the codebook ``weight=0``: otherwise the codes move twice.
 
     Args:
       codebook_loss: Loss of the parameters, such as
@@ -37,9 +37,9 @@ def alternating_steps(
 
     Example:
       >>> import jax, optax
-      >>> from vqjax import VectorQuantizer
+      >>> from vqjax import GradientCodebook, VectorQuantizer
       >>> z = jax.random.normal(jax.random.key(0), (64, 4))
-      >>> vq = VectorQuantizer(num_codes=8, codebook_update="gradient", codebook_weight=0.0)
+      >>> vq = VectorQuantizer(num_codes=8, codebook=GradientCodebook(weight=0.0))
       >>> variables = vq.init(jax.random.key(1), z)
       >>> loss = lambda params: vq.apply({**variables, "params": params}, z, method="codebook_loss")
       >>> optimizer = optax.sgd(1.0, momentum=0.9)
