@@ -79,7 +79,7 @@ def test_arguments_are_refused_at_construction(make, message):
             "must be True or False, got 'False'",
         ),
         (lambda: VectorQuantizer(4, axis_name=3), "`axis_name` must be .*, got 3"),
-        (lambda: FSQ((8, 8), hard_clamp="x"), "hard_clamp='x'"),
+        (lambda: FSQ((8, 8), hard_clamp="x"), "`hard_clamp` must be True or False, got 'x'"),
         (lambda: ResidualLFQ(4, 2, soft_clamp="x"), "soft_clamp='x'"),
         (lambda: VectorQuantizer(4).init(KEY, [1.0]), "`z` must be an array, got list"),
         (lambda: VectorQuantizer(4).init(KEY, jnp.ones((2, 3)), True), "`mask` must be an array, got bool"),

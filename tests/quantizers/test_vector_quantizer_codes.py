@@ -147,7 +147,7 @@ def test_no_tokens_leave_the_codebook_as_it_is_and_cannot_start_it():
     vq, variables = create(codebook=replacing())
     _, changed = train(vq, variables, gaussian(0, DIM))
     chex.assert_trees_all_equal(changed, variables)
-    with pytest.raises(UserError, match="kmeans_init takes at least one token"):
+    with pytest.raises(UserError, match="must have at least one token for kmeans_init, got shape"):
         vq.apply(variables, gaussian(0, DIM), method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY})
 
 

@@ -189,7 +189,7 @@ class BaseCodebook:
         unit_norm: bool,
         candidates: Candidates | None = None,
         weights: Weights = None,
-    ) -> tuple[Variables, Float[Array, "*codebooks"]]:
+    ) -> tuple[Variables, Float[Array, ""]]:
         """Move the variables by one batch.
 
         Args:
@@ -208,9 +208,9 @@ class BaseCodebook:
         """Return the variables with clusters of latents for codes."""
         raise NotImplementedError
 
-    def count_dead(self, relative_usage: Float[Array, "*codebooks codes"]) -> Float[Array, "*codebooks"]:
+    def count_dead(self, relative_usage: Float[Array, "*codebooks codes"]) -> Float[Array, ""]:
         """Count the codes whose use is below the threshold."""
-        return jnp.sum(dead_codes(relative_usage, self.dead_code_threshold), axis=-1, dtype=jnp.float32)
+        return jnp.sum(dead_codes(relative_usage.ravel(), self.dead_code_threshold), dtype=jnp.float32)
 
     def _track_usage(
         self, variables: Variables, counts: Float[Array, " codes"], candidates: Candidates | None, weights: Weights
@@ -334,9 +334,10 @@ class EMACodebook(BaseCodebook):
         unit_norm: bool,
         candidates: Candidates | None = None,
         weights: Weights = None,
-    ) -> tuple[Variables, Float[Array, "*codebooks"]]:
+    ) -> tuple[Variables, Float[Array, ""]]:
         move = per_codebook(partial(self._accumulate, unit_norm=unit_norm), variables["codes"])
-        return move(variables, batch, candidates, weights)
+        variables, dead = move(variables, batch, candidates, weights)
+        return variables, jnp.sum(dead)
 
     def restart(self, variables: Variables, clusters: Codebook) -> Variables:
         if self.transform is not None:
@@ -434,7 +435,7 @@ class GradientCodebook(BaseCodebook):
         unit_norm: bool,
         candidates: Candidates | None = None,
         weights: Weights = None,
-    ) -> tuple[Variables, Float[Array, "*codebooks"]]:
+    ) -> tuple[Variables, Float[Array, ""]]:
         codes = variables["codes"]
         track = per_codebook(self._track_usage, codes)
         variables, replaced = track(variables, batch.counts, candidates, weights)

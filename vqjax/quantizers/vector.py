@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from vqjax.errors import UserError
 from vqjax.estimators import Estimator, chooses_codes, get_estimator, keyword_names, straight_through
-from vqjax.functional.codebook import Assignment, assign
+from vqjax.functional.codebook import Assignment, Codebook, assign
 from vqjax.functional.kmeans import kmeans
 from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.norms import normalize
@@ -417,7 +417,7 @@ class VectorQuantizer(Quantizer):
         candidates = self._candidates("kmeans_init", *self._group(latents, self._mask_of_heads(mask)))
         settings = {"iterations": iterations, "unit_norm": self._unit_norm, "start": start}
 
-        def cluster(key: Key[Array, ""], latents: Latents, mask: TokenMask) -> Variables:
+        def cluster(key: Key[Array, ""], latents: Array, mask: Array | None) -> Codebook:
             return kmeans(key, latents, self.num_codes, mask=mask, **settings)
 
         clusters = per_codebook(cluster, variables["codes"])(*candidates)
@@ -735,7 +735,7 @@ class VectorQuantizer(Quantizer):
         metrics["perplexity"] = jnp.mean(per_codebook(perplexity, variables["codes"])(counts))
         metrics["usage"] = usage(counts.ravel())
         if self.codebook.tracks_usage:
-            metrics["dead_codes"] = jnp.sum(self.codebook.count_dead(variables["relative_usage"]))
+            metrics["dead_codes"] = self.codebook.count_dead(variables["relative_usage"])
         return metrics
 
     def _update_codebook(
@@ -768,7 +768,7 @@ class VectorQuantizer(Quantizer):
         settings = {"unit_norm": self._unit_norm, "candidates": candidates, "weights": weights}
         variables, dead = codebook.update(variables, batch, **settings)
         self._write(variables)
-        return {"dead_codes": jnp.sum(dead)}
+        return {"dead_codes": dead}
 
     def _candidates(self, cause: str, latents: Array, mask: Array | None) -> Candidates:
         """Return the grouped latents of all devices, of which those may become codes that have a direction."""
