@@ -213,7 +213,7 @@ class BaseCodebook:
         return jnp.sum(dead_codes(relative_usage.ravel(), self.dead_code_threshold), dtype=jnp.float32)
 
     def _track_usage(
-        self, variables: Variables, counts: Float[Array, " codes"], candidates: Candidates | None, weights: Weights
+        self, variables: Variables, counts: Float[Array, " codes"], weights: Weights
     ) -> tuple[Variables, Bool[Array, " codes"]]:
         """Move the statistics of use of one codebook, and mark the codes to be replaced."""
         relative_usage = update_relative_usage(variables["relative_usage"], counts, decay=self.decay)
@@ -229,8 +229,6 @@ class BaseCodebook:
             variables["idle"] = jnp.where(replaced, 0, idle)
         if weights is not None:
             replaced &= weights > 0
-        if candidates is not None and candidates.mask is not None:
-            replaced &= jnp.any(candidates.mask)
         return variables, replaced
 
     @property
@@ -366,7 +364,7 @@ class EMACodebook(BaseCodebook):
         decay = self.decay if weights is None else 1 - (1 - self.decay) * weights
         codebook = Codebook(*(variables[name] for name in Codebook._fields))
         codebook = ema_update(codebook, batch, decay=decay, unit_norm=unit_norm, smoothing=self.smoothing)
-        variables, replaced = self._track_usage(variables, batch.counts, candidates, weights)
+        variables, replaced = self._track_usage(variables, batch.counts, weights)
         codebook = codebook._replace(relative_usage=variables["relative_usage"])
         dead = self.count_dead(codebook.relative_usage)
         if candidates is not None:
@@ -437,12 +435,13 @@ class GradientCodebook(BaseCodebook):
         weights: Weights = None,
     ) -> tuple[Variables, Float[Array, ""]]:
         codes = variables["codes"]
-        track = per_codebook(self._track_usage, codes)
-        variables, replaced = track(variables, batch.counts, candidates, weights)
+        variables, replaced = per_codebook(self._track_usage, codes)(variables, batch.counts, weights)
         dead = self.count_dead(variables["relative_usage"])
         if candidates is not None:
             draw = per_codebook(partial(sample_latents, count=codes.shape[-2]), codes)
             drawn = self.to_stored(draw(candidates.keys, candidates.latents, mask=candidates.mask))
+            if candidates.mask is not None:
+                replaced &= jnp.any(candidates.mask, axis=-1, keepdims=True)
             offsets = jnp.where(replaced[..., None], drawn - codes, variables["offsets"])
             relative_usage = jnp.where(replaced, 1.0, variables["relative_usage"])
             variables |= {"offsets": offsets, "relative_usage": relative_usage}
