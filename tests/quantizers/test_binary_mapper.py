@@ -262,19 +262,19 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message, as_user
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3))), r"z has 3 features, but bits=4: pass one logit per bit"),
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), method="encode"), r"z has 3 features, but bits=4"),
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), jnp.zeros(2, int), method="log_prob"), r"z has 3 features"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int)), r"`z` must be floating-point vectors, got int32"),
+        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int)), r"z must be floating-point vectors, got int32"),
         (
             lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.ones(3, bool)),
-            r"`mask` must be bool\[2\], .*, got bool\[3\]",
+            r"mask must be bool\[2\], .*, got bool\[3\]",
         ),
         (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), train=True), r"draws random .*pass rngs=\{'quantizer': key\}"),
         (
             lambda: MAPPER.apply({}, jnp.zeros(2), method="decode"),
-            r"`indices` must be .* integers, .*, got float32",
+            r"indices must be .* integers, .*, got float32",
         ),
         (
             lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.zeros(2), method="log_prob"),
-            r"`indices` must be .* integers, .*, got float32",
+            r"indices must be .* integers, .*, got float32",
         ),
     ],
 )

@@ -246,5 +246,5 @@ def test_wrong_inputs_are_named(as_users_run_it):
         ibq.apply(variables, gaussian(2, 5))
     with pytest.raises(UserError, match=r"hold no codes: create them with init"):
         ibq.apply({}, gaussian(2, 4))
-    with pytest.raises(UserError, match=r"`indices` must be an array of integers, .*, got float32"):
+    with pytest.raises(UserError, match=r"indices must be an array of integers, .*, got float32"):
         ibq.apply(variables, jnp.ones(2), method="decode")

@@ -166,7 +166,7 @@ def test_alternating_steps_bring_the_codes_to_the_tokens():
         (lambda: EMACodebook(transform=LinearTransform()), "without parameters where codes are moving averages"),
         (
             lambda: GradientCodebook(transform=LinearTransform(), replace=Replacement()),
-            r"`transform` must be invertible .* where codes are replaced, got LinearTransform",
+            r"transform must be invertible .* where codes are replaced, got LinearTransform",
         ),
     ],
 )
@@ -180,11 +180,11 @@ def test_codebooks_refuse_transforms_that_do_not_suit_them(make, message):
     [
         ({"regularizers": (Orthogonality(1.0),)}, "moving averages and frozen codebooks would undo Orthogonality"),
         ({"distance": "cosine", "codebook": EMACodebook(transform=RunningAffine())}, "off the unit sphere"),
-        ({"separate_codebooks": True}, "`heads` must be at least 2, got 1; one head has one codebook anyway"),
+        ({"separate_codebooks": True}, "heads must be at least 2, got 1; one head has one codebook anyway"),
         ({"estimator": "gumbel_softmax", "sampling_temperature": 1.0}, "chooses the codes itself"),
         (
             {"codebook": GradientCodebook(transform=ImplicitCodebook()), "heads": 2},
-            "`heads` must be 1, got 2; a codebook per token",
+            "heads must be 1, got 2; a codebook per token",
         ),
     ],
 )
@@ -194,13 +194,13 @@ def test_incompatible_options_are_refused_with_the_reason(arguments, message):
 
 
 def test_heads_that_do_not_divide_the_features_are_named():
-    with pytest.raises(UserError, match=r"`heads` must be a divisor of the 4 features of z, got 3; or set"):
+    with pytest.raises(UserError, match=r"heads must be a divisor of the 4 features of z, got 3; or set"):
         create(heads=3)
 
 
 def test_a_projected_input_of_other_features_is_named():
     vq, variables = create(codebook_dim=2)
-    with pytest.raises(UserError, match=r"`z` must have 4 features, .*, got 5"):
+    with pytest.raises(UserError, match=r"z must have 4 features, .*, got 5"):
         vq.apply(variables, gaussian(2, 5))
 
 

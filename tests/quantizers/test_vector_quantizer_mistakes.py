@@ -11,19 +11,19 @@ from vqjax import EMACodebook, FrozenCodebook, GradientCodebook, Replacement, Us
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_codes": 0}, r"`num_codes` must be a whole number in \[1, 2147483647\], got 0"),
-        ({"num_codes": 16.0}, r"`num_codes` must be .*, got 16.0"),
-        ({"num_codes": 2**31}, r"`num_codes` must be .*, got 2147483648"),
-        ({"distance": "cos"}, r"`distance` must be 'euclidean' or 'cosine', got 'cos'"),
-        ({"codebook": "EMA"}, r"`codebook` must be 'ema', 'gradient', 'frozen', or a codebook such as .*, got 'EMA'"),
+        ({"num_codes": 0}, r"num_codes must be a whole number in \[1, 2147483647\], got 0"),
+        ({"num_codes": 16.0}, r"num_codes must be .*, got 16.0"),
+        ({"num_codes": 2**31}, r"num_codes must be .*, got 2147483648"),
+        ({"distance": "cos"}, r"distance must be 'euclidean' or 'cosine', got 'cos'"),
+        ({"codebook": "EMA"}, r"codebook must be 'ema', 'gradient', 'frozen', or a codebook such as .*, got 'EMA'"),
         ({"estimator": "ste"}, r"estimator must be one of straight_through, rotation, .*, got 'ste'"),
-        ({"commitment_weight": -1.0}, r"`commitment_weight` must be a finite number of at least 0, got -1.0"),
-        ({"codebook_shards": 3}, r"`codebook_shards` must be a whole number that divides num_codes=16, got 3"),
+        ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
+        ({"codebook_shards": 3}, r"codebook_shards must be a whole number that divides num_codes=16, got 3"),
         (
             {"codebook_shards": 2, "heads": 2, "separate_codebooks": True},
-            r"`codebook_shards` must be 1, got 2; separate codebooks are not divided",
+            r"codebook_shards must be 1, got 2; separate codebooks are not divided",
         ),
-        ({"sampling_temperature": 0.0}, r"`sampling_temperature` must be a finite number above 0, got 0.0"),
+        ({"sampling_temperature": 0.0}, r"sampling_temperature must be a finite number above 0, got 0.0"),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(arguments, message, as_users_run_it):
@@ -34,20 +34,20 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message, as_user
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (EMACodebook, {"decay": 1.0}, r"`decay` must be a number in \[0, 1\), got 1.0"),
-        (EMACodebook, {"decay": -0.1}, r"`decay` must be .*, got -0.1"),
-        (GradientCodebook, {"decay": float("nan")}, r"`decay` must be .*, got nan"),
-        (GradientCodebook, {"weight": -1.0}, r"`weight` must be a finite number of at least 0, got -1.0"),
-        (FrozenCodebook, {"weight": 0.5}, r"`weight` must be 1.0 for frozen codes without a transform .*, got 0.5"),
-        (FrozenCodebook, {"sync_nu": 0.1}, r"`sync_nu` must be 0.0 for frozen codes without a transform .*, got 0.1"),
+        (EMACodebook, {"decay": 1.0}, r"decay must be a number in \[0, 1\), got 1.0"),
+        (EMACodebook, {"decay": -0.1}, r"decay must be .*, got -0.1"),
+        (GradientCodebook, {"decay": float("nan")}, r"decay must be .*, got nan"),
+        (GradientCodebook, {"weight": -1.0}, r"weight must be a finite number of at least 0, got -1.0"),
+        (FrozenCodebook, {"weight": 0.5}, r"weight must be 1.0 for frozen codes without a transform .*, got 0.5"),
+        (FrozenCodebook, {"sync_nu": 0.1}, r"sync_nu must be 0.0 for frozen codes without a transform .*, got 0.1"),
         (EMACodebook, {"dead_code_threshold": 2.0}, r"must be a fraction of the average use, in \[0, 1\), got 2.0"),
-        (EMACodebook, {"smoothing": -1.0}, r"`smoothing` must be 0, or a small number such as 1e-5, got -1.0"),
-        (EMACodebook, {"start": "full"}, r"`start` must be 'empty', 'one_token' or 'sums_only', got 'full'"),
-        (EMACodebook, {"accumulation_steps": 0}, r"`accumulation_steps` must be a whole number of at least 1, got 0"),
-        (EMACodebook, {"replace": True}, r"`replace` must be a Replacement\(...\), or None, got True"),
-        (Replacement, {"below": 1.0}, r"`below` must be in \[0, 1\), or None, got 1.0"),
-        (Replacement, {"below": None}, r"`below` must be set where unused_after is None, got None; use replace=None"),
-        (Replacement, {"unused_after": 0}, r"`unused_after` must be a whole number of at least 1, or None, got 0"),
+        (EMACodebook, {"smoothing": -1.0}, r"smoothing must be 0, or a small number such as 1e-5, got -1.0"),
+        (EMACodebook, {"start": "full"}, r"start must be 'empty', 'one_token' or 'sums_only', got 'full'"),
+        (EMACodebook, {"accumulation_steps": 0}, r"accumulation_steps must be a whole number of at least 1, got 0"),
+        (EMACodebook, {"replace": True}, r"replace must be a Replacement\(...\), or None, got True"),
+        (Replacement, {"below": 1.0}, r"below must be in \[0, 1\), or None, got 1.0"),
+        (Replacement, {"below": None}, r"below must be set where unused_after is None, got None; use replace=None"),
+        (Replacement, {"unused_after": 0}, r"unused_after must be a whole number of at least 1, or None, got 0"),
     ],
 )
 def test_wrong_options_of_codebooks_are_refused(kind, arguments, message, as_users_run_it):
@@ -58,24 +58,24 @@ def test_wrong_options_of_codebooks_are_refused(kind, arguments, message, as_use
 def test_wrong_inputs_are_named(as_users_run_it):
     vq, variables = create()
     z = gaussian(2, 3, DIM)
-    with pytest.raises(UserError, match=r"`z` must have 4 features, as the codebook of shape \(12, 4\) .*, got 5"):
+    with pytest.raises(UserError, match=r"z must have 4 features, as the codebook of shape \(12, 4\) .*, got 5"):
         vq.apply(variables, gaussian(2, 5))
     with pytest.raises(UserError, match="that of num_codes=13 and one codebook, got shape"):
         vq.clone(num_codes=13).apply(variables, z)
-    with pytest.raises(UserError, match=r"`z` must be floating-point vectors, got int32"):
+    with pytest.raises(UserError, match=r"z must be floating-point vectors, got int32"):
         vq.apply(variables, jnp.ones((2, DIM), jnp.int32), method="encode")
-    with pytest.raises(UserError, match=r"`indices` must be an array of integers, .*, got float32"):
+    with pytest.raises(UserError, match=r"indices must be an array of integers, .*, got float32"):
         vq.apply(variables, jnp.ones(3), method="decode")
-    with pytest.raises(UserError, match=r"`mask` must be bool\[2, 3\], one value per token of z, got bool\[2\]"):
+    with pytest.raises(UserError, match=r"mask must be bool\[2, 3\], one value per token of z, got bool\[2\]"):
         vq.apply(variables, z, jnp.ones(2, bool))
-    with pytest.raises(UserError, match=r"`mask` must be bool\[2, 3\], .*, got float32\[2, 3\]"):
+    with pytest.raises(UserError, match=r"mask must be bool\[2, 3\], .*, got float32\[2, 3\]"):
         vq.apply(variables, z, jnp.ones((2, 3)))
 
 
 @codebooks
 def test_wrong_feature_counts_are_named_by_encode_too(codebook):
     vq, variables = create(codebook=codebook)
-    with pytest.raises(UserError, match=r"`z` must have 4 features, .*, got 5"):
+    with pytest.raises(UserError, match=r"z must have 4 features, .*, got 5"):
         vq.apply(variables, gaussian(2, 5), method="encode")
 
 

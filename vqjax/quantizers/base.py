@@ -143,7 +143,7 @@ class Quantizer(nn.Module):
     def _check_input(self, z: Vectors, mask: Mask, condition: Features | None = None) -> None:
         check_input(z, mask)
         if condition is not None:
-            raise UserError(f"`condition` must be None; the codes of {type(self).__name__} do not depend on one.")
+            raise UserError(f"condition must be None; the codes of {type(self).__name__} do not depend on one.")
 
     def _mask_indices(self, indices: Indices, mask: Mask) -> Indices:
         """Return indices with -1 where the mask is False, in all indices of the vector."""
@@ -199,7 +199,7 @@ class Quantizer(nn.Module):
         if features is not None and z.shape[-1] != features:
             where = " after the projection in the variables" if self._is_projected else ""
             raise UserError(
-                f"`z` must have {features} features{where}, as the codes have, got {z.shape[-1]}; pass such vectors, "
+                f"z must have {features} features{where}, as the codes have, got {z.shape[-1]}; pass such vectors, "
                 "or all collections of init(key, z) to apply."
             )
         return z
@@ -240,7 +240,7 @@ def int32_indices(indices: Integer[Array | np.ndarray, "*indices"], num_codes: i
     """
     if not hasattr(indices, "dtype") or not jnp.issubdtype(indices.dtype, jnp.integer):
         kind = getattr(indices, "dtype", type(indices).__name__)
-        raise UserError(f"`indices` must be an array of integers, as encode returns them, got {kind}.")
+        raise UserError(f"indices must be an array of integers, as encode returns them, got {kind}.")
     largest = jnp.iinfo(indices.dtype).max
     if largest < num_codes:
         return jnp.asarray(indices, jnp.int32)

@@ -239,9 +239,9 @@ class BaseCodebook:
     def _check_condition(self, condition: Condition) -> None:
         name = f"codebook.transform={type(self.transform).__name__}"
         if condition is None and takes_condition(self.transform):
-            raise UserError(f"`condition` must be one vector per token, which {name} needs, got None.")
+            raise UserError(f"condition must be one vector per token, which {name} needs, got None.")
         if condition is not None and not takes_condition(self.transform):
-            raise UserError(f"`condition` must be None where {name} takes none; leave it out.")
+            raise UserError(f"condition must be None where {name} takes none; leave it out.")
 
 
 @dataclasses.dataclass(frozen=True)

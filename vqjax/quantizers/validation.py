@@ -45,14 +45,14 @@ def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | Non
     """Refuse vectors and masks that cannot be looked up."""
     for name, value in (("z", z), ("mask", mask)):
         if not hasattr(value, "dtype") and (name == "z" or value is not None):
-            raise UserError(f"`{name}` must be an array, got {type(value).__name__}.")
+            raise UserError(f"{name} must be an array, got {type(value).__name__}.")
     if not jnp.issubdtype(z.dtype, jnp.floating):
-        raise UserError(f"`z` must be floating-point vectors, got {z.dtype}; decode takes indices.")
+        raise UserError(f"z must be floating-point vectors, got {z.dtype}; decode takes indices.")
     if z.ndim < 1 or z.shape[-1] < 1:
-        raise UserError(f"`z` must have at least one feature along its last axis, got shape {z.shape}.")
+        raise UserError(f"z must have at least one feature along its last axis, got shape {z.shape}.")
     if mask is not None and (mask.shape != z.shape[:-1] or mask.dtype != jnp.bool_):
         expected = f"bool{list(z.shape[:-1])}, one value per token of z"
-        raise UserError(f"`mask` must be {expected}, got {mask.dtype}{list(mask.shape)}.")
+        raise UserError(f"mask must be {expected}, got {mask.dtype}{list(mask.shape)}.")
 
 
 def is_number(value: object) -> bool:
@@ -89,11 +89,11 @@ def _require(module: nn.Module, valid: bool, name: str, allowed: str) -> None:
 
 
 def require(valid: bool, name: str, value: object, expected: str, advice: str | None = None) -> None:
-    """Refuse the value of an argument: "`name` must be expected, got value; advice."."""
+    """Refuse the value of an argument: "name must be expected, got value; advice."."""
     if not valid:
         # A module shows all its attributes, line by line.
         shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
-        raise UserError(f"`{name}` must be {expected}, got {shown}{'' if advice is None else f'; {advice}'}.")
+        raise UserError(f"{name} must be {expected}, got {shown}{'' if advice is None else f'; {advice}'}.")
 
 
 def require_count(name: str, value: object, largest: int | None = None, advice: str | None = None) -> None:

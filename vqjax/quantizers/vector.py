@@ -374,7 +374,7 @@ class VectorQuantizer(Quantizer):
           Vectors in float32.
         """
         if self.heads > 1 and indices.shape[-1:] != (self.heads,):
-            raise UserError(f"`indices` must have {self.heads} heads along its last axis, got shape {indices.shape}.")
+            raise UserError(f"indices must have {self.heads} heads along its last axis, got shape {indices.shape}.")
         variables = self._variables()
 
         def decode(valid: Indices) -> Vectors:
@@ -407,7 +407,7 @@ class VectorQuantizer(Quantizer):
         check_input(z, mask)
         variables, transform = self._variables(z.shape[-1]), self.codebook.transform
         if z.size == 0:
-            raise UserError(f"`z` must have at least one token for kmeans_init, got shape {z.shape}.")
+            raise UserError(f"z must have at least one token for kmeans_init, got shape {z.shape}.")
         whole = is_count(iterations) or (is_number(iterations) and iterations == 0)
         require(whole, "iterations", iterations, "a whole number of at least 0")
         invertible = transform is None or has_inverse(transform)
@@ -528,7 +528,7 @@ class VectorQuantizer(Quantizer):
             made_for = self.get_variable("params", "project_in_kernel").shape[0]
         if features != made_for:
             raise UserError(
-                f"`z` must have {made_for} features, as the codebook of shape {stored} in the variables was made for, "
+                f"z must have {made_for} features, as the codebook of shape {stored} in the variables was made for, "
                 f"got {features}; pass such vectors, or initialize again."
             )
 
@@ -546,13 +546,13 @@ class VectorQuantizer(Quantizer):
             whole = jnp.issubdtype(indices.dtype, jnp.integer)
             if indices.shape != expected or not whole:
                 raise UserError(
-                    f"`indices` must be integers{list(expected)}, one per token, got {indices.dtype}"
+                    f"indices must be integers{list(expected)}, one per token, got {indices.dtype}"
                     f"{list(indices.shape)}."
                 )
         expected = (self.heads, self.num_codes) if self.separate_codebooks else (self.num_codes,)
         if weights is not None and weights.shape not in (expected, expected[-1:]):
             raise UserError(
-                f"`code_update_weights` must have shape {expected}, one weight per code, got {weights.shape}."
+                f"code_update_weights must have shape {expected}, one weight per code, got {weights.shape}."
             )
 
     def _require_mutable(self, what: str) -> None:
