@@ -1,4 +1,4 @@
-"""The quantizers in ``flax.nnx`` models."""
+"""Quantizers in ``flax.nnx`` models."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
 from vqjax.quantizers.base import QuantizerOutput
+from vqjax.quantizers.validation import require, require_count
 
 
 @nnx.register_variable_name("codebook")
 class CodebookState(nnx.Variable):
-    """A variable of the linen collection ``codebook``: what training moves without a gradient.
+    """A variable of the linen collection ``codebook``, which training moves without a gradient.
 
     Example:
       >>> from vqjax import VectorQuantizer
@@ -27,25 +28,24 @@ class CodebookState(nnx.Variable):
 
 
 class Quantizer(nnx.Module):
-    """A quantizer of this package as an ``flax.nnx`` module.
+    """A quantizer of this package as a ``flax.nnx`` module.
 
-    The constructor creates all state. ``nnx.Param`` is what an optimizer is to move: nothing with
-    ``codebook="ema"``, the codes with ``"gradient"``. The rest of the codebook is :class:`CodebookState`, and
-    is updated in place by calls in training. Random numbers come from the stream ``quantizer`` of ``rngs``, or its
-    default stream; evaluation draws none.
+    The constructor creates all state. An optimizer moves ``nnx.Param``: nothing with ``codebook="ema"``, the codes with
+    ``"gradient"``. The rest of the codebook is :class:`CodebookState`, which calls in training update in place. Random
+    numbers come from the stream ``quantizer`` of ``rngs``, or its default stream; evaluation draws none.
 
     As in ``nnx.Dropout``, a new module is in training mode, ``model.eval()`` and ``model.train()`` (or
-    ``nnx.view(model, deterministic=True)``) switch, and the argument ``train`` of a call goes before the mode.
+    ``nnx.view(model, deterministic=True)``) switch, and the argument ``train`` of a call overrides the mode.
 
     Attributes:
       module: The linen quantizer.
       variables: Its variables, by collection and name: ``variables["codebook"]["codes"]`` is an ``nnx.Variable``.
-      deterministic: Evaluation mode, unless the call says otherwise.
+      deterministic: True in evaluation mode.
 
     Args:
       module: Any quantizer of this package, such as ``VectorQuantizer(num_codes=512)``.
       dim: Number of features of the vectors to be quantized.
-      rngs: Where initial codes and later random numbers come from.
+      rngs: Streams of initial codes and of later random numbers.
       variables: Start from these variables of the linen quantizer, as its ``init`` or :mod:`vqjax.importing` returns
         them; they are copied.
       **inputs: One token of each further input that the module's call takes, such as ``condition``.
@@ -90,7 +90,7 @@ class Quantizer(nnx.Module):
         self.deterministic = False
         self.rngs = _stream(rngs, "quantizer").fork()
         keys = {"params": _stream(rngs, "params")(), "quantizer": self.rngs()}
-        # Some quantizers take maps; of one position here.
+        # Some quantizers take maps: here of one position.
         one_vector = jnp.zeros((*[1] * getattr(module, "spatial_dims", 1), dim))
         created = nn.unbox(module.init(keys, one_vector, **inputs))
         if variables is not None:
@@ -105,12 +105,12 @@ class Quantizer(nnx.Module):
         train: bool | None = None,
         **inputs: Array,
     ) -> QuantizerOutput:
-        """Quantizes vectors, and in training updates the codebook in place.
+        """Quantize vectors, and in training update the codebook in place.
 
         Args:
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens.
-          train: Update the codebook after the lookup; by default, what ``train()`` or ``eval()`` set last.
+          train: Update the codebook after the lookup; by default in the mode that ``train()`` or ``eval()`` set last.
           **inputs: Further inputs of the module's call.
 
         Returns:
@@ -122,7 +122,7 @@ class Quantizer(nnx.Module):
     def encode(
         self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **inputs: Array
     ) -> Int[Array, "..."]:
-        """Returns the indices of vectors; changes nothing.
+        """Return the indices of vectors; change nothing.
 
         Args:
           z: Vectors along the last axis.
@@ -135,7 +135,7 @@ class Quantizer(nnx.Module):
         return self._apply("encode", z, mask, **inputs)
 
     def decode(self, indices: Integer[Array, "..."], **inputs: Array) -> Float[Array, "..."]:
-        """Returns the vectors of indices; changes nothing.
+        """Return the vectors of indices; change nothing.
 
         Args:
           indices: As ``encode`` returns them.
@@ -149,7 +149,7 @@ class Quantizer(nnx.Module):
     def kmeans_init(
         self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **options: Any
     ) -> None:
-        """Starts the codebook, in place, from the clusters of a batch. Call it before training.
+        """Start the codebook, in place, from the clusters of a batch. Call it before training.
 
         Args:
           z: The vectors to cluster.
@@ -159,7 +159,7 @@ class Quantizer(nnx.Module):
         self._apply("kmeans_init", z, mask, update=True, **options)
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """Takes the mode from ``nnx.view``.
+        """Take the mode from ``nnx.view``.
 
         Args:
           deterministic: Evaluation mode, if given.
@@ -174,7 +174,7 @@ class Quantizer(nnx.Module):
         state = [collection for collection in values if collection != "params"]
         rngs = {"quantizer": self.rngs()}
         out, updates = self.module.apply(values, *arguments, method=method, mutable=state, rngs=rngs, **options)
-        # Into the variables that are there: new ones would leave those who hold the old ones, as nnx.scan does, behind.
+        # In place: callers such as nnx.scan hold references to these variables.
         for collection, tree in updates.items():
             jax.tree.map(nnx.Variable.set_value, self.variables[collection], tree, is_leaf=_is_variable)
         return out
@@ -192,7 +192,7 @@ def _to_nnx(collection: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 def _stream(rngs: nnx.Rngs, name: str) -> nnx.RngStream:
     if name not in rngs and "default" not in rngs:
         raise UserError(
-            f"rngs has the streams {sorted(rngs)}, and neither {name!r} nor a default: pass nnx.Rngs(0), or "
+            f"rngs must have a stream {name!r} or a default, got {sorted(rngs)}; pass nnx.Rngs(0), or "
             "nnx.Rngs(params=0, quantizer=1)."
         )
     return rngs[name]
@@ -201,13 +201,12 @@ def _stream(rngs: nnx.Rngs, name: str) -> nnx.RngStream:
 def _check_arguments(module: object, dim: object, rngs: object) -> None:
     if not isinstance(module, nn.Module) or not all(hasattr(module, name) for name in ("encode", "decode")):
         kind = module if isinstance(module, type) else type(module)
+        hint = "; pass an instance" if kind is module else ""
         raise UserError(
-            f"module={kind.__name__} is not a quantizer: pass an instance of one, as VectorQuantizer(num_codes=512) is."
+            f"module must be a quantizer such as VectorQuantizer(num_codes=512), got {kind.__name__}{hint}."
         )
-    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-        raise UserError(f"dim={dim!r} is not allowed: use the number of features of the vectors, at least 1.")
-    if not isinstance(rngs, nnx.Rngs):
-        raise UserError(f"rngs={rngs!r} is not allowed: pass nnx.Rngs(seed).")
+    require_count("dim", dim)
+    require(isinstance(rngs, nnx.Rngs), "rngs", rngs, "nnx.Rngs(seed)")
 
 
 def _check_variables(created: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -217,6 +216,6 @@ def _check_variables(created: Mapping[str, Any], given: Mapping[str, Any]) -> No
     )
     if expected != found:
         raise UserError(
-            f"variables has the shapes {found}, but this module has {expected}: pass the variables of the same "
+            f"variables must have the shapes of this module, {expected}, got {found}; pass those of the same "
             "quantizer, with the same dim."
         )

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vqjax.estimators import get_estimator
+from vqjax.estimators import chooses_codes, get_estimator, keyword_names
 from vqjax.functional.search import nearest_codes
-from vqjax.quantizers.lookup import look_up
 from vqjax.tasks.decoder_gradient import DECODER_GRADIENTS
 
 Points = Float[Array, "points 2"]
@@ -150,8 +149,13 @@ def measure_field(name: str, surface: Surface) -> dict[str, Any]:
 
 def _quantized(name: str, z: Points, codes: Codes, key: Array) -> Points:
     estimator = get_estimator(name)
-    lookup = look_up(z, codes, None, key, estimator=estimator, temperature=0.0, metric="euclidean", axis_name=None)
-    return lookup.quantized
+    names = keyword_names(estimator)
+    settings = {"key": key, "num_codes": len(codes)}
+    if chooses_codes(estimator):
+        return estimator(z, codes, **{name: value for name, value in settings.items() if name in names})[0]
+    settings["indices"] = nearest_codes(z, codes)
+    chosen = codes[settings["indices"]]
+    return estimator(z, chosen, **{name: value for name, value in settings.items() if name in names})
 
 
 def _cosine(x: Points, y: Points) -> Float[Array, " points"]:

@@ -10,7 +10,15 @@ from typing import Any
 
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio
 from vqjax.functional.regularizers import Diversity
-from vqjax.quantizers import LearnedAffine, LinearTransform, RunningAffine
+from vqjax.quantizers import (
+    EMACodebook,
+    FrozenCodebook,
+    GradientCodebook,
+    LearnedAffine,
+    LinearTransform,
+    Replacement,
+    RunningAffine,
+)
 from vqjax.tasks.decoder_gradient import DECODER_GRADIENTS
 
 
@@ -38,40 +46,37 @@ Codes that are too long are the adversarial start: most latents are nearest to o
 ESTIMATOR_VARIANTS = {name: Variant({"estimator": name}) for name in ESTIMATORS} | {
     name: Variant(decoder_gradient=name) for name in DECODER_GRADIENTS
 }
-_TASK_ALONE = {"codebook_update": "gradient", "codebook_weight": 0.0, "commitment_weight": 0.0}
+_TASK_ALONE = {"codebook": GradientCodebook(weight=0.0), "commitment_weight": 0.0}
+_REPLACED = {"codebook": EMACodebook(replace=Replacement(below=0.1), dead_code_threshold=0.1)}
 
 ESTIMATOR_VARIANTS |= {
     "rotation, scale of at most 1": Variant({"estimator": clip_norm_ratio("rotation", 1.0)}),
     "diveq, codes learn from the task": Variant({"estimator": "diveq"} | _TASK_ALONE),
     "space_filling_diveq, codes learn from the task": Variant({"estimator": "space_filling_diveq"} | _TASK_ALONE),
     "noise_substitution, codes learn from the task": Variant({"estimator": "noise_substitution"} | _TASK_ALONE),
-    "gumbel_softmax, gradient codebook": Variant({"estimator": "gumbel_softmax", "codebook_update": "gradient"}),
+    "gumbel_softmax, gradient codebook": Variant({"estimator": "gumbel_softmax", "codebook": "gradient"}),
 }
 """Estimators: each at its defaults, rotation with a clipped scale, and those that train the codes as in the papers."""
 
 REMEDIES = {
     "none": Variant(),
-    "replace dead codes": Variant({"replace_dead_codes": True, "dead_code_threshold": 0.1}),
-    "replace after 50 idle batches": Variant({"replace_unused_after": 50}),
+    "replace dead codes": Variant(_REPLACED),
+    "replace after 50 idle batches": Variant(
+        {"codebook": EMACodebook(replace=Replacement(below=None, unused_after=50))}
+    ),
     "k-means start": Variant(kmeans_start=True),
-    "k-means start, replace dead codes": Variant(
-        {"replace_dead_codes": True, "dead_code_threshold": 0.1}, kmeans_start=True
-    ),
-    "decay 0.8": Variant({"decay": 0.8}),
-    "cosine": Variant({"metric": "cosine"}),
-    "cosine, replace dead codes": Variant({"metric": "cosine", "replace_dead_codes": True, "dead_code_threshold": 0.1}),
-    "projection to 4 dimensions": Variant({"code_dim": 4}),
-    "running affine": Variant({"codebook_transform": RunningAffine()}),
-    "gradient codebook": Variant({"codebook_update": "gradient"}),
-    "gradient codebook, learned affine": Variant(
-        {"codebook_update": "gradient", "codebook_transform": LearnedAffine(10.0)}
-    ),
-    "gradient codebook, synchronization 0.2": Variant({"codebook_update": "gradient", "synchronization": 0.2}),
-    "gradient codebook, diversity 0.1": Variant({"codebook_update": "gradient", "regularizers": (Diversity(0.1),)}),
-    "SimVQ": Variant({"codebook_update": "none", "codebook_transform": LinearTransform()}),
-    "straight-through, replace dead codes": Variant(
-        {"estimator": "straight_through", "replace_dead_codes": True, "dead_code_threshold": 0.1}
-    ),
+    "k-means start, replace dead codes": Variant(_REPLACED, kmeans_start=True),
+    "decay 0.8": Variant({"codebook": EMACodebook(decay=0.8)}),
+    "cosine": Variant({"distance": "cosine"}),
+    "cosine, replace dead codes": Variant({"distance": "cosine"} | _REPLACED),
+    "projection to 4 dimensions": Variant({"codebook_dim": 4}),
+    "running affine": Variant({"codebook": EMACodebook(transform=RunningAffine())}),
+    "gradient codebook": Variant({"codebook": "gradient"}),
+    "gradient codebook, learned affine": Variant({"codebook": GradientCodebook(transform=LearnedAffine(10.0))}),
+    "gradient codebook, synchronization 0.2": Variant({"codebook": GradientCodebook(sync_nu=0.2)}),
+    "gradient codebook, diversity 0.1": Variant({"codebook": "gradient", "regularizers": (Diversity(0.1),)}),
+    "SimVQ": Variant({"codebook": FrozenCodebook(transform=LinearTransform())}),
+    "straight-through, replace dead codes": Variant({"estimator": "straight_through"} | _REPLACED),
 }
 """Remedies against unused codes, with the default estimator unless the name says otherwise."""
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 
 from studies.reproduction.quantizer import FaithfulQuantizer, initial_codes
 from vqjax.models import VQVAE, ResidualDecoder, ResidualEncoder
-from vqjax.quantizers import VectorQuantizer
+from vqjax.quantizers import EMACodebook, Replacement, VectorQuantizer
 
 
 class Variant(NamedTuple):
@@ -50,9 +50,7 @@ class Variant(NamedTuple):
 
 
 def _ema(num_codes: int, commitment_weight: float, **options: object) -> VectorQuantizer:
-    return VectorQuantizer(
-        num_codes, commitment_weight=commitment_weight, codebook_init=initial_codes, decay=0.99, **options
-    )
+    return VectorQuantizer(num_codes, commitment_weight=commitment_weight, codebook_init=initial_codes, **options)
 
 
 PROTOCOLS = {
@@ -64,9 +62,9 @@ PROTOCOLS = {
 ESTIMATORS = {
     "straight-through": Variant(partial(_ema, estimator="straight_through")),
     "reflection": Variant(partial(_ema, estimator="reflection")),
-    "rotation, dead codes replaced": Variant(partial(_ema, replace_dead_codes=True)),
+    "rotation, dead codes replaced": Variant(partial(_ema, codebook=EMACodebook(replace=Replacement()))),
     "straight-through, dead codes replaced": Variant(
-        partial(_ema, estimator="straight_through", replace_dead_codes=True)
+        partial(_ema, estimator="straight_through", codebook=EMACodebook(replace=Replacement()))
     ),
     "rotation, k-means start": Variant(_ema, kmeans_start=True),
     "straight-through, k-means start": Variant(partial(_ema, estimator="straight_through"), kmeans_start=True),

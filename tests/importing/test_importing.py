@@ -8,12 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from helpers.quantizing import CODES, DIM, gaussian, nearest
-from vqjax import UserError, VectorQuantizer
-from vqjax.importing import from_vector_quantize_pytorch
-from vqjax.quantizers import EMA, LinearTransform, RunningAffine
+from vqjax import UserError
+from vqjax.importing import vector_quantize_pytorch
 
 HEADS, FEATURES = 3, 5
-LIKE_THEIRS = EMA(smoothing=1e-5, start="one_token")
 
 
 def random(*shape, seed=0):
@@ -66,27 +64,31 @@ def cosine(state):
 
 # Every way in which the two libraries keep a codebook: arguments, state, features of the input.
 LAYOUTS = {
-    "ema": ({"codebook_update": LIKE_THEIRS}, state_dict(), DIM),
-    "cosine": ({"metric": "cosine"}, cosine(state_dict()), DIM),
-    "gradient": ({"codebook_update": "gradient"}, state_dict(), DIM),
-    "frozen": ({"codebook_update": "none"}, state_dict(), DIM),
-    "projection": ({"code_dim": DIM}, state_dict(**projections(DIM)), FEATURES),
-    "shared heads": ({"heads": HEADS}, state_dict(), HEADS * DIM),
-    "separate heads": ({"heads": HEADS, "separate_codebooks": True}, state_dict(HEADS), HEADS * DIM),
+    "ema": ({}, state_dict(), DIM),
+    "cosine": ({"use_cosine_sim": True}, cosine(state_dict()), DIM),
+    "gradient": ({"learnable_codebook": True, "ema_update": False}, state_dict(), DIM),
+    "frozen": ({"freeze_codebook": True}, state_dict(), DIM),
+    "projection": ({"codebook_dim": DIM}, state_dict(**projections(DIM)), FEATURES),
+    "shared heads": ({"heads": HEADS, "codebook_dim": DIM}, state_dict(), HEADS * DIM),
+    "separate heads": (
+        {"heads": HEADS, "codebook_dim": DIM, "separate_codebook_per_head": True},
+        state_dict(HEADS),
+        HEADS * DIM,
+    ),
     "projected separate heads": (
-        {"heads": HEADS, "separate_codebooks": True, "code_dim": DIM, "codebook_update": "gradient"},
+        {"heads": HEADS, "separate_codebook_per_head": True, "codebook_dim": DIM, "learnable_codebook": True},
         state_dict(HEADS, **projections(HEADS * DIM)),
         FEATURES,
     ),
-    "affine": ({"codebook_transform": RunningAffine()}, state_dict(**statistics()), DIM),
-    "affine, no batch yet": ({"codebook_transform": RunningAffine()}, state_dict(**statistics(needs_init=True)), DIM),
-    "state of ours alone": (
-        {"replace_unused_after": 9, "codebook_update": EMA(accumulation_steps=2)},
-        state_dict(),
-        DIM,
-    ),
+    "affine": ({"affine_param": True}, state_dict(**statistics()), DIM),
+    "affine, no batch yet": ({"affine_param": True}, state_dict(**statistics(needs_init=True)), DIM),
+    "replacement": ({"threshold_ema_dead_code": 0.1}, state_dict(), DIM),
 }
 layouts = pytest.mark.parametrize(("arguments", "state", "features"), LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def imported(state, features=DIM, **arguments):
+    return vector_quantize_pytorch(state, {"dim": features, "codebook_size": CODES, **arguments})
 
 
 def reference(arguments, state, z):
@@ -102,7 +104,7 @@ def reference(arguments, state, z):
         )
         codes = (codes - mean[0]) * np.sqrt(variance[1] / variance[0]) + mean[1]
     heads = z.reshape(*z.shape[:-1], -1, DIM)
-    if arguments.get("metric") == "cosine":
+    if arguments.get("use_cosine_sim"):
         heads = unit(heads)
     number = heads.shape[-2]
     codebooks = np.broadcast_to(codes, (number, CODES, DIM))
@@ -115,8 +117,8 @@ def reference(arguments, state, z):
 
 @layouts
 def test_an_imported_quantizer_quantizes_as_it_did_there(arguments, state, features):
-    vq, z = VectorQuantizer(num_codes=CODES, **arguments), gaussian(6, features)
-    variables = from_vector_quantize_pytorch(vq, state)
+    z = gaussian(6, features)
+    vq, variables = imported(state, features, **arguments)
     quantized, indices = reference(arguments, state, z)
     out = vq.apply(variables, z)
     np.testing.assert_array_equal(out.indices, indices)
@@ -125,8 +127,7 @@ def test_an_imported_quantizer_quantizes_as_it_did_there(arguments, state, featu
 
 @layouts
 def test_imported_variables_are_those_of_init(arguments, state, features):
-    vq = VectorQuantizer(num_codes=CODES, **arguments)
-    variables = from_vector_quantize_pytorch(vq, state)
+    vq, variables = imported(state, features, **arguments)
     fresh = jax.eval_shape(vq.init, jax.random.key(0), jnp.zeros((1, features)))
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert describe(variables) == describe(fresh)
@@ -134,7 +135,7 @@ def test_imported_variables_are_those_of_init(arguments, state, features):
 
 def test_moving_averages_arrive_and_use_becomes_relative():
     state = state_dict()
-    codebook = from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES), state)["codebook"]
+    codebook = imported(state)[1]["codebook"]
     counts = state["_codebook.cluster_size"][0]
     np.testing.assert_array_equal(codebook["codes"], state["_codebook.embed"][0])
     np.testing.assert_array_equal(codebook["sums"], state["_codebook.embed_avg"][0])
@@ -144,21 +145,21 @@ def test_moving_averages_arrive_and_use_becomes_relative():
 
 def test_a_codebook_of_an_older_release_that_has_seen_nothing_starts_at_average_use():
     state = state_dict() | {"_codebook.cluster_size": np.zeros((1, CODES), np.float32)}
-    codebook = from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES), state)["codebook"]
+    codebook = imported(state)[1]["codebook"]
     np.testing.assert_array_equal(codebook["relative_usage"], np.ones(CODES))
 
 
 def test_each_codebook_has_its_own_average_use():
-    vq = VectorQuantizer(num_codes=CODES, heads=HEADS, separate_codebooks=True)
     state = state_dict(HEADS)
     state["_codebook.cluster_size"] *= np.array([[1.0], [10.0], [100.0]], np.float32)
-    relative_usage = from_vector_quantize_pytorch(vq, state)["codebook"]["relative_usage"]
+    arguments = {"heads": HEADS, "codebook_dim": DIM, "separate_codebook_per_head": True}
+    relative_usage = imported(state, HEADS * DIM, **arguments)[1]["codebook"]["relative_usage"]
     np.testing.assert_allclose(np.mean(relative_usage, axis=-1), 1, rtol=1e-6)
 
 
 def test_a_learned_codebook_becomes_parameters():
-    vq = VectorQuantizer(num_codes=CODES, codebook_update="gradient")
-    variables = from_vector_quantize_pytorch(vq, state_dict())
+    vq, variables = imported(state_dict(), learnable_codebook=True, commitment_weight=0.5)
+    assert (vq.commitment_weight, vq.codebook.weight) == (0.5, 0.5)
     np.testing.assert_array_equal(variables["params"]["codes"], state_dict()["_codebook.embed"][0])
     assert not np.any(variables["codebook"]["offsets"])
 
@@ -166,7 +167,7 @@ def test_a_learned_codebook_becomes_parameters():
 def test_variables_are_copies():
     # Tensor.numpy() shares the memory of the tensor, which PyTorch goes on training.
     state = state_dict()
-    variables = from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES), state)
+    _, variables = imported(state)
     for value in state.values():
         value[...] = 0
     np.testing.assert_array_equal(variables["codebook"]["codes"], state_dict()["_codebook.embed"][0])
@@ -176,17 +177,15 @@ def test_half_precision_and_old_flags_are_read():
     state = {key: value.astype(np.float16) for key, value in cosine(state_dict()).items()}
     # As torch.Tensor([True]).
     state["_codebook.initted"] = np.ones(1, np.float32)
-    codes = from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES, metric="cosine"), state)["codebook"]["codes"]
+    codes = imported(state, use_cosine_sim=True)[1]["codebook"]["codes"]
     assert codes.dtype == jnp.float32
     np.testing.assert_allclose(codes, cosine(state_dict())["_codebook.embed"][0], atol=1e-3)
 
 
 def test_a_safetensors_file_is_read(tmp_path):
     save_file(state_dict(), tmp_path / "quantizer.safetensors")
-    vq = VectorQuantizer(num_codes=CODES)
     for path in (tmp_path / "quantizer.safetensors", str(tmp_path / "quantizer.safetensors")):
-        loaded = from_vector_quantize_pytorch(vq, path)
-        jax.tree.map(np.testing.assert_array_equal, loaded, from_vector_quantize_pytorch(vq, state_dict()))
+        jax.tree.map(np.testing.assert_array_equal, imported(path)[1], imported(state_dict())[1])
 
 
 def test_files_that_are_no_safetensors_are_refused(tmp_path):
@@ -198,7 +197,7 @@ def test_files_that_are_no_safetensors_are_refused(tmp_path):
         ("quantizer.pt", "never read"),
     ):
         with pytest.raises(UserError, match=message):
-            from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES), tmp_path / name)
+            imported(tmp_path / name)
 
 
 def without(key):
@@ -209,38 +208,58 @@ def without(key):
 
 LAYER_NORM = {"project_in.0.weight": random(DIM, FEATURES), "project_in.1.weight": random(DIM)}
 MISTAKES = {
-    "missing": ({}, without("_codebook.embed_avg"), r"missing \['_codebook.embed_avg'\], surplus \[\]"),
-    "surplus": ({}, state_dict(scale=random(1)), r"missing \[\], surplus \['scale'\]"),
-    "no codebook": ({}, without("_codebook.embed"), "no entry '_codebook.embed'"),
+    "missing": ({}, without("_codebook.embed_avg"), r"missing \['_codebook.embed_avg'\] and surplus \[\]"),
+    "surplus": ({}, state_dict(scale=random(1)), r"missing \[\] and surplus \['scale'\]"),
+    "no codebook": ({}, without("_codebook.embed"), "must have an entry '_codebook.embed'"),
     "whole model": (
         {},
         {f"layers.{i}.{key}": value for i in range(2) for key, value in state_dict().items()},
         r"'layers\.0\.', 'layers\.1\.'.*removeprefix\('layers\.0\.'\)",
     ),
-    "num_codes": ({"num_codes": 7}, state_dict(), r"has shape \[1, 12, 4\] where the quantizer has \[1, 7, 4\]"),
-    "code_dim": ({"code_dim": 6}, state_dict(**projections(DIM)), r"\[1, 12, 4\] where the quantizer has \[1, 12, 6\]"),
-    "one codebook of several": ({}, state_dict(HEADS), r"\[3, 12, 4\] where the quantizer has \[1, 12, 4\]"),
-    "heads": ({"heads": 2, "separate_codebooks": True}, state_dict(HEADS), r"where the quantizer has \[2, 12, 4\]"),
-    "axes": ({}, state_dict() | {"_codebook.embed": random(CODES, DIM)}, r"\[12, 4\]: in a state dict it has 3 axes"),
-    "projection of ours": ({"code_dim": DIM}, state_dict(), r"missing \['project_in.bias', 'project_in.weight'"),
-    "projection of theirs": ({}, state_dict(**projections(DIM)), r"surplus \['project_in.bias', 'project_in.weight'"),
-    "affine of ours": ({"codebook_transform": RunningAffine()}, state_dict(), r"missing \['_codebook.batch_mean'"),
-    "affine of theirs": ({}, state_dict(**statistics()), r"surplus \['_codebook.batch_mean'"),
-    "transform": (
-        {"codebook_transform": LinearTransform(), "codebook_update": "none"},
-        state_dict(),
-        "codebook_transform=LinearTransform",
+    "number of codes": ({"codebook_size": 7}, state_dict(), r"must have shape \[1, 7, 4\], got \[1, 12, 4\]"),
+    "codebook_dim": (
+        {"dim": FEATURES, "codebook_dim": 6},
+        state_dict(**projections(DIM)),
+        r"must have shape \[1, 12, 6\], got \[1, 12, 4\]",
     ),
+    "one codebook of several": ({}, state_dict(HEADS), r"must have shape \[1, 12, 4\], got \[3, 12, 4\]"),
+    "heads": (
+        {"heads": 2, "dim": 2 * DIM, "codebook_dim": DIM, "separate_codebook_per_head": True},
+        state_dict(HEADS),
+        r"must have shape \[2, 12, 4\], got \[3, 12, 4\]",
+    ),
+    "axes": ({}, state_dict() | {"_codebook.embed": random(CODES, DIM)}, r"must have 3 axes .*, got shape \[12, 4\]"),
+    "projection of config": (
+        {"dim": FEATURES, "codebook_dim": DIM},
+        state_dict(),
+        r"missing \['project_in.bias', 'project_in.weight'",
+    ),
+    "projection of arrays": ({}, state_dict(**projections(DIM)), r"surplus \['project_in.bias', 'project_in.weight'"),
+    "affine of config": ({"affine_param": True}, state_dict(), r"missing \['_codebook.batch_mean'"),
+    "affine of arrays": ({}, state_dict(**statistics()), r"surplus \['_codebook.batch_mean'"),
     "k-means pending": ({}, state_dict() | {"_codebook.initted": np.array(False)}, "kmeans_init"),
-    "layer norm": ({"code_dim": DIM}, state_dict(**LAYER_NORM), "layernorm_after_project_in"),
+    "layer norm": ({}, state_dict(**LAYER_NORM), "layernorm_after_project_in"),
     "bridge": ({}, state_dict(**{"_codebook.vq_bridge.weight": random(DIM, DIM)}), "vq_bridge"),
-    "objects": ({}, state_dict(note=np.array([object()])), r"state\['note'\] is a array of object"),
-    "no arrays": ({}, state_dict(note=[1.0]), r"state\['note'\] is a list"),
-    "text": ({}, state_dict(note=np.array("text")), r"state\['note'\] is a array of <U4"),
-    "no mapping": ({}, 3, "state is a int"),
+    "objects": ({}, state_dict(note=np.array([object()])), r"arrays\['note'\] must be .*, got an array of object"),
+    "not arrays": ({}, state_dict(note=[1.0]), r"arrays\['note'\] must be .*, got list"),
+    "text": ({}, state_dict(note=np.array("text")), r"arrays\['note'\] must be .*, got an array of <U4"),
+    "not a mapping": ({}, 3, "arrays must be a dict .*, got int"),
     "not finite": ({}, state_dict() | {"_codebook.embed": random(1, CODES, DIM) * np.inf}, r"\['_codebook.embed'\]"),
-    "cosine here": ({"metric": "cosine"}, state_dict(), "metric='cosine' is not allowed.*use_cosine_sim=False"),
-    "cosine there": ({}, cosine(state_dict()), "metric='euclidean' is not allowed.*use_cosine_sim=True"),
+    "cosine in config": ({"use_cosine_sim": True}, state_dict(), r"config\['use_cosine_sim'\] must be False, got True"),
+    "cosine in arrays": ({}, cosine(state_dict()), r"config\['use_cosine_sim'\] must be True, got False"),
+    "unknown argument": ({"codebok_dim": 4}, state_dict(), "got 'codebok_dim'; did you mean 'codebook_dim'"),
+    "not imported": (
+        {"sync_update_v": 0.1},
+        state_dict(),
+        r"\['sync_update_v'\] must be off, got 0.1; .*leave it",
+    ),
+    "no size": (
+        {"codebook_size": None},
+        state_dict(),
+        r"\['codebook_size'\] must be a whole number .*, got None",
+    ),
+    "two updates": ({"learnable_codebook": True, "ema_update": True}, state_dict(), r"config\['ema_update'\] must be"),
+    "threshold": ({"threshold_ema_dead_code": 9}, state_dict(), r"config\['threshold_ema_dead_code'\] must be below 0"),
 }
 
 
@@ -249,15 +268,15 @@ def test_mistakes_are_refused(arguments, state, message, monkeypatch):
     # The type checks of the test run would speak first; users do not have them.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(UserError, match=message):
-        from_vector_quantize_pytorch(VectorQuantizer(**{"num_codes": CODES, **arguments}), state)
+        vector_quantize_pytorch(state, {"dim": DIM, "codebook_size": CODES, **arguments})
 
 
-def test_codes_that_collapsed_there_are_told_from_a_wrong_metric():
+def test_codes_that_collapsed_there_are_not_a_wrong_distance():
     # There, a cosine code without tokens is divided by at least 1e-6 once its average is below that.
-    vq, state = VectorQuantizer(num_codes=CODES, metric="cosine"), cosine(state_dict())
+    state = cosine(state_dict())
     state["_codebook.embed"][0, 3:5] *= 1e-3
     state["_codebook.cluster_size"][0, 3:5] = 1e-15
     with pytest.raises(UserError, match=r"^2 of 12 codes"):
-        from_vector_quantize_pytorch(vq, state)
+        imported(state, use_cosine_sim=True)
     state["_codebook.embed"] = unit(state["_codebook.embed"])
-    from_vector_quantize_pytorch(vq, state)
+    imported(state, use_cosine_sim=True)

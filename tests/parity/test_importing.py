@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import VectorQuantizer
-from vqjax.importing import from_vector_quantize_pytorch
-from vqjax.quantizers import EMA, RunningAffine
+from vqjax import importing
 
 torch = pytest.importorskip("torch")
 vector_quantize_pytorch = pytest.importorskip("vector_quantize_pytorch")
@@ -31,6 +29,12 @@ def trained_there(features, **arguments):
     return module
 
 
+def imported(module, features, **arguments):
+    """The module here, from its state and the arguments of its constructor."""
+    config = {"dim": features, "codebook_size": CODES, "decay": DECAY, "eps": EPSILON, **arguments}
+    return importing.vector_quantize_pytorch(state_of(module), config)
+
+
 def state_of(module):
     return {key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}
 
@@ -44,30 +48,23 @@ def assert_same_codebook(variables, state, separate=False):
 
 
 LAYOUTS = {
-    "euclidean": ({}, {}, DIM),
-    "cosine": ({"use_cosine_sim": True}, {"distance": "cosine"}, DIM),
-    "projection": ({"codebook_dim": DIM}, {"codebook_dim": DIM}, 10),
-    "shared heads": ({"heads": 2, "codebook_dim": DIM}, {"heads": 2}, 2 * DIM),
-    "separate heads": (
-        {"heads": 2, "codebook_dim": DIM, "separate_codebook_per_head": True},
-        {"heads": 2, "codebook_dim": DIM, "separate_codebooks": True},
-        10,
-    ),
+    "euclidean": ({}, DIM),
+    "cosine": ({"use_cosine_sim": True}, DIM),
+    "projection": ({"codebook_dim": DIM}, 10),
+    "shared heads": ({"heads": 2, "codebook_dim": DIM}, 2 * DIM),
+    "separate heads": ({"heads": 2, "codebook_dim": DIM, "separate_codebook_per_head": True}, 10),
     "separate cosine heads": (
         {"heads": 2, "codebook_dim": DIM, "separate_codebook_per_head": True, "use_cosine_sim": True},
-        {"heads": 2, "metric": "cosine", "separate_codebooks": True},
         2 * DIM,
     ),
 }
 
 
-@pytest.mark.parametrize(("theirs", "ours", "features"), LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_training_continues_here_as_it_would_have_there(theirs, ours, features):
-    module = trained_there(features, **theirs)
-    separate = ours.get("separate_codebooks", False)
-    update = EMA(smoothing=EPSILON, start="one_token")
-    vq = VectorQuantizer(num_codes=CODES, decay=DECAY, codebook_update=update, commitment_weight=1.0, **ours)
-    variables = from_vector_quantize_pytorch(vq, state_of(module))
+@pytest.mark.parametrize(("arguments", "features"), LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_training_continues_here_as_it_would_have_there(arguments, features):
+    module = trained_there(features, **arguments)
+    separate = arguments.get("separate_codebook_per_head", False)
+    vq, variables = imported(module, features, **arguments)
     assert_same_codebook(variables, state_of(module), separate)
     step = jax.jit(lambda variables, z: vq.apply(variables, z, train=True, mutable=["codebook"]))
     for z in batches(3, features, seed=2):
@@ -82,8 +79,7 @@ def test_training_continues_here_as_it_would_have_there(theirs, ours, features):
 
 def test_a_learned_codebook_has_the_same_loss_and_gradient():
     module = trained_there(DIM, learnable_codebook=True, ema_update=False, rotation_trick=False)
-    vq = VectorQuantizer(num_codes=CODES, codebook="gradient", commitment_weight=1.0, codebook_weight=1.0)
-    variables = from_vector_quantize_pytorch(vq, state_of(module))
+    vq, variables = imported(module, DIM, learnable_codebook=True, ema_update=False, rotation_trick=False)
     z = batches(1, DIM, seed=2)[0]
     loss = module(torch.from_numpy(z))[2]
     loss.backward()
@@ -100,8 +96,7 @@ def test_a_learned_codebook_has_the_same_loss_and_gradient():
 
 def test_affine_statistics_arrive():
     module = trained_there(DIM, affine_param=True)
-    vq = VectorQuantizer(num_codes=CODES, decay=DECAY, codebook_transform=RunningAffine())
-    variables = from_vector_quantize_pytorch(vq, state_of(module))
+    vq, variables = imported(module, DIM, affine_param=True)
     z = batches(1, DIM, seed=2)[0]
     out = vq.apply(variables, jnp.asarray(z))
     # There, evaluation moves the statistics of the tokens before the lookup, by 0.01 of the new batch (a defect);
@@ -116,7 +111,7 @@ def test_affine_statistics_arrive():
 def test_a_codebook_that_waits_for_kmeans_is_refused():
     module = vector_quantize_pytorch.VectorQuantize(dim=DIM, codebook_size=CODES, kmeans_init=True)
     with pytest.raises(ValueError, match="k-means"):
-        from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES), state_of(module))
+        imported(module, DIM)
 
 
 def test_layer_norm_and_bridge_are_refused():
@@ -125,6 +120,6 @@ def test_layer_norm_and_bridge_are_refused():
     )
     bridged = vector_quantize_pytorch.VectorQuantize(dim=DIM, codebook_size=CODES, vq_bridge=torch.nn.Linear(DIM, DIM))
     with pytest.raises(ValueError, match="layernorm_after_project_in"):
-        from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES, codebook_dim=3), state_of(normalized))
+        imported(normalized, DIM, codebook_dim=3)
     with pytest.raises(ValueError, match="vq_bridge"):
-        from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES), state_of(bridged))
+        imported(bridged, DIM)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vqjax import VectorQuantizer
-from vqjax.functional.regularizers import vqtorch as vqtorch_weights
 from vqjax.quantizers import LearnedAffine
+from vqjax.quantizers.weightings import vqtorch as vqtorch_weights
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():

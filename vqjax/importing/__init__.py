@@ -1,5 +1,3 @@
-"""Quantizers that were trained elsewhere, as variables of this package."""
+"""Models that were trained elsewhere, as a model and its variables."""
 
-from vqjax.importing.vector_quantize_pytorch import from_vector_quantize_pytorch
-
-__all__ = ["from_vector_quantize_pytorch"]
+from vqjax.importing.vector_quantize_pytorch import vector_quantize_pytorch as vector_quantize_pytorch

@@ -15,11 +15,11 @@ from vqjax.errors import UserError
 StateDict = dict[str, np.ndarray]
 
 
-def read_state_dict(state: Mapping[str, Any] | str | os.PathLike) -> StateDict:
-    """Reads a state dict; floating-point numbers of any width become float32.
+def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike) -> StateDict:
+    """Read a state dict; floating-point numbers of any width become float32.
 
     Args:
-      state: Arrays by name, or the path of a ``.safetensors`` file.
+      arrays: Arrays by name, or the path of a ``.safetensors`` file.
 
     Returns:
       Arrays by name.
@@ -31,49 +31,49 @@ def read_state_dict(state: Mapping[str, Any] | str | os.PathLike) -> StateDict:
       >>> read_state_dict({"weight": np.ones(2, np.float16)})
       {'weight': array([1., 1.], dtype=float32)}
     """
-    if isinstance(state, str | os.PathLike):
-        state = _read_safetensors(Path(state))
-    if not isinstance(state, Mapping):
-        raise UserError(f"state is a {type(state).__name__}: pass a dict of NumPy arrays or a .safetensors path.")
-    return {key: _numbers(key, value) for key, value in state.items()}
+    if isinstance(arrays, str | os.PathLike):
+        arrays = _read_safetensors(Path(arrays))
+    if not isinstance(arrays, Mapping):
+        kind = type(arrays).__name__
+        raise UserError(f"arrays must be a dict of NumPy arrays or the path of a .safetensors file, got {kind}.")
+    return {key: _numbers(key, value) for key, value in arrays.items()}
 
 
-def check_entries(state: StateDict, shapes: Mapping[str, tuple[int, ...]], advice: str) -> None:
-    """Refuses a state dict that has not exactly these entries, finite and of these shapes.
+def check_entries(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], advice: str) -> None:
+    """Refuse a state dict that does not have exactly these entries, finite and of these shapes.
 
     Args:
-      state: Arrays by name.
+      arrays: Arrays by name.
       shapes: The shape of each.
-      advice: What to do about a wrong shape.
+      advice: Ends the message about other entries or another shape.
 
     Raises:
       UserError: It names every missing and surplus entry, or else every wrong shape, or else every entry with
         infinite or undefined numbers.
     """
-    missing, surplus = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
+    missing, surplus = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
     if missing or surplus:
         raise UserError(
-            f"state does not fit this quantizer: missing {missing}, surplus {surplus}. Construct the quantizer with "
-            "the options that the state was trained with; the table of from_vector_quantize_pytorch translates them."
+            f"arrays must have the entries of this model, got missing {missing} and surplus {surplus}; {advice}."
         )
     wrong = [
-        f"{key} has shape {list(state[key].shape)} where the quantizer has {list(shape)}"
+        f"{key} must have shape {list(shape)}, got {list(arrays[key].shape)}"
         for key, shape in shapes.items()
-        if state[key].shape != shape
+        if arrays[key].shape != shape
     ]
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}: {advice}")
-    infinite = [key for key in shapes if not np.isfinite(state[key]).all()]
+        raise UserError(f"{'; '.join(wrong)}; {advice}.")
+    infinite = [key for key in shapes if not np.isfinite(arrays[key]).all()]
     if infinite:
-        raise UserError(f"state has infinite or undefined numbers in {infinite}: its training had diverged.")
+        raise UserError(f"arrays must be finite, got infinite or undefined numbers in {infinite}: training diverged.")
 
 
 def _numbers(key: str, value: Any) -> np.ndarray:
     array = np.asarray(value) if isinstance(value, np.ndarray | np.generic | jax.Array) else None
     if array is None or not (array.dtype == bool or jax.numpy.issubdtype(array.dtype, np.number)):
-        kind = type(value).__name__ if array is None else f"array of {array.dtype}"
+        kind = type(value).__name__ if array is None else f"an array of {array.dtype}"
         raise UserError(
-            f"state[{key!r}] is a {kind}: pass NumPy arrays of numbers, as "
+            f"arrays[{key!r}] must be a NumPy array of numbers, got {kind}; pass arrays as "
             "{key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()} makes them."
         )
     return array.astype(np.float32) if jax.numpy.issubdtype(array.dtype, np.floating) else array
@@ -82,12 +82,15 @@ def _numbers(key: str, value: Any) -> np.ndarray:
 def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
     if path.suffix != ".safetensors":
         raise UserError(
-            f"state={str(path)!r} is not a .safetensors file; files that hold pickles are never read. Write one in "
-            "PyTorch with safetensors.torch.save_file(module.state_dict(), 'quantizer.safetensors')."
+            f"arrays must be a .safetensors file, got {str(path)!r}; files that hold pickles are never read: write one "
+            "in PyTorch with safetensors.torch.save_file(module.state_dict(), 'quantizer.safetensors')."
         )
     if not path.is_file():
-        raise UserError(f"state={str(path)!r} is not there: pass the path of an existing file.")
+        raise UserError(f"arrays must be an existing file, got {str(path)!r}, which is not there.")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"state={str(path)!r} cannot be read ({error}): write it again.") from error
+        raise UserError(
+            f"arrays must be a whole .safetensors file, got {str(path)!r}, which cannot be read ({error}); write it "
+            "again."
+        ) from error

@@ -192,34 +192,28 @@ class VectorQuantizer(Quantizer):
         codebook, estimator = self.codebook, get_estimator(self.estimator)
         advice = "one head has one codebook anyway; or use separate_codebooks=False"
         require(not self.separate_codebooks or self.heads > 1, "heads", self.heads, "at least 2", advice)
-        divided = self.codebook_shards > 1 and self.separate_codebooks
-        require(not divided, "codebook_shards", self.codebook_shards, "1", "separate codebooks are not divided")
+        if self.separate_codebooks:
+            self._require_off("separate codebooks are not divided", codebook_shards=1)
         for regularizer in self.regularizers:
             name = type(regularizer).__name__
-            require(
-                codebook.is_learned or not regularizer.needs_learned_codes,
-                "regularizers",
-                self.regularizers,
-                f"without {name} for codes that are not learned by gradient",
-                f"moving averages and frozen codebooks would undo {name}; use GradientCodebook(), or a transform "
-                "that has parameters",
-            )
+            kept = codebook.is_learned or not regularizer.needs_learned_codes
+            expected = f"without {name} where codes are not learned by gradient"
+            advice = f"moving averages and frozen codebooks would undo {name}; use GradientCodebook()"
+            require(kept, "regularizers", self.regularizers, expected, advice)
         running = self.distance == "cosine" and hasattr(codebook.transform, "update")
         advice = "running statistics move codes off the unit sphere"
         require(not running, "codebook.transform", codebook.transform, "None with distance='cosine'", advice)
         if chooses_codes(estimator):
-            advice = f"estimator={self.estimator!r} chooses the codes itself"
-            require(
-                self.sampling_temperature is None, "sampling_temperature", self.sampling_temperature, "None", advice
-            )
+            self._require_off(f"estimator={self.estimator!r} chooses the codes itself", sampling_temperature=None)
         if takes_condition(codebook.transform):
             advice = "a codebook per token (a transform with a condition) cannot be combined with it"
-            require(self.heads == 1, "heads", self.heads, "1", advice)
-            require(
-                self.sampling_temperature is None, "sampling_temperature", self.sampling_temperature, "None", advice
-            )
+            self._require_off(advice, heads=1, sampling_temperature=None, regularizers=())
             require(not chooses_codes(estimator), "estimator", self.estimator, "another one", advice)
-            require(not self.regularizers, "regularizers", self.regularizers, "()", advice)
+
+    def _require_off(self, advice: str, **off: object) -> None:
+        """Refuse options that are not off."""
+        for name, value in off.items():
+            require(getattr(self, name) == value, name, getattr(self, name), repr(value), advice)
 
     def setup(self) -> None:
         self._codebook = self.codebook
