@@ -1,4 +1,4 @@
-"""Whether processes and devices train the same model: python -m benchmarks.agreement [--steps=50] [--seeds=3]
+"""Models trained on other numbers of devices and processes: python -m benchmarks.agreement [--steps=50] [--seeds=3]
 
 Trains on one device, on eight, and in two and four processes of one device each, and compares the last checkpoints.
 Needs CPUs only.
@@ -6,9 +6,7 @@ Needs CPUs only.
 
 import argparse
 import itertools
-import os
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,12 +16,12 @@ import jax
 import numpy as np
 
 from benchmarks.measure import report
+from benchmarks.trainer import fields, start
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import materialize, to_model_range
 from vqjax.data.photos import photo_splits
 from vqjax.models.tokenizer import Tokenizer
 
-_ROOT = Path(__file__).parents[1]
 ARRANGEMENTS = {
     "1 device": (1, 1),
     "8 devices": (1, 8),
@@ -56,7 +54,7 @@ def main() -> None:
                 print(f"training {size}, seed {seed}, {name}", file=sys.stderr, flush=True)
                 workdir = Path(directory) / name.replace(" ", "_")
                 settings = _settings(size) | {"num_steps": options.steps, "seed": seed}
-                _train(processes, devices, workdir, [f"--config.{field}={value}" for field, value in settings.items()])
+                _train(processes, devices, workdir, fields(settings))
                 tokenizers[name] = load_tokenizer(workdir)
         images = _heldout_images(SIZES[size]["image_size"])
         first, *others = tokenizers
@@ -94,26 +92,15 @@ def _train(processes: int, devices: int, workdir: Path, settings: list[str]) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    command = [sys.executable, "train.py", f"--workdir={workdir}", *settings]
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     place = [f"--coordinator_address={address}", f"--num_processes={processes}"]
     started = [
-        subprocess.Popen(
-            [*command, *(([*place, f"--process_id={i}"]) if processes > 1 else [])],
-            cwd=_ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start(workdir, *settings, *(([*place, f"--process_id={i}"]) if processes > 1 else []), **environment)
         for i in range(processes)
     ]
-    said = [process.communicate()[1] for process in started]
+    printed = [process.communicate()[1] for process in started]
     if any(process.returncode for process in started):
-        sys.exit("".join(said))
+        sys.exit("".join(printed))
 
 
 def _compare(one: Tokenizer, other: Tokenizer, images: jax.Array) -> dict[str, Any]:

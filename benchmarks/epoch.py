@@ -1,21 +1,17 @@
 """Training end to end, with data, logging, evaluation and checkpoints: python -m benchmarks.epoch [CONFIG] [--steps=N]
 
-Prints images per second of the whole command after its first step, beside those of the compiled step alone
-(python -m benchmarks.train_step), so that what they differ by is the price of everything around it.
+Prints images per second of the whole command after its first step. Beside those of the compiled step alone
+(python -m benchmarks.train_step) they show what everything around the step costs.
 """
 
 import argparse
-import os
-import re
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import report
+from benchmarks.trainer import fields, train
 
-_ROOT = Path(__file__).parents[1]
 COLUMNS = ("config", "steps", "seconds", "seconds after the first step", "images/s after the first step")
 
 
@@ -26,30 +22,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1562, help="by default an epoch of CIFAR-10 in batches of 32")
     parser.add_argument("--batch_size", type=int, default=32)
     arguments = parser.parse_args()
+    report("epoch", [measure(arguments.config, arguments.steps, arguments.batch_size)], COLUMNS)
+
+
+def measure(config: str, steps: int, batch_size: int, *overrides: str) -> dict[str, Any]:
+    """Times one run, from the command to its end.
+
+    Args:
+      config: As for ``train.py``.
+      steps: Of the run.
+      batch_size: Images a step.
+      *overrides: Further arguments.
+
+    Returns:
+      A row.
+    """
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "train.py", f"--config={arguments.config}", f"--workdir={directory}/run"]
-        command += [f"--config.num_steps={arguments.steps}", f"--config.batch_size={arguments.batch_size}"]
-        environment = os.environ | {"XDG_CACHE_HOME": f"{directory}/cache"}
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        first = None
-        for line in process.stderr:
-            print(line, end="", file=sys.stderr, flush=True)
-            if first is None and re.match(r"step \d+/", line):
-                first = (int(line.split()[1].split("/")[0]), time.perf_counter())
-        if process.wait() != 0:
-            sys.exit(f"train.py ended with status {process.returncode}.")
-        seconds, after = time.perf_counter() - began, time.perf_counter() - first[1]
-    row = {
-        "config": arguments.config,
-        "steps": arguments.steps,
-        "seconds": seconds,
+        arguments = [f"--config={config}", *fields({"num_steps": steps, "batch_size": batch_size}), *overrides]
+        taken = train(Path(directory, "run"), *arguments, echo=True, XDG_CACHE_HOME=f"{directory}/cache")
+    after = taken.seconds - taken.first_seconds
+    return {
+        "config": config,
+        "steps": steps,
+        "seconds": taken.seconds,
         "seconds after the first step": after,
-        "images/s after the first step": (arguments.steps - first[0]) * arguments.batch_size / after,
+        "images/s after the first step": (steps - taken.first_step) * batch_size / after,
     }
-    report("epoch", [row], COLUMNS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Timing by turns, and what has to stand beside a number."""
+"""Timing by turns, and the machine behind a number."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ import jax
 from studies.common.document import table
 from vqjax.reporting import atomic_file, strict_json
 
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "vector-quantize-pytorch", "dm-haiku")
 _MOST_REPETITIONS = 100
 
@@ -26,7 +26,7 @@ class Timing(NamedTuple):
       median: Over all repetitions.
       quarter: A quarter of the repetitions took less.
       three_quarters: A quarter took more.
-      repetitions: How many.
+      repetitions: Number of timed calls.
     """
 
     median: float
@@ -38,12 +38,12 @@ class Timing(NamedTuple):
 def by_turns(
     contenders: Mapping[str, Callable[[], object]], seconds: float = 6.0, fewest: int = 5
 ) -> dict[str, Timing]:
-    """Times functions in turns, so that whatever else the machine does falls on all of them.
+    """Times functions in turns, so that other work on the machine affects all of them alike.
 
     Args:
       contenders: Functions that return when their work is done; each is called once before, which compiles it.
       seconds: Time to spend on all of them.
-      fewest: Repetitions, however long they take.
+      fewest: Repetitions even where they take longer.
 
     Returns:
       Timings by name.
@@ -70,7 +70,7 @@ def _timing(times: Sequence[float]) -> Timing:
 
 
 def machine() -> dict[str, Any]:
-    """Where numbers were taken, without the name of the host."""
+    """The device and the versions, without the name of the host."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -82,7 +82,7 @@ def machine() -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "processor": platform.processor() or platform.machine(),
-        # Fewer page faults in what every step allocates anew (docs/performance.md).
+        # Fewer page faults in the memory that every step allocates (docs/performance.md).
         "huge_pages": "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
@@ -99,7 +99,7 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str])
       columns: What the table shows.
     """
     where = machine()
-    path = _RESULTS / f"{name}-{where['platform']}{'-huge_pages' if where['huge_pages'] else ''}.json"
+    path = RESULTS / f"{name}-{where['platform']}{'-huge_pages' if where['huge_pages'] else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(strict_json({"benchmark": name, "machine": where, "rows": list(rows)}, indent=1).encode() + b"\n")

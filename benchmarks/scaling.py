@@ -1,8 +1,8 @@
-"""How the cost of a quantizer's step grows: python -m benchmarks.scaling
+"""Growth of the cost of a quantizer's step: python -m benchmarks.scaling
 
 With tokens, codes and features, one at a time around 16,384 tokens, 1,024 codes and 32 features; for a codebook of
 2^18 codes of 256 features; and with the number of devices at a fixed global batch (on CPUs:
-XLA_FLAGS=--xla_force_host_platform_device_count=8, which tells nothing about speed on so few cores).
+XLA_FLAGS=--xla_force_host_platform_device_count=8, which shows that it works, not how fast it is).
 """
 
 import sys
@@ -30,11 +30,15 @@ COLUMNS = ("varied", "tokens", "codes", "dim", "devices", "ms", "ns per token", 
 
 def main() -> None:
     """Runs the command."""
+    report("scaling", measure_all(), COLUMNS)
+
+
+def measure_all() -> list[dict[str, Any]]:
+    """Times all sizes, and all numbers of devices that are there."""
     rows = [measure(name, CENTER | {name: value}) for name, values in VARIED.items() for value in values]
     rows.append(measure("largest codebook", LARGEST_CODEBOOK))
     counts = [2**power for power in range(jax.device_count().bit_length())]
-    rows += [measure_devices(count) for count in counts if count > 1]
-    report("scaling", rows, COLUMNS)
+    return rows + [measure_devices(count) for count in counts if count > 1]
 
 
 def measure(varied: str, sizes: dict[str, int]) -> dict[str, Any]:

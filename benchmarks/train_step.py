@@ -34,16 +34,17 @@ def main() -> None:
     report("train_step", rows, COLUMNS)
 
 
-def measure(name: str) -> list[dict[str, Any]]:
+def measure(name: str, batch_size: int | None = None) -> list[dict[str, Any]]:
     """Times all contenders on one model.
 
     Args:
       name: A key of ``BATCH_SIZES``.
+      batch_size: That of ``BATCH_SIZES`` by default.
 
     Returns:
       A row per contender.
     """
-    batch_size = BATCH_SIZES[name]
+    batch_size = batch_size or BATCH_SIZES[name]
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
     work, flops = vqjax_train_step(name, images)
     contenders: dict[str, Callable[[], object]] = {"vqjax": work, "large product": large_product()}

@@ -1,7 +1,8 @@
 """Every test runs on eight fake CPU devices, on any machine, and under strict shape promotion.
 
-Compiling takes most of the time, and a third of that goes into optimizing code that runs once. That is left out unless
-the environment asks for a level, as the continuous integration does: XLA_FLAGS=--xla_backend_optimization_level=3.
+`pytest` proves the main promises in a few minutes; `pytest --full` runs what is marked `full`, all cases of long lists
+and all random examples too. Compiling takes most of the time, and a third of that goes into optimizing code that runs
+once. That is left out unless the environment asks for a level: XLA_FLAGS=--xla_backend_optimization_level=3.
 """
 
 import os
@@ -11,7 +12,9 @@ import jax
 import jaxtyping
 import pytest
 
-from helpers.runs import config, finished, images_file  # noqa: F401  # fixtures of several rooms
+from helpers import shares
+
+pytest_plugins = ["helpers.runs"]  # fixtures that several rooms share
 
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
@@ -21,8 +24,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=20 if "CI" in os.environ else 1, help="SIGKILLs of the soak test")
+    parser.addoption("--full", action="store_true", help="run every test, case and random example")
+    parser.addoption("--kills", type=int, default=20, help="SIGKILLs of the soak test")
     parser.addoption("--soak_seed", type=int, default=0, help="when the soak test kills, and what it damages")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: runs with --full only")
+    shares.FULL = config.getoption("--full")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,33 +1,71 @@
-"""What `import vqjax` brings along, and what it offers."""
+"""The dependencies of `import vqjax`, and its public names."""
 
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import vqjax
 
-PROGRAM = """
+ROOT = Path(vqjax.__file__).parents[1]
+IMPORTED = """
 import json, sys
-import jax, flax.linen, chex, numpy
+import jax, flax.linen, numpy
 before = {name.partition(".")[0] for name in sys.modules}
 import vqjax
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} - before)))
 """
-NOT_THE_BORROWERS = {"absl", "grain", "ml_collections", "optax", "orbax", "PIL", "skimage", "tensorboardX"}
-NOT_THE_BORROWERS |= {"tensorflow", "tensorflow_datasets", "tqdm"}
+# What `pip install vqjax` leaves out, by the names of its modules; flax itself brings optax, orbax and absl.
+ABSENT = {"PIL", "grain", "importlib_resources", "matplotlib", "ml_collections", "skimage", "tensorboardX"}
+ABSENT |= {"tensorflow", "tensorflow_datasets", "torch", "tqdm", "wandb"}
+BORROWER = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(ABSENT)}))  # importing any of them raises an ImportError
+import jax, numpy
+import vqjax, vqjax.importing, vqjax.nnx
+from flax import nnx
+z = jax.numpy.ones((2, 4))
+quantizer = vqjax.nnx.Quantizer(vqjax.VectorQuantizer(num_codes=8), dim=4, rngs=nnx.Rngs(0))
+assert quantizer(z, train=True).indices.shape == (2,)
+"""
 
 
-def test_borrowing_a_quantizer_imports_no_trainer_and_no_data_library():
-    # Flax itself may import some of these; this is about what vqjax adds.
-    root = Path(vqjax.__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True, check=True)
-    added = set(json.loads(run.stdout))
+def run(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_the_package_imports_no_trainer_and_no_data_library():
+    added = set(json.loads(run(IMPORTED)))
     assert "vqjax" in added
-    assert not added & NOT_THE_BORROWERS
     assert added - set(sys.stdlib_module_names) <= {"vqjax", "jaxtyping", "wadler_lindig"}
+
+
+def test_the_quantizers_work_without_the_packages_of_the_extras():
+    run(BORROWER)
+
+
+def test_the_core_depends_on_jax_flax_and_array_libraries_alone():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {requirement.partition(">")[0] for requirement in project["dependencies"]}
+    assert names == {"flax", "jax", "jaxtyping", "numpy", "safetensors"}
+    assert "vqjax[train,plots]" in project["optional-dependencies"]["test"]
 
 
 def test_the_public_names_exist():
     assert all(hasattr(vqjax, name) for name in vqjax.__all__)
     assert issubclass(vqjax.UserError, ValueError)
+
+
+def test_type_checkers_read_its_annotations():
+    assert (ROOT / "vqjax" / "py.typed").is_file()
+
+
+def test_the_oldest_pinned_versions_are_the_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["train"], *extras["plots"], *extras["test"]]
+    bounds = dict(requirement.split(">=") for requirement in requirements if ">=" in requirement)
+    pins = dict(line.split("==") for line in (ROOT / "constraints-oldest.txt").read_text().split())
+    for name, bound in bounds.items():
+        assert (pins[name] + ".").startswith(bound.partition(",")[0] + "."), name

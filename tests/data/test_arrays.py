@@ -72,7 +72,7 @@ def test_other_sizes_are_resized_and_center_cropped(tmp_path):
         (np.zeros((1, 8, 8, 3), np.uint8), r"must have at least 2 readable images, .* got 1"),
     ],
 )
-def test_arrays_that_are_no_images_are_refused(tmp_path, images, message):
+def test_arrays_that_are_not_images_are_refused(tmp_path, images, message):
     np.save(tmp_path / "images.npy", images)
     with pytest.raises(UserError, match=message):
         load(tmp_path / "images.npy")
@@ -105,7 +105,7 @@ def test_damaged_files_are_refused(tmp_path):
             with pytest.raises(UserError, match="cannot be read"):
                 load(tmp_path / f"cut{name[-4:]}")
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
-        archive.writestr("train.npy", "no array")
+        archive.writestr("train.npy", "not an array")
     with pytest.raises(UserError):
         load(tmp_path / "text.npz")
 

@@ -47,7 +47,7 @@ def test_otherwise_a_fraction_is_held_out_and_the_splits_are_disjoint_and_repeat
 def test_all_suffixes_in_any_case_are_images_and_other_files_are_not(tmp_path):
     for name in ("a.jpg", "b.JPEG", "c.PNG", "d.webp", "e.WebP"):
         save(tmp_path / name, 100)
-    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "notes.txt").write_text("not an image")
     splits = load(tmp_path)
     assert len(splits.train) + len(splits.eval) == 5
 
@@ -56,7 +56,7 @@ def test_files_without_an_image_header_are_skipped_named_and_counted(tmp_path, w
     save(tmp_path / "a.png", 1)
     save(tmp_path / "b.png", 2)
     (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "text.png").write_text("not an image")
     splits = load(tmp_path)
     assert len(splits.train) + len(splits.eval) == 2
     assert "empty.jpg" in warnings_logged[0]

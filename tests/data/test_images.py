@@ -111,7 +111,7 @@ def broken_contents():
     image = Image.fromarray(noise(64, 64))
     return {
         "empty": b"",
-        "text": b"this is no image",
+        "text": b"this is not an image",
         "truncated JPEG": encode(image, "JPEG")[:800],
         "truncated PNG": encode(image, "PNG")[:800],
         "truncated WebP": encode(image, "WEBP")[:800],

@@ -30,7 +30,7 @@ def test_unreadable_images_are_left_out_named_up_to_five_and_counted(numbered_im
     assert len(warnings_logged) == 6
 
 
-def test_readable_data_is_not_talked_about(numbered_images, warnings_logged, capfd):
+def test_readable_data_is_not_logged(numbered_images, warnings_logged, capfd):
     materialize(numbered_images(20))
     assert warnings_logged == []
     assert capfd.readouterr() == ("", "")
@@ -53,7 +53,6 @@ def test_defects_in_a_dataset_are_not_taken_for_unreadable_images(numbered_image
 
 
 def test_labels_of_readable_images_are_materialized(numbered_images):
-    assert materialize(numbered_images(13, broken=[2, 11], labelled=True))["label"].tolist() == [
-        *(0, 1, 3, 4, 5, 6, 7, 8, 9),
-        *(0, 2),
-    ]
+    examples = materialize(numbered_images(13, broken=[2, 11], labelled=True))
+    assert examples["label"].tolist() == (examples["image"][:, 0, 0, 0] % 10).tolist()
+    assert len(examples["label"]) == 11

@@ -51,7 +51,7 @@ def data_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("tfds")
     images = {"image": tfds.features.Image(shape=(None, None, 3))}
     train = [{"image": png(level)} for level in range(20)]
-    test = [{"image": png(level)} for level in range(100, 110)] + [{"image": io.BytesIO(b"no image")}]
+    test = [{"image": png(level)} for level in range(100, 110)] + [{"image": io.BytesIO(b"not an image")}]
     write_dataset(path, "levels", images, {"train": train, "test": test})
     classes = {"label": tfds.features.ClassLabel(names=["even", "odd"])}
     labelled = [{"image": png(level), "label": level % 2} for level in range(20)]

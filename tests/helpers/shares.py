@@ -1,10 +1,17 @@
-"""How much of a long list of cases is tried where a person waits for the tests."""
+"""How much of long lists of cases is tried: all of it with ``pytest --full``, a share without."""
 
-import os
 from collections.abc import Iterable
 
+FULL = False
+"""Set by ``tests/conftest.py`` before tests are collected."""
 
-def all_in_ci[Case](cases: Iterable[Case], few: int) -> list[Case]:
-    """All cases in continuous integration; elsewhere a few, evenly chosen."""
+
+def all_if_full[Case](cases: Iterable[Case], few: int) -> list[Case]:
+    """All cases with ``--full``; a few, evenly chosen, without."""
     cases = list(cases)
-    return cases if "CI" in os.environ else cases[:: max(1, len(cases) // few)][:few]
+    return cases if FULL else cases[:: max(1, len(cases) // few)][:few]
+
+
+def examples(full: int, few: int) -> int:
+    """The number of random examples."""
+    return full if FULL else few

@@ -1,10 +1,9 @@
 """What holds for every combination of options: random examples of shape, dtype, mask and data.
 
-More than a thousand in continuous integration (where CI is set in the environment), every 25th of them elsewhere.
+More than a thousand with --full, every 25th of them without.
 """
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from helpers.shares import all_in_ci
+from helpers.shares import all_if_full, examples
 from vqjax import VectorQuantizer
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio, keyword_names
 from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
@@ -68,8 +67,7 @@ RANDOM_CASES = {
 INPUTS = [((TOKENS, DIM), jnp.float32), ((2, 4, 2, DIM), jnp.bfloat16)]
 every_case = st.sampled_from(sorted(CASES))
 any_case = st.sampled_from(sorted(CASES | RANDOM_CASES))
-SHARE = 1 if "CI" in os.environ else 60
-examples = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+every_run = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @functools.cache
@@ -107,7 +105,7 @@ def assert_equal(tree, other, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), tree, other)
 
 
-@settings(examples, max_examples=400 // SHARE)
+@settings(every_run, max_examples=examples(400, 6))
 @given(
     name=any_case,
     shape_and_dtype=st.sampled_from(INPUTS),
@@ -129,7 +127,7 @@ def test_evaluation_is_the_decoded_codes_and_changes_nothing(name, shape_and_dty
     assert_finite((out, gradient))
 
 
-@settings(examples, max_examples=300 // SHARE)
+@settings(every_run, max_examples=examples(300, 5))
 @given(name=any_case, seed=st.integers(0, 2**16), scale=st.sampled_from([0.0, 1e-4, 1.0, 1e4]))
 def test_two_training_steps_stay_finite_and_keep_the_state_in_float32(name, seed, scale):
     vq, variables = quantizer(name)
@@ -141,7 +139,7 @@ def test_two_training_steps_stay_finite_and_keep_the_state_in_float32(name, seed
     assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(variables))
 
 
-@settings(examples, max_examples=200 // SHARE)
+@settings(every_run, max_examples=examples(200, 3))
 @given(name=every_case, seed=st.integers(0, 2**16))
 def test_training_looks_up_in_the_codebook_before_its_update(name, seed):
     vq, variables = quantizer(name)
@@ -154,7 +152,7 @@ def test_training_looks_up_in_the_codebook_before_its_update(name, seed):
     np.testing.assert_allclose(gradient, same, rtol=1e-5, atol=1e-6)
 
 
-@settings(examples, max_examples=300 // SHARE)
+@settings(every_run, max_examples=examples(300, 5))
 @given(name=every_case, seed=st.integers(0, 2**16), rubbish=st.sampled_from([0.0, 1e3, np.nan]))
 def test_masked_tokens_are_as_if_they_were_not_there(name, seed, rubbish):
     vq, variables = quantizer(name)
@@ -172,7 +170,7 @@ def test_masked_tokens_are_as_if_they_were_not_there(name, seed, rubbish):
     assert_equal(after, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", all_in_ci(sorted(CASES | RANDOM_CASES), 9))
+@pytest.mark.parametrize("name", all_if_full(sorted(CASES | RANDOM_CASES), 9))
 def test_eight_devices_do_what_one_does(name):
     vq, variables = quantizer(name)
     mesh = Mesh(np.asarray(jax.devices()), ("data",))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from helpers.shares import all_in_ci
+from helpers.shares import all_if_full
 from vqjax import UserError, VectorQuantizer
 from vqjax.functional.beam_search import beam_search
 from vqjax.quantizers.grouped import GroupedResidualVQ, ProductVQ
@@ -117,7 +117,7 @@ def test_evaluation_changes_nothing():
     assert_alike(updates["codebook"], variables_of("default")["codebook"], rtol=0)
 
 
-@pytest.mark.parametrize("name", all_in_ci(OPTIONS, 5))
+@pytest.mark.parametrize("name", all_if_full(OPTIONS, 5))
 def test_one_device_and_eight_are_alike(name):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(Z, jax.NamedSharding(mesh, jax.P("data")))

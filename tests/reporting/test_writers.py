@@ -114,8 +114,8 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, monkeypatch):
         metrics = writer(tmp_path, resume_step=resume_step, wandb=True)
         metrics.scalars(2, "train", {"loss": 0.5})
         metrics.close()
-    first, resumed, anew = (options["id"] for options in started)
-    assert first == resumed != anew
+    first, resumed, another = (options["id"] for options in started)
+    assert first == resumed != another
     assert run.logged[0] == {"step": 2, "train/loss": 0.5}
     assert run.finished
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from helpers.shares import all_in_ci
+from helpers.shares import all_if_full
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE
 from vqjax.data import to_model_range
@@ -133,7 +133,7 @@ def test_eight_devices_train_like_one(config, of_one, tmp_path):
     assert_same_run(of_one, tmp_path / "eight", config.data.name)
 
 
-@pytest.mark.parametrize("number", all_in_ci([2, 4], 1))
+@pytest.mark.parametrize("number", all_if_full([2, 4], 1))
 def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_path, number):
     """Each reads its own rows of every batch."""
     workdir = tmp_path / "run"
@@ -154,7 +154,7 @@ def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_pat
     assert_same_run(of_one, workdir, config.data.name)
 
 
-@pytest.mark.parametrize("number", all_in_ci([2, 4], 1))
+@pytest.mark.parametrize("number", all_if_full([2, 4], 1))
 def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, number):
     """And no step is lost."""
     workdir = tmp_path / "run"

@@ -1,7 +1,6 @@
 """A run that is killed, damaged and started again, over and over, ends bit for bit as if it had been left alone.
 
-20 kills in continuous integration and one elsewhere; ``pytest tests/training/test_soak.py --kills=200
---soak_seed=1`` for more.
+``pytest --full tests/training/test_soak.py --kills=200 --soak_seed=1`` for more of them, and others.
 """
 
 import random
@@ -19,6 +18,8 @@ from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE
 
 CHECKPOINT_EVERY = 7
+
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")

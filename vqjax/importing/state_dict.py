@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from vqjax.errors import UserError
 
@@ -85,11 +87,6 @@ def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
         )
     if not path.is_file():
         raise UserError(f"state={str(path)!r} is not there: pass the path of an existing file.")
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise UserError("Reading a .safetensors file takes the library: pip install 'vqjax[import]'.") from error
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -65,7 +65,7 @@ def from_vector_quantize_pytorch(vq: VectorQuantizer, state: Mapping[str, Any] |
     Args:
       vq: The quantizer to continue with.
       state: Arrays by name, ``{key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}``, or the
-        path of a ``.safetensors`` file (``pip install 'vqjax[import]'``).
+        path of a ``.safetensors`` file.
 
     Returns:
       Variables for ``vq.apply``, copies of the arrays.

@@ -1,0 +1,73 @@
+# Shared by .ci/run and .ci/full: a Python 3.12, fresh environments, and steps that print their time.
+# shellcheck shell=bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=""
+for candidate in "${PYTHON:-}" python3.12 python3 python; do
+  if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  echo "error: no Python 3.12 found; install it, or set PYTHON to its path" >&2
+  exit 1
+fi
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+# What one step has compiled, the next ones read.
+export JAX_COMPILATION_CACHE_DIR="$scratch/compiled" XDG_CACHE_HOME="$scratch/cache"
+if [ -d ../shared/data/tfds ]; then
+  TFDS_DATA_DIR=$(cd ../shared/data/tfds && pwd)
+  export TFDS_DATA_DIR
+fi
+
+# environment NAME CONSTRAINTS REQUIREMENT...: enters an environment; creates it on its first use.
+environment() {
+  local place=$scratch/$1 constraints=$PWD/$2
+  shift 2
+  [ -d "$place" ] || "$python" -m venv "$place"
+  # shellcheck disable=SC1091
+  source "$place/bin/activate"
+  pip install --quiet --disable-pip-version-check --constraint "$constraints" "$@"
+}
+
+# step NAME COMMAND...: runs a command in its own shell, so that its environment and directory end with it.
+step() {
+  local name=$1 began=$SECONDS
+  shift
+  echo "=== $name"
+  # Not "if ( ... )": that would switch off -e inside.
+  (set -e; "$@")
+  echo "=== $name: $((SECONDS - began)) s"
+}
+
+lint() {
+  environment test constraints.txt -e ".[test]"
+  ruff check .
+  ruff format --check .
+}
+
+# The suite, or parts of it: suite CONSTRAINTS ENVIRONMENT PYTEST_ARGUMENT...
+suite() {
+  environment "$1" "$2" -e ".[test]"
+  pytest "${@:3}"
+}
+
+parity() {
+  environment parity constraints.txt -e ".[test,parity]"
+  # Without them every comparison would be skipped.
+  python -c "import torch, vector_quantize_pytorch"
+  pytest tests/parity "$@"
+}
+
+# Train, continue, evaluate.
+commands() {
+  local run=("--workdir=$scratch/run" --config.optimizer.schedule=constant --config.model.width=8
+    --config.batch_size=8 --config.tensorboard=false --config.checkpoint_every=3)
+  python train.py "${run[@]}" --config.num_steps=6
+  python train.py "${run[@]}" --config.num_steps=9
+  python eval.py --workdir="$scratch/run" --export_tokens="$scratch/tokens.npz"
+}

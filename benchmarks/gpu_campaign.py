@@ -1,0 +1,444 @@
+"""The measurements that wait for a GPU, the most valuable first: python -m benchmarks.gpu_campaign [--minutes=N]
+
+Each part runs in a process of its own under a time limit, decides its question, and writes
+``benchmarks/results/gpu_campaign-PART.json``. Finished parts are skipped, so the command can be stopped and started
+again; delete the file of a part to repeat it. ``--toy`` rehearses everything in small sizes on any device.
+
+Wheels: ``pip install -e ".[train,plots]" "jax[cuda13]"``; for the peers also ``".[parity]"`` (PyTorch for the same
+CUDA). Parts that need what is not installed, or CIFAR-10 as tensorflow-datasets prepares it (``TFDS_DATA_DIR``), say so
+and are left for later. Nothing is downloaded.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any, NamedTuple
+
+from benchmarks import epoch, quantizer, scaling, search, startup, statistics, train_step
+from benchmarks.measure import RESULTS, machine
+from benchmarks.peers.available import installed
+from benchmarks.trainer import ROOT, fields, start, train
+from vqjax.reporting import atomic_file, strict_json
+
+Rows = list[dict[str, Any]]
+_PUBLISHED_ERROR = 0.056
+_TINY = fields({"model.width": 8, "num_steps": 8, "batch_size": 8, "log_every": 2, "tensorboard": False})
+_TOY_CONFIG = "configs/quickstart.py"
+_LARGE = "65536x16384x256"
+
+
+class Verdict(NamedTuple):
+    """What a part has found.
+
+    Attributes:
+      passed: Whether it reached what is expected of a GPU; None where there is nothing to reach.
+      text: The finding, and what to do about it.
+    """
+
+    passed: bool | None
+    text: str
+
+
+class Part(NamedTuple):
+    """A question that only a GPU can answer.
+
+    Attributes:
+      question: What is asked.
+      minutes: The limit; a part that is stopped is tried again by the next command.
+      measure: Takes the measurements, in toy size where it is given True.
+      decide: Reads them.
+      needs: ``"cifar10"`` or the names of Python packages.
+    """
+
+    question: str
+    minutes: float
+    measure: Callable[[bool], Rows]
+    decide: Callable[[Rows], Verdict]
+    needs: Sequence[str] = ()
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the parts and their findings; run nothing")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="all by default")
+    parser.add_argument("--toy", action="store_true", help="small sizes, on any device; results go to runs/")
+    parser.add_argument("--minutes", type=float, help="start no part whose limit is longer than what is left of these")
+    parser.add_argument("--results", type=Path, help="directory of the results")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    results = options.results or (ROOT / "runs" / "gpu_campaign_toy" if options.toy else RESULTS)
+    if options.part:
+        _measure(options.part, results, options.toy)
+        return
+    if not options.list:
+        if not options.toy and _backend() != "gpu":
+            sys.exit("error: JAX finds no GPU here; rehearse with --toy, or install jax[cuda13]")
+        _run(options.only, results, options.toy, options.minutes)
+    _print_findings(options.only, results)
+
+
+def _path(name: str, results: Path) -> Path:
+    return results / f"gpu_campaign-{name}.json"
+
+
+def _backend() -> str:
+    # In another process: this one would keep most of the GPU's memory.
+    code = "import jax; print(jax.default_backend())"
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _run(names: Sequence[str], results: Path, toy: bool, minutes: float | None) -> None:
+    """Runs the parts that are not finished, each in a process of its own."""
+    end = time.monotonic() + 60 * (float("inf") if minutes is None else minutes)
+    # A stopped campaign leaves no part running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for name in names:
+        part = PARTS[name]
+        missing = [need for need in part.needs if not _available(need) and not toy]
+        if _path(name, results).exists():
+            print(f"{name}: finished before", flush=True)
+        elif missing:
+            print(f"{name}: left for later, needs {', '.join(missing)}", flush=True)
+        elif time.monotonic() + 60 * part.minutes > end:
+            print(f"{name}: left for later, its limit is {part.minutes:g} minutes", flush=True)
+        else:
+            print(f"{name}: {part.question} (at most {part.minutes:g} minutes)", flush=True)
+            command = [sys.executable, "-m", "benchmarks.gpu_campaign", f"--part={name}", f"--results={results}"]
+            with _process_group([*command, *(["--toy"] if toy else [])]) as process:
+                try:
+                    if status := process.wait(60 * part.minutes):
+                        print(f"{name}: failed with status {status}; the next command tries it again", flush=True)
+                except subprocess.TimeoutExpired:
+                    print(f"{name}: stopped at its limit; the next command tries it again", flush=True)
+
+
+def _available(need: str) -> bool:
+    if need == "cifar10":
+        return (Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / "cifar10").is_dir()
+    return installed(need)
+
+
+@contextlib.contextmanager
+def _process_group(command: Sequence[str]) -> Iterator[subprocess.Popen]:
+    """Starts a command that ends together with all that it has started."""
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _measure(name: str, results: Path, toy: bool) -> None:
+    """Runs one part and writes what it has found."""
+    part, began = PARTS[name], time.perf_counter()
+    rows = part.measure(toy)
+    verdict = part.decide(rows)
+    record = {"part": name, "question": part.question, "machine": machine(), "seconds": time.perf_counter() - began}
+    results.mkdir(parents=True, exist_ok=True)
+    with atomic_file(_path(name, results)) as file:
+        file.write(strict_json(record | verdict._asdict() | {"rows": rows}, indent=1).encode() + b"\n")
+
+
+def _print_findings(names: Sequence[str], results: Path) -> None:
+    marks = {True: "reached", False: "MISSED", None: "measured"}
+    for name in names:
+        path = _path(name, results)
+        if path.exists():
+            record = json.loads(path.read_text())
+            print(f"{name:<{max(map(len, PARTS))}}  {marks[record['passed']]:<8}  {record['text']}")
+        else:
+            print(f"{name:<{max(map(len, PARTS))}}  {'open':<8}  {PARTS[name].question}")
+
+
+# What several parts need
+
+
+def _at_once(measure: Callable[..., Rows], cases: Sequence[Any]) -> Rows:
+    """All cases; one that fails is a row that says so, not the end of the part."""
+    rows = []
+    for case in cases:
+        print(f"  measuring {case}", flush=True)
+        try:
+            rows += measure(case)
+        except Exception as error:
+            rows.append({"case": str(case), "error": f"{type(error).__name__}: {error}"[:500]})
+    return rows
+
+
+def _fastest(rows: Rows, case: Callable[[Mapping[str, Any]], object]) -> tuple[str, float]:
+    """The contender with the lowest mean time of those that ran in every case, and its time over the second's."""
+    cases = {case(row) for row in rows}
+    times: dict[str, list[float]] = {}
+    for row in rows:
+        times.setdefault(row["contender"], []).append(row["ms"])
+    means = sorted((geometric_mean(ms), name) for name, ms in times.items() if len(ms) == len(cases))
+    (best, name), (second, _) = means[0], means[min(1, len(means) - 1)]
+    return name, second / best
+
+
+def _failures(rows: Rows) -> str:
+    failed = [f"{row['case']} failed: {row['error']}" for row in rows if "error" in row]
+    return "".join(f"; {text}" for text in failed)
+
+
+# The parts
+
+
+def _searches(toy: bool) -> Rows:
+    return _at_once(search.measure, ["256x64x8"] if toy else [_LARGE, *search.CASES["gpu"]])
+
+
+def _decide_search(rows: Rows) -> Verdict:
+    """The fastest search without a wrong code; the plain product and the textbook form do not compete."""
+    searches = [row for row in rows if row.get("wrong codes")]
+    wrong = {row["contender"] for row in searches if not row["wrong codes"].startswith("0 ")}
+    exact = [row for row in searches if row["contender"] not in wrong]
+    if not exact:
+        return Verdict(False, f"no search has 0 wrong codes{_failures(rows)}")
+    name, ahead = _fastest(exact, lambda row: row["case"])
+    kernel = {row["contender"] for row in searches} & {"Hopper kernel"}
+    of_kernel = "ran with wrong codes" if kernel & wrong else "has 0 wrong codes" if kernel else "did not run"
+    advice = "keep the search" if name == "vqjax" else f"make {name!r} the search in vqjax/functional/search.py"
+    text = f"fastest with 0 wrong codes: {name}, {ahead:.2f}x ahead; {advice}; the Hopper kernel {of_kernel}"
+    return Verdict(bool(kernel - wrong), text + _failures(rows))
+
+
+def _quantizers(toy: bool) -> Rows:
+    return _at_once(quantizer.measure, ["256x64x8"] if toy else [_LARGE, f"{_LARGE}:bfloat16", "65536x1024x64"])
+
+
+def _decide_quantizer(rows: Rows) -> Verdict:
+    first = {row["contender"]: row for row in rows if "ms" in row and row["case"] == rows[0]["case"]}
+    compiled = first.get("vector-quantize-pytorch, torch.compile")
+    products = first["vqjax"]["times one product"] if "vqjax" in first else None
+    ratio = compiled and compiled["ours is faster by"]
+    text = f"{ratio:.1f}x the compiled peer (5x expected)" if ratio else "the compiled peer did not run"
+    text += f", {products:.2f} times one product (1.5 allowed)" if products else ""
+    passed = ratio >= 5 and products <= 1.5 if ratio and products else None
+    return Verdict(passed, text + _failures(rows))
+
+
+def _counting(toy: bool) -> Rows:
+    cases = ["256x64x8"] if toy else statistics.CASES
+    return _at_once(lambda case: statistics.measure(case, "even") + statistics.measure(case, "skewed"), cases)
+
+
+def _decide_counting(rows: Rows) -> Verdict:
+    name, ahead = _fastest([row for row in rows if "ms" in row], lambda row: (row["case"], row["tokens per code"]))
+    advice = "keep it" if name == "scatter" else "make it `assign` in vqjax/functional/codebook.py on this backend"
+    return Verdict(None, f"fastest: {name}, {ahead:.2f}x ahead; {advice}{_failures(rows)}")
+
+
+def _fifty_epochs(toy: bool) -> Rows:
+    config = _TOY_CONFIG if toy else "configs/cifar10.py"
+    with tempfile.TemporaryDirectory() as directory:
+        taken = train(
+            Path(directory, "run"), f"--config={config}", "--config.model.dtype=bfloat16", *(_TINY if toy else [])
+        )
+        metrics = _evaluation(Path(directory, "run"))
+    return [taken._asdict() | metrics]
+
+
+def _decide_fifty_epochs(rows: Rows) -> Verdict:
+    seconds = rows[0]["seconds"]
+    return Verdict(seconds < 60, f"{seconds:.0f} s from the command to its end (60, then 20 expected)")
+
+
+def _evaluation(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "eval" / "metrics.json").read_text())["metrics"]
+
+
+def _interrupted(toy: bool) -> Rows:
+    """One run that is left alone, and one that is killed after its first checkpoint and started again."""
+    config = _TOY_CONFIG if toy else "configs/cifar10.py:sonnet"
+    steps = [] if toy else fields({"num_steps": 4000})
+    arguments = [f"--config={config}", *(_TINY if toy else []), *steps]
+    arguments += fields({"checkpoint_every": 2 if toy else 500})
+    with tempfile.TemporaryDirectory() as directory:
+        whole, killed = Path(directory, "whole"), Path(directory, "killed")
+        train(whole, *arguments)
+        with start(killed, *arguments) as process:
+            # Its log needs a reader, or the run would wait for one; the first line of progress follows a saved step.
+            for _ in process.stderr:
+                if any(killed.glob("checkpoints/*/SHA256SUMS")):
+                    break
+            process.kill()
+        train(killed, *arguments)
+        logs = [(workdir / "metrics.jsonl").read_bytes() for workdir in (whole, killed)]
+        return [
+            {
+                "status of the killed run": process.returncode,
+                "same log": logs[0] == logs[1],
+                "same evaluation": _evaluation(whole) == _evaluation(killed),
+            }
+        ]
+
+
+def _decide_interrupted(rows: Rows) -> Verdict:
+    same = rows[0]["same log"] and rows[0]["same evaluation"]
+    text = "a killed and continued run ends bit for bit the same" if same else f"a continued run differs: {rows[0]}"
+    if rows[0]["status of the killed run"] != -signal.SIGKILL:
+        return Verdict(None, f"{text}, but it ended before it could be killed")
+    return Verdict(same, text)
+
+
+def _sonnet(toy: bool) -> Rows:
+    rows = []
+    for estimator in ("straight_through", "rotation"):
+        config = f"configs/cifar10.py:sonnet,estimator={estimator}"
+        arguments = [f"--config={_TOY_CONFIG}", *_TINY] if toy else [f"--config={config}"]
+        with tempfile.TemporaryDirectory() as directory:
+            taken = train(Path(directory, "run"), *arguments)
+            rows.append({"estimator": estimator} | taken._asdict() | _evaluation(Path(directory, "run")))
+    return rows
+
+
+def _decide_sonnet(rows: Rows) -> Verdict:
+    error, perplexity = (rows[0][name] for name in ("mse_over_variance", "perplexity_batch"))
+    text = f"straight-through: MSE / variance {error:.4f} (0.0564 on a CPU), perplexity {perplexity:.0f} (331)"
+    text += f"; rotation {rows[1]['mse_over_variance']:.4f} (0.1104); {rows[0]['seconds']:.0f} s a run"
+    return Verdict(abs(error / _PUBLISHED_ERROR - 1) < 0.05, text)
+
+
+def _train_steps(toy: bool) -> Rows:
+    names = list(train_step.BATCH_SIZES)
+    return _at_once(lambda name: train_step.measure(name, batch_size=2 if toy else None), names[:1] if toy else names)
+
+
+def _decide_train_step(rows: Rows) -> Verdict:
+    ratios = [
+        f"{row['model']}: {row['ours is faster by']:.2f}x of {row['contender']}"
+        for row in rows
+        if "torch.compile" in row.get("contender", "")
+    ]
+    slowest = min((row["ours is faster by"] for row in rows if "torch.compile" in row.get("contender", "")), default=0)
+    text = "; ".join(ratios) or "the PyTorch loop did not run"
+    return Verdict(slowest >= 1 if ratios else None, text + _failures(rows))
+
+
+def _dispatches(toy: bool) -> Rows:
+    config, steps, batch_size = (_TOY_CONFIG, 8, 8) if toy else ("configs/cifar10.py:sonnet", 4000, 32)
+    extra = _TINY if toy else []
+    return [
+        {"steps_per_dispatch": count}
+        | epoch.measure(config, steps, batch_size, *extra, *fields({"steps_per_dispatch": count}))
+        for count in ([1, 2] if toy else [1, 5, 20, 100])
+    ]
+
+
+def _decide_dispatches(rows: Rows) -> Verdict:
+    speed = {row["steps_per_dispatch"]: row["images/s after the first step"] for row in rows}
+    best = max(speed, key=speed.get)
+    table = ", ".join(f"{count}: {images:.0f}" for count, images in speed.items())
+    return Verdict(None, f"steps per dispatch: images/s; {table}; best: {best} (20 by default)")
+
+
+def _accumulated(toy: bool) -> Rows:
+    config, steps, batch_size = (_TOY_CONFIG, 8, 8) if toy else ("configs/cifar10.py", 800, 128)
+    extra = _TINY if toy else []
+    return [
+        {"parts": count}
+        | epoch.measure(
+            config, steps, batch_size, *extra, *fields({"gradient_accumulation": count} if count > 1 else {})
+        )
+        for count in ([1, 2] if toy else [1, 2, 4, 8])
+    ]
+
+
+def _decide_accumulated(rows: Rows) -> Verdict:
+    speed = {row["parts"]: row["images/s after the first step"] for row in rows}
+    return Verdict(None, "parts of a batch: images/s; " + ", ".join(f"{n}: {x:.0f}" for n, x in speed.items()))
+
+
+def _startups(toy: bool) -> Rows:
+    configs = [_TOY_CONFIG] if toy else ["configs/quickstart.py", "configs/cifar10.py"]
+    extra = fields({"model.width": 8}) if toy else []
+    return [row for config in configs for row in startup.measure(config, *extra)]
+
+
+def _decide_startups(rows: Rows) -> Verdict:
+    seconds = {(row["config"], row["start"]): row["seconds to the first step"] for row in rows}
+    text = ", ".join(f"{config} {start}: {value:.1f} s" for (config, start), value in seconds.items())
+    return Verdict(all(value < 10 for (_, start), value in seconds.items() if start != "cold"), text)
+
+
+def _growth(toy: bool) -> Rows:
+    if toy:
+        return [scaling.measure("tokens", {"tokens": 64, "codes": 16, "dim": 4})]
+    return scaling.measure_all()
+
+
+def _decide_growth(rows: Rows) -> Verdict:
+    largest = rows[-1] if len(rows) == 1 else next(row for row in rows if row["varied"] == "largest codebook")
+    size = f"{largest['tokens']} tokens, {largest['codes']} codes of {largest['dim']}"
+    return Verdict(None, f"{size}: {largest['ms']:.3g} ms, {largest['temporary MiB']:.0f} MiB temporary")
+
+
+def _study(toy: bool) -> Rows:
+    output, scale = ROOT / "docs" / "reproduction", "--scale=full"
+    if toy:
+        output, scale = ROOT / "runs" / "gpu_campaign_toy" / "reproduction", "--report_only"
+        shutil.copytree(ROOT / "docs" / "reproduction", output, dirs_exist_ok=True)
+    command = [sys.executable, "-m", "studies.reproduction", f"--output={output}", scale]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return [{"output": str(output.relative_to(ROOT))}]
+
+
+PARTS: dict[str, Part] = {
+    "search": Part("Is the Hopper kernel exact there, and which search is fastest?", 5, _searches, _decide_search),
+    "quantizer": Part(
+        "Is a quantizer's step 5 times as fast as the compiled peer's?",
+        4,
+        _quantizers,
+        _decide_quantizer,
+        ("vector_quantize_pytorch",),
+    ),
+    "counting": Part("Which way to count and add up tokens is fastest?", 3, _counting, _decide_counting),
+    "fifty_epochs": Part(
+        "Do 50 epochs of the study's model take under 60 s in bfloat16?",
+        4,
+        _fifty_epochs,
+        _decide_fifty_epochs,
+        ("cifar10",),
+    ),
+    "interrupted": Part(
+        "Does a killed and continued run end bit for bit the same?", 3, _interrupted, _decide_interrupted, ("cifar10",)
+    ),
+    "sonnet": Part("Does sonnet's model reach the CPU's figures?", 5, _sonnet, _decide_sonnet, ("cifar10",)),
+    "train_step": Part(
+        "Is a training step as fast as the compiled PyTorch loop?",
+        5,
+        _train_steps,
+        _decide_train_step,
+        ("vector_quantize_pytorch",),
+    ),
+    "dispatch": Part("How many steps per dispatch are best?", 4, _dispatches, _decide_dispatches, ("cifar10",)),
+    "accumulation": Part("What do batches in parts cost?", 4, _accumulated, _decide_accumulated, ("cifar10",)),
+    "startup": Part("Is the second start under 10 s?", 4, _startups, _decide_startups, ("cifar10",)),
+    "scaling": Part("How does the cost grow?", 4, _growth, _decide_growth),
+    "study": Part(
+        "What are the tables of the CIFAR-10 study at full scale? Finished runs are kept.",
+        300,
+        _study,
+        lambda rows: Verdict(None, f"written below {rows[0]['output']}"),
+        ("cifar10", "matplotlib", "sklearn"),
+    ),
+}
+"""The campaign in order of value. A new question is one entry."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Starts the trainer as its users do, and times it."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+_STEP = re.compile(r"step (\d+)/")
+
+
+class Training(NamedTuple):
+    """Times of one run of the trainer.
+
+    Attributes:
+      first_step: The step of the first line of progress.
+      first_seconds: From the command to that line.
+      seconds: From the command to its end.
+    """
+
+    first_step: int
+    first_seconds: float
+    seconds: float
+
+
+def start(workdir: Path, *arguments: str, script: str = "train.py", **environment: str) -> subprocess.Popen:
+    """Starts the trainer; its progress can be read from ``stderr``."""
+    return subprocess.Popen(
+        [sys.executable, script, f"--workdir={workdir}", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def fields(values: Mapping[str, object]) -> list[str]:
+    """Arguments that set fields of the config.
+
+    Example:
+      >>> fields({"num_steps": 1, "model.width": 8})
+      ['--config.num_steps=1', '--config.model.width=8']
+    """
+    return [f"--config.{name}={value}" for name, value in values.items()]
+
+
+def train(workdir: Path, *arguments: str, echo: bool = False, **environment: str) -> Training:
+    """Runs the trainer to its end.
+
+    Args:
+      workdir: Directory of the run.
+      *arguments: Of the command.
+      echo: Print its progress.
+      **environment: Variables to add.
+
+    Returns:
+      What it took.
+
+    Raises:
+      RuntimeError: It failed; the message is what it printed.
+    """
+    began = time.perf_counter()
+    process = start(workdir, *arguments, **environment)
+    first, printed = None, []
+    for line in process.stderr:
+        printed.append(line)
+        if echo:
+            print(line, end="", file=sys.stderr, flush=True)
+        if first is None and (match := _STEP.match(line)):
+            first = (int(match[1]), time.perf_counter() - began)
+    if process.wait() != 0 or first is None:
+        raise RuntimeError(f"{' '.join(process.args)} ended with status {process.returncode}:\n{''.join(printed)}")
+    return Training(*first, time.perf_counter() - began)

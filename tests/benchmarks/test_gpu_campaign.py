@@ -1,0 +1,100 @@
+"""The campaign decides by itself, skips what is finished, and stops at its limits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_campaign
+from benchmarks.gpu_campaign import PARTS, Part, Verdict
+
+
+def searched(contender, ms, wrong="0 of 4096", case="a"):
+    return {"case": case, "contender": contender, "ms": ms, "wrong codes": wrong}
+
+
+def test_the_fastest_search_without_a_wrong_code_is_chosen():
+    rows = [searched("vqjax", 3.0), searched("Hopper kernel", 1.0), searched("all distances at once", 0.5, "7 of 4096")]
+    verdict = PARTS["search"].decide([*rows, {"case": "a", "contender": "one matrix product", "ms": 0.1}])
+    assert verdict.passed
+    assert "fastest with 0 wrong codes: Hopper kernel, 3.00x ahead; make 'Hopper kernel' the search" in verdict.text
+    wrong = [rows[0], searched("Hopper kernel", 1.0, "1 of 4096")]
+    verdict = PARTS["search"].decide(wrong)
+    assert not verdict.passed
+    assert verdict.text.endswith("keep the search; the Hopper kernel ran with wrong codes")
+
+
+def test_what_failed_in_one_case_is_said_and_not_chosen():
+    rows = [
+        searched("vqjax", 3.0),
+        searched("vqjax", 3.0, case="b"),
+        searched("chunks", 1.0),
+        {"case": "c", "error": "X"},
+    ]
+    text = PARTS["search"].decide(rows).text
+    assert "vqjax, 1.00x ahead; keep the search; the Hopper kernel did not run; c failed: X" in text
+
+
+@pytest.mark.parametrize(("faster", "products", "passed"), [(6.0, 1.4, True), (4.9, 1.4, False), (6.0, 1.6, False)])
+def test_the_quantizer_is_compared_with_the_compiled_peer_and_one_product(faster, products, passed):
+    peer = {"case": "a", "contender": "vector-quantize-pytorch, torch.compile", "ms": 9.0, "ours is faster by": faster}
+    ours = {"case": "a", "contender": "vqjax", "ms": 1.0, "times one product": products}
+    assert PARTS["quantizer"].decide([ours, peer]).passed == passed
+
+
+def test_a_run_that_ended_before_it_was_killed_decides_nothing():
+    row = {"same log": True, "same evaluation": True, "status of the killed run": 0}
+    assert PARTS["interrupted"].decide([row]).passed is None
+    assert PARTS["interrupted"].decide([row | {"status of the killed run": -9}]).passed
+
+
+@pytest.fixture
+def campaign(monkeypatch, tmp_path):
+    """Runs parts that are commands of the shell instead of measurements."""
+    commands = {"quick": "true", "failing": "false", "endless": "sleep 60"}
+    parts = {name: Part(name, 0.01, lambda toy: [], lambda rows: Verdict(None, "")) for name in commands}
+    monkeypatch.setattr(gpu_campaign, "PARTS", parts | {"absent": parts["quick"]._replace(needs=("nonsense",))})
+    popen = subprocess.Popen
+
+    def start(command, **options):
+        (name,) = [argument.removeprefix("--part=") for argument in command if argument.startswith("--part=")]
+        return popen(["sh", "-c", commands[name]], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    return lambda *names, minutes=None: gpu_campaign._run(names, tmp_path, toy=False, minutes=minutes)
+
+
+def test_failures_and_limits_end_a_part_and_not_the_campaign(campaign, capsys):
+    campaign("failing", "endless", "absent", "quick")
+    lines = capsys.readouterr().out.splitlines()
+    assert "failing: failed with status 1; the next command tries it again" in lines
+    assert "endless: stopped at its limit; the next command tries it again" in lines
+    assert "absent: left for later, needs nonsense" in lines
+    assert lines[-1].startswith("quick: quick")
+
+
+def test_a_part_that_does_not_fit_into_the_time_is_left_for_later(campaign, capsys):
+    campaign("quick", minutes=0.001)
+    assert "quick: left for later, its limit is 0.01 minutes" in capsys.readouterr().out
+
+
+def test_finished_parts_are_skipped(campaign, capsys, tmp_path):
+    (tmp_path / "gpu_campaign-quick.json").touch()
+    campaign("quick")
+    assert capsys.readouterr().out == "quick: finished before\n"
+
+
+@pytest.mark.full
+def test_the_rehearsal_runs_every_part(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu_campaign", "--toy", f"--results={tmp_path}"]
+    root = Path(__file__).parents[2]
+    first = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    for name in PARTS:
+        record = json.loads((tmp_path / f"gpu_campaign-{name}.json").read_text())
+        assert record["rows"], name
+        assert not any("error" in row for row in record["rows"]), name
+        assert record["text"] in first.stdout
+    again = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert all(f"{name}: finished before" in again.stdout for name in PARTS)
