@@ -188,6 +188,7 @@ def test_parts_are_turned_off_from_the_command_line():
         ("schedule", "steps", "schedule is a group, got 'steps'; set one of its arguments, such as name."),
         ("schedule.rat", "3", "schedule.rat is unknown; did you mean 'rate'?"),
         ("schedule.every", "3", "schedule.every is unknown; use one of 'rate'"),
+        ("penalties.l1", "3", "penalties.l1 is a group, got '3'; set one of its arguments, such as weight."),
         ("penalties.l2.weight", "3", "penalties.l2.name='l2' is unknown; use one of 'l1'"),
         ("name", "modle", "name='modle' is unknown; did you mean 'model'?"),
     ],
@@ -229,6 +230,12 @@ def test_fields_that_every_choice_shares_are_not_passed_on():
 
     sources = Registry({"folder": lambda path: path}, key="source", shared=Call(Shared))
     assert "flip" in sources.call("folder").fields
+
+
+def test_texts_in_a_sequence_are_separated_by_commas():
+    kind = Kind.of(Sequence[str])
+    assert kind.parse("vq, fsq") == ("vq", "fsq")
+    assert kind.parse("") == ()
 
 
 @pytest.mark.parametrize("annotation", [int, float | None, Literal["a"], Sequence[int | Sequence[int]]])

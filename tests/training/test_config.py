@@ -2,15 +2,19 @@
 
 import re
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from helpers.configs import load
 from vqjax import quantizers
+from vqjax.data.arrays import ArrayDataset
 from vqjax.errors import UserError
 from vqjax.models.registry import build_model
 from vqjax.quantizers.recipes import RECIPES
 from vqjax.runtime.signature import within
+from vqjax.training.build import build_task, check_fits, example_batch
 from vqjax.training.config import base_config, complete, load_config, override, validate
 
 
@@ -127,7 +131,32 @@ def test_values_out_of_range_are_refused(field, value, message):
 
 
 def build_parts(config):
-    build_model(config.model, config.quantizer)
+    """What a run looks at before it reads images."""
+    side = config.data.image_size
+    images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
+    check_fits(build_task(config, images), jax.random.key(0), example_batch(images))
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "changes", "message"),
+    [
+        ("vq", {"data.image_size": 30}, "must fit images of 30 x 30 pixels (config.data.image_size): "),
+        ("vq", {"quantizer.num_codes": 2**30, "model.width": 2048}, "must fit into memory, got "),
+        ("binary_mapper", {"model.latent_dim": 5}, "must fit images of 32 x 32 pixels"),
+        ("multi_scale_vq", {"quantizer.scales": (1, 4)}, "pixels come back from their indices as 16 x 16"),
+        ("residual_vq", {"task.name": "alternating"}, "config.task: The quantizer must have codes"),
+        ("vq", {"task.name": "alternating"}, "config.task: The codes must not move twice"),
+        ("random_projection", {"task.kmeans_init": True}, "config.task.kmeans_init must be False"),
+        ("vq", {"optimizer.warmup_steps": 99}, "config.optimizer.warmup_steps must be at most config.num_steps=10"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(quantizer, changes, message):
+    config = valid_config()
+    config.model.width = 8
+    config.quantizer = RECIPES[quantizer]
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_parts(validate(config))
 
 
 def test_a_group_may_be_a_plain_dictionary_of_what_differs():

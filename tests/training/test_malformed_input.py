@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from helpers.shares import all_in_ci
+from helpers.shares import all_if_full
 from vqjax.data import UnreadableImage, fingerprint, load_splits, materialize
 from vqjax.data.arrays import ArrayDataset
 from vqjax.data.images import decode_image
@@ -24,7 +24,7 @@ from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
 from vqjax.quantizers.recipes import RECIPES
 from vqjax.runtime.signature import Call
-from vqjax.training.build import build_task, example_batch
+from vqjax.training.build import build_task, check_fits, example_batch
 from vqjax.training.config import GROUPS, Run, base_config, validate
 from vqjax.training.loop import train
 
@@ -123,7 +123,7 @@ def start_of(config: Any) -> None:
     side = config.data.image_size
     images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
     task = build_task(config, images)
-    jax.eval_shape(task.init, jax.random.key(0), example_batch(images))
+    check_fits(task, jax.random.key(0), example_batch(images))
 
 
 @pytest.mark.parametrize(("group", "options"), list(choices()), ids=lambda value: str(value)[:40])
@@ -139,7 +139,7 @@ def test_every_choice_of_every_group_can_run(group, options):
 
 
 @pytest.mark.parametrize(
-    ("options", "name", "value"), all_in_ci(wrong_configs(), 400), ids=lambda value: str(value)[:30]
+    ("options", "name", "value"), all_if_full(wrong_configs(), 400), ids=lambda value: str(value)[:30]
 )
 def test_a_wrong_value_in_a_config_file_is_refused(options, name, value):
     fields = copy.deepcopy(valid_config() | options)

@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ REQUIRED = inspect.Parameter.empty
 """The default of an argument that has none."""
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
-_PLURALS = {int: "whole numbers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "texts such as ('a', 'b')"}
+_PLURALS = {int: "whole numbers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "texts such as a,b"}
 
 # The steps of the trainer see global batches, without a mapped axis.
 _NOT_CONFIGURED = frozenset({"axis_name"})
@@ -123,6 +123,8 @@ class Kind:
             return text.lower() == "true"
         if str in self.types or self.choices:
             return self.check(text)
+        if self.items and str in self.items.types:
+            return self.check([item.strip() for item in text.split(",") if item.strip()])
         value = text
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text.strip())
@@ -136,7 +138,8 @@ class Kind:
         return " or ".join([*words, *map(repr, self.choices), *["None"] * self.optional])
 
 
-class Field(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Field:
     """An argument that a config can hold.
 
     Attributes:
@@ -155,6 +158,54 @@ class Field(NamedTuple):
     def can_be_off(self) -> bool:
         """Whether None is a value of the argument."""
         return self.kind.optional or self.default is None
+
+    def complete(self, value: Any) -> Any:
+        """Return a checked value, with the defaults of its parts; None for a required value that is still missing."""
+        if value is None and (self.default is REQUIRED or (self.part and self.can_be_off)):
+            return None
+        if self.part is None:
+            return self.kind.check(value)
+        if not self.several:
+            return self.part.complete(value)
+        if isinstance(value, tuple | list):
+            completed = map(self.part.complete, value)
+            return {arguments.pop(self.part.key): arguments for arguments in completed}
+        several = {}
+        for name, arguments in _items(value).items():
+            with within(name):
+                several[name] = self.part.call(name).defaults(**_items(arguments))
+        return several
+
+    def build(self, value: Any) -> Any:
+        """Return the argument itself from its value in a complete config."""
+        if self.part is None or value is None:
+            return value
+        if not self.several:
+            return self.part.build(**value)
+        built = []
+        for name, arguments in value.items():
+            with within(name):
+                built.append(self.part.call(name).build(**arguments))
+        return tuple(built)
+
+    def override(self, value: Any, path: str, text: str) -> Any:
+        """Return the value after ``path=text`` within it; an empty path means the value itself."""
+        if self.part is None:
+            if path:
+                raise UserError(f"is not a group; leave out .{path}.")
+            return self.kind.parse(text)
+        if not path and text.lower() == "none" and (self.can_be_off or self.several):
+            return {} if self.several else None
+        if not path:
+            raise _is_a_group(text, self.part.key)
+        if not self.several:
+            return self.part.override(value or {}, path, text)
+        name, _, argument = path.partition(".")
+        with within(name):
+            call = self.part.call(name)
+            if not argument:
+                raise _is_a_group(text, next(iter(call.fields)))
+            return value | {name: call.override(value.get(name, {}), argument, text)}
 
 
 class Call:
@@ -211,7 +262,7 @@ class Call:
         for name, field in self.fields.items():
             value = arguments.get(name, field.default)
             with within(name):
-                complete[name] = _complete(field, None if value is REQUIRED else value)
+                complete[name] = field.complete(None if value is REQUIRED else value)
         return complete
 
     def build(self, **arguments: Any) -> Any:
@@ -231,7 +282,7 @@ class Call:
         self.check_given(config | given)
         for name in config.keys() - given.keys():
             with within(name):
-                given[name] = _built(self.fields[name], config[name])
+                given[name] = self.fields[name].build(config[name])
         return self.function(**given)
 
     def check_given(self, config: Any) -> None:
@@ -261,7 +312,7 @@ class Call:
         name, _, rest = path.partition(".")
         field, complete = self._field(name), self.defaults(**_items(config))
         with within(name):
-            return complete | {name: _overridden(field, complete[name], rest, text)}
+            return complete | {name: field.override(complete[name], rest, text)}
 
     def _is_built(self, name: str, value: Any) -> bool:
         """Whether a part is an object already."""
@@ -410,66 +461,15 @@ def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
             yield name, parameter.annotation, parameter.default if factory is dataclasses.MISSING else factory()
 
 
-def _complete(field: Field, value: Any) -> Any:
-    """Check a value, and fill in the defaults of its parts."""
-    if value is None and (field.default is REQUIRED or (field.part and field.can_be_off)):
-        return None
-    if field.part is None:
-        return field.kind.check(value)
-    if not field.several:
-        return field.part.complete(value)
-    if isinstance(value, tuple | list):
-        parts = map(field.part.complete, value)
-    else:
-        parts = [_item(field.part, name, arguments) for name, arguments in _items(value).items()]
-    return {part.pop(field.part.key): part for part in parts}
-
-
-def _item(registry: Registry, name: str, arguments: Any) -> dict[str, Any]:
-    with within(name):
-        return registry.complete({registry.key: name} | _items(arguments))
-
-
-def _built(field: Field, value: Any) -> Any:
-    if field.part is None or value is None:
-        return value
-    if not field.several:
-        return field.part.build(**value)
-    built = []
-    for name, arguments in value.items():
-        with within(name):
-            built.append(field.part.build(**{field.part.key: name} | arguments))
-    return tuple(built)
-
-
-def _overridden(field: Field, value: Any, path: str, text: str) -> Any:
-    """The value of a field after ``path=text`` within it; an empty path means the field itself."""
-    if field.part is None:
-        if path:
-            raise UserError(f"is not a group; leave out .{path}.")
-        return field.kind.parse(text)
-    registry = field.part
-    if not path:
-        if text.lower() != "none" or not (field.can_be_off or field.several):
-            raise UserError(f"is a group, got {text!r}; set one of its arguments, such as {registry.key}.")
-        return {} if field.several else None
-    if not field.several:
-        return registry.override(value or {}, path, text)
-    name, _, argument = path.partition(".")
-    several = _items(value or {})
-    if not argument:
-        registry.call(name)
-    with within(name):
-        changed = registry.override({registry.key: name} | _items(several.get(name, {})), argument, text)
-    changed.pop(registry.key)
-    return several | {name: changed}
-
-
 def _items(value: Any) -> dict[str, Any]:
     """The items of a dict or a ConfigDict."""
     if not hasattr(value, "items"):
         raise UserError(f"must be a dictionary, got {_shown(value)}.")
     return dict(value.items())
+
+
+def _is_a_group(text: str, argument: str) -> UserError:
+    return UserError(f"is a group, got {text!r}; set one of its arguments, such as {argument}.")
 
 
 def _shown(value: Any) -> str:

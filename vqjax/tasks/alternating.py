@@ -52,12 +52,13 @@ class AlternatingTask(VQVAETask):
         quantizer = self.model.quantizer
         if not hasattr(quantizer, "codebook_loss"):
             raise UserError(
-                f"quantizer must have codes that are learned by gradient, got {type(quantizer).__name__}; use the "
+                f"The quantizer must have codes that are learned by gradient, got {type(quantizer).__name__}; use the "
                 "quantizer 'vq' or 'product_vq', or the task 'vqvae'."
             )
         if quantizer.codebook_weight != 0:
             raise UserError(
-                f"quantizer.codebook_weight must be 0.0, or the codes move twice, got {quantizer.codebook_weight}."
+                "The codes must not move twice: set the weight of the codebook's own loss to 0.0, got "
+                f"{quantizer.codebook_weight}."
             )
 
     @property

@@ -86,7 +86,14 @@ class VQVAETask(Task):
         params_key, quantizer_key = jax.random.split(key)
         # As one program: it is cached between starts, unlike hundreds of small ones.
         init = jax.jit(self.model.init)
-        variables = init({"params": params_key, "quantizer": quantizer_key}, to_model_range(batch["image"]))
+        images = to_model_range(batch["image"])
+        variables = init({"params": params_key, "quantizer": quantizer_key}, images)
+        decoded = jax.eval_shape(lambda variables: self.model.apply(variables, images, method="reconstruct"), variables)
+        if decoded.shape != images.shape:
+            raise UserError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels come back from their indices as "
+                f"{decoded.shape[1]} x {decoded.shape[2]}; quantizers of several scales must end with the latent grid."
+            )
         params = {NETWORK: variables.pop("params")}
         return TrainState(
             step=jnp.zeros((), jnp.int32),

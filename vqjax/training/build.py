@@ -1,5 +1,6 @@
 """A task from a config, with its model, loss and optimizers, and the state that it starts from."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from vqjax.data import Batch, ImageDataset, augment
 from vqjax.data.batches import first_epoch_batches
 from vqjax.data.reading import example_spec
+from vqjax.errors import UserError
 from vqjax.losses.registry import LOSSES
 from vqjax.models.registry import MODELS
 from vqjax.quantizers.registry import QUANTIZERS
@@ -67,6 +70,40 @@ def _build_optimizers(
         with within(network):
             optimizers[network] = build_optimizer(group, num_steps)
     return optimizers
+
+
+def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> None:
+    """Refuse images that the networks of a task cannot take, and networks that memory cannot hold; computes nothing.
+
+    Args:
+      task: The task.
+      key: Key of the initial values.
+      batch: Batch of one row.
+
+    Raises:
+      UserError: The images do not fit the networks, or the networks the memory.
+    """
+    height, width = batch["image"].shape[1:3]
+    try:
+        state = jax.eval_shape(task.init, key, batch)
+    except UserError as error:
+        raise UserError(
+            f"config.model and config.quantizer must fit images of {height} x {width} pixels (config.data.image_size): "
+            f"{error}"
+        ) from error
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    if needed > (available := _memory()):
+        raise UserError(
+            f"config.model and config.quantizer must fit into memory, got {needed / 1e9:.0f} GB for a memory of "
+            f"{available / 1e9:.0f} GB; lower the width of the model or the number of codes."
+        )
+
+
+def _memory() -> int:
+    """Bytes of all devices of this process; of the machine, where a backend does not report its own."""
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sum(of_device.get("bytes_limit", 0) for of_device in statistics) or of_machine
 
 
 def initial_state(task: Task, dataset: ImageDataset, *, seed: int, batch_size: int) -> TrainState:

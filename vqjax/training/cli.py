@@ -60,20 +60,36 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a subcommand, and leave the process where it fails.
+    """Run a subcommand; see :func:`run`.
+
+    Args:
+      argv: The subcommand and its flags; those of the process by default.
+    """
+    _guarded(lambda: _command(*(sys.argv[1:] if argv is None else argv)))
+
+
+def run(function: Callable[..., Any], program: str, example: str, argv: Sequence[str] | None = None) -> None:
+    """Call a function with its parameters as flags, and leave the process where it fails.
 
     The exit status is 0; 2 after what the user can mend (one line on standard error, no stack trace); 143 or 130 when
     a run was stopped by SIGTERM or SIGINT and has saved a checkpoint; 1 after any other failure.
 
     Args:
-      argv: The subcommand and its arguments; those of the process by default.
+      function: Its parameters are annotated, and described in the section ``Args:`` of its docstring.
+      program: How the program is started.
+      example: Flags to try.
+      argv: The flags; those of the process by default.
     """
+    _guarded(lambda: _call(function, program, example, sys.argv[1:] if argv is None else argv))
+
+
+def _guarded(action: Callable[[], object]) -> None:
     # Until a run can save: Python's own answer, an exception, shows a stack or is lost in a callback of JAX.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         _quiet_libraries()
         sys.stdout, sys.stderr = LastingStream.of(sys.stdout), LastingStream.of(sys.stderr)
-        _run(*(sys.argv[1:] if argv is None else argv))
+        action()
     except (Exception, KeyboardInterrupt) as error:
         described = _message_and_status(error)
         if described is None and not is_distributed():
@@ -116,7 +132,7 @@ def _message_and_status(error: BaseException) -> tuple[str, int] | None:
             "the same commands: the run goes on from its last checkpoint.",
             1,
         )
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+    if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
         return (
             "error: out of memory: raise config.gradient_accumulation, or lower config.batch_size or the sizes in "
             "config.model and config.quantizer.",
@@ -130,17 +146,14 @@ def _message_and_status(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def _run(name: str = "--help", *arguments: str) -> None:
+def _command(name: str = "--help", *flags: str) -> None:
     if name in ("-h", "--help", "help"):
         print(_overview())
         return
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command of vqjax; {did_you_mean(name, COMMANDS)}")
     module, _, function = COMMANDS[name].function.partition(":")
-    function = getattr(importlib.import_module(module), function)
-    flags, others = _parse(name, function, arguments)
-    enable_compilation_cache()
-    function(*others, **flags)
+    _call(getattr(importlib.import_module(module), function), f"vqjax {name}", COMMANDS[name].example, flags)
 
 
 def _overview() -> str:
@@ -152,17 +165,17 @@ def _overview() -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise UserError(f"{message}; see vqjax {self.prog.split()[-1]} --help.")
+        raise UserError(f"{message}; see {self.prog} --help.")
 
 
-def _parse(name: str, function: Callable[..., Any], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The values of the function's parameters, and the ``--config.`` arguments of functions that take them."""
-    group, command = Call(function), COMMANDS[name]
+def _call(function: Callable[..., Any], program: str, example: str, flags: Sequence[str]) -> None:
+    """Calls a function with its parameters as flags; one with ``*args`` gets those that begin with ``--config.``."""
+    group = Call(function)
     parser = _Parser(
-        prog=f"vqjax {name}",
-        usage=f"vqjax {name} [--flag=value ...]",
+        prog=program,
+        usage=f"{program} [--flag=value ...]",
         description=inspect.cleandoc(function.__doc__).partition("\nArgs:")[0],
-        epilog=f"example:\n  vqjax {name} {command.example}",
+        epilog=f"example:\n  {program} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -172,10 +185,9 @@ def _parse(name: str, function: Callable[..., Any], arguments: Sequence[str]) ->
         # A boolean flag alone turns it on.
         switch = {"nargs": "?", "const": "true"} if field.kind.types == {bool} else {}
         parser.add_argument(f"--{flag}", metavar="VALUE", help=described.get(flag), **switch)
-    given, others = parser.parse_known_args(arguments)
-    takes_others = any(
-        parameter.kind is parameter.VAR_POSITIONAL for parameter in inspect.signature(function).parameters.values()
-    )
+    given, others = parser.parse_known_args(flags)
+    parameters = inspect.signature(function).parameters.values()
+    takes_others = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
     for other in others:
         if not other.startswith("--"):
             raise UserError(f"argument {other!r} is not expected; write --name=value.")
@@ -189,7 +201,8 @@ def _parse(name: str, function: Callable[..., Any], arguments: Sequence[str]) ->
         group.check_given(values)
     except UserError as error:
         raise UserError(f"--{error}") from error
-    return values, others
+    enable_compilation_cache()
+    function(*others, **values)
 
 
 def _descriptions(function: Callable[..., Any]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
-from vqjax.training.build import build_task, example_batch, initial_state
+from vqjax.training.build import build_task, check_fits, example_batch, initial_state
 from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, log, progress_line
 from vqjax.training.devices import make_mesh, state_sharding
@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation or 1)
     key, batch = jax.random.key(config.seed), example_batch(splits.train)
     # What the networks refuse is found before all images are read.
-    jax.eval_shape(task.init, key, batch)
+    check_fits(task, key, batch)
     schedule = _Schedule(
         num_steps=config.num_steps,
         log_every=config.log_every,
