@@ -74,7 +74,7 @@ def _settings(size: str) -> dict[str, Any]:
         "data.image_size": of_size["image_size"],
         "batch_size": of_size["batch_size"],
         "quantizer.num_codes": of_size["num_codes"],
-        "quantizer.replace_dead_codes": True,
+        "quantizer.codebook.replace.below": 0.01,
         "task.kmeans_init": True,
         "optimizer.learning_rate": 2e-4,
         "optimizer.schedule": "constant",

@@ -15,8 +15,8 @@ import pytest
 from flax import nnx
 
 import vqjax
-from helpers.quantizing import CODES, DIM, gaussian
-from vqjax import QuantizerOutput, UserError, VectorQuantizer
+from helpers.quantizing import CODES, DIM, gaussian, replacing
+from vqjax import GradientCodebook, QuantizerOutput, UserError, VectorQuantizer
 from vqjax.nnx import CodebookState, Quantizer
 from vqjax.quantizers import ImplicitCodebook
 
@@ -75,7 +75,7 @@ def codes_of(module):
     return np.asarray(module.decode(jnp.arange(CODES)))
 
 
-@pytest.mark.parametrize("arguments", [{"replace_dead_codes": True}, {"codebook_update": "gradient"}])
+@pytest.mark.parametrize("arguments", [{"codebook": replacing()}, {"codebook": "gradient"}])
 def test_an_autoencoder_trains(arguments):
     model, x = Autoencoder(nnx.Rngs(0), **arguments), gaussian(64, FEATURES)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
@@ -89,7 +89,7 @@ def test_an_autoencoder_trains(arguments):
     assert np.any(held[...] != 1)
     # The optimizer saw the codes exactly where they are learned.
     moments = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(optimizer, nnx.OptState))}
-    assert any("codes" in path for path in moments) == (arguments.get("codebook_update") == "gradient")
+    assert any("codes" in path for path in moments) == (arguments["codebook"] == "gradient")
 
 
 def test_it_is_the_linen_module_bit_for_bit():
@@ -119,7 +119,7 @@ def test_given_variables_are_copied():
 
 
 def test_only_training_changes_anything():
-    vq, z = quantizer(replace_dead_codes=True), gaussian(5, DIM)
+    vq, z = quantizer(codebook=replacing()), gaussian(5, DIM)
     before = snapshot(vq)
     vq(z, train=False)
     vq.decode(vq.encode(z))
@@ -134,7 +134,7 @@ def test_only_training_changes_anything():
 
 def test_a_module_may_take_further_inputs():
     z, condition = gaussian(2, 5, DIM)
-    module = VectorQuantizer(num_codes=CODES, codebook_update="gradient", codebook_transform=ImplicitCodebook(1, 8))
+    module = VectorQuantizer(num_codes=CODES, codebook=GradientCodebook(transform=ImplicitCodebook(1, 8)))
     vq = Quantizer(module, dim=DIM, rngs=nnx.Rngs(0), condition=jnp.zeros((1, DIM)))
     out = vq(z, condition=condition, train=True)
     np.testing.assert_array_equal(vq.encode(z, condition=condition), out.indices)
@@ -192,7 +192,7 @@ def test_each_call_draws_its_own_random_numbers_and_the_state_repeats_them():
 
 
 def test_split_separates_the_codebook_from_what_is_learned():
-    _, params, codebook, rest = nnx.split(quantizer(codebook_update="gradient"), nnx.Param, CodebookState, ...)
+    _, params, codebook, rest = nnx.split(quantizer(codebook="gradient"), nnx.Param, CodebookState, ...)
     assert set(params["variables"]["params"]) == {"codes"}
     assert set(codebook["variables"]["codebook"]) == {"offsets", "relative_usage"}
     assert set(rest) == {"rngs"}
@@ -201,12 +201,12 @@ def test_split_separates_the_codebook_from_what_is_learned():
 
 def test_a_checkpoint_of_the_state_continues_exactly(tmp_path):
     z = gaussian(5, DIM)
-    vq = quantizer(replace_dead_codes=True)
+    vq = quantizer(codebook=replacing())
     vq(z, train=True)
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", nnx.to_pure_dict(nnx.state(vq)))
         checkpointer.wait_until_finished()
-        restored = quantizer(seed=1, replace_dead_codes=True)
+        restored = quantizer(seed=1, codebook=replacing())
         state = nnx.state(restored)
         nnx.replace_by_pure_dict(state, checkpointer.restore(tmp_path / "state", nnx.to_pure_dict(state)))
     nnx.update(restored, state)

@@ -30,7 +30,7 @@ class Quantizer(nnx.Module):
     """A quantizer of this package as an ``flax.nnx`` module.
 
     The constructor creates all state. ``nnx.Param`` is what an optimizer is to move: nothing with
-    ``codebook_update="ema"``, the codes with ``"gradient"``. The rest of the codebook is :class:`CodebookState`, and
+    ``codebook="ema"``, the codes with ``"gradient"``. The rest of the codebook is :class:`CodebookState`, and
     is updated in place by calls in training. Random numbers come from the stream ``quantizer`` of ``rngs``, or its
     default stream; evaluation draws none.
 

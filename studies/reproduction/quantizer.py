@@ -95,7 +95,7 @@ class FaithfulQuantizer(nn.Module):
         mirrored = z + jax.lax.stop_gradient(_mirrored(z, chosen) - z)
         return QuantizerOutput(mirrored, indices, loss, jax.lax.stop_gradient(metrics))
 
-    def unquantized(self, z: Vectors) -> Vectors:
+    def bypass(self, z: Vectors) -> Vectors:
         """Returns the input, as without quantization."""
         return z
 

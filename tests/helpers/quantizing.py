@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 
 from helpers.arrays import gaussian
-from vqjax import VectorQuantizer
+from vqjax import Replacement, VectorQuantizer
+from vqjax.quantizers.codebooks import CODEBOOKS
 
 CODES, DIM = 12, 4
 KEY = jax.random.key(3)
-updates = pytest.mark.parametrize("codebook_update", ["ema", "gradient", "none"])
-metrics = pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+codebooks = pytest.mark.parametrize("codebook", ["ema", "gradient", "frozen"])
+distances = pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 
 
 def every_second(shape):
     return (jnp.arange(int(np.prod(shape))) % 2 == 0).reshape(shape)
+
+
+def replacing(codebook="ema", below=0.01, **options):
+    """A codebook by name that replaces dead codes."""
+    return CODEBOOKS[codebook](dead_code_threshold=below, replace=Replacement(below), **options)
 
 
 def create(**arguments):

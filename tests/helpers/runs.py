@@ -32,7 +32,8 @@ def tiny_config(images_file: Path) -> ConfigDict:
     config.tensorboard = False
     config.data = {"source": "arrays", "name": str(images_file), "image_size": 16, "flip": True, "crop_padding": 2}
     config.model = {"name": "sonnet", "width": 8, "latent_dim": 4, "num_residual_blocks": 1}
-    config.quantizer = quantizers.defaults("vq", num_codes=16, replace_dead_codes=True, dead_code_threshold=0.9)
+    codebook = {"name": "ema", "dead_code_threshold": 0.9, "replace": {"below": 0.9}}
+    config.quantizer = quantizers.defaults("vq", num_codes=16, codebook=codebook)
     config.optimizer.learning_rate = 1e-3
     return config
 

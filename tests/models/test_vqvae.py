@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import VectorQuantizer
+from vqjax import EMACodebook, VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.models import VQVAE, ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.cnn import ResidualBlock, ResidualStack
@@ -121,7 +121,9 @@ def test_the_methods_agree_with_the_call(name):
 
 
 def test_masked_images_take_no_part():
-    model, variables, images = small("sonnet", replace_dead_codes=True, dead_code_threshold=0.99)
+    model, variables, images = small(
+        "sonnet", codebook={"name": "ema", "dead_code_threshold": 0.99, "replace": {"below": 0.99}}
+    )
     mask = jnp.array([True, False, True, False])
 
     def loss(params, images):
@@ -141,7 +143,7 @@ def test_masked_images_take_no_part():
 
 
 def test_the_reconstruction_trains_encoder_and_decoder_and_leaves_the_codes_to_their_averages():
-    model, variables, images = small("residual", codebook_update="gradient")
+    model, variables, images = small("residual", codebook="gradient")
 
     def loss(params):
         out = model.apply(variables | {"params": params}, images)
@@ -159,18 +161,18 @@ def test_any_modules_that_fit_make_an_autoencoder():
 
 
 def test_the_config_reaches_the_modules():
-    quantizer = {"name": "vq", "num_codes": 16, "decay": 0.5, "metric": "cosine"}
+    quantizer = {"name": "vq", "num_codes": 16, "codebook": {"name": "ema", "decay": 0.5}, "distance": "cosine"}
     model = build_model(STUDY | {"num_scalings": 3}, quantizer)
     assert model.encoder == ResidualEncoder(256, 3, 2, None, "float32")
     assert model.decoder == ResidualDecoder(256, 3, 2, dtype="float32")
-    assert model.quantizer == VectorQuantizer(16, decay=0.5, metric="cosine")
+    assert model.quantizer == VectorQuantizer(16, codebook=EMACodebook(decay=0.5), distance="cosine")
     model = build_model(SONNET | {"latent_dim": 32}, {"name": "vq", "num_codes": 16})
     assert (model.encoder, model.decoder) == (
         SonnetEncoder(128, 2, 32, "float32"),
         SonnetDecoder(128, 2, dtype="float32"),
     )
-    with pytest.raises(UserError, match=r"^config\.quantizer\.decay=2.0 is not allowed"):
-        build_model(SONNET, quantizer | {"decay": 2.0})
+    with pytest.raises(UserError, match=r"^config\.quantizer\.codebook\.decay must be"):
+        build_model(SONNET, quantizer | {"codebook": {"name": "ema", "decay": 2.0}})
 
 
 @pytest.mark.parametrize("options", [STUDY, SONNET], ids=["study", "sonnet"])

@@ -45,12 +45,12 @@ def assert_same_codebook(variables, state, separate=False):
 
 LAYOUTS = {
     "euclidean": ({}, {}, DIM),
-    "cosine": ({"use_cosine_sim": True}, {"metric": "cosine"}, DIM),
-    "projection": ({"codebook_dim": DIM}, {"code_dim": DIM}, 10),
+    "cosine": ({"use_cosine_sim": True}, {"distance": "cosine"}, DIM),
+    "projection": ({"codebook_dim": DIM}, {"codebook_dim": DIM}, 10),
     "shared heads": ({"heads": 2, "codebook_dim": DIM}, {"heads": 2}, 2 * DIM),
     "separate heads": (
         {"heads": 2, "codebook_dim": DIM, "separate_codebook_per_head": True},
-        {"heads": 2, "code_dim": DIM, "separate_codebooks": True},
+        {"heads": 2, "codebook_dim": DIM, "separate_codebooks": True},
         10,
     ),
     "separate cosine heads": (
@@ -82,7 +82,7 @@ def test_training_continues_here_as_it_would_have_there(theirs, ours, features):
 
 def test_a_learned_codebook_has_the_same_loss_and_gradient():
     module = trained_there(DIM, learnable_codebook=True, ema_update=False, rotation_trick=False)
-    vq = VectorQuantizer(num_codes=CODES, codebook_update="gradient", commitment_weight=1.0, codebook_weight=1.0)
+    vq = VectorQuantizer(num_codes=CODES, codebook="gradient", commitment_weight=1.0, codebook_weight=1.0)
     variables = from_vector_quantize_pytorch(vq, state_of(module))
     z = batches(1, DIM, seed=2)[0]
     loss = module(torch.from_numpy(z))[2]
@@ -125,6 +125,6 @@ def test_layer_norm_and_bridge_are_refused():
     )
     bridged = vector_quantize_pytorch.VectorQuantize(dim=DIM, codebook_size=CODES, vq_bridge=torch.nn.Linear(DIM, DIM))
     with pytest.raises(ValueError, match="layernorm_after_project_in"):
-        from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES, code_dim=3), state_of(normalized))
+        from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES, codebook_dim=3), state_of(normalized))
     with pytest.raises(ValueError, match="vq_bridge"):
         from_vector_quantize_pytorch(VectorQuantizer(num_codes=CODES), state_of(bridged))

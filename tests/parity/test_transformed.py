@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from vqjax.functional.pooling import max_vector_pool, softmax_vector_pool
-from vqjax.quantizers.random_projection import RandomProjectionQuantizer
-from vqjax.quantizers.vector import SimVQ
+from vqjax.quantizers import FrozenCodebook, LinearTransform, RandomProjectionQuantizer, SimVQ
 
 torch = pytest.importorskip("torch")
 peer = importlib.import_module("vector_quantize_pytorch")
@@ -37,7 +36,8 @@ def test_simvq_with_every_gradient(estimator, weight):
     quantized, indices, loss = theirs(x)
     ((quantized * torch.tensor(g)).sum() + loss).backward()
 
-    vq = SimVQ(CODES, estimator=estimator, commitment_weight=0.25 * weight, codebook_weight=weight)
+    codebook = FrozenCodebook(transform=LinearTransform(), weight=weight)
+    vq = SimVQ(CODES, estimator=estimator, commitment_weight=0.25 * weight, codebook=codebook)
     kernel = jnp.asarray(theirs.code_transform.weight.detach().numpy().T)
     codes = jnp.asarray(theirs.frozen_codebook.numpy())
 

@@ -1,17 +1,18 @@
 """VectorQuantizer beside vector-quantize-pytorch 1.32: the same state and inputs in, the same numbers out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import VectorQuantizer
-from vqjax.quantizers import EMA
+from vqjax import EMACodebook, GradientCodebook, VectorQuantizer
 
 torch = pytest.importorskip("torch")
 
 CODES, TOKENS = 16, 64
-PEER_EMA = EMA(smoothing=1e-5, start="one_token")
+PEER_EMA = EMACodebook(decay=0.8, smoothing=1e-5, start="one_token")
 
 
 def gaussian(*shape, seed=0, scale=1.0):
@@ -27,7 +28,7 @@ def ours(codes, **arguments):
     dim = codes.shape[-1] * arguments.get("heads", 1)
     vq = VectorQuantizer(num_codes=codes.shape[-2], commitment_weight=1.0, **arguments)
     variables = vq.init(jax.random.key(0), jnp.zeros((1, dim)))
-    if vq.codebook_update == "gradient":
+    if isinstance(vq.codebook, GradientCodebook):
         return vq, variables | {"params": variables["params"] | {"codes": codes}}
     return vq, variables | {"codebook": variables["codebook"] | {"codes": codes, "sums": codes}}
 
@@ -42,13 +43,13 @@ def close(actual, expected, rtol=1e-5, atol=1e-6):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize(("dim", "scale"), [(2, 1.0), (32, 0.1), (256, 3.0)])
-def test_moving_averages_over_four_steps(make_peer, metric, dim, scale):
+def test_moving_averages_over_four_steps(make_peer, distance, dim, scale):
     codes = gaussian(CODES, dim, seed=1)
-    codes = unit(codes) if metric == "cosine" else codes
-    theirs = make_peer(codes, decay=0.8, use_cosine_sim=metric == "cosine")
-    vq, variables = ours(codes, decay=0.8, metric=metric, codebook_update=PEER_EMA)
+    codes = unit(codes) if distance == "cosine" else codes
+    theirs = make_peer(codes, decay=0.8, use_cosine_sim=distance == "cosine")
+    vq, variables = ours(codes, distance=distance, codebook=PEER_EMA)
     for step in range(4):
         z = gaussian(2, TOKENS, dim, seed=10 + step, scale=scale)
         quantized, indices, loss = theirs(torch.tensor(z))
@@ -68,7 +69,7 @@ def test_moving_averages_over_four_steps(make_peer, metric, dim, scale):
 def test_value_and_gradient_of_the_estimators(make_peer, dim, estimator, scale):
     codes, z, g = gaussian(CODES, dim, seed=1, scale=scale), gaussian(1, TOKENS, dim), gaussian(1, TOKENS, dim, seed=2)
     theirs = make_peer(codes, rotation_trick=estimator == "rotation", commitment_weight=0.0)
-    vq, variables = ours(codes, estimator=estimator, codebook_update=PEER_EMA)
+    vq, variables = ours(codes, estimator=estimator, codebook=PEER_EMA)
     x = torch.tensor(z, requires_grad=True)
     quantized, _, _ = theirs(x)
     (quantized * torch.tensor(g)).sum().backward()
@@ -84,8 +85,8 @@ def test_update_weights_per_code(make_peer):
     weights = np.linspace(0, 1, CODES).astype(np.float32)
     theirs = make_peer(codes, decay=0.8)
     theirs(torch.tensor(z), ema_update_weight=torch.tensor(weights))
-    vq, variables = ours(codes, decay=0.8, codebook_update=PEER_EMA)
-    _, variables = train(vq, variables, jnp.asarray(z), update_weights=jnp.asarray(weights))
+    vq, variables = ours(codes, codebook=PEER_EMA)
+    _, variables = train(vq, variables, jnp.asarray(z), code_update_weights=jnp.asarray(weights))
     close(variables["codebook"]["counts"], theirs._codebook.cluster_size[0])
     close(variables["codebook"]["codes"][1:], theirs._codebook.embed[0][1:])
     # Ours freezes a code of weight zero; theirs is still moved by the smoothing of the others.
@@ -96,7 +97,7 @@ def test_update_weights_per_code(make_peer):
 def test_accumulated_statistics_are_applied_once(make_peer):
     codes, z = gaussian(CODES, 8, seed=1), gaussian(3, TOKENS, 8)
     theirs = make_peer(codes, decay=0.8)
-    vq, variables = ours(codes, decay=0.8, codebook_update=EMA(1e-5, "one_token", accumulation_steps=3))
+    vq, variables = ours(codes, codebook=dataclasses.replace(PEER_EMA, accumulation_steps=3))
     for step in range(3):
         theirs(torch.tensor(z[step : step + 1]), accum_ema_update=step < 2)
         _, variables = train(vq, variables, jnp.asarray(z[step : step + 1]))
@@ -114,7 +115,7 @@ def test_learned_codebook_loss_and_gradient(make_peer):
     x = torch.tensor(z, requires_grad=True)
     _, _, loss = theirs(x)
     loss.backward()
-    vq, variables = ours(codes, codebook_update="gradient", codebook_weight=1.0)
+    vq, variables = ours(codes, codebook="gradient")
 
     def total(params, z):
         return vq.apply(variables | {"params": params}, z).loss
@@ -132,7 +133,7 @@ def test_heads(make_peer, separate):
     z = gaussian(2, TOKENS, 8)
     theirs = make_peer(codes, dim=8, codebook_dim=4, heads=2, separate_codebook_per_head=separate, decay=0.8)
     quantized, indices, loss = theirs(torch.tensor(z))
-    vq, variables = ours(codes, heads=2, separate_codebooks=separate, decay=0.8, codebook_update=PEER_EMA)
+    vq, variables = ours(codes, heads=2, separate_codebooks=separate, codebook=PEER_EMA)
     out, variables = train(vq, variables, jnp.asarray(z))
     np.testing.assert_array_equal(out.indices, indices)
     close(out.quantized, quantized)
@@ -144,7 +145,7 @@ def test_heads(make_peer, separate):
 def test_projection(make_peer):
     codes, z = gaussian(CODES, 4, seed=1), gaussian(2, TOKENS, 12)
     theirs = make_peer(codes, dim=12, codebook_dim=4)
-    vq = VectorQuantizer(num_codes=CODES, code_dim=4, commitment_weight=1.0)
+    vq = VectorQuantizer(num_codes=CODES, codebook_dim=4, commitment_weight=1.0)
     variables = vq.init(jax.random.key(0), jnp.zeros((1, 12)))
     params = {}
     for name in ("project_in", "project_out"):
@@ -172,7 +173,7 @@ def test_masked_commitment_differs_where_theirs_compares_with_the_raw_input(make
     theirs = make_peer(codes, use_cosine_sim=True)
     _, _, right = theirs(torch.tensor(z), freeze_codebook=True)
     _, _, wrong = theirs(torch.tensor(z), mask=torch.tensor(mask), freeze_codebook=True)
-    vq, variables = ours(codes, metric="cosine")
+    vq, variables = ours(codes, distance="cosine")
     masked, unmasked = (vq.apply(variables, jnp.asarray(z), m).loss for m in (jnp.asarray(mask), None))
     close(unmasked, right)
     close(masked, right)
@@ -184,7 +185,7 @@ def test_a_mask_changes_statistics_as_theirs(make_peer):
     mask = np.random.default_rng(0).uniform(size=(2, TOKENS)) < 0.5
     theirs = make_peer(codes, decay=0.8)
     quantized, indices, loss = theirs(torch.tensor(z), mask=torch.tensor(mask))
-    vq, variables = ours(codes, decay=0.8, codebook_update=PEER_EMA)
+    vq, variables = ours(codes, codebook=PEER_EMA)
     out, variables = train(vq, variables, jnp.asarray(z), jnp.asarray(mask))
     np.testing.assert_array_equal(out.indices, indices)
     close(out.quantized, quantized)
@@ -201,9 +202,7 @@ def test_synchronization_reaches_the_codes_where_theirs_does_not(make_peer):
     theirs(x)[0].sum().backward()
     assert theirs._codebook.embed.grad is None
     close(np.full_like(z, 1.5), x.grad)
-    vq, variables = ours(
-        codes, codebook_update="gradient", codebook_weight=0.0, synchronization=0.5, estimator="straight_through"
-    )
+    vq, variables = ours(codes, codebook=GradientCodebook(weight=0.0, sync_nu=0.5), estimator="straight_through")
     run = lambda params, z: jnp.sum(vq.apply(variables | {"params": params}, z).quantized)  # noqa: E731
     of_params, of_z = jax.grad(run, argnums=(0, 1))(variables["params"], jnp.asarray(z))
     counts = np.bincount(np.asarray(vq.apply(variables, jnp.asarray(z)).indices).ravel(), minlength=CODES)

@@ -44,10 +44,7 @@ def test_loss_value_and_every_gradient(nu, groups):
     vq = VectorQuantizer(
         num_codes=CODES,
         estimator="straight_through",
-        codebook_update="gradient",
-        synchronization=nu,
-        codebook_transform=LearnedAffine(2.0, groups) if groups else None,
-        **vqtorch_weights(0.75),
+        **vqtorch_weights(0.75, sync_nu=nu, transform=LearnedAffine(2.0, groups) if groups else None),
     )
     variables = vq.init(jax.random.key(0), jnp.asarray(z))
     params = {"codes": jnp.asarray(codes)} | ({"codebook_transform": affine} if groups else {})

@@ -73,9 +73,9 @@ def test_what_is_drawn_depends_on_the_key_alone():
 
 def test_the_distribution_itself_is_what_infinitely_many_draws_would_return():
     logits = gaussian(TOKENS, BITS)
-    found = quickly_compiled(lambda z: MAPPER.apply({}, z, method="unquantized"))(logits)
+    found = quickly_compiled(lambda z: MAPPER.apply({}, z, method="bypass"))(logits)
     np.testing.assert_allclose(found, distribution(logits), rtol=1e-5)
-    half = jax.eval_shape(lambda z: MAPPER.apply({}, z, method="unquantized"), logits.astype(jnp.bfloat16))
+    half = jax.eval_shape(lambda z: MAPPER.apply({}, z, method="bypass"), logits.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
 
 
@@ -106,7 +106,7 @@ def test_the_gradient_is_that_of_the_distribution_whatever_was_drawn():
     up, down = (distribution(np.asarray(logits, np.float64) + s * direction) for s in (1e-5, -1e-5))
     slope = np.sum((up - down) * np.asarray(COTANGENT)) / 2e-5
     np.testing.assert_allclose(np.sum(np.asarray(gradients[0]) * direction), slope, rtol=1e-4)
-    total = lambda x: jnp.sum(MAPPER.apply({}, x, method="unquantized") @ COTANGENT)  # noqa: E731
+    total = lambda x: jnp.sum(MAPPER.apply({}, x, method="bypass") @ COTANGENT)  # noqa: E731
     exact = quickly_compiled(jax.grad(total))(logits)
     np.testing.assert_allclose(gradients[0], exact, rtol=1e-5, atol=1e-6)
 
@@ -262,11 +262,20 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message, as_user
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3))), r"z has 3 features, but bits=4: pass one logit per bit"),
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), method="encode"), r"z has 3 features, but bits=4"),
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), jnp.zeros(2, int), method="log_prob"), r"z has 3 features"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int)), r"z has dtype int32: pass floating-point"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.ones(3, bool)), r"mask is bool\[3\]: pass bool\[2\]"),
+        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int)), r"z must be floating-point vectors, got int32"),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.ones(3, bool)),
+            r"mask must be bool\[2\], .*, got bool\[3\]",
+        ),
         (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), train=True), r"draws random .*pass rngs=\{'quantizer': key\}"),
-        (lambda: MAPPER.apply({}, jnp.zeros(2), method="decode"), r"indices has dtype float32: .* integers"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.zeros(2), method="log_prob"), r"indices has dtype float32"),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros(2), method="decode"),
+            r"indices must be .* integers, .*, got float32",
+        ),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.zeros(2), method="log_prob"),
+            r"indices must be .* integers, .*, got float32",
+        ),
     ],
 )
 def test_wrong_inputs_are_named(call, message, as_users_run_it):

@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from helpers.quantizing import replacing
 from vqjax import VectorQuantizer
 from vqjax.functional import search as nearest
 
 TOKENS, CODES, DIM = 128, 32, 4
 KEY = jax.random.key(5)
 REPLICATED, SPLIT = P(), P("data")
-SAMPLED = {"replace_dead_codes": True, "dead_code_threshold": 0.97}
 
 
 def mesh():
@@ -64,9 +64,9 @@ def was_replaced(state):
     return np.asarray(state["relative_usage"]) == 1
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-def test_a_sharded_batch_trains_as_on_one_device(codebook_update):
-    vq = VectorQuantizer(CODES, codebook_update=codebook_update, **SAMPLED)
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_a_sharded_batch_trains_as_on_one_device(codebook):
+    vq = VectorQuantizer(CODES, codebook=replacing(codebook, below=0.97))
     variables = variables_of(vq)
     arguments = (variables, *batch())
     expected = jax.jit(lambda *a: step(vq, *a))(*arguments)
@@ -104,12 +104,12 @@ def gathered(text):
     return [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-def test_a_codebook_divided_over_devices_trains_as_a_whole_one(codebook_update, monkeypatch):
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_a_codebook_divided_over_devices_trains_as_a_whole_one(codebook, monkeypatch):
     """Four devices hold eight codes each, and no device ever holds a table of all of them."""
     monkeypatch.setattr(nearest, "_CODES_PER_TILE", 3)
     monkeypatch.setattr(nearest, "_TILE_ELEMENTS", 96)
-    settings = {"codebook_update": codebook_update, **SAMPLED}
+    settings = {"codebook": replacing(codebook, below=0.97)}
     vq = VectorQuantizer(CODES, codebook_shards=4, **settings)
     arguments = (variables_of(vq), *batch())
     expected = jax.jit(lambda *a: step(VectorQuantizer(CODES, **settings), *a))(*arguments)
@@ -127,9 +127,9 @@ def test_a_codebook_divided_over_devices_trains_as_a_whole_one(codebook_update, 
     assert not [shapes for shapes in crossing if f"[{CODES},{DIM}]" in shapes or f"[{TOKENS},{DIM}]" in shapes]
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_kmeans_of_a_sharded_batch_draws_the_same_tokens(metric):
-    vq = VectorQuantizer(CODES, metric=metric)
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_kmeans_of_a_sharded_batch_draws_the_same_tokens(distance):
+    vq = VectorQuantizer(CODES, distance=distance)
 
     def start(variables, z, mask, iterations):
         arguments = {"mutable": ["codebook"], "rngs": {"quantizer": KEY}, "iterations": iterations}
@@ -148,12 +148,12 @@ def test_kmeans_of_a_sharded_batch_draws_the_same_tokens(metric):
     assert_no_large_gather(compiled.as_text())
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-def test_a_mapped_axis_is_the_global_batch(codebook_update, monkeypatch):
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_a_mapped_axis_is_the_global_batch(codebook, monkeypatch):
     # Chunks as well: their scan once failed shard_map's check of what varies over devices.
     monkeypatch.setattr(nearest, "_CODES_PER_TILE", 10)
     monkeypatch.setattr(nearest, "_TILE_ELEMENTS", 20)
-    arguments = {"codebook_update": codebook_update, **SAMPLED}
+    arguments = {"codebook": replacing(codebook, below=0.97)}
     mapped, alone = VectorQuantizer(CODES, axis_name="data", **arguments), VectorQuantizer(CODES, **arguments)
     variables = variables_of(mapped)
     expected = jax.jit(lambda *a: step(alone, *a))(variables, *batch())
@@ -169,8 +169,8 @@ def test_a_mapped_axis_is_the_global_batch(codebook_update, monkeypatch):
 
 def test_averaging_gradients_over_the_devices_of_pmap_is_enough():
     # The devices hold between 0 and 16 unmasked tokens: a mean of means would weigh them alike.
-    mapped = VectorQuantizer(CODES, axis_name="data", codebook_update="gradient")
-    alone = VectorQuantizer(CODES, codebook_update="gradient")
+    mapped = VectorQuantizer(CODES, axis_name="data", codebook="gradient")
+    alone = VectorQuantizer(CODES, codebook="gradient")
     variables = variables_of(mapped)
     expected, expected_parts = step(alone, variables, *batch())
     z, mask = (x.reshape(8, 16, *x.shape[1:]) for x in batch())

@@ -1,4 +1,4 @@
-"""What holds for every combination of options: random examples of shape, dtype, mask and data.
+"""Properties of every combination of options: random examples of shape, dtype, mask and data.
 
 More than a thousand with --full, every 25th of them without.
 """
@@ -14,51 +14,52 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from helpers.shares import all_if_full, examples
-from vqjax import VectorQuantizer
+from vqjax import EMACodebook, FrozenCodebook, GradientCodebook, Replacement, VectorQuantizer
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio, keyword_names
 from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
-from vqjax.quantizers import EMA, LearnedAffine, LinearTransform, RunningAffine
+from vqjax.quantizers import LearnedAffine, LinearTransform, RunningAffine
 
 DIM, CODES, TOKENS = 8, 11, 16
 KEY = jax.random.key(0)
-LEARNED = {"codebook_update": "gradient"}
+LEARNED = {"codebook": "gradient"}
+DIVIDED = {"heads": 2, "separate_codebooks": True}
+LAST_BATCH = Replacement(below=None, unused_after=1)
 CASES = {
     "default": {},
-    "cosine": {"metric": "cosine"},
-    "cosine, learned": LEARNED | {"metric": "cosine"},
-    "learned": LEARNED | {"codebook_weight": 0.5, "synchronization": 0.2},
-    "frozen": {"codebook_update": "none"},
-    "smoothing": {"codebook_update": EMA(smoothing=1e-5, start="one_token"), "decay": 0.8},
-    "sums only": {"codebook_update": EMA(smoothing=1e-5, start="sums_only")},
-    "accumulation": {"codebook_update": EMA(accumulation_steps=2)},
+    "cosine": {"distance": "cosine"},
+    "cosine, learned": LEARNED | {"distance": "cosine"},
+    "learned": {"codebook": GradientCodebook(weight=0.5, sync_nu=0.2)},
+    "frozen": {"codebook": "frozen"},
+    "smoothing": {"codebook": EMACodebook(decay=0.8, smoothing=1e-5, start="one_token")},
+    "sums only": {"codebook": EMACodebook(smoothing=1e-5, start="sums_only")},
+    "accumulation": {"codebook": EMACodebook(accumulation_steps=2)},
     "heads": {"heads": 2},
-    "heads, cosine": {"heads": 4, "metric": "cosine"},
-    "separate codebooks": {"heads": 2, "separate_codebooks": True},
-    "separate, learned": LEARNED | {"heads": 2, "separate_codebooks": True, "metric": "cosine"},
-    "separate, regularized": LEARNED
-    | {"heads": 2, "separate_codebooks": True, "regularizers": (Orthogonality(1.0), Diversity(0.1))},
-    "projection": {"code_dim": 3},
-    "projection, heads": {"code_dim": 3, "heads": 2, "separate_codebooks": True, "metric": "cosine"},
-    "SimVQ": {"codebook_update": "none", "codebook_transform": LinearTransform()},
-    "SimVQ, cosine": LEARNED | {"codebook_transform": LinearTransform(), "metric": "cosine"},
-    "affine, learned": LEARNED | {"codebook_transform": LearnedAffine(2.0)},
-    "affine, running": {"codebook_transform": RunningAffine()},
-    "affine, running, learned": LEARNED | {"codebook_transform": RunningAffine(), "heads": 2},
-    "affine, running, separate": {"codebook_transform": RunningAffine(), "heads": 2, "separate_codebooks": True},
+    "heads, cosine": {"heads": 4, "distance": "cosine"},
+    "separate codebooks": DIVIDED,
+    "separate, learned": LEARNED | DIVIDED | {"distance": "cosine"},
+    "separate, regularized": LEARNED | DIVIDED | {"regularizers": (Orthogonality(1.0), Diversity(0.1))},
+    "projection": {"codebook_dim": 3},
+    "projection, heads": DIVIDED | {"codebook_dim": 3, "distance": "cosine"},
+    "SimVQ": {"codebook": FrozenCodebook(LinearTransform())},
+    "SimVQ, cosine": {"codebook": GradientCodebook(transform=LinearTransform()), "distance": "cosine"},
+    "affine, learned": {"codebook": GradientCodebook(transform=LearnedAffine(2.0))},
+    "affine, running": {"codebook": EMACodebook(transform=RunningAffine())},
+    "affine, running, learned": {"codebook": GradientCodebook(transform=RunningAffine()), "heads": 2},
+    "affine, running, separate": DIVIDED | {"codebook": EMACodebook(transform=RunningAffine())},
     "regularized": LEARNED | {"regularizers": (Orthogonality(1.0), Diversity(0.1), EntropyPenalty(0.1))},
     "diversity": {"regularizers": (Diversity(0.1),)},
     "clipped": {"estimator": clip_norm_ratio("rotation", 2.0)},
-    "reflection, heads": {"estimator": "reflection", "heads": 2, "separate_codebooks": True},
-    "dynamic, heads": {"estimator": "dynamic_straight_through", "heads": 2, "separate_codebooks": True},
-    "diveq_detached": LEARNED | {"estimator": "diveq_detached", "codebook_weight": 0.0},
+    "reflection, heads": DIVIDED | {"estimator": "reflection"},
+    "dynamic, heads": DIVIDED | {"estimator": "dynamic_straight_through"},
+    "diveq_detached": {"codebook": GradientCodebook(weight=0.0), "estimator": "diveq_detached"},
 }
 RANDOM_CASES = {
     "sampling": {"sampling_temperature": 0.5},
-    "sampling, cosine heads": {"sampling_temperature": 0.1, "metric": "cosine", "heads": 2, "separate_codebooks": True},
-    "replacement": {"replace_dead_codes": True, "dead_code_threshold": 0.9, "decay": 0.5},
-    "least recently used": {"replace_unused_after": 1},
-    "replacement, separate": {"replace_unused_after": 1, "heads": 2, "separate_codebooks": True, "metric": "cosine"},
-    "replacement, affine": LEARNED | {"replace_unused_after": 1, "codebook_transform": LearnedAffine(2.0)},
+    "sampling, cosine heads": DIVIDED | {"sampling_temperature": 0.1, "distance": "cosine"},
+    "replacement": {"codebook": EMACodebook(decay=0.5, replace=Replacement(below=0.9))},
+    "least recently used": {"codebook": EMACodebook(replace=LAST_BATCH)},
+    "replacement, separate": DIVIDED | {"codebook": EMACodebook(replace=LAST_BATCH), "distance": "cosine"},
+    "replacement, affine": {"codebook": GradientCodebook(replace=LAST_BATCH, transform=LearnedAffine(2.0))},
 } | {
     f"estimator {name}": LEARNED | {"estimator": name}
     for name in ESTIMATORS
@@ -121,7 +122,7 @@ def test_evaluation_is_the_decoded_codes_and_changes_nothing(name, shape_and_dty
     assert out.quantized.dtype == dtype
     assert out.indices.dtype == jnp.int32
     np.testing.assert_array_equal(out.indices, indices)
-    tolerance = 1e-5 if vq.code_dim is not None else 0.0
+    tolerance = 1e-5 if vq.codebook_dim is not None else 0.0
     np.testing.assert_allclose(out.quantized, decoded.astype(dtype), rtol=tolerance, atol=tolerance)
     assert_equal(after, variables, rtol=0)
     assert_finite((out, gradient))

@@ -224,7 +224,7 @@ def test_init_and_invalid_indices():
     assert np.asarray(jnp.isnan(decoded).all(axis=-1)).tolist() == [False, False, True, True]
     assert not np.any(decoded[0])
     z = gaussian(*SHAPE, DIM)
-    np.testing.assert_array_equal(ibq.apply(variables, z, method="unquantized"), z)
+    np.testing.assert_array_equal(ibq.apply(variables, z, method="bypass"), z)
 
 
 @pytest.mark.parametrize(
@@ -246,5 +246,5 @@ def test_wrong_inputs_are_named(as_users_run_it):
         ibq.apply(variables, gaussian(2, 5))
     with pytest.raises(UserError, match=r"hold no codes: create them with init"):
         ibq.apply({}, gaussian(2, 4))
-    with pytest.raises(UserError, match=r"indices has dtype float32"):
+    with pytest.raises(UserError, match=r"indices must be an array of integers, .*, got float32"):
         ibq.apply(variables, jnp.ones(2), method="decode")

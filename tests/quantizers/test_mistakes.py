@@ -14,6 +14,8 @@ from vqjax import (
     FSQ,
     LFQ,
     BinaryMapper,
+    EMACodebook,
+    FrozenCodebook,
     Grouped,
     GroupedResidualVQ,
     LatentQuantizer,
@@ -21,16 +23,17 @@ from vqjax import (
     MultiScaleVQ,
     ProductVQ,
     RandomProjectionQuantizer,
+    Replacement,
     ResidualLFQ,
     ResidualVQ,
     UserError,
     VectorQuantizer,
 )
 from vqjax.functional.regularizers import Diversity
-from vqjax.quantizers import EMA, ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
+from vqjax.quantizers import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
 
 Z = gaussian(4, 6, 8)
-LEARNED = VectorQuantizer(4, codebook_update="gradient")
+LEARNED = VectorQuantizer(4, codebook="gradient")
 KEYS = {"params": KEY, "quantizer": KEY}
 
 
@@ -44,10 +47,10 @@ def create(quantizer, z=Z):
         (lambda: Grouped(MultiScaleVQ(VectorQuantizer(5), scales=(1, 2)), 2), "quantizer=MultiScaleVQ"),
         (lambda: Grouped(GroupedResidualVQ(ResidualVQ(VectorQuantizer(5), 2), 2), 2), "quantizer=GroupedResidualVQ"),
         (lambda: Grouped(MaxVecPool(), 2), "quantizer=MaxVecPool"),
-        (lambda: LearnedAffine(-1.0), "learning_rate_scale=-1.0"),
-        (lambda: RunningAffine(2.0), "token_decay=2.0"),
-        (lambda: ImplicitCodebook(-1), "depth=-1"),
-        (lambda: ProductVQ(4, heads=1), "heads=1"),
+        (lambda: LearnedAffine(-1.0), "learning_rate_scale must be a finite number above 0, got -1.0"),
+        (lambda: RunningAffine(2.0), r"token_decay must be a number in \[0, 1\), got 2.0"),
+        (lambda: ImplicitCodebook(-1), "depth must be a whole number of at least 1, got -1"),
+        (lambda: ProductVQ(4, heads=1), "heads must be at least 2, got 1"),
         (lambda: FSP((4, 4), activation="tan"), "activation='tan'"),
         (lambda: MultiScaleVQ(VectorQuantizer(4), scales=(1, 2), spatial_dims=4), "spatial_dims=4"),
     ],
@@ -65,18 +68,21 @@ def test_arguments_are_refused_at_construction(make, message):
         (lambda: ResidualVQ(FSQ((4, 4)), 2), r"quantizer=FSQ\(\.\.\.\) is not allowed: use a VectorQuantizer"),
         (lambda: ResidualVQ(LEARNED, 2, implicit_codebooks=LinearTransform()), "implicit_codebooks=LinearTransform"),
         (lambda: MultiScaleVQ(FSQ((4, 4)), scales=(1, 2)), "quantizer=FSQ"),
-        (lambda: VectorQuantizer(4, regularizers=(0.1,)), "regularizers="),
+        (lambda: VectorQuantizer(4, regularizers=(0.1,)), "regularizers must be a tuple of regularizers"),
         (lambda: ResidualVQ(LEARNED, 2, implicit_codebooks=True), "implicit_codebooks=True"),
-        (lambda: VectorQuantizer(4, regularizers=Diversity(0.1)), "regularizers=Diversity"),
-        (lambda: VectorQuantizer(4, codebook_transform="linear"), "codebook_transform='linear'"),
-        (lambda: VectorQuantizer(4, codebook_transform=LinearTransform), "codebook_transform=<class"),
-        (lambda: VectorQuantizer(4, codebook_init="zeros"), "codebook_init='zeros'"),
-        (lambda: VectorQuantizer(4, replace_dead_codes="False"), "replace_dead_codes='False'"),
-        (lambda: VectorQuantizer(4, axis_name=3), "axis_name=3"),
-        (lambda: FSQ((8, 8), hard_clamp="x"), "hard_clamp='x'"),
+        (lambda: VectorQuantizer(4, regularizers=Diversity(0.1)), "regularizers must be a tuple .*, got Diversity"),
+        (lambda: FrozenCodebook(transform="linear"), "transform must be a Flax module, or None, got 'linear'"),
+        (lambda: FrozenCodebook(LinearTransform), "got <class .*; pass an instance such as LinearTransform"),
+        (lambda: VectorQuantizer(4, codebook_init="zeros"), "codebook_init must be an initializer .*, got 'zeros'"),
+        (
+            lambda: VectorQuantizer(4, separate_codebooks="False"),
+            "must be True or False, got 'False'",
+        ),
+        (lambda: VectorQuantizer(4, axis_name=3), "axis_name must be .*, got 3"),
+        (lambda: FSQ((8, 8), hard_clamp="x"), "hard_clamp must be True or False, got 'x'"),
         (lambda: ResidualLFQ(4, 2, soft_clamp="x"), "soft_clamp='x'"),
-        (lambda: VectorQuantizer(4).init(KEY, [1.0]), "z is of type list"),
-        (lambda: VectorQuantizer(4).init(KEY, jnp.ones((2, 3)), True), "mask is of type bool"),
+        (lambda: VectorQuantizer(4).init(KEY, [1.0]), "z must be an array, got list"),
+        (lambda: VectorQuantizer(4).init(KEY, jnp.ones((2, 3)), True), "mask must be an array, got bool"),
     ],
 )
 def test_arguments_of_the_wrong_type_are_refused(make, message, as_users_run_it):
@@ -87,11 +93,19 @@ def test_arguments_of_the_wrong_type_are_refused(make, message, as_users_run_it)
 @pytest.mark.parametrize(
     ("quantizer", "made_by", "message"),
     [
-        (VectorQuantizer(11), VectorQuantizer(5), r"num_codes=11 .* has shape \(5, 8\)"),
-        (VectorQuantizer(4, replace_unused_after=1), VectorQuantizer(4), "hold no idle"),
-        (VectorQuantizer(4, codebook_update=EMA(accumulation_steps=2)), VectorQuantizer(4), "hold no pending_counts"),
-        (VectorQuantizer(4), VectorQuantizer(4, codebook_update="none"), "hold no counts"),
-        (VectorQuantizer(4, code_dim=3), VectorQuantizer(4), "project_out of 8 features is missing"),
+        (VectorQuantizer(11), VectorQuantizer(5), r"num_codes=11 and one codebook, got shape \(5, 8\)"),
+        (VectorQuantizer(4, codebook=EMACodebook(replace=Replacement(None, 1))), VectorQuantizer(4), "must hold idle"),
+        (
+            VectorQuantizer(4, codebook=EMACodebook(accumulation_steps=2)),
+            VectorQuantizer(4),
+            "must hold pending_counts",
+        ),
+        (VectorQuantizer(4), VectorQuantizer(4, codebook="frozen"), "must hold counts"),
+        (
+            VectorQuantizer(4, codebook_dim=3),
+            VectorQuantizer(4),
+            r"codebook_dim=3 and one codebook, got .*\(4, 8\)",
+        ),
         (ProductVQ(4), VectorQuantizer(4), "a codebook per head"),
         (RandomProjectionQuantizer(11, 4), RandomProjectionQuantizer(5, 4), "num_codes=11"),
         (LatentQuantizer((8, 8)), LatentQuantizer((5, 5)), "have 16 values, but the variables hold 10"),
@@ -107,9 +121,12 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "assign", "indices": jnp.zeros(3, jnp.int32)}, r"indices is int32\[3\]: pass integers\[4, 6\]"),
-        ({"update_weights": jnp.ones(3)}, r"update_weights has shape \(3,\): pass one weight per code, \(5,\)"),
-        ({"method": "kmeans_init", "iterations": -1}, "iterations=-1 is not allowed"),
+        (
+            {"method": "assign", "indices": jnp.zeros(3, jnp.int32)},
+            r"indices must be integers\[4, 6\], .*int32\[3\]",
+        ),
+        ({"code_update_weights": jnp.ones(3)}, r"code_update_weights must have shape \(5,\), .*, got \(3,\)"),
+        ({"method": "kmeans_init", "iterations": -1}, "iterations must be a whole number of at least 0, got -1"),
     ],
 )
 def test_what_does_not_fit_the_tokens_or_the_codes_is_refused(arguments, message):
@@ -146,8 +163,8 @@ def test_an_empty_batch_stays_empty(quantizer):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: VectorQuantizer(11, decay=0),
-        lambda: ProductVQ(11, decay=np.float32(0.5)),
+        lambda: VectorQuantizer(11, codebook=EMACodebook(decay=0)),
+        lambda: ProductVQ(11, codebook=EMACodebook(decay=np.float32(0.5))),
         lambda: FSP((8, 8), quantize_rate=0),
         lambda: FSQ((8, 8), noise_dropout=1, bound="symmetric"),
         lambda: ResidualVQ(VectorQuantizer(4), 2, dropout=1),

@@ -15,8 +15,8 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from helpers.quantizing import gaussian
-from vqjax import GroupedResidualVQ, ResidualVQ, UserError, VectorQuantizer
+from helpers.quantizing import gaussian, replacing
+from vqjax import EMACodebook, GradientCodebook, GroupedResidualVQ, Replacement, ResidualVQ, UserError, VectorQuantizer
 from vqjax.estimators import gumbel_softmax
 from vqjax.functional.regularizers import Orthogonality
 from vqjax.quantizers import RunningAffine
@@ -36,7 +36,7 @@ def train(vq, variables, z, mask=None, key=KEY):
     return out, variables | changed
 
 
-@pytest.mark.parametrize("arguments", [{"metric": "cosine"}, {"code_dim": 2}, {"heads": 2}])
+@pytest.mark.parametrize("arguments", [{"distance": "cosine"}, {"codebook_dim": 2}, {"heads": 2}])
 def test_defect_02_a_mask_of_all_true_changes_no_loss(arguments):
     vq, variables = create(**arguments)
     z = 10 * gaussian(TOKENS, DIM)
@@ -58,7 +58,7 @@ def test_defect_03_an_image_goes_through_groups_of_levels():
 
 
 def test_defect_04_the_affine_map_is_in_decode_and_evaluation_leaves_its_statistics():
-    vq, variables = create(codebook_transform=RunningAffine())
+    vq, variables = create(codebook=EMACodebook(transform=RunningAffine()))
     out, changed = vq.apply(variables, gaussian(TOKENS, DIM), mutable=["codebook"])
     jax.tree.map(np.testing.assert_array_equal, changed["codebook"], variables["codebook"])
     assert bool(jnp.all(jnp.isfinite(out.quantized)))
@@ -73,7 +73,7 @@ def test_defect_04_the_affine_map_is_in_decode_and_evaluation_leaves_its_statist
 @pytest.mark.parametrize("valid", [TOKENS, TOKENS // 8])
 def test_defects_06_and_07_replacement_agrees_on_all_devices_also_where_some_have_no_valid_token(valid):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    options = {"replace_dead_codes": True, "dead_code_threshold": 0.99}
+    options = {"codebook": replacing(below=0.99)}
     vq, variables = create(**options, axis_name="data")
     plain, _ = create(**options)
     z, mask = gaussian(TOKENS, DIM), jnp.arange(TOKENS) < valid
@@ -92,8 +92,8 @@ def test_defect_09_straight_through_gumbel_softmax_has_a_gradient_of_its_own():
 
 def test_defect_10_synchronization_reaches_the_codes_and_leaves_the_encoder():
     z = gaussian(TOKENS, DIM)
-    learned = {"codebook_update": "gradient", "codebook_weight": 0.0, "estimator": "straight_through"}
-    vq, variables = create(**learned, synchronization=0.5)
+    learned = GradientCodebook(weight=0.0, sync_nu=0.5)
+    vq, variables = create(codebook=learned, estimator="straight_through")
     run = lambda params, z: jnp.sum(vq.apply(variables | {"params": params}, z).quantized)  # noqa: E731
     of_params, of_z = jax.grad(run, argnums=(0, 1))(variables["params"], z)
     np.testing.assert_array_equal(of_z, jnp.ones_like(z))
@@ -103,13 +103,13 @@ def test_defect_10_synchronization_reaches_the_codes_and_leaves_the_encoder():
 def test_defect_11_orthogonality_is_refused_where_moving_averages_would_erase_it():
     with pytest.raises(UserError, match="moving averages and frozen codebooks would undo Orthogonality"):
         VectorQuantizer(num_codes=CODES, regularizers=(Orthogonality(1.0),))
-    vq, variables = create(codebook_update="gradient", regularizers=(Orthogonality(10.0),))
+    vq, variables = create(codebook="gradient", regularizers=(Orthogonality(10.0),))
     moved = variables | {"params": {"codes": variables["params"]["codes"] + 1000}}
     _, after = train(vq, moved, gaussian(TOKENS, DIM))
     np.testing.assert_array_equal(vq.apply(after, jnp.arange(CODES), method="decode"), moved["params"]["codes"])
 
 
-@pytest.mark.parametrize("arguments", [{}, {"code_dim": 4}, {"code_dim": 3, "heads": 2}])
+@pytest.mark.parametrize("arguments", [{}, {"codebook_dim": 4}, {"codebook_dim": 3, "heads": 2}])
 def test_defect_12_decode_inverts_any_layout_and_minus_one_is_no_code(arguments):
     vq, variables = create(**arguments)
     images = gaussian(2, 4, 4, DIM)
@@ -126,7 +126,7 @@ def test_defect_13_one_token_and_an_image_have_a_commitment_loss():
 
 
 def test_defect_14_empty_clusters_and_unused_codes_do_not_drift_to_zero():
-    vq, variables = create(decay=0.8)
+    vq, variables = create(codebook=EMACodebook(decay=0.8))
     few = gaussian(5, DIM) + 10
     _, started = vq.apply(variables, few, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY})
     assert float(jnp.min(jnp.linalg.norm(started["codebook"]["codes"], axis=-1))) > 1
@@ -140,7 +140,7 @@ def test_defect_14_empty_clusters_and_unused_codes_do_not_drift_to_zero():
 
 def test_defect_14_the_default_threshold_does_not_replace_all_codes_at_every_step():
     # n=1024, K=512, threshold 2 replaces 501 of 512 codes at every step there; ours is relative to tokens / codes.
-    vq = VectorQuantizer(num_codes=512, replace_dead_codes=True, decay=0.8)
+    vq = VectorQuantizer(num_codes=512, codebook=replacing(decay=0.8))
     z = gaussian(1024, 8)
     variables = vq.init(KEY, z)
     changed = []
@@ -183,7 +183,7 @@ def test_defect_18_no_array_of_tokens_by_codes_beyond_a_chunk():
 
 
 def test_defect_19_a_training_step_has_no_callback_to_the_host_and_no_hidden_first_call():
-    vq, variables = create(replace_unused_after=2, replace_dead_codes=True)
+    vq, variables = create(codebook=EMACodebook(replace=Replacement(unused_after=2)))
     z = gaussian(TOKENS, DIM)
     program = str(jax.make_jaxpr(lambda v, z: train(vq, v, z))(variables, z))
     assert "callback" not in program

@@ -95,4 +95,4 @@ def test_tokens_of_a_trained_run_give_its_reconstructions(name, config, tmp_path
     assert tokens.context["quantizer"] == name
     decoded = load_tokenizer(tmp_path).decode(tokens.indices[:4])
     pixels = np.round(np.clip((np.asarray(decoded) + 1) / 2, 0, 1) * 255)
-    np.testing.assert_allclose(pixels, result.reconstructions[:4], atol=1)
+    np.testing.assert_allclose(pixels, result.collected["reconstruction"][:4], atol=1)

@@ -9,10 +9,9 @@ import optax
 import pytest
 
 from helpers.quantizing import gaussian
-from vqjax import VectorQuantizer
-from vqjax.errors import UserError
+from vqjax import EMACodebook, FrozenCodebook, GradientCodebook, Replacement, UserError, VectorQuantizer
 from vqjax.functional.regularizers import Diversity, Orthogonality
-from vqjax.quantizers import EMA, ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
+from vqjax.quantizers import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
 from vqjax.tasks.alternating import alternating_steps
 
 CODES, DIM, TOKENS = 16, 4, 64
@@ -32,8 +31,8 @@ def train(vq, variables, z, **arguments):
 
 def test_accumulated_batches_move_the_codes_as_one_batch_does():
     z = gaussian(3 * TOKENS, DIM)
-    vq, variables = create(codebook_update=EMA(accumulation_steps=3), decay=0.7)
-    whole, whole_variables = create(decay=0.7)
+    vq, variables = create(codebook=EMACodebook(decay=0.7, accumulation_steps=3))
+    whole, whole_variables = create(codebook=EMACodebook(decay=0.7))
     for part in jnp.split(z, 3):
         _, variables = train(vq, variables, part)
     _, expected = train(whole, whole_variables, z)
@@ -43,14 +42,14 @@ def test_accumulated_batches_move_the_codes_as_one_batch_does():
 
 
 def test_a_code_of_update_weight_zero_stays_bit_for_bit():
-    vq, variables = create(codebook_update=EMA(smoothing=1e-5), replace_unused_after=1)
+    vq, variables = create(codebook=EMACodebook(smoothing=1e-5, replace=Replacement(None, unused_after=1)))
     weights = jnp.ones(CODES).at[3].set(0.0)
-    _, after = train(vq, variables, gaussian(TOKENS, DIM), update_weights=weights)
+    _, after = train(vq, variables, gaussian(TOKENS, DIM), code_update_weights=weights)
     np.testing.assert_array_equal(after["codebook"]["codes"][3], variables["codebook"]["codes"][3])
 
 
 def test_codes_unused_for_so_many_batches_become_tokens_and_start_anew():
-    vq, variables = create(replace_unused_after=2)
+    vq, variables = create(codebook=EMACodebook(replace=Replacement(None, unused_after=2)))
     z = jnp.zeros((TOKENS, DIM)).at[:, 0].set(50.0)
     out, variables = train(vq, variables, z)
     used = int(out.indices[0])
@@ -96,7 +95,7 @@ def test_sampling_happens_in_training_only_and_follows_the_key():
 
 
 def test_synchronization_passes_the_gradient_of_the_task_to_the_codes():
-    vq, variables = create(codebook_update="gradient", codebook_weight=0.0, synchronization=0.3)
+    vq, variables = create(codebook=GradientCodebook(weight=0.0, sync_nu=0.3))
     z = gaussian(TOKENS, DIM)
     run = lambda params: jnp.sum(vq.apply(variables | {"params": params}, z).quantized)  # noqa: E731
     counts = np.bincount(vq.apply(variables, z).indices, minlength=CODES)
@@ -106,7 +105,7 @@ def test_synchronization_passes_the_gradient_of_the_task_to_the_codes():
 
 @pytest.mark.parametrize("transform", [LinearTransform(), LearnedAffine(2.0)])
 def test_a_transform_moves_codes_that_no_token_chose(transform):
-    vq, variables = create(codebook_update="none", codebook_transform=transform)
+    vq, variables = create(codebook=FrozenCodebook(transform))
     z = gaussian(3, DIM)
 
     def loss(params):
@@ -122,7 +121,7 @@ def test_a_transform_moves_codes_that_no_token_chose(transform):
 
 def test_running_statistics_carry_the_codes_to_the_tokens_and_decode_applies_them():
     # vector-quantize-pytorch decodes without the affine map: off by 11.7 where this is equal.
-    vq, variables = create(codebook_transform=RunningAffine())
+    vq, variables = create(codebook=EMACodebook(transform=RunningAffine()))
     z = 5 * gaussian(TOKENS, DIM) + 100
     _, variables = train(vq, variables, z)
     codes = vq.apply(variables, jnp.arange(CODES), method="decode")
@@ -133,7 +132,7 @@ def test_running_statistics_carry_the_codes_to_the_tokens_and_decode_applies_the
 
 
 def test_implicit_codebooks_differ_by_token_and_learn():
-    vq = VectorQuantizer(num_codes=CODES, codebook_update="gradient", codebook_transform=ImplicitCodebook(1, 8))
+    vq = VectorQuantizer(num_codes=CODES, codebook=GradientCodebook(transform=ImplicitCodebook(1, 8)))
     z, condition = gaussian(TOKENS, DIM), gaussian(TOKENS, 3, seed=1)
     variables = vq.init(KEY, z, condition=condition)
     out = vq.apply(variables, z, condition=condition)
@@ -144,12 +143,12 @@ def test_implicit_codebooks_differ_by_token_and_learn():
     assert bool(jnp.any(jnp.abs(elsewhere - decoded) > 1e-3))
     gradient = jax.grad(lambda p: vq.apply(variables | {"params": p}, z, condition=condition).loss)(variables["params"])
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient))
-    with pytest.raises(UserError, match="codebook_transform=ImplicitCodebook needs a condition"):
+    with pytest.raises(UserError, match=r"which codebook\.transform=ImplicitCodebook needs, got None"):
         vq.apply(variables, z)
 
 
 def test_alternating_steps_bring_the_codes_to_the_tokens():
-    vq, variables = create(codebook_update="gradient", codebook_weight=0.0)
+    vq, variables = create(codebook=GradientCodebook(weight=0.0))
     z = gaussian(TOKENS, DIM) + 3
 
     def loss(params):
@@ -162,42 +161,46 @@ def test_alternating_steps_bring_the_codes_to_the_tokens():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("make", "message"),
     [
-        ({"codebook_transform": LinearTransform()}, "moving averages and the gradient of a transform"),
-        ({"synchronization": 0.1}, "synchronization=0.1 is not allowed: only codes that are learned by gradient"),
-        ({"regularizers": (Orthogonality(1.0),)}, "moving averages and frozen codebooks would undo Orthogonality"),
-        ({"metric": "cosine", "codebook_transform": RunningAffine()}, "off the unit sphere"),
-        ({"separate_codebooks": True}, "heads=1 is not allowed: one head has one codebook anyway"),
+        (lambda: EMACodebook(transform=LinearTransform()), "without parameters where codes are moving averages"),
         (
-            {"codebook_update": "none", "codebook_transform": LinearTransform(), "codebook_weight": 1.0}
-            | {"replace_dead_codes": True},
-            "replace_dead_codes=True is not allowed: codebook_update='none' freezes",
-        ),
-        (
-            {"codebook_update": "gradient", "codebook_transform": LinearTransform(), "replace_unused_after": 3},
-            "a token cannot become a code through codebook_transform=LinearTransform",
-        ),
-        ({"estimator": "gumbel_softmax", "sampling_temperature": 1.0}, "chooses the codes itself"),
-        (
-            {"codebook_update": "gradient", "codebook_transform": ImplicitCodebook(), "heads": 2},
-            "heads=2 is not allowed: a codebook per token",
+            lambda: GradientCodebook(transform=LinearTransform(), replace=Replacement()),
+            r"transform must be invertible .* where codes are replaced, got LinearTransform",
         ),
     ],
 )
-def test_what_makes_no_sense_together_is_refused_with_the_reason(arguments, message):
+def test_codebooks_refuse_transforms_that_do_not_suit_them(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"regularizers": (Orthogonality(1.0),)}, "moving averages and frozen codebooks would undo Orthogonality"),
+        ({"distance": "cosine", "codebook": EMACodebook(transform=RunningAffine())}, "off the unit sphere"),
+        ({"separate_codebooks": True}, "heads must be at least 2, got 1; one head has one codebook anyway"),
+        ({"estimator": "gumbel_softmax", "sampling_temperature": 1.0}, "chooses the codes itself"),
+        (
+            {"codebook": GradientCodebook(transform=ImplicitCodebook()), "heads": 2},
+            "heads must be 1, got 2; a codebook per token",
+        ),
+    ],
+)
+def test_incompatible_options_are_refused_with_the_reason(arguments, message):
     with pytest.raises(UserError, match=message):
         VectorQuantizer(num_codes=CODES, **arguments)
 
 
 def test_heads_that_do_not_divide_the_features_are_named():
-    with pytest.raises(UserError, match=r"heads=3 is not allowed: z has 4 features. Use a divisor, or set code_dim"):
+    with pytest.raises(UserError, match=r"heads must be a divisor of the 4 features of z, got 3; or set"):
         create(heads=3)
 
 
 def test_a_projected_input_of_other_features_is_named():
-    vq, variables = create(code_dim=2)
-    with pytest.raises(UserError, match=r"z has 5 features .* pass z of 4 features"):
+    vq, variables = create(codebook_dim=2)
+    with pytest.raises(UserError, match=r"z must have 4 features, .*, got 5"):
         vq.apply(variables, gaussian(2, 5))
 
 
@@ -211,7 +214,7 @@ def test_a_regularizer_is_in_the_loss_with_its_weight_and_in_the_metrics_without
 
 def test_kmeans_plus_plus_starts_the_transformed_codes_on_the_tokens():
     z = gaussian(TOKENS, DIM) * 3 + 7
-    vq, variables = create(codebook_update="gradient", codebook_transform=LearnedAffine(1.0))
+    vq, variables = create(codebook=GradientCodebook(transform=LearnedAffine(1.0)))
     _, changed = vq.apply(
         variables, z, start="plus_plus", method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY}
     )

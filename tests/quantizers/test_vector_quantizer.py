@@ -10,16 +10,18 @@ from helpers.quantizing import (
     CODES,
     DIM,
     KEY,
+    codebooks,
     codes_of,
     create,
+    distances,
     every_second,
     gaussian,
-    metrics,
     nearest,
+    replacing,
     train,
-    updates,
 )
-from vqjax import UserError, VectorQuantizer
+from vqjax import EMACodebook, Replacement, UserError, VectorQuantizer
+from vqjax.quantizers.codebooks import CODEBOOKS
 
 
 def unit(x):
@@ -42,6 +44,7 @@ def test_the_contract():
         "norm_ratio",
         "perplexity",
         "quantization_error",
+        "relative_error",
         "usage",
     ]
     assert {(x.shape, x.dtype) for x in out.metrics.values()} == {((), np.dtype("float32"))}
@@ -53,17 +56,17 @@ def test_the_contract():
 
 def test_the_optimizer_sees_no_state():
     assert "params" not in create()[1]
-    assert list(create(codebook_update="gradient")[1]["params"]) == ["codes"]
+    assert list(create(codebook="gradient")[1]["params"]) == ["codes"]
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("masked", [False, True])
-@updates
-@metrics
-def test_decoding_the_encoding_gives_the_output(metric, codebook_update, masked, dtype, shape):
+@codebooks
+@distances
+def test_decoding_the_encoding_gives_the_output(distance, codebook, masked, dtype, shape):
     z = gaussian(*shape, DIM).astype(dtype)
-    vq, variables = create(metric=metric, codebook_update=codebook_update)
+    vq, variables = create(distance=distance, codebook=codebook)
     mask = every_second(shape) if masked else None
     out = vq.apply(variables, z, mask)
     assert out.quantized.dtype == dtype
@@ -74,12 +77,12 @@ def test_decoding_the_encoding_gives_the_output(metric, codebook_update, masked,
     np.testing.assert_array_equal(decoded.astype(dtype), out.quantized)
 
 
-@metrics
-@updates
-def test_the_codes_are_the_nearest_in_the_metric(metric, codebook_update):
-    vq, variables = create(metric=metric, codebook_update=codebook_update)
+@distances
+@codebooks
+def test_the_codes_are_the_nearest_by_the_distance(distance, codebook):
+    vq, variables = create(distance=distance, codebook=codebook)
     z, codes = gaussian(20, DIM), codes_of(vq, variables)
-    if metric == "cosine":
+    if distance == "cosine":
         np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, rtol=1e-6)
         expected = np.argmax(unit(z) @ unit(codes).T, axis=1)
     else:
@@ -94,22 +97,20 @@ def test_initial_codes_have_length_one_on_average(dim):
     assert 0.9 < float(jnp.mean(jnp.sum(variables["codebook"]["codes"] ** 2, axis=1))) < 1.1
 
 
-@updates
-@metrics
-def test_evaluation_changes_nothing_even_where_it_could(codebook_update, metric):
-    vq, variables = create(metric=metric, codebook_update=codebook_update)
+@codebooks
+@distances
+def test_evaluation_changes_nothing_even_where_it_could(codebook, distance):
+    vq, variables = create(distance=distance, codebook=codebook)
     z = gaussian(2, 3, DIM, seed=1)
     out, changed = vq.apply(variables, z, mutable=["codebook"])
     chex.assert_trees_all_equal(variables | changed, variables)
     chex.assert_trees_all_equal(vq.apply(variables, z), out)
 
 
-@pytest.mark.parametrize("replace_dead_codes", [False, True])
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-def test_the_lookup_uses_the_codebook_before_the_update(codebook_update, replace_dead_codes):
-    vq, variables = create(
-        codebook_update=codebook_update, replace_dead_codes=replace_dead_codes, dead_code_threshold=0.99
-    )
+@pytest.mark.parametrize("replace", [None, Replacement(0.99)])
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_the_lookup_uses_the_codebook_before_the_update(codebook, replace):
+    vq, variables = create(codebook=CODEBOOKS[codebook](replace=replace))
     z = gaussian(2, 3, DIM, seed=1)
     out, changed = train(vq, variables, z)
     before = vq.apply(variables, z)
@@ -118,10 +119,10 @@ def test_the_lookup_uses_the_codebook_before_the_update(codebook_update, replace
     assert not np.array_equal(changed["codebook"]["relative_usage"], variables["codebook"]["relative_usage"])
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-def test_training_with_an_immutable_codebook_says_what_to_write(codebook_update):
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_training_with_an_immutable_codebook_says_what_to_write(codebook):
     # Flax alone would keep the old codebook in silence.
-    vq, variables = create(codebook_update=codebook_update)
+    vq, variables = create(codebook=codebook)
     message = r"train=True updates the collection 'codebook', which is immutable(.|\n)*mutable=\['codebook'\]\)\n"
     with pytest.raises(UserError, match=message):
         vq.apply(variables, gaussian(2, 3, DIM), train=True)
@@ -130,7 +131,7 @@ def test_training_with_an_immutable_codebook_says_what_to_write(codebook_update)
 
 
 def test_a_frozen_codebook_trains_without_state():
-    vq, variables = create(codebook_update="none")
+    vq, variables = create(codebook="frozen")
     assert list(variables) == ["codebook"]
     assert list(variables["codebook"]) == ["codes"]
     z = gaussian(2, 3, DIM)
@@ -141,32 +142,32 @@ def test_a_frozen_codebook_trains_without_state():
     np.testing.assert_array_equal(train(vq, variables, z)[1]["codebook"]["codes"], variables["codebook"]["codes"])
 
 
-@metrics
-def test_ema_follows_a_numpy_loop(metric):
-    vq, variables = create(metric=metric, decay=0.7)
+@distances
+def test_ema_follows_a_numpy_loop(distance):
+    vq, variables = create(distance=distance, codebook=EMACodebook(decay=0.7))
     codes = np.asarray(variables["codebook"]["codes"], np.float64)
     counts, sums, usage = np.zeros(CODES), np.zeros((CODES, DIM)), np.ones(CODES)
     for step in range(4):
         z = gaussian(20, DIM, seed=step)
         out, variables = train(vq, variables, z)
         tokens = np.asarray(z, np.float64).reshape(-1, DIM)
-        tokens = unit(tokens) if metric == "cosine" else tokens
+        tokens = unit(tokens) if distance == "cosine" else tokens
         one_hot = np.eye(CODES)[nearest(tokens, codes)]
         counts = 0.7 * counts + 0.3 * one_hot.sum(0)
         sums = 0.7 * sums + 0.3 * one_hot.T @ tokens
         usage = 0.7 * usage + 0.3 * one_hot.mean(0) * CODES
         used = one_hot.any(0)
-        codes[used] = unit(sums[used]) if metric == "cosine" else sums[used] / counts[used, None]
+        codes[used] = unit(sums[used]) if distance == "cosine" else sums[used] / counts[used, None]
         expected = {"codes": codes, "counts": counts, "sums": sums, "relative_usage": usage}
         chex.assert_trees_all_close(variables["codebook"], {k: np.float32(v) for k, v in expected.items()}, atol=1e-5)
         assert out.metrics["dead_codes"] == np.sum(usage < 0.01)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@metrics
-def test_state_loss_and_metrics_stay_float32_for_short_inputs(dtype, metric):
+@distances
+def test_state_loss_and_metrics_stay_float32_for_short_inputs(dtype, distance):
     # At decay 0.99 a bfloat16 moving average ignores every change below 20 percent.
-    vq, variables = create(metric=metric, replace_dead_codes=True)
+    vq, variables = create(distance=distance, codebook=replacing())
     z = gaussian(2, 3, DIM, seed=1)
     out, changed = train(vq, variables, z.astype(dtype))
     chex.assert_trees_all_equal_dtypes(changed, variables)

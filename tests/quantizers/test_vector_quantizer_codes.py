@@ -1,5 +1,7 @@
 """Codes that are set rather than learned: k-means and dead-code replacement."""
 
+import dataclasses
+
 import chex
 import flax.linen as nn
 import jax
@@ -7,8 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.quantizing import CODES, DIM, KEY, codes_of, create, every_second, gaussian, metrics, train, updates
-from vqjax import UserError, VectorQuantizer
+from helpers.quantizing import (
+    CODES,
+    DIM,
+    KEY,
+    codebooks,
+    codes_of,
+    create,
+    distances,
+    every_second,
+    gaussian,
+    replacing,
+    train,
+)
+from vqjax import EMACodebook, UserError, VectorQuantizer
 from vqjax.functional.codebook import sample_latents
 from vqjax.functional.kmeans import kmeans
 
@@ -30,48 +44,47 @@ def half_nan(*shape):
     return jnp.where(mask[..., None], gaussian(*shape, DIM, seed=1), jnp.nan), mask
 
 
-def lookup_tokens(z, metric):
+def lookup_tokens(z, distance):
     tokens = z.reshape(-1, DIM)
-    return tokens / jnp.linalg.norm(tokens, axis=1, keepdims=True) if metric == "cosine" else tokens
+    return tokens / jnp.linalg.norm(tokens, axis=1, keepdims=True) if distance == "cosine" else tokens
 
 
-@updates
-@metrics
-def test_kmeans_init_sets_the_codes_that_kmeans_finds(metric, codebook_update):
-    vq, variables = create(metric=metric, codebook_update=codebook_update)
+@codebooks
+@distances
+def test_kmeans_init_sets_the_codes_that_kmeans_finds(distance, codebook):
+    vq, variables = create(distance=distance, codebook=codebook)
     z, mask = half_nan(20)
     result, changed = vq.apply(
         variables, z, mask, iterations=3, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY}
     )
     assert result is None
     chex.assert_trees_all_equal_shapes_and_dtypes(variables | changed, variables)
-    tokens = lookup_tokens(z, metric)
-    expected = kmeans(first_key(), tokens, CODES, iterations=3, unit_norm=metric == "cosine", mask=mask.reshape(-1))
+    tokens = lookup_tokens(z, distance)
+    expected = kmeans(first_key(), tokens, CODES, iterations=3, unit_norm=distance == "cosine", mask=mask.reshape(-1))
     np.testing.assert_allclose(codes_of(vq, variables | changed), expected.codes, atol=1e-6)
-    if codebook_update == "ema":
+    if codebook == "ema":
         np.testing.assert_allclose(changed["codebook"]["counts"], expected.counts)
         np.testing.assert_allclose(changed["codebook"]["sums"], expected.sums, atol=1e-6)
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-@metrics
-def test_dead_codes_become_tokens_of_the_batch(metric, codebook_update):
-    vq, variables = create(
-        metric=metric, codebook_update=codebook_update, replace_dead_codes=True, dead_code_threshold=0.5, decay=0.9
-    )
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@distances
+def test_dead_codes_become_tokens_of_the_batch(distance, codebook):
+    learning = replacing(codebook, below=0.5, decay=0.9)
+    vq, variables = create(distance=distance, codebook=learning)
     relative_usage = jnp.linspace(0, 1.5, CODES)
     variables = variables | {"codebook": variables["codebook"] | {"relative_usage": relative_usage}}
     z, mask = half_nan(20)
-    _, kept = train(vq.clone(replace_dead_codes=False), variables, z, mask)
+    _, kept = train(vq.clone(codebook=dataclasses.replace(learning, replace=None)), variables, z, mask)
     out, changed = train(vq, variables, z, mask)
     dead = np.asarray(kept["codebook"]["relative_usage"]) < 0.5
     assert out.metrics["dead_codes"] == np.sum(dead)
     assert 0 < np.sum(dead) < CODES
-    drawn = sample_latents(first_key(), lookup_tokens(z, metric), CODES, mask.reshape(-1))
+    drawn = sample_latents(first_key(), lookup_tokens(z, distance), CODES, mask.reshape(-1))
     expected = np.where(dead[:, None], drawn, codes_of(vq, kept))
     np.testing.assert_allclose(codes_of(vq, changed), expected, atol=1e-6)
     assert set(np.asarray(changed["codebook"]["relative_usage"])[dead].tolist()) == {1.0}
-    if codebook_update == "ema":
+    if codebook == "ema":
         assert not np.any(changed["codebook"]["counts"][dead])
         assert not np.any(changed["codebook"]["sums"][dead])
     else:
@@ -80,7 +93,7 @@ def test_dead_codes_become_tokens_of_the_batch(metric, codebook_update):
 
 
 def test_a_replaced_code_goes_on_learning_from_where_it_was_put():
-    vq, variables = create(codebook_update="gradient", replace_dead_codes=True, dead_code_threshold=0.9)
+    vq, variables = create(codebook=replacing("gradient", below=0.9))
     variables = variables | {"codebook": variables["codebook"] | {"relative_usage": jnp.zeros(CODES)}}
     _, variables = train(vq, variables, gaussian(20, DIM))
     before = codes_of(vq, variables)
@@ -93,7 +106,7 @@ def test_a_replaced_code_goes_on_learning_from_where_it_was_put():
 
 def test_zero_tokens_do_not_become_cosine_codes():
     # A zero code is nearer than any unit code whose angle to the token exceeds 60 degrees: it took most tokens.
-    vq, variables = create(metric="cosine", replace_dead_codes=True, dead_code_threshold=0.9)
+    vq, variables = create(distance="cosine", codebook=replacing(below=0.9))
     variables = variables | {"codebook": variables["codebook"] | {"relative_usage": jnp.zeros(CODES)}}
     z = gaussian(20, DIM).at[3:].set(0.0)
     _, replaced = train(vq, variables, z)
@@ -103,14 +116,14 @@ def test_zero_tokens_do_not_become_cosine_codes():
 
 
 def test_the_threshold_does_not_depend_on_the_batch_size():
-    vq, variables = create(dead_code_threshold=0.9, decay=0.5)
+    vq, variables = create(codebook=EMACodebook(dead_code_threshold=0.9, decay=0.5))
     z = gaussian(20, DIM)
     small, large = train(vq, variables, z)[0], train(vq, variables, jnp.tile(z, (4, 1)))[0]
     assert small.metrics["dead_codes"] == large.metrics["dead_codes"] > 0
 
 
 def test_random_numbers_come_from_the_stream_alone():
-    vq, variables = create(replace_dead_codes=True, dead_code_threshold=0.9)
+    vq, variables = create(codebook=replacing(below=0.9))
     variables = variables | {"codebook": variables["codebook"] | {"relative_usage": jnp.zeros(CODES)}}
     z = gaussian(20, DIM)
     first, same, other = (train(vq, variables, z, key=jax.random.key(seed))[1] for seed in (0, 0, 1))
@@ -131,10 +144,10 @@ def test_decode_takes_every_integer_dtype(dtype, num_codes):
 
 
 def test_no_tokens_leave_the_codebook_as_it_is_and_cannot_start_it():
-    vq, variables = create(replace_dead_codes=True)
+    vq, variables = create(codebook=replacing())
     _, changed = train(vq, variables, gaussian(0, DIM))
     chex.assert_trees_all_equal(changed, variables)
-    with pytest.raises(UserError, match="kmeans_init takes at least one token"):
+    with pytest.raises(UserError, match="must have at least one token for kmeans_init, got shape"):
         vq.apply(variables, gaussian(0, DIM), method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY})
 
 

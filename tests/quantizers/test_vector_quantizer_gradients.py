@@ -1,4 +1,4 @@
-"""What the quantizer's losses, gradients and metrics are, with and without masked tokens."""
+"""Losses, gradients and metrics of the quantizer, with and without masked tokens."""
 
 import chex
 import jax
@@ -6,7 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.quantizing import CODES, DIM, create, every_second, gaussian, metrics, nearest, train, updates
+from helpers.quantizing import (
+    CODES,
+    DIM,
+    codebooks,
+    create,
+    distances,
+    every_second,
+    gaussian,
+    nearest,
+    replacing,
+    train,
+)
+from vqjax import GradientCodebook
 from vqjax.functional.metrics import perplexity
 
 
@@ -19,27 +31,27 @@ def mean_squared_error(x, y):
     return np.mean((np.asarray(x, np.float64) - np.asarray(y, np.float64)) ** 2)
 
 
-@updates
-def test_the_loss_is_the_weighted_sum_of_the_formula(codebook_update):
-    weights = {"commitment_weight": 0.3} | ({"codebook_weight": 1.7} if codebook_update == "gradient" else {})
-    vq, variables = create(codebook_update=codebook_update, **weights)
+@codebooks
+def test_the_loss_is_the_weighted_sum_of_the_formula(codebook):
+    learned = codebook == "gradient"
+    vq, variables = create(codebook=GradientCodebook(1.7) if learned else codebook, commitment_weight=0.3)
     z = gaussian(20, DIM, seed=1)
     out = vq.apply(variables, z)
     error = mean_squared_error(z, out.quantized)
-    np.testing.assert_allclose(out.loss, sum(weights.values()) * error, rtol=1e-5)
+    np.testing.assert_allclose(out.loss, (0.3 + 1.7 * learned) * error, rtol=1e-5)
     for name in ("quantization_error", "commitment_loss", "codebook_loss"):
         np.testing.assert_allclose(out.metrics[name], error, rtol=1e-5)
 
 
 def test_the_codebook_weight_is_one_by_default():
-    vq, variables = create(codebook_update="gradient", commitment_weight=0.0)
+    vq, variables = create(codebook="gradient", commitment_weight=0.0)
     out = vq.apply(variables, gaussian(2, 3, DIM))
     np.testing.assert_allclose(out.loss, out.metrics["codebook_loss"], rtol=1e-6)
 
 
 def test_the_encoder_learns_by_the_commitment_weight_and_the_codes_by_the_codebook_weight():
     # With one weight for both, a commitment weight of 0.25 also slows the codebook down fourfold.
-    vq, variables = create(codebook_update="gradient", commitment_weight=0.3, codebook_weight=1.7)
+    vq, variables = create(codebook=GradientCodebook(weight=1.7), commitment_weight=0.3)
     z = gaussian(20, DIM, seed=1)
     wrt_variables, wrt_z = jax.grad(lambda variables, z: vq.apply(variables, z).loss, argnums=(0, 1))(variables, z)
     codes = np.asarray(variables["params"]["codes"], np.float64)
@@ -57,7 +69,7 @@ def test_the_task_reaches_the_encoder_through_the_estimator_and_never_the_codes(
 
     z = gaussian(2, 3, DIM)
     for estimator in (triple, "rotation"):
-        vq, variables = create(codebook_update="gradient", estimator=estimator)
+        vq, variables = create(codebook="gradient", estimator=estimator)
         task = jax.grad(lambda vq, *arguments: jnp.sum(vq.apply(*arguments).quantized), argnums=(1, 2))
         wrt_variables, wrt_z = task(vq, variables, z)
         assert not any(np.any(x) for x in jax.tree.leaves(wrt_variables))
@@ -73,7 +85,7 @@ def test_ema_codes_receive_no_gradient():
 
 def test_the_cosine_gradient_is_tangent_to_the_sphere():
     # Everything lives on the unit sphere, so the length of z can neither change the output nor be pushed.
-    vq, variables = create(metric="cosine")
+    vq, variables = create(distance="cosine")
     z = gaussian(20, DIM)
     gradient = jax.grad(lambda z: (lambda out: out.loss + jnp.sum(out.quantized**3))(vq.apply(variables, z)))(z)
     np.testing.assert_allclose(np.sum(gradient * z, axis=1), 0, atol=1e-5)
@@ -98,11 +110,11 @@ def test_metrics_describe_the_batch():
     assert not np.any(gradient)
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-@metrics
-def test_masked_equals_unpadded(metric, codebook_update):
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@distances
+def test_masked_equals_unpadded(distance, codebook):
     # vector-quantize-pytorch: 96.5 instead of 0.10 for the commitment loss of an all-true mask with cosine codes.
-    vq, variables = create(metric=metric, codebook_update=codebook_update)
+    vq, variables = create(distance=distance, codebook=codebook)
     z = gaussian(20, DIM, seed=1)
     mask = every_second((20,))
     padded = jnp.where(mask[:, None], z, jnp.nan)
@@ -112,7 +124,7 @@ def test_masked_equals_unpadded(metric, codebook_update):
         out, state = train(vq, variables | params, z, mask)
         return out.loss + jnp.sum(out.quantized * target), (out, state)
 
-    params = {"params": variables["params"]} if codebook_update == "gradient" else {}
+    params = {"params": variables["params"]} if codebook == "gradient" else {}
     gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
     (wrt_params, wrt_z), (out, state) = gradient(params, padded, mask, target)
     (expected_params, expected_z), (expected, expected_state) = gradient(params, z[::2], None, target[::2])
@@ -127,13 +139,11 @@ def test_masked_equals_unpadded(metric, codebook_update):
     )
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-@metrics
-def test_a_batch_without_a_valid_token_does_nothing(metric, codebook_update):
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@distances
+def test_a_batch_without_a_valid_token_does_nothing(distance, codebook):
     # vector-quantize-pytorch: NaN.
-    vq, variables = create(
-        metric=metric, codebook_update=codebook_update, replace_dead_codes=True, dead_code_threshold=0.9
-    )
+    vq, variables = create(distance=distance, codebook=replacing(codebook, below=0.9))
     dead = variables["codebook"] | {"relative_usage": jnp.zeros(CODES)}
     variables = variables | {"codebook": dead}
     z, mask = jnp.full((6, DIM), jnp.nan), jnp.zeros(6, bool)

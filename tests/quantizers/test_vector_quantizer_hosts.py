@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers.quantizing import CODES, DIM, KEY, create, gaussian
+from helpers.quantizing import CODES, DIM, KEY, create, gaussian, replacing
 from vqjax import UserError, VectorQuantizer
 
 
@@ -17,11 +17,9 @@ def all_of_it(vq, variables, z):
     return out.loss + jnp.sum(out.quantized**3), (out, changed)
 
 
-@pytest.mark.parametrize(("metric", "codebook_update"), [("euclidean", "ema"), ("cosine", "gradient")])
-def test_jit_and_checkpoint_change_nothing(metric, codebook_update):
-    vq, variables = create(
-        metric=metric, codebook_update=codebook_update, replace_dead_codes=True, dead_code_threshold=0.99
-    )
+@pytest.mark.parametrize(("distance", "codebook"), [("euclidean", "ema"), ("cosine", "gradient")])
+def test_jit_and_checkpoint_change_nothing(distance, codebook):
+    vq, variables = create(distance=distance, codebook=replacing(codebook, below=0.99))
     z = gaussian(2, 3, DIM)
     gradient = jax.grad(all_of_it, argnums=(1, 2), has_aux=True)
     expected = gradient(vq, variables, z)
@@ -64,13 +62,13 @@ def test_inside_a_linen_model(wrap):
     np.testing.assert_allclose(jnp.sum(changed["codebook"]["vq"]["counts"]), 0.01 * 20, rtol=1e-5)
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-def test_inside_an_nnx_model(codebook_update):
-    vq = VectorQuantizer(num_codes=CODES, codebook_update=codebook_update, replace_dead_codes=True)
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_inside_an_nnx_model(codebook):
+    vq = VectorQuantizer(num_codes=CODES, codebook=replacing(codebook))
     z = gaussian(20, DIM)
     bridged = nnx.bridge.ToNNX(vq, rngs=nnx.Rngs(params=0, quantizer=1)).lazy_init(z)
     _, params, _ = nnx.split(bridged, nnx.Param, ...)
-    assert list(params) == (["codes"] if codebook_update == "gradient" else [])
+    assert list(params) == (["codes"] if codebook == "gradient" else [])
 
     @nnx.jit
     def step(model, z):

@@ -4,32 +4,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.quantizing import CODES, DIM, create, gaussian, updates
-from vqjax import UserError, VectorQuantizer
+from helpers.quantizing import CODES, DIM, codebooks, create, gaussian, replacing
+from vqjax import EMACodebook, FrozenCodebook, GradientCodebook, Replacement, UserError, VectorQuantizer
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_codes": 0}, r"num_codes=0 is not allowed: use a whole number of at least 1"),
-        ({"num_codes": 16.0}, r"num_codes=16.0 is not allowed"),
-        ({"num_codes": 2**31}, r"num_codes=2147483648 is not allowed"),
-        ({"metric": "cos"}, r"metric='cos' is not allowed: use 'euclidean' or 'cosine'"),
-        ({"codebook_update": "EMA"}, r"codebook_update='EMA' is not allowed: use 'ema', 'gradient', 'none' or"),
+        ({"num_codes": 0}, r"num_codes must be a whole number in \[1, 2147483647\], got 0"),
+        ({"num_codes": 16.0}, r"num_codes must be .*, got 16.0"),
+        ({"num_codes": 2**31}, r"num_codes must be .*, got 2147483648"),
+        ({"distance": "cos"}, r"distance must be 'euclidean' or 'cosine', got 'cos'"),
+        ({"codebook": "EMA"}, r"codebook must be 'ema', 'gradient', 'frozen', or a codebook such as .*, got 'EMA'"),
         ({"estimator": "ste"}, r"estimator must be one of straight_through, rotation, .*, got 'ste'"),
-        ({"decay": 1.0}, r"decay=1.0 is not allowed: use a number in \[0, 1\)"),
-        ({"decay": -0.1}, r"decay=-0.1 is not allowed"),
-        ({"decay": float("nan")}, r"decay=nan is not allowed"),
-        ({"commitment_weight": -1.0}, r"commitment_weight=-1.0 is not allowed: use a finite number of at least 0"),
-        ({"codebook_weight": 1.0}, r"codebook_weight=1.0 is not allowed: only codes that are learned by gradient"),
-        ({"codebook_weight": -1.0, "codebook_update": "gradient"}, r"codebook_weight=-1.0 .* at least 0"),
-        ({"dead_code_threshold": 2.0}, r"dead_code_threshold=2.0 .* fraction of the average use, in \[0, 1\)"),
-        ({"codebook_shards": 3}, r"codebook_shards=3 is not allowed: use a whole number that divides num_codes=16"),
+        ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
+        ({"codebook_shards": 3}, r"codebook_shards must be a whole number that divides num_codes=16, got 3"),
         (
             {"codebook_shards": 2, "heads": 2, "separate_codebooks": True},
-            r"codebook_shards=2 .* are not divided. Use 1",
+            r"codebook_shards must be 1, got 2; separate codebooks are not divided",
         ),
-        ({"replace_dead_codes": True, "codebook_update": "none"}, r"replace_dead_codes=True .* freezes the codebook"),
+        ({"sampling_temperature": 0.0}, r"sampling_temperature must be a finite number above 0, got 0.0"),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(arguments, message, as_users_run_it):
@@ -37,51 +31,77 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message, as_user
         VectorQuantizer(**({"num_codes": 16} | arguments))
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (EMACodebook, {"decay": 1.0}, r"decay must be a number in \[0, 1\), got 1.0"),
+        (EMACodebook, {"decay": -0.1}, r"decay must be .*, got -0.1"),
+        (GradientCodebook, {"decay": float("nan")}, r"decay must be .*, got nan"),
+        (GradientCodebook, {"weight": -1.0}, r"weight must be a finite number of at least 0, got -1.0"),
+        (FrozenCodebook, {"weight": 0.5}, r"weight must be 1.0 for frozen codes without a transform .*, got 0.5"),
+        (FrozenCodebook, {"sync_nu": 0.1}, r"sync_nu must be 0.0 for frozen codes without a transform .*, got 0.1"),
+        (EMACodebook, {"dead_code_threshold": 2.0}, r"must be a fraction of the average use, in \[0, 1\), got 2.0"),
+        (EMACodebook, {"smoothing": -1.0}, r"smoothing must be 0, or a small number such as 1e-5, got -1.0"),
+        (EMACodebook, {"start": "full"}, r"start must be 'empty', 'one_token' or 'sums_only', got 'full'"),
+        (EMACodebook, {"accumulation_steps": 0}, r"accumulation_steps must be a whole number of at least 1, got 0"),
+        (EMACodebook, {"replace": True}, r"replace must be a Replacement\(...\), or None, got True"),
+        (Replacement, {"below": 1.0}, r"below must be in \[0, 1\), or None, got 1.0"),
+        (Replacement, {"below": None}, r"below must be set where unused_after is None, got None; use replace=None"),
+        (Replacement, {"unused_after": 0}, r"unused_after must be a whole number of at least 1, or None, got 0"),
+    ],
+)
+def test_wrong_options_of_codebooks_are_refused(kind, arguments, message, as_users_run_it):
+    with pytest.raises(UserError, match=message):
+        kind(**arguments)
+
+
 def test_wrong_inputs_are_named(as_users_run_it):
     vq, variables = create()
     z = gaussian(2, 3, DIM)
-    with pytest.raises(UserError, match=r"z has 5 features and num_codes=12, .* shape \(12, 4\): pass z of 4 features"):
+    with pytest.raises(UserError, match=r"z must have 4 features, as the codebook of shape \(12, 4\) .*, got 5"):
         vq.apply(variables, gaussian(2, 5))
-    with pytest.raises(UserError, match="num_codes=13 with one codebook"):
+    with pytest.raises(UserError, match="that of num_codes=13 and one codebook, got shape"):
         vq.clone(num_codes=13).apply(variables, z)
-    with pytest.raises(UserError, match=r"z has dtype int32: pass floating-point vectors"):
+    with pytest.raises(UserError, match=r"z must be floating-point vectors, got int32"):
         vq.apply(variables, jnp.ones((2, DIM), jnp.int32), method="encode")
-    with pytest.raises(UserError, match=r"indices has dtype float32: decode takes integers"):
+    with pytest.raises(UserError, match=r"indices must be an array of integers, .*, got float32"):
         vq.apply(variables, jnp.ones(3), method="decode")
-    with pytest.raises(UserError, match=r"mask is bool\[2\]: pass bool\[2, 3\], one value per token"):
+    with pytest.raises(UserError, match=r"mask must be bool\[2, 3\], one value per token of z, got bool\[2\]"):
         vq.apply(variables, z, jnp.ones(2, bool))
-    with pytest.raises(UserError, match=r"mask is float32\[2, 3\]: pass bool\[2, 3\]"):
+    with pytest.raises(UserError, match=r"mask must be bool\[2, 3\], .*, got float32\[2, 3\]"):
         vq.apply(variables, z, jnp.ones((2, 3)))
 
 
-@updates
-def test_wrong_feature_counts_are_named_by_encode_too(codebook_update):
-    vq, variables = create(codebook_update=codebook_update)
-    with pytest.raises(UserError, match=r"z has 5 features"):
+@codebooks
+def test_wrong_feature_counts_are_named_by_encode_too(codebook):
+    vq, variables = create(codebook=codebook)
+    with pytest.raises(UserError, match=r"z must have 4 features, .*, got 5"):
         vq.apply(variables, gaussian(2, 5), method="encode")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "kmeans_init"}, r"kmeans_init draws random tokens or numbers: pass rngs=\{'quantizer': key\}"),
-        ({"train": True}, r"replace_dead_codes=True draws random tokens or numbers: pass rngs=\{'quantizer': key\}"),
+        ({"method": "kmeans_init"}, r"kmeans_init draws random numbers; pass rngs=\{'quantizer': key\}"),
+        ({"train": True}, r"replace=Replacement\(.*\) draws random numbers; pass rngs=\{'quantizer': key\}"),
     ],
 )
 def test_a_missing_key_is_named(arguments, message):
-    vq, variables = create(replace_dead_codes=True)
+    vq, variables = create(codebook=replacing())
     with pytest.raises(UserError, match=message):
         vq.apply(variables, gaussian(20, DIM), mutable=["codebook"], **arguments)
 
 
-@updates
+@codebooks
 @pytest.mark.parametrize("method", ["__call__", "encode"])
-def test_missing_variables_are_named(codebook_update, method):
+def test_missing_variables_are_named(codebook, method):
     # Flax alone answers the first with 'None needs PRNG for "quantizer"'.
-    vq, variables = create(codebook_update=codebook_update)
+    vq, variables = create(codebook=codebook)
     for collection in variables:
         rest = {name: value for name, value in variables.items() if name != collection}
-        with pytest.raises(UserError, match=r"hold no codebook: create them with init\(key, z\).*not params alone"):
+        with pytest.raises(
+            UserError, match=r"must hold a codebook, got none; create them with init\(key, z\).*not params alone"
+        ):
             vq.apply(rest, gaussian(2, 3, DIM), method=method)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from vqjax import FSQ, VectorQuantizer, quantizers
+from vqjax import FSQ, GradientCodebook, VectorQuantizer, quantizers
 from vqjax.errors import UserError
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
 from vqjax.models.tokenizer import NETWORK
@@ -26,9 +26,7 @@ def squared_error(reconstruction, images):
 
 def learned(**arguments):
     """Codes that the loss of a step does not move."""
-    return VectorQuantizer(
-        num_codes=16, commitment_weight=0.0, codebook_update="gradient", codebook_weight=0.0, **arguments
-    )
+    return VectorQuantizer(num_codes=16, commitment_weight=0.0, codebook=GradientCodebook(weight=0.0), **arguments)
 
 
 def test_alternating_steps_bring_the_codes_closer_before_the_task_step():
@@ -51,7 +49,7 @@ def test_alternating_steps_bring_the_codes_closer_before_the_task_step():
     ("quantizer", "options", "message"),
     [
         (FSQ(levels=(4, 4)), {}, "quantizer must have codes that are learned by gradient, got FSQ"),
-        (VectorQuantizer(num_codes=16, codebook_update="gradient"), {}, "or the codes move twice"),
+        (VectorQuantizer(num_codes=16, codebook="gradient"), {}, "The codes must not move twice"),
         (learned(), {"codebook_steps": 0}, "codebook_steps must be a whole number from 1 to 1000, got 0"),
         (learned(), {"codebook_learning_rate": 0.0}, "codebook_learning_rate must be above 0, got 0.0"),
         (learned(), {"codebook_momentum": 1.0}, "codebook_momentum must be at least 0 and below 1, got 1.0"),
@@ -66,15 +64,17 @@ def test_a_run_with_every_remedy_resumes_and_ends(config, tmp_path):
     config.quantizer = quantizers.defaults(
         "vq",
         num_codes=16,
-        codebook_update="gradient",
-        codebook_weight=0.0,
-        replace_unused_after=3,
-        codebook_transform="learned_affine",
+        codebook={
+            "name": "gradient",
+            "weight": 0.0,
+            "sync_nu": 0.2,
+            "replace": {"unused_after": 3, "below": None},
+            "transform": "learned_affine",
+        },
         regularizers={"diversity": {"weight": 0.1}},
         heads=2,
         separate_codebooks=True,
-        code_dim=3,
-        synchronization=0.2,
+        codebook_dim=3,
     )
     config.task = {"name": "alternating", "ema_decay": 0.9}
     whole = train(config, tmp_path / "whole", devices=jax.devices()[:1])

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from vqjax import VectorQuantizer
+from vqjax import EMACodebook, GradientCodebook, Replacement, VectorQuantizer
 from vqjax.data import UnreadableImage, augment
 from vqjax.data.batches import first_epoch_batches
 from vqjax.errors import UserError
@@ -34,6 +34,7 @@ GOLDEN = {
     "psnr": 10.3413,
     "quantization_error": 0.112007,
     "reconstruction_mse": 0.369766,
+    "relative_error": 6.08695,
     "usage": 0.5,
 }
 
@@ -109,9 +110,9 @@ def test_training_lowers_the_loss(step, batch):
 
 
 OLD_QUANTIZERS = {
-    "ema": VectorQuantizer(num_codes=8, replace_dead_codes=True, dead_code_threshold=0.9),
+    "ema": VectorQuantizer(num_codes=8, codebook=EMACodebook(dead_code_threshold=0.9, replace=Replacement(0.9))),
     "gradient": VectorQuantizer(
-        num_codes=8, codebook_update="gradient", replace_dead_codes=True, dead_code_threshold=0.9, synchronization=0.3
+        num_codes=8, codebook=GradientCodebook(dead_code_threshold=0.9, replace=Replacement(0.9), sync_nu=0.3)
     ),
 }
 NEW_NAMES = {"usage": "relative_usage"}

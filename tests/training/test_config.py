@@ -145,7 +145,12 @@ def build_parts(config):
         ("binary_mapper", {"model.latent_dim": 5}, "must fit images of 32 x 32 pixels"),
         ("multi_scale_vq", {"quantizer.scales": (1, 4)}, "pixels come back from their indices as 16 x 16"),
         ("residual_vq", {"task.name": "alternating"}, "config.task: The quantizer must have codes"),
-        ("vq", {"task.name": "alternating"}, "config.task: The codes must not move twice"),
+        ("vq", {"task.name": "alternating"}, "config.task: The quantizer must have codes"),
+        (
+            "vq",
+            {"task.name": "alternating", "quantizer.codebook": {"name": "gradient"}},
+            "config.task: The codes must not move twice",
+        ),
         ("random_projection", {"task.kmeans_init": True}, "config.task.kmeans_init must be False"),
         ("vq", {"optimizer.warmup_steps": 99}, "config.optimizer.warmup_steps must be at most config.num_steps=10"),
     ],

@@ -44,7 +44,7 @@ def test_devices_exchange_gradients_once_and_a_row_for_each_code(config, gradien
     """And a few numbers, such as the loss; nothing that has a row for each latent."""
     config.batch_size, config.gradient_accumulation = BATCH, gradient_accumulation
     config.data.flip, config.data.crop_padding = False, None
-    config.quantizer.num_codes, config.quantizer.replace_dead_codes = 256, False
+    config.quantizer.num_codes, config.quantizer.codebook.replace = 256, None
     program, params = compiled_step(config)
     arrays = exchanged(program)
     gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(params))

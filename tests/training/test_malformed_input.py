@@ -132,7 +132,7 @@ def test_every_choice_of_every_group_can_run(group, options):
     if options.get("name") == "binary_mapper":
         config["model"]["latent_dim"] = options["bits"]
     if options.get("name") == "alternating":
-        config["quantizer"] |= {"codebook_update": "gradient", "codebook_weight": 0.0}
+        config["quantizer"]["codebook"] = {"name": "gradient", "weight": 0.0}
     if "name" in options and options["name"] is None:
         config["data"] = options | {"name": "images"}
     start_of(ConfigDict(config))

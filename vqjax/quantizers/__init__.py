@@ -1,50 +1,36 @@
-"""Quantizers as flax.linen modules: thin holders of variables over the pure functions of this package."""
+"""Quantizers: Flax modules over :mod:`vqjax.functional`."""
 
-from vqjax.quantizers.base import QuantizerOutput
-from vqjax.quantizers.binary import BSQ, LFQ, BinaryMapper
-from vqjax.quantizers.codebooks import EMA
-from vqjax.quantizers.grouped import Grouped, GroupedResidualFSQ, GroupedResidualLFQ, GroupedResidualVQ, ProductVQ
-from vqjax.quantizers.ibq import IBQ
-from vqjax.quantizers.multi_scale import MultiScaleVQ
-from vqjax.quantizers.pooling import MaxVecPool, SoftMaxVecPool
-from vqjax.quantizers.random_projection import RandomProjectionQuantizer
-from vqjax.quantizers.registry import QUANTIZERS, build, defaults
-from vqjax.quantizers.residual import ResidualSimVQ, ResidualVQ
-from vqjax.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
-from vqjax.quantizers.scalar import FSP, FSQ, LatentQuantizer
-from vqjax.quantizers.transforms import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
-from vqjax.quantizers.vector import SimVQ, VectorQuantizer
-
-__all__ = [
-    "BSQ",
-    "EMA",
-    "FSP",
-    "FSQ",
-    "IBQ",
-    "LFQ",
-    "QUANTIZERS",
-    "BinaryMapper",
-    "Grouped",
-    "GroupedResidualFSQ",
-    "GroupedResidualLFQ",
-    "GroupedResidualVQ",
-    "ImplicitCodebook",
-    "LatentQuantizer",
-    "LearnedAffine",
-    "LinearTransform",
-    "MaxVecPool",
-    "MultiScaleVQ",
-    "ProductVQ",
-    "QuantizerOutput",
-    "RandomProjectionQuantizer",
-    "ResidualFSQ",
-    "ResidualLFQ",
-    "ResidualSimVQ",
-    "ResidualVQ",
-    "RunningAffine",
-    "SimVQ",
-    "SoftMaxVecPool",
-    "VectorQuantizer",
-    "build",
-    "defaults",
-]
+from vqjax.quantizers.base import QuantizerOutput as QuantizerOutput
+from vqjax.quantizers.binary import BSQ as BSQ
+from vqjax.quantizers.binary import LFQ as LFQ
+from vqjax.quantizers.binary import BinaryMapper as BinaryMapper
+from vqjax.quantizers.codebooks import EMACodebook as EMACodebook
+from vqjax.quantizers.codebooks import FrozenCodebook as FrozenCodebook
+from vqjax.quantizers.codebooks import GradientCodebook as GradientCodebook
+from vqjax.quantizers.codebooks import Replacement as Replacement
+from vqjax.quantizers.grouped import Grouped as Grouped
+from vqjax.quantizers.grouped import GroupedResidualFSQ as GroupedResidualFSQ
+from vqjax.quantizers.grouped import GroupedResidualLFQ as GroupedResidualLFQ
+from vqjax.quantizers.grouped import GroupedResidualVQ as GroupedResidualVQ
+from vqjax.quantizers.ibq import IBQ as IBQ
+from vqjax.quantizers.multi_scale import MultiScaleVQ as MultiScaleVQ
+from vqjax.quantizers.pooling import MaxVecPool as MaxVecPool
+from vqjax.quantizers.pooling import SoftMaxVecPool as SoftMaxVecPool
+from vqjax.quantizers.random_projection import RandomProjectionQuantizer as RandomProjectionQuantizer
+from vqjax.quantizers.registry import QUANTIZERS as QUANTIZERS
+from vqjax.quantizers.registry import build as build
+from vqjax.quantizers.registry import defaults as defaults
+from vqjax.quantizers.residual import ResidualSimVQ as ResidualSimVQ
+from vqjax.quantizers.residual import ResidualVQ as ResidualVQ
+from vqjax.quantizers.residual_scalar import ResidualFSQ as ResidualFSQ
+from vqjax.quantizers.residual_scalar import ResidualLFQ as ResidualLFQ
+from vqjax.quantizers.scalar import FSP as FSP
+from vqjax.quantizers.scalar import FSQ as FSQ
+from vqjax.quantizers.scalar import LatentQuantizer as LatentQuantizer
+from vqjax.quantizers.transforms import ImplicitCodebook as ImplicitCodebook
+from vqjax.quantizers.transforms import LearnedAffine as LearnedAffine
+from vqjax.quantizers.transforms import LinearTransform as LinearTransform
+from vqjax.quantizers.transforms import RunningAffine as RunningAffine
+from vqjax.quantizers.vector import ProductVQ as ProductVQ
+from vqjax.quantizers.vector import SimVQ as SimVQ
+from vqjax.quantizers.vector import VectorQuantizer as VectorQuantizer

@@ -1,6 +1,8 @@
-"""What every quantizer returns."""
+"""The contract of every quantizer: base class, output, masking, projections, random keys."""
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import flax.struct
@@ -10,6 +12,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
+from vqjax.functional.metrics import masked_mean
+from vqjax.quantizers.validation import check_input
+
+Vectors = Float[Array, "*batch dim"]
+Features = Float[Array, "*batch features"]
+Indices = Int[Array, "*indices"]
+Mask = Bool[Array, "*batch"] | None
+Scalar = Float[Array, ""]
 
 
 @flax.struct.dataclass
@@ -18,7 +28,7 @@ class QuantizerOutput:
 
     Attributes:
       quantized: The codes, ``[..., dim]``, in the input's dtype. Their gradient is the estimator's.
-      indices: int32 ``[...]``, with several heads ``[..., heads]``; -1 where the mask is False.
+      indices: int32 ``[...]``, with several per vector ``[..., *index_shape]``; -1 where the mask is False.
       loss: The quantizer's weighted losses, a float32 scalar: add it to the task's loss.
       metrics: float32 scalars by name, without gradient.
     """
@@ -29,9 +39,215 @@ class QuantizerOutput:
     metrics: dict[str, Float[Array, ""]]
 
 
+class Quantizer(nn.Module):
+    """Base class of the quantizers.
+
+    A subclass implements ``__call__``, ``encode`` and ``decode``. It has ``num_codes``, the number of codes of one
+    codebook, and ``axis_name``, the name of a mapped axis over which the batch is split (or None), each as a field or
+    as a property. :class:`Residual` and :class:`Grouped` compose quantizers by the other public members, whose
+    defaults suit a quantizer with one index per vector.
+
+    Attributes:
+      estimator: How the gradient crosses. Composites whose gradient crosses once apply it to the sum of the codes.
+      fits_residual: True where the output approximates the input vector by vector, so that a residual is left.
+      quantizes_maps: True where vectors of a map are quantized together instead of one by one.
+    """
+
+    # Without annotations, which would make them fields.
+    estimator = "straight_through"
+    fits_residual = True
+    quantizes_maps = False
+
+    def __call__(
+        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Features | None = None
+    ) -> QuantizerOutput:
+        """Quantize vectors.
+
+        Args:
+          z: Vectors along the last axis, any leading axes, any floating-point dtype.
+          mask: True for valid tokens. The others take no part in losses, statistics or sampling, receive no gradient,
+            and come back as zero vectors with index -1.
+          train: Update state after the lookup, and draw the noise of training.
+          condition: One vector per token, where the codes depend on one.
+
+        Returns:
+          Codes, indices, the weighted loss, and metrics.
+
+        Raises:
+          UserError: An input of the wrong kind; no ``quantizer`` key where random numbers are drawn.
+        """
+        raise NotImplementedError
+
+    def encode(self, z: Vectors, mask: Mask = None) -> Indices:
+        """Return the int32 indices of vectors, -1 where the mask is False."""
+        raise NotImplementedError
+
+    def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Vectors:
+        """Return the float32 vectors of indices: ``decode(encode(z))`` equals ``quantized`` of ``train=False``."""
+        raise NotImplementedError
+
+    @property
+    def index_shape(self) -> tuple[int, ...]:
+        """The shape of a vector's indices, behind the leading axes of the input; empty for a single index."""
+        return ()
+
+    @property
+    def num_codebooks(self) -> int:
+        """The number of codebooks whose use is counted: one for each index of a vector."""
+        return math.prod(self.index_shape)
+
+    @property
+    def code_features(self) -> int | None:
+        """The number of features of the codes where it is fixed; None where it is the input's."""
+        return None
+
+    @property
+    def residual_limits(self) -> tuple[float, ...] | None:
+        """Limits within which :class:`Residual` keeps each feature of its input by a soft clamp; None for none."""
+        return None
+
+    def at_stage(self, stage: int) -> "Quantizer":
+        """Return the quantizer of a stage of :class:`Residual`: this one, unless codes become finer by stage."""
+        return self
+
+    def without_estimator(self) -> "Quantizer":
+        """Return a copy whose gradient goes to the codes alone, for composites whose gradient crosses once.
+
+        Straight-through crossing holds the codes constant, so that a quantizer with it stays as it is.
+        """
+        return self
+
+    @property
+    def sync_nu(self) -> float:
+        """Weight with which the task's gradient reaches the codes as well."""
+        return 0.0
+
+    def kmeans_init(self, z: Vectors, mask: Mask = None, **options: object) -> None:
+        """Start the codebook from clusters; refused by quantizers without one."""
+        raise UserError(f"{type(self).__name__} has no codebook to start from clusters; leave kmeans_init out.")
+
+    @property
+    def _batch_axis(self) -> str | None:
+        """The mapped axis of the statistics; None in ``init``, which runs outside of the mapped function."""
+        return None if self.is_initializing() else self.axis_name
+
+    def _draw_key(self, cause: str, *, per_device: bool = True) -> Array:
+        """Draw a key of the stream ``quantizer``; by default another one on each device of a mapped axis."""
+        if not self.has_rng("quantizer"):
+            raise UserError(f"{cause} draws random numbers; pass rngs={{'quantizer': key}} to apply.")
+        key = self.make_rng("quantizer")
+        if self._batch_axis is None or not per_device:
+            return key
+        return jax.random.fold_in(key, jax.lax.axis_index(self._batch_axis))
+
+    def _check_input(self, z: Vectors, mask: Mask, condition: Features | None = None) -> None:
+        check_input(z, mask)
+        if condition is not None:
+            raise UserError(f"condition must be None; the codes of {type(self).__name__} do not depend on one.")
+
+    def _mask_indices(self, indices: Indices, mask: Mask) -> Indices:
+        """Return indices with -1 where the mask is False, in all indices of the vector."""
+        if mask is None:
+            return indices
+        return jnp.where(jnp.expand_dims(mask, tuple(range(mask.ndim, indices.ndim))), indices, -1)
+
+    def _mean(self, values: Float[Array, "*tokens"], mask: Bool[Array, "*tokens"] | None) -> Scalar:
+        """Return the mean over unmasked tokens of the global batch."""
+        return masked_mean(values, mask, self._batch_axis)
+
+    def _squared_distance(self, x: Features, y: Features, mask: Bool[Array, "*tokens"] | None) -> Scalar:
+        """Return the mean squared difference over unmasked tokens and features."""
+        return self._mean(jnp.mean(jnp.square(x - y), axis=-1), mask)
+
+    def _errors(self, x: Features, codes: Features, mask: Bool[Array, "*tokens"] | None) -> dict[str, Scalar]:
+        """Return the mean squared error of codes, and its ratio to the mean square of what they stand for."""
+        error, square = self._squared_distance(x, codes, mask), self._mean(jnp.mean(jnp.square(x), axis=-1), mask)
+        if self._batch_axis is not None:
+            # The mean over devices of the ratio is then the ratio of the global batch.
+            square = jax.lax.pmean(square, self._batch_axis)
+        relative = jnp.where(square > 0, error / jnp.where(square > 0, square, 1.0), 0.0)
+        return {"quantization_error": error, "relative_error": relative}
+
+    def _create_projections(self, outer: int, inner: int) -> None:
+        """Create, in ``init``, linear maps between differing numbers of features of input and codes."""
+        if outer == inner:
+            return
+        for name, shape in (("project_in", (outer, inner)), ("project_out", (inner, outer))):
+            self.param(f"{name}_kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+            self.param(f"{name}_bias", nn.initializers.zeros, shape[-1:], jnp.float32)
+
+    @property
+    def _is_projected(self) -> bool:
+        return self.has_variable("params", "project_in_kernel")
+
+    def _project(self, name: Literal["project_in", "project_out"], x: Vectors) -> Features:
+        """Apply one of the two maps in float32."""
+        kernel, bias = (self.get_variable("params", f"{name}_{part}") for part in ("kernel", "bias"))
+        if kernel is None or kernel.shape[0] != x.shape[-1]:
+            found = "none" if kernel is None else f"one of shape {kernel.shape}"
+            raise UserError(
+                f"The variables must hold the projection {name} of {x.shape[-1]} features, got {found}; pass the input "
+                "and all collections of init(key, z) of a quantizer with the same settings to apply."
+            )
+        x = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
+        return x + jnp.broadcast_to(bias, x.shape)
+
+    def _project_in(self, z: Vectors, features: int | None) -> Features:
+        """Return float32 vectors of the codes' features, projected where ``init`` made projections."""
+        z = z.astype(jnp.float32)
+        z = self._project("project_in", z) if self._is_projected else z
+        if features is not None and z.shape[-1] != features:
+            where = " after the projection in the variables" if self._is_projected else ""
+            raise UserError(
+                f"z must have {features} features{where}, as the codes have, got {z.shape[-1]}; pass such vectors, "
+                "or all collections of init(key, z) to apply."
+            )
+        return z
+
+    def _project_out(self, vectors: Features) -> Vectors:
+        return self._project("project_out", vectors) if self._is_projected else vectors
+
+
 def zero_where_masked(x: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> Float[Array, "*batch dim"]:
-    """Vectors, with zeros where the mask is False."""
+    """Return vectors with zeros where the mask is False."""
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros_like(x))
+
+
+def decode_valid(
+    decode: Callable[[Int[Array, "*indices"]], Float[Array, "*batch dim"]],
+    indices: Integer[Array | np.ndarray, "*indices"],
+    num_codes: int,
+    several: bool = False,
+) -> Float[Array, "*batch dim"]:
+    """Decode indices of any integer dtype: zero vectors for -1, NaN for all others out of range.
+
+    NaN reveals a wrong index; the vector of another code would hide it. With ``several``, a vector has all indices
+    along the last axis.
+    """
+    indices = int32_indices(indices, num_codes)
+    valid, masked = (indices >= 0) & (indices < num_codes), indices == -1
+    vectors = decode(jnp.where(valid, indices, 0))
+    if several:
+        valid, masked = jnp.all(valid, axis=-1), jnp.all(masked, axis=-1)
+    return jnp.where(valid[..., None], vectors, jnp.where(masked, 0.0, jnp.nan)[..., None])
+
+
+def int32_indices(indices: Integer[Array | np.ndarray, "*indices"], num_codes: int) -> Int[Array, "*indices"]:
+    """Return indices as int32 in ``[-2, num_codes]``: in range and -1 as they are, all others out of range.
+
+    In a narrow dtype -1 and ``num_codes`` may not exist (token files hold uint8); in a wide one, numbers may that
+    int32 would turn into valid indices.
+    """
+    if not hasattr(indices, "dtype") or not jnp.issubdtype(indices.dtype, jnp.integer):
+        kind = getattr(indices, "dtype", type(indices).__name__)
+        raise UserError(f"indices must be an array of integers, as encode returns them, got {kind}.")
+    largest = jnp.iinfo(indices.dtype).max
+    if largest < num_codes:
+        return jnp.asarray(indices, jnp.int32)
+    # NumPy's own clip, as JAX cuts 64 bits to 32 before it does anything.
+    clip = np.clip if isinstance(indices, np.ndarray) else jnp.clip
+    lowest = -2 if jnp.issubdtype(indices.dtype, jnp.signedinteger) else 0
+    return jnp.asarray(clip(indices, lowest, num_codes), jnp.int32)
 
 
 def minus_one_where_masked(indices: Int[Array, "*batch"], mask: Bool[Array, "*batch"] | None) -> Int[Array, "*batch"]:
@@ -44,62 +260,6 @@ def flatten(
 ) -> tuple[Float[Array, "tokens dim"], Bool[Array, " tokens"] | None]:
     """Vectors and mask with all leading axes in one."""
     return vectors.reshape(-1, vectors.shape[-1]), None if mask is None else mask.reshape(-1)
-
-
-def decode_valid(
-    decode: Callable[[Int[Array, "*indices"]], Float[Array, "*batch dim"]],
-    indices: Integer[Array | np.ndarray, "*indices"],
-    num_codes: int,
-    several: bool = False,
-) -> Float[Array, "*batch dim"]:
-    """Decodes indices: zero vectors for -1, NaN for all others out of range.
-
-    NaN shows, another code in its place would not.
-
-    Args:
-      decode: Maps int32 indices in range to vectors.
-      indices: Of any integer dtype.
-      num_codes: How many codes there are.
-      several: Whether a vector has several indices, along the last axis.
-
-    Returns:
-      Vectors.
-
-    Raises:
-      UserError: The indices are no integers.
-    """
-    indices = int32_indices(indices, num_codes)
-    valid, masked = (indices >= 0) & (indices < num_codes), indices == -1
-    vectors = decode(jnp.where(valid, indices, 0))
-    if several:
-        valid, masked = jnp.all(valid, axis=-1), jnp.all(masked, axis=-1)
-    return jnp.where(valid[..., None], vectors, jnp.where(masked, 0.0, jnp.nan)[..., None])
-
-
-def int32_indices(indices: Integer[Array | np.ndarray, "*indices"], num_codes: int) -> Int[Array, "*indices"]:
-    """Indices as int32, whatever their dtype: in range and -1 as they are, all others out of range on either side.
-
-    Args:
-      indices: Of any integer dtype. In it -1 and num_codes may not exist (token files hold uint8), or numbers may that
-        int32 would turn into others.
-      num_codes: How many codes there are.
-
-    Returns:
-      int32 indices in ``[-2, num_codes]``.
-
-    Raises:
-      UserError: The indices are no integers.
-    """
-    if not hasattr(indices, "dtype") or not jnp.issubdtype(indices.dtype, jnp.integer):
-        kind = getattr(indices, "dtype", type(indices).__name__)
-        raise UserError(f"indices has dtype {kind}: decode takes integers in an array, as encode returns them.")
-    largest = jnp.iinfo(indices.dtype).max
-    if largest < num_codes:
-        return jnp.asarray(indices, jnp.int32)
-    # NumPy's own clip, as JAX cuts 64 bits to 32 before it does anything.
-    clip = np.clip if isinstance(indices, np.ndarray) else jnp.clip
-    lowest = -2 if jnp.issubdtype(indices.dtype, jnp.signedinteger) else 0
-    return jnp.asarray(clip(indices, lowest, num_codes), jnp.int32)
 
 
 def create_projections(module: nn.Module, outer: int, inner: int) -> None:

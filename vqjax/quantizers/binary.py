@@ -368,7 +368,7 @@ class BinaryMapper(nn.Module):
 
         return decode_valid(found, indices, self.num_codes)[..., 0]
 
-    def unquantized(self, z: Logits) -> Codes:
+    def bypass(self, z: Logits) -> Codes:
         """The distribution over codes that training draws from at ``temperature=1``.
 
         Args:

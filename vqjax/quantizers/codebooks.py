@@ -1,11 +1,13 @@
-"""What ``train=True`` does to the variables of a ``VectorQuantizer`` after the lookup."""
+"""Codebooks: how the codes of a quantizer are stored and learned.
+
+A codebook holds options and no arrays: its methods are pure functions of the quantizer's variables, as those of an
+optimizer in optax are of its state.
+"""
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,26 +18,247 @@ from vqjax.errors import UserError
 from vqjax.functional.codebook import (
     Assignment,
     Codebook,
-    assign,
     dead_codes,
     ema_update,
     init_codebook,
     replace_codes,
+    sample_latents,
     unused_codes,
     update_idle,
     update_relative_usage,
 )
-from vqjax.functional.kmeans import kmeans
 from vqjax.functional.norms import normalize
-from vqjax.quantizers.base import create_projections, flatten, mapped_axis
-from vqjax.quantizers.transforms import takes_condition
+from vqjax.quantizers.transforms import has_inverse, is_learned, takes_condition
+from vqjax.quantizers.validation import is_count, is_fraction, is_weight, require
+
+Codes = Float[Array, "*codebooks codes dim"]
+Condition = Float[Array, "*batch features"] | None
+Weights = Float[Array, "*codebooks codes"] | None
+
+Variables = dict[str, Array]
+"""The arrays of a codebook by name; where each head has a codebook of its own, all have a leading axis of heads."""
+
+
+class Candidates(NamedTuple):
+    """The latents that may take the place of codes.
+
+    Attributes:
+      keys: Random key of each codebook.
+      latents: Where the codes are looked up.
+      mask: True for those that may become codes; all by default.
+    """
+
+    keys: Key[Array, "*codebooks"]
+    latents: Float[Array, "*codebooks tokens dim"]
+    mask: Bool[Array, "*codebooks tokens"] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class EMA:
-    """Settings of ``codebook_update="ema"`` beyond its decay: pass an instance instead of the name.
+class Replacement:
+    """Replacement of codes that are not in use by random latents of the batch, after each update.
+
+    A replaced code starts again as a new one: its statistics are reset with it.
+
+    Args:
+      below: Replace codes whose moving average of use is below this fraction of the average use (tokens / codes); in
+        ``[0, 1)``, or None.
+      unused_after: Replace codes that no token has chosen for this number of training batches, or None.
+
+    Raises:
+      UserError: An argument is out of range, or both are None.
+
+    Example:
+      >>> from vqjax import EMACodebook, VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook=EMACodebook(replace=Replacement(below=0.05)))
+    """
+
+    below: float | None = 0.01
+    unused_after: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.below is None or is_fraction(self.below), "below", self.below, "in [0, 1), or None")
+        batches = self.unused_after
+        require(batches is None or is_count(batches), "unused_after", batches, "a whole number of at least 1, or None")
+        either = self.below is not None or self.unused_after is not None
+        require(either, "below", None, "set where unused_after is None", "use replace=None to replace no code")
+
+
+class BaseCodebook:
+    """Base of the codebooks.
+
+    A subclass is a frozen dataclass with the field ``transform``, and names its variables in ``variable_names``.
 
     Attributes:
+      in_params: The codes are parameters, which the optimizer moves; else they are in the collection ``codebook``.
+      tracks_usage: Training measures how much each code is used.
+      weight: Weight of the codebook loss.
+      sync_nu: Weight with which the gradient of the task reaches the codes.
+      replace: Which codes are replaced.
+      transform: Maps stored codes to those that are looked up.
+    """
+
+    in_params: ClassVar[bool] = False
+    tracks_usage: ClassVar[bool] = True
+    weight: ClassVar[float] = 0.0
+    sync_nu: ClassVar[float] = 0.0
+    dead_code_threshold: ClassVar[float] = 0.0
+    decay: ClassVar[float] = 0.0
+    replace: ClassVar[Replacement | None] = None
+    transform: ClassVar[nn.Module | None] = None
+
+    def __post_init__(self) -> None:
+        transform, replace = self.transform, self.replace
+        known = transform is None or isinstance(transform, nn.Module)
+        require(known, "transform", transform, "a Flax module, or None", "pass an instance such as LinearTransform()")
+        require(is_fraction(self.decay), "decay", self.decay, "a number in [0, 1)", "use for example 0.99")
+        threshold = self.dead_code_threshold
+        require(is_fraction(threshold), "dead_code_threshold", threshold, "a fraction of the average use, in [0, 1)")
+        require(is_weight(self.weight), "weight", self.weight, "a finite number of at least 0")
+        require(is_weight(self.sync_nu), "sync_nu", self.sync_nu, "a finite number of at least 0")
+        known = replace is None or isinstance(replace, Replacement)
+        require(known, "replace", replace, "a Replacement(...), or None")
+        if replace is not None:
+            require(
+                transform is None or has_inverse(transform),
+                "transform",
+                transform,
+                "invertible (have a method to_base) where codes are replaced",
+                "use replace=None, or another transform",
+            )
+
+    @property
+    def is_learned(self) -> bool:
+        """True where a gradient moves the codes that are looked up: their own, or that of the transform."""
+        return self.in_params or is_learned(self.transform)
+
+    @property
+    def changes_in_training(self) -> bool:
+        """True where training writes to the collection ``codebook``."""
+        return self.tracks_usage or hasattr(self.transform, "update")
+
+    @property
+    def variable_names(self) -> tuple[str, ...]:
+        """The names of the variables, ``codes`` first."""
+        idle = ("idle",) if self.replace is not None and self.replace.unused_after is not None else ()
+        return ("codes", *idle)
+
+    def create(self, codes: Codes, unit_norm: bool) -> Variables:
+        """Return the initial variables for codes as the initializer draws them."""
+        variables = {"codes": normalize(codes) if unit_norm and not self.in_params else codes}
+        if "idle" in self.variable_names:
+            variables["idle"] = jnp.zeros(codes.shape[:-1], jnp.int32)
+        return variables
+
+    def stored(self, variables: Variables) -> Codes:
+        """Return the codes before any transform and normalization."""
+        return variables["codes"]
+
+    def codes(self, variables: Variables, *, unit_norm: bool, condition: Condition = None) -> Array:
+        """Return the codes that are looked up: one codebook, one per head, or with a condition one per token."""
+        codes = self.stored(variables)
+        if self.transform is not None or condition is not None:
+            self._check_condition(condition)
+            codes = self.transform(codes) if condition is None else self.transform(codes, condition)
+        return normalize(codes) if unit_norm and self._may_leave_the_sphere else codes
+
+    def codes_at(
+        self, variables: Variables, indices: Int[Array, "*indices"], *, unit_norm: bool, condition: Condition = None
+    ) -> Float[Array, "*indices dim"]:
+        """Return the codes of indices in range; where each head has a codebook, heads are the last axis of indices."""
+        if condition is None:
+            return take_codes(self.codes(variables, unit_norm=unit_norm), indices)
+        self._check_condition(condition)
+        # Only the chosen codes are made, each for its own token.
+        chosen = jnp.expand_dims(self.stored(variables)[indices], -2)
+        chosen = jnp.squeeze(self.transform(chosen, condition), -2)
+        return normalize(chosen) if unit_norm else chosen
+
+    def to_stored(self, codes: Codes) -> Codes:
+        """Return the stored codes that are looked up as ``codes``."""
+        return self.transform.to_base(codes) if has_inverse(self.transform) else codes
+
+    def where_averaged(self, latents: Float[Array, "*codebooks tokens dim"]) -> Float[Array, "*codebooks tokens dim"]:
+        """Return latents in the space of their averages."""
+        return latents
+
+    def update(
+        self,
+        variables: Variables,
+        batch: Assignment,
+        *,
+        unit_norm: bool,
+        candidates: Candidates | None = None,
+        weights: Weights = None,
+    ) -> tuple[Variables, Float[Array, ""]]:
+        """Move the variables by one batch.
+
+        Args:
+          variables: Before the batch.
+          batch: Counts and sums of the global batch.
+          unit_norm: Codes live on the unit sphere.
+          candidates: Replace codes by these; only with ``replace``.
+          weights: Update weight of each code, in [0, 1]; 0 freezes it.
+
+        Returns:
+          The variables after the batch, and the number of dead codes before any was replaced.
+        """
+        raise NotImplementedError
+
+    def restart(self, variables: Variables, clusters: Codebook) -> Variables:
+        """Return the variables with clusters of latents for codes."""
+        raise NotImplementedError
+
+    def count_dead(self, relative_usage: Float[Array, "*codebooks codes"]) -> Float[Array, ""]:
+        """Count the codes whose use is below the threshold."""
+        return jnp.sum(dead_codes(relative_usage.ravel(), self.dead_code_threshold), dtype=jnp.float32)
+
+    def _track_usage(
+        self, variables: Variables, counts: Float[Array, " codes"], weights: Weights
+    ) -> tuple[Variables, Bool[Array, " codes"]]:
+        """Move the statistics of use of one codebook, and mark the codes to be replaced."""
+        relative_usage = update_relative_usage(variables["relative_usage"], counts, decay=self.decay)
+        variables = variables | {"relative_usage": relative_usage}
+        if self.replace is None:
+            return variables, jnp.zeros_like(relative_usage, bool)
+        replaced = jnp.zeros_like(relative_usage, bool)
+        if self.replace.below is not None:
+            replaced |= dead_codes(relative_usage, self.replace.below)
+        if self.replace.unused_after is not None:
+            idle = update_idle(variables["idle"], counts)
+            replaced |= unused_codes(idle, self.replace.unused_after)
+            variables["idle"] = jnp.where(replaced, 0, idle)
+        if weights is not None:
+            replaced &= weights > 0
+        return variables, replaced
+
+    @property
+    def _may_leave_the_sphere(self) -> bool:
+        # Moving averages and frozen codes are stored at unit length.
+        return self.in_params or self.transform is not None
+
+    def _check_condition(self, condition: Condition) -> None:
+        name = f"codebook.transform={type(self.transform).__name__}"
+        if condition is None and takes_condition(self.transform):
+            raise UserError(f"condition must be one vector per token, which {name} needs, got None.")
+        if condition is not None and not takes_condition(self.transform):
+            raise UserError(f"condition must be None where {name} takes none; leave it out.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EMACodebook(BaseCodebook):
+    r"""Codes that are the moving averages of the latents that choose them.
+
+    .. math::
+      N_k \leftarrow \gamma N_k + (1-\gamma)\, n_k,\quad M_k \leftarrow \gamma M_k + (1-\gamma)\, s_k,\quad
+      e_k \leftarrow M_k / N_k
+
+    Variables:
+      In the collection ``codebook``: ``codes``, ``counts`` (:math:`N`), ``sums`` (:math:`M`), ``relative_usage``;
+      with least-recently-used replacement ``idle``, with accumulation ``pending_counts``, ``pending_sums`` and
+      ``pending_batches``.
+
+    Args:
+      decay: :math:`\gamma` per batch, in ``[0, 1)``.
       smoothing: Laplace smoothing of the counts. With 0, a code without tokens keeps its value; above 0, every code
         is rewritten in every batch, and codes that are never used drift to the origin (van den Oord et al., 2017,
         as in vector-quantize-pytorch with 1e-5).
@@ -44,509 +267,253 @@ class EMA:
         (vector-quantize-pytorch). ``"sums_only"``: sums without counts (the official rotation-trick code).
       accumulation_steps: Training calls whose counts and sums are collected before the codes move once, by their
         total: the partner of ``optax.MultiSteps(every_k_schedule=...)``.
+      dead_code_threshold: A code counts as dead while its moving average of use is below this fraction of the average
+        use (tokens / codes).
+      replace: Replace codes that are not in use.
+      transform: A transform without parameters, such as :class:`RunningAffine`: a gradient and moving averages would
+        both move the codes.
 
     Raises:
-      UserError: An argument is out of range.
+      UserError: An argument is out of range, or the transform has parameters.
 
     Example:
-      >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook_update=EMA(accumulation_steps=4))
+      >>> from vqjax import EMACodebook, VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook=EMACodebook(decay=0.9, accumulation_steps=4))
+
+    Source: van den Oord et al., 2017 (arXiv 1711.00937), Appendix A.1.
     """
 
+    decay: float = 0.99
     smoothing: float = 0.0
     start: Literal["empty", "one_token", "sums_only"] = "empty"
     accumulation_steps: int = 1
+    dead_code_threshold: float = 0.01
+    replace: Replacement | None = None
+    transform: nn.Module | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         smoothing, steps = self.smoothing, self.accumulation_steps
-        if not isinstance(smoothing, numbers.Real) or isinstance(smoothing, bool) or not 0 <= smoothing < math.inf:
-            raise UserError(f"smoothing={smoothing!r} is not allowed: use 0, or a small number such as 1e-5.")
-        if self.start not in ("empty", "one_token", "sums_only"):
-            raise UserError(f"start={self.start!r} is not allowed: use 'empty', 'one_token' or 'sums_only'.")
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise UserError(f"accumulation_steps={steps!r} is not allowed: use a whole number of at least 1.")
-
-
-class Pending(NamedTuple):
-    """Batches that wait to be applied.
-
-    Attributes:
-      batch: Their summed counts and sums.
-      batches: How many they are.
-    """
-
-    batch: Assignment
-    batches: Int[Array, ""]
-
-
-class State(NamedTuple):
-    """What training changes in a codebook.
-
-    Attributes:
-      codebook: Codes and their moving averages.
-      idle: Batches since each code was last used, where least-recently-used replacement needs it.
-      pending: What gradient accumulation has collected, where there is any.
-    """
-
-    codebook: Codebook
-    idle: Int[Array, " codes"] | None = None
-    pending: Pending | None = None
-
-
-class Rule(NamedTuple):
-    """How a batch changes the state; the fields are those of ``VectorQuantizer``.
-
-    Attributes:
-      ema: None where the codes are not moving averages.
-      decay: Of all moving averages.
-      unit_norm: Codes live on the unit sphere.
-      dead_code_threshold: Fraction of the average use.
-      replace_dead_codes: Replace codes below it.
-      replace_unused_after: Replace codes after so many batches without a token.
-    """
-
-    ema: EMA | None
-    decay: float
-    unit_norm: bool
-    dead_code_threshold: float
-    replace_dead_codes: bool
-    replace_unused_after: int | None
+        require(is_weight(smoothing), "smoothing", smoothing, "0, or a small number such as 1e-5")
+        starts = ("empty", "one_token", "sums_only")
+        require(self.start in starts, "start", self.start, "'empty', 'one_token' or 'sums_only'")
+        require(is_count(steps), "accumulation_steps", steps, "a whole number of at least 1")
+        require(
+            not is_learned(self.transform) and (self.transform is None or has_inverse(self.transform)),
+            "transform",
+            self.transform,
+            "an invertible one without parameters where codes are moving averages",
+            "use FrozenCodebook or GradientCodebook with it",
+        )
 
     @property
-    def replaces(self) -> bool:
-        """Whether any code is ever replaced, which takes a random key."""
-        return self.replace_dead_codes or self.replace_unused_after is not None
+    def variable_names(self) -> tuple[str, ...]:
+        pending = ("pending_counts", "pending_sums", "pending_batches") if self.accumulation_steps > 1 else ()
+        return (*Codebook._fields, *super().variable_names[1:], *pending)
+
+    def create(self, codes: Codes, unit_norm: bool) -> Variables:
+        variables = super().create(codes, unit_norm)
+        codebook = per_codebook(partial(init_codebook, start=self.start), codes)(variables["codes"])
+        variables |= codebook._asdict()
+        if self.accumulation_steps > 1:
+            pending = {"pending_counts": codebook.counts, "pending_sums": codebook.sums}
+            variables |= jax.tree.map(jnp.zeros_like, pending)
+            variables["pending_batches"] = jnp.zeros(codes.shape[:-2], jnp.int32)
+        return variables
+
+    def where_averaged(self, latents: Float[Array, "*codebooks tokens dim"]) -> Float[Array, "*codebooks tokens dim"]:
+        return self.to_stored(latents)
+
+    def update(
+        self,
+        variables: Variables,
+        batch: Assignment,
+        *,
+        unit_norm: bool,
+        candidates: Candidates | None = None,
+        weights: Weights = None,
+    ) -> tuple[Variables, Float[Array, ""]]:
+        move = per_codebook(partial(self._accumulate, unit_norm=unit_norm), variables["codes"])
+        variables, dead = move(variables, batch, candidates, weights)
+        return variables, jnp.sum(dead)
+
+    def restart(self, variables: Variables, clusters: Codebook) -> Variables:
+        if self.transform is not None:
+            # Sums of latents are not sums in the space of the stored codes.
+            clusters = per_codebook(init_codebook, clusters.codes)(self.to_stored(clusters.codes))
+        return variables | clusters._asdict()
+
+    def _accumulate(
+        self, variables: Variables, batch: Assignment, candidates: Candidates | None, weights: Weights, unit_norm: bool
+    ) -> tuple[Variables, Float[Array, ""]]:
+        """Collect batches, and move one codebook by their total once they are due."""
+        if self.accumulation_steps == 1:
+            return self._move(variables, batch, candidates, weights, unit_norm)
+        counts, sums = variables["pending_counts"] + batch.counts, variables["pending_sums"] + batch.sums
+        pending = {"pending_counts": counts, "pending_sums": sums, "pending_batches": variables["pending_batches"] + 1}
+        moved, dead = self._move(variables, Assignment(counts, sums), candidates, weights, unit_norm)
+        moved |= jax.tree.map(jnp.zeros_like, pending)
+        waiting = variables | pending, self.count_dead(variables["relative_usage"])
+        due = pending["pending_batches"] >= self.accumulation_steps
+        return jax.tree.map(lambda new, old: jnp.where(due, new, old), (moved, dead), waiting)
+
+    def _move(
+        self, variables: Variables, batch: Assignment, candidates: Candidates | None, weights: Weights, unit_norm: bool
+    ) -> tuple[Variables, Float[Array, ""]]:
+        """Move one codebook by one batch."""
+        decay = self.decay if weights is None else 1 - (1 - self.decay) * weights
+        codebook = Codebook(*(variables[name] for name in Codebook._fields))
+        codebook = ema_update(codebook, batch, decay=decay, unit_norm=unit_norm, smoothing=self.smoothing)
+        variables, replaced = self._track_usage(variables, batch.counts, weights)
+        codebook = codebook._replace(relative_usage=variables["relative_usage"])
+        dead = self.count_dead(codebook.relative_usage)
+        if candidates is not None:
+            codebook = replace_codes(candidates.keys, codebook, replaced, candidates.latents, candidates.mask)
+        return variables | codebook._asdict(), dead
 
 
-class Candidates(NamedTuple):
-    """Where replacement draws from.
+@dataclasses.dataclass(frozen=True)
+class GradientCodebook(BaseCodebook):
+    r"""Codes that are parameters, moved by the optimizer along the gradient of the codebook loss.
 
-    Attributes:
-      key: Random key.
-      tokens: In the space of the stored codes.
-      mask: True for tokens that may become codes.
-    """
+    .. math:: \alpha\, |\mathrm{sg}(z) - e_k|^2
 
-    key: Key[Array, ""]
-    tokens: Float[Array, "tokens dim"]
-    mask: Bool[Array, " tokens"] | None
-
-
-def update_state(
-    rule: Rule,
-    state: State,
-    batch: Assignment,
-    candidates: Candidates | None,
-    weights: Float[Array, " codes"] | None,
-) -> tuple[State, Float[Array, ""]]:
-    """Moves a codebook by one batch.
-
-    Args:
-      rule: What to do.
-      state: Before.
-      batch: Counts and sums of the batch.
-      candidates: Tokens that may replace codes; only where ``rule.replaces``.
-      weights: Update weight of each code in [0, 1]; 0 freezes it.
-
-    Returns:
-      The state after, and the number of dead codes before any was replaced.
-    """
-    if state.pending is None:
-        return _apply(rule, state, batch, candidates, weights)
-    collected = Pending(jax.tree.map(jnp.add, state.pending.batch, batch), state.pending.batches + 1)
-    due = collected.batches >= rule.ema.accumulation_steps
-    applied, dead = _apply(rule, state, collected.batch, candidates, weights)
-    applied = applied._replace(pending=jax.tree.map(jnp.zeros_like, collected))
-    still_dead = jnp.sum(dead_codes(state.codebook.relative_usage, rule.dead_code_threshold), dtype=jnp.float32)
-    waiting = (state._replace(pending=collected), still_dead)
-    return jax.tree.map(lambda new, old: jnp.where(due, new, old), (applied, dead), waiting)
-
-
-def _apply(
-    rule: Rule,
-    state: State,
-    batch: Assignment,
-    candidates: Candidates | None,
-    weights: Float[Array, " codes"] | None,
-) -> tuple[State, Float[Array, ""]]:
-    codebook = state.codebook
-    if rule.ema is not None:
-        decay = rule.decay if weights is None else 1 - (1 - rule.decay) * weights
-        codebook = ema_update(codebook, batch, decay=decay, unit_norm=rule.unit_norm, smoothing=rule.ema.smoothing)
-    codebook = codebook._replace(
-        relative_usage=update_relative_usage(codebook.relative_usage, batch.counts, decay=rule.decay)
-    )
-    idle = None if state.idle is None else update_idle(state.idle, batch.counts)
-    dead = dead_codes(codebook.relative_usage, rule.dead_code_threshold)
-    if candidates is not None:
-        replaced = dead if rule.replace_dead_codes else jnp.zeros_like(dead)
-        if idle is not None:
-            replaced |= unused_codes(idle, rule.replace_unused_after)
-            idle = jnp.where(replaced, 0, idle)
-        if weights is not None:
-            replaced &= weights > 0
-        codebook = replace_codes(candidates.key, codebook, replaced, candidates.tokens, candidates.mask)
-    return state._replace(codebook=codebook, idle=idle), jnp.sum(dead, dtype=jnp.float32)
-
-
-def ema_settings(vq: nn.Module) -> EMA | None:
-    """The settings of the moving averages; None where the codes are not moving averages."""
-    if isinstance(vq.codebook_update, EMA):
-        return vq.codebook_update
-    return EMA() if vq.codebook_update == "ema" else None
-
-
-def per_codebook(vq: nn.Module, function: Callable) -> Callable:
-    """Maps a function of one codebook over the codebooks of the heads, where each head has its own."""
-    return jax.vmap(function) if vq.separate_codebooks else function
-
-
-def create_variables(vq: nn.Module, features: int) -> None:
-    """Creates projection and codebook, in ``init`` or where the codebook is missing.
+    Variables:
+      ``params["codes"]``, and in the collection ``codebook`` their ``offsets`` and ``relative_usage``, with
+      least-recently-used replacement also ``idle``. The codes are ``params["codes"] + codebook["offsets"]``: the
+      optimizer moves the first; k-means and replacement, which are not gradient steps, write the second.
 
     Args:
-      vq: A ``VectorQuantizer`` inside its compact method.
-      features: Of the input.
+      weight: :math:`\alpha`.
+      sync_nu: Weight with which the gradient of the task reaches the codes as well (:math:`\nu` of Huh et al., 2023,
+        eq. 21).
+      decay: Of the moving average of use per batch, in ``[0, 1)``.
+      dead_code_threshold: A code counts as dead while its moving average of use is below this fraction of the average
+        use (tokens / codes).
+      replace: Replace codes that are not in use.
+      transform: Flax module that maps the stored codes to those that are looked up, see
+        :mod:`vqjax.quantizers.transforms`.
+
+    Raises:
+      UserError: An argument is out of range, or codes cannot be replaced through the transform.
+
+    Example:
+      >>> from vqjax import GradientCodebook, VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook=GradientCodebook(weight=0.25), commitment_weight=1.0)
+
+    Source: van den Oord et al., 2017 (arXiv 1711.00937), eq. 3.
     """
-    if vq.code_dim is not None:
-        create_projections(vq, features, vq.heads * vq.code_dim)
-    shape = (vq.num_codes, code_features(vq, features))
-    heads = (vq.heads,) if vq.separate_codebooks else ()
 
-    def initial_codes(key: Array) -> Float[Array, "*heads codes dim"]:
-        if not heads:
-            return vq.codebook_init(key, shape, jnp.float32)
-        return jax.vmap(lambda key: vq.codebook_init(key, shape, jnp.float32))(jax.random.split(key, vq.heads))
+    in_params: ClassVar[bool] = True
 
-    if vq.codebook_update == "gradient":
-        vq.param("codes", initial_codes)
-        vq.variable("codebook", "offsets", jnp.zeros, (*heads, *shape), jnp.float32)
-        vq.variable("codebook", "relative_usage", jnp.ones, (*heads, vq.num_codes), jnp.float32)
-    elif not vq.has_variable("codebook", "codes"):
-        codes = initial_codes(vq.make_rng("quantizer"))
-        start = getattr(ema_settings(vq), "start", "empty")
-        fresh = per_codebook(vq, partial(init_codebook, start=start))(
-            normalize(codes) if vq.metric == "cosine" else codes
-        )
-        for name in ["codes"] if vq.codebook_update == "none" else fresh._fields:
-            vq.variable("codebook", name, getattr(fresh, name).copy)
-    if vq.replace_unused_after is not None:
-        vq.variable("codebook", "idle", jnp.zeros, (*heads, vq.num_codes), jnp.int32)
-    if ema_settings(vq) is not None and ema_settings(vq).accumulation_steps > 1:
-        vq.variable("codebook", "pending_counts", jnp.zeros, (*heads, vq.num_codes), jnp.float32)
-        vq.variable("codebook", "pending_sums", jnp.zeros, (*heads, *shape), jnp.float32)
-        vq.variable("codebook", "pending_batches", jnp.zeros, heads, jnp.int32)
+    weight: float = 1.0
+    sync_nu: float = 0.0
+    decay: float = 0.99
+    dead_code_threshold: float = 0.01
+    replace: Replacement | None = None
+    transform: nn.Module | None = None
 
+    @property
+    def variable_names(self) -> tuple[str, ...]:
+        return ("codes", "offsets", "relative_usage", *super().variable_names[1:])
 
-def code_features(vq: nn.Module, features: int) -> int:
-    """The dimension of a code for an input of so many features."""
-    if vq.code_dim is not None:
-        return vq.code_dim
-    if features % vq.heads:
-        raise UserError(f"heads={vq.heads} is not allowed: z has {features} features. Use a divisor, or set code_dim.")
-    return features // vq.heads
+    def create(self, codes: Codes, unit_norm: bool) -> Variables:
+        variables = super().create(codes, unit_norm)
+        relative_usage = jnp.ones(codes.shape[:-1], jnp.float32)
+        return variables | {"offsets": jnp.zeros_like(codes), "relative_usage": relative_usage}
 
+    def stored(self, variables: Variables) -> Codes:
+        return variables["codes"] + variables["offsets"]
 
-def check_features(vq: nn.Module, features: int) -> None:
-    """Refuses an input that the stored codebook was not made for."""
-    stored = stored_codes(vq).shape
-    expected = (vq.num_codes, code_features(vq, features))
-    expected = (vq.heads, *expected) if vq.separate_codebooks else expected
-    kernel = vq.get_variable("params", "project_in_kernel") if vq.code_dim is not None else None
-    if stored != expected or (kernel is not None and kernel.shape[0] != features):
-        made_for = kernel.shape[0] if kernel is not None else stored[-1] * vq.heads
-        raise UserError(
-            f"z has {features} features and num_codes={vq.num_codes}, but the codebook in the variables has shape "
-            f"{stored}: pass z of {made_for} features, or initialize anew."
-        )
+    def update(
+        self,
+        variables: Variables,
+        batch: Assignment,
+        *,
+        unit_norm: bool,
+        candidates: Candidates | None = None,
+        weights: Weights = None,
+    ) -> tuple[Variables, Float[Array, ""]]:
+        codes = variables["codes"]
+        variables, replaced = per_codebook(self._track_usage, codes)(variables, batch.counts, weights)
+        dead = self.count_dead(variables["relative_usage"])
+        if candidates is not None:
+            draw = per_codebook(partial(sample_latents, count=codes.shape[-2]), codes)
+            drawn = self.to_stored(draw(candidates.keys, candidates.latents, mask=candidates.mask))
+            if candidates.mask is not None:
+                replaced &= jnp.any(candidates.mask, axis=-1, keepdims=True)
+            offsets = jnp.where(replaced[..., None], drawn - codes, variables["offsets"])
+            relative_usage = jnp.where(replaced, 1.0, variables["relative_usage"])
+            variables |= {"offsets": offsets, "relative_usage": relative_usage}
+        return variables, dead
+
+    def restart(self, variables: Variables, clusters: Codebook) -> Variables:
+        offsets = self.to_stored(clusters.codes) - variables["codes"]
+        return variables | {"offsets": offsets, "relative_usage": clusters.relative_usage}
 
 
-def stored_codes(vq: nn.Module) -> Float[Array, "*heads codes dim"]:
-    """The codes before any transform and normalization."""
-    missing = [name for collection, name in _needed(vq) if not vq.has_variable(collection, name)]
-    if missing:
-        what = "codebook" if {"codes", "offsets"} & {*missing} else " and no ".join(missing)
-        raise UserError(
-            f"The variables hold no {what}: create them with "
-            "init(key, z) of a quantizer with these settings, and pass all collections on to apply, not params alone."
-        )
-    if vq.codebook_update == "gradient":
-        codes = vq.get_variable("params", "codes") + vq.get_variable("codebook", "offsets")
-    else:
-        codes = vq.get_variable("codebook", "codes")
-    expected = (vq.heads, vq.num_codes) if vq.separate_codebooks else (vq.num_codes,)
-    if codes.shape[:-1] != expected:
-        raise UserError(
-            f"num_codes={vq.num_codes} with {'a codebook per head' if vq.separate_codebooks else 'one codebook'}, but "
-            f"the codebook in the variables has shape {codes.shape}: use the settings it was made with, or initialize "
-            "anew."
-        )
-    return codes
+@dataclasses.dataclass(frozen=True)
+class FrozenCodebook(BaseCodebook):
+    """Codes that stay as they are drawn, or as k-means starts them.
 
+    With a transform that has parameters the codes that are looked up are learned nevertheless: see :class:`SimVQ`.
 
-def _needed(vq: nn.Module) -> list[tuple[str, str]]:
-    """Collections and names of the variables that the settings ask for."""
-    if ema_settings(vq) is not None:
-        needed = [("codebook", name) for name in Codebook._fields]
-        if ema_settings(vq).accumulation_steps > 1:
-            needed.append(("codebook", "pending_counts"))
-    elif vq.codebook_update == "gradient":
-        needed = [("params", "codes"), ("codebook", "offsets"), ("codebook", "relative_usage")]
-    else:
-        needed = [("codebook", "codes")]
-    return needed if vq.replace_unused_after is None else [*needed, ("codebook", "idle")]
-
-
-Condition = Float[Array, "*batch features"] | None
-
-
-def codes_of(vq: nn.Module, condition: Condition = None) -> Float[Array, "*codebooks codes dim"]:
-    """Returns all codes.
+    Variables:
+      In the collection ``codebook``: ``codes``.
 
     Args:
-      vq: A ``VectorQuantizer`` with variables.
-      condition: One vector per token, where the transform takes one.
+      transform: Flax module that maps the stored codes to those that are looked up, see
+        :mod:`vqjax.quantizers.transforms`.
+      weight: Weight of the codebook loss, whose gradient moves the parameters of the transform.
+      sync_nu: Weight with which the gradient of the task reaches these parameters as well.
 
-    Returns:
-      One codebook; one per head, or one per token, along leading axes where there are such.
-    """
-    codes = stored_codes(vq)
-    if vq.codebook_transform is not None:
-        _check_condition(vq.codebook_transform, condition)
-        codes = vq.codebook_transform(codes) if condition is None else vq.codebook_transform(codes, condition)
-    elif condition is not None:
-        raise UserError("condition is given, but there is no codebook_transform that takes one. Leave it out.")
-    # Moving averages and frozen codes are stored at unit length.
-    may_be_longer = vq.codebook_update == "gradient" or vq.codebook_transform is not None
-    return normalize(codes) if vq.metric == "cosine" and may_be_longer else codes
+    Raises:
+      UserError: An argument is out of range, or a weight is set where there are no parameters.
 
-
-def codes_at(
-    vq: nn.Module, indices: Int[Array, "*indices"], condition: Condition = None
-) -> Float[Array, "*indices dim"]:
-    """Returns the codes of indices.
-
-    Args:
-      vq: A ``VectorQuantizer`` with variables.
-      indices: In ``[0, num_codes)``; with several heads they are the last axis.
-      condition: One vector per token, where the transform takes one.
-
-    Returns:
-      One vector per index.
-    """
-    if condition is not None:
-        _check_condition(vq.codebook_transform, condition)
-        chosen = jnp.expand_dims(stored_codes(vq)[indices], -2)
-        chosen = jnp.squeeze(vq.codebook_transform(chosen, condition), -2)
-        return normalize(chosen) if vq.metric == "cosine" else chosen
-    codes = codes_of(vq)
-    return codes[jnp.arange(vq.heads), indices] if vq.separate_codebooks else codes[indices]
-
-
-def _check_condition(transform: nn.Module | None, condition: Condition) -> None:
-    if takes_condition(transform) != (condition is not None):
-        needed = (
-            "needs a condition: pass condition, one vector per token."
-            if condition is None
-            else ("takes no condition. Leave it out.")
-        )
-        raise UserError(f"codebook_transform={type(transform).__name__} {needed}")
-
-
-def read_state(vq: nn.Module) -> State:
-    """The state of the codebook, or codebooks, as :func:`vqjax.quantizers.codebooks.update_state` takes it.
-
-    Learned codes are given as they are looked up.
+    Example:
+      >>> from vqjax import FrozenCodebook, LinearTransform, VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook=FrozenCodebook(transform=LinearTransform()))
     """
 
-    def read(name: str) -> Array:
-        return vq.get_variable("codebook", name)
+    tracks_usage: ClassVar[bool] = False
 
-    if vq.codebook_update == "gradient":
-        # A codebook per token has no codes without a condition, and never replaces any.
-        codes = stored_codes(vq) if takes_condition(vq.codebook_transform) else codes_of(vq)
-        codes = jax.lax.stop_gradient(codes)
-        codebook = per_codebook(vq, init_codebook)(codes)._replace(relative_usage=read("relative_usage"))
-    elif vq.codebook_update == "none":
-        codebook = per_codebook(vq, init_codebook)(stored_codes(vq))
-    else:
-        codebook = Codebook(**{name: read(name) for name in Codebook._fields})
-    pending = None
-    if vq.has_variable("codebook", "pending_counts"):
-        batch = Assignment(counts=read("pending_counts"), sums=read("pending_sums"))
-        pending = Pending(batch, read("pending_batches"))
-    idle = read("idle") if vq.replace_unused_after is not None else None
-    return State(codebook, idle, pending)
+    transform: nn.Module | None = None
+    weight: float = 1.0
+    sync_nu: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, default in (("weight", 1.0), ("sync_nu", 0.0)):
+            value = getattr(self, name)
+            effective = value == default or self.is_learned
+            require(effective, name, value, f"{default} for frozen codes without a transform that has parameters")
+
+    def restart(self, variables: Variables, clusters: Codebook) -> Variables:
+        return variables | {"codes": self.to_stored(clusters.codes)}
 
 
-def write_state(vq: nn.Module, before: State, after: State) -> None:
-    """Stores a state; learned codes stay where they are, and what replaced them goes into the offsets."""
-    values = after.codebook._asdict()
-    if vq.codebook_update == "gradient":
-        moved = jnp.any(after.codebook.codes != before.codebook.codes, axis=-1, keepdims=True)
-        codes, learned = after.codebook.codes, vq.get_variable("params", "codes")
-        if hasattr(vq.codebook_transform, "to_base"):
-            codes = vq.codebook_transform.to_base(codes)
-        offsets = jnp.where(moved, codes - learned, vq.get_variable("codebook", "offsets"))
-        values = {"offsets": offsets, "relative_usage": after.codebook.relative_usage}
-    elif vq.codebook_update == "none":
-        values = {"codes": after.codebook.codes}
-    if after.idle is not None:
-        values["idle"] = after.idle
-    if after.pending is not None:
-        batch = after.pending.batch
-        values |= {"pending_counts": batch.counts, "pending_sums": batch.sums}
-        values["pending_batches"] = after.pending.batches
-    for name, value in values.items():
-        vq.put_variable("codebook", name, jax.lax.stop_gradient(value))
+CODEBOOKS: dict[str, type[BaseCodebook]] = {
+    "ema": EMACodebook,
+    "gradient": GradientCodebook,
+    "frozen": FrozenCodebook,
+}
+"""The codebooks by name."""
 
 
-Vectors = Float[Array, "*tokens dim"]
-Mask = Bool[Array, "*tokens"] | None
-Groups = tuple[Float[Array, "*codebooks tokens dim"], Bool[Array, "*codebooks tokens"] | None]
+def get_codebook(codebook: str | BaseCodebook) -> BaseCodebook:
+    """Return the codebook of a name, with default options; a codebook is returned as it is."""
+    if isinstance(codebook, BaseCodebook):
+        return codebook
+    known = isinstance(codebook, str) and codebook in CODEBOOKS
+    require(known, "codebook", codebook, "'ema', 'gradient', 'frozen', or a codebook such as EMACodebook(decay=0.9)")
+    return CODEBOOKS[codebook]()
 
 
-def learn(
-    vq: nn.Module,
-    vectors: Vectors,
-    indices: Int[Array, "*tokens"],
-    counts: Float[Array, "*codebooks codes"],
-    mask: Mask,
-    weights: Array | None,
-) -> dict[str, Float[Array, ""]]:
-    """Updates the state by one batch.
-
-    Args:
-      vq: A ``VectorQuantizer``.
-      vectors: Tokens in the space of the lookup.
-      indices: Their codes.
-      counts: Tokens of each code, which devices then do not add up twice.
-      mask: True for the tokens that count.
-      weights: Weight of each code's moving averages.
-
-    Returns:
-      ``dead_codes``, the number after this batch and before any replacement; nothing for a frozen codebook.
-    """
-    transform, metrics = vq.codebook_transform, {}
-    running = hasattr(transform, "update")
-    if vq.codebook_update != "none" or running:
-        require_mutable(vq, "train=True")
-    tokens, token_mask = per_group(vq, jax.lax.stop_gradient(vectors), mask)
-    if running:
-        # Before the moving averages: tokens of the first batch would enter them as if nothing were transformed.
-        transform.update(jax.lax.stop_gradient(stored_codes(vq)), tokens, token_mask, mapped_axis(vq))
-    if vq.codebook_update != "none":
-        # Moving averages live among the stored codes, learned codes are replaced where they are looked up.
-        in_base = transform.to_base(tokens) if running and ema_settings(vq) is not None else tokens
-        batch = assigned(vq, in_base, indices, token_mask)._replace(counts=counts)
-        before = read_state(vq)
-        after, dead = _updated(vq, before, batch, in_base, token_mask, weights)
-        write_state(vq, before, after)
-        metrics["dead_codes"] = jnp.sum(dead)
-    return metrics
+def per_codebook(function: Callable, codes: Codes) -> Callable:
+    """Map a function of one codebook over the leading axis of codebooks, where there is one."""
+    return jax.vmap(function) if codes.ndim == 3 else function
 
 
-def start_from_clusters(vq: nn.Module, vectors: Vectors, mask: Mask, iterations: int, start: str) -> None:
-    """Makes clusters of tokens the codes.
-
-    Args:
-      vq: A ``VectorQuantizer``.
-      vectors: Tokens in the space of the lookup.
-      mask: True for the tokens that take part.
-      iterations: Of Lloyd's algorithm.
-      start: How the first means are chosen, see :func:`vqjax.functional.kmeans.kmeans`.
-    """
-    tokens, token_mask = all_tokens(vq, *per_group(vq, jax.lax.stop_gradient(vectors), mask))
-    settings = {"iterations": iterations, "unit_norm": vq.metric == "cosine", "start": start}
-
-    def cluster(key: Array, tokens: Array, mask: Array | None) -> Codebook:
-        return kmeans(key, tokens, vq.num_codes, mask=mask, **settings)
-
-    clusters = per_codebook(vq, cluster)(draw_keys(vq, "kmeans_init"), tokens, token_mask)
-    if vq.codebook_transform is not None and vq.codebook_update != "gradient":
-        clusters = per_codebook(vq, init_codebook)(vq.codebook_transform.to_base(clusters.codes))
-    before = read_state(vq)
-    write_state(vq, before, before._replace(codebook=clusters))
-
-
-def count_dead(vq: nn.Module) -> Float[Array, ""]:
-    """The number of codes whose use is below the threshold."""
-    relative_usage = vq.get_variable("codebook", "relative_usage")
-    return jnp.sum(dead_codes(relative_usage.reshape(-1), vq.dead_code_threshold), dtype=jnp.float32)
-
-
-def assigned(vq: nn.Module, tokens: Array, indices: Int[Array, "*tokens"], mask: Array | None) -> Assignment:
-    """Counts and sums of the global batch, per codebook."""
-    if vq.separate_codebooks:
-        indices = jnp.moveaxis(indices, -1, 0).reshape(vq.heads, -1)
-        masks = None if mask is None else 0
-        batch = jax.vmap(lambda z, i, m: assign(z, i, vq.num_codes, m), in_axes=(0, 0, masks))(tokens, indices, mask)
-    else:
-        batch = assign(tokens, indices.reshape(-1), vq.num_codes, mask)
-    axis_name = mapped_axis(vq)
-    return batch if axis_name is None else jax.lax.psum(batch, axis_name)
-
-
-def per_group(vq: nn.Module, vectors: Vectors, mask: Mask) -> Groups:
-    """Tokens in one axis, after an axis of heads where each head has its own codebook."""
-    if not vq.separate_codebooks:
-        return flatten(vectors, mask)
-    tokens = jnp.moveaxis(vectors, -2, 0).reshape(vq.heads, -1, vectors.shape[-1])
-    return tokens, None if mask is None else jnp.moveaxis(mask, -1, 0).reshape(vq.heads, -1)
-
-
-def all_tokens(vq: nn.Module, tokens: Array, mask: Array | None) -> Groups:
-    """The tokens of all devices, and which of them may become codes."""
-    if vq.metric == "cosine":
-        # A zero token has no direction. As a code it would win every token more than 60 degrees from the others.
-        directed = jnp.any(tokens != 0, axis=-1)
-        mask = directed if mask is None else mask & directed
-    if vq.axis_name is None:
-        return tokens, mask
-    axis = 1 if vq.separate_codebooks else 0
-    # "invarying" tells shard_map that every device holds the same result, which it cannot infer.
-    gather = lambda x: jax.lax.all_gather(x, vq.axis_name, axis=axis, tiled=True, to="invarying")  # noqa: E731
-    return jax.tree.map(gather, (tokens, mask))
-
-
-def rule_of(vq: nn.Module) -> Rule:
-    """How a batch changes the state of this quantizer."""
-    return Rule(
-        ema=ema_settings(vq),
-        decay=vq.decay,
-        unit_norm=vq.metric == "cosine",
-        dead_code_threshold=vq.dead_code_threshold,
-        replace_dead_codes=vq.replace_dead_codes,
-        replace_unused_after=vq.replace_unused_after,
-    )
-
-
-def require_mutable(vq: nn.Module, what: str) -> None:
-    """Refuses to update an immutable collection."""
-    if not vq.is_mutable_collection("codebook"):
-        raise UserError(
-            f"{what} updates the collection 'codebook', which is immutable in this apply. Write\n"
-            "  out, updates = vq.apply(variables, z, train=True, mutable=['codebook'])\n"
-            "  variables = variables | updates\n"
-            "or pass train=False to leave the codebook as it is."
-        )
-
-
-def draw_keys(vq: nn.Module, what: str) -> Array:
-    """A key of the stream ``quantizer``, or one per codebook."""
-    if not vq.has_rng("quantizer"):
-        raise UserError(f"{what} draws random tokens or numbers: pass rngs={{'quantizer': key}} to apply.")
-    key = vq.make_rng("quantizer")
-    return jax.random.split(key, vq.heads) if vq.separate_codebooks else key
-
-
-def _updated(vq: nn.Module, state, batch: Assignment, tokens: Array, mask: Array | None, weights: Array | None):
-    rule = rule_of(vq)
-    candidates = None
-    if rule.replaces:
-        cause = "replace_dead_codes=True" if vq.replace_dead_codes else "replace_unused_after"
-        tokens, mask = all_tokens(vq, jax.lax.stop_gradient(tokens), mask)
-        candidates = Candidates(draw_keys(vq, cause), tokens, mask)
-    if weights is not None and vq.separate_codebooks:
-        weights = jnp.broadcast_to(weights, (vq.heads, vq.num_codes))
-    return per_codebook(vq, lambda *arguments: update_state(rule, *arguments))(state, batch, candidates, weights)
+def take_codes(codes: Codes, indices: Int[Array, "*indices"]) -> Float[Array, "*indices dim"]:
+    """Return the codes of indices; where there are several codebooks, they are the last axis of indices."""
+    return codes[jnp.arange(codes.shape[0]), indices] if codes.ndim == 3 else codes[indices]

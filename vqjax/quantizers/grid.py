@@ -161,7 +161,7 @@ class GridQuantizer(nn.Module):
         indices = indices[..., None] if self.num_codebooks == 1 else indices
         return decode_valid(decode, indices, self.num_codes, several=True)
 
-    def unquantized(self, z: Vectors) -> Vectors:
+    def bypass(self, z: Vectors) -> Vectors:
         """What infinitely many levels would return: everything but the quantization.
 
         Args:

@@ -112,10 +112,10 @@ class Grouped(nn.Module):
         pieces = jnp.moveaxis(indices, axis, 0)
         return jnp.concatenate([part.decode(piece) for part, piece in zip(self.parts, pieces, strict=True)], axis=-1)
 
-    def unquantized(self, z: Vectors) -> Vectors:
+    def bypass(self, z: Vectors) -> Vectors:
         """What infinitely fine quantizers would return."""
         pieces = zip(self.parts, self._split(z), strict=True)
-        return jnp.concatenate([part.unquantized(piece) for part, piece in pieces], axis=-1)
+        return jnp.concatenate([part.bypass(piece) for part, piece in pieces], axis=-1)
 
     def kmeans_init(self, z: Vectors, mask: Mask = None, **options: object) -> None:
         """Starts the codebooks of every group from clusters, see the template's method."""
@@ -193,25 +193,3 @@ class GroupedResidualLFQ(Grouped):
 
     quantizer: ResidualLFQ
     templates = (ResidualLFQ,)
-
-
-class ProductVQ(VectorQuantizer):
-    """Product quantization: every group of features (a head) has a codebook of its own.
-
-    ``VectorQuantizer(heads=..., separate_codebooks=True)`` by its own name: ``heads`` codebooks of ``num_codes``
-    vectors offer ``num_codes ** heads`` vectors.
-
-    Example:
-      >>> import jax
-      >>> from vqjax import ProductVQ
-      >>> z = jax.random.normal(jax.random.key(0), (2, 16, 8))
-      >>> vq = ProductVQ(num_codes=16, heads=4)
-      >>> variables = vq.init(jax.random.key(1), z)
-      >>> vq.apply(variables, z).indices.shape
-      (2, 16, 4)
-
-    Source: Jegou et al., 2011 (Product quantization for nearest neighbor search).
-    """
-
-    heads: int = 2
-    separate_codebooks: bool = True

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from vqjax.errors import UserError
 from vqjax.estimators.index_backpropagation import index_backpropagation, largest_inner_product
 from vqjax.functional.codebook import assign
-from vqjax.functional.metrics import geometry_statistics, perplexity, usage
+from vqjax.functional.metrics import geometry_statistics, masked_mean, perplexity, usage
 from vqjax.functional.regularizers import Regularizer
 from vqjax.quantizers.base import (
     QuantizerOutput,
@@ -23,7 +23,6 @@ from vqjax.quantizers.base import (
     zero_where_masked,
 )
 from vqjax.quantizers.validation import check_input, is_count, is_number, is_weight, requirement
-from vqjax.quantizers.vector import distance
 
 Vectors = Float[Array, "*batch dim"]
 Mask = Bool[Array, "*batch"] | None
@@ -156,7 +155,7 @@ class IBQ(nn.Module):
         """
         return decode_valid(lambda valid: self._codes()[valid], indices, self.num_codes)
 
-    def unquantized(self, z: Vectors) -> Vectors:
+    def bypass(self, z: Vectors) -> Vectors:
         """What an infinitely fine codebook would return: the vectors as they are.
 
         Args:
@@ -185,15 +184,18 @@ class IBQ(nn.Module):
             )
         return codes
 
+    def _distance(self, x: Vectors, y: Vectors, mask: Mask) -> Float[Array, ""]:
+        return masked_mean(jnp.mean(jnp.square(x - y), axis=-1), mask, mapped_axis(self))
+
     def _losses(
         self, z: Vectors, quantized: Vectors, indices: Int[Array, "*batch"], mask: Mask
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         axis_name, codes = mapped_axis(self), self._codes()
         chosen = codes[indices]
         terms = {
-            "quantization_loss": distance(self, z, quantized, mask),
-            "commitment_loss": distance(self, z, jax.lax.stop_gradient(chosen), mask),
-            "codebook_loss": distance(self, jax.lax.stop_gradient(z), chosen, mask),
+            "quantization_loss": self._distance(z, quantized, mask),
+            "commitment_loss": self._distance(z, jax.lax.stop_gradient(chosen), mask),
+            "codebook_loss": self._distance(jax.lax.stop_gradient(z), chosen, mask),
         }
         weights = [self.quantization_weight, self.commitment_weight, self.codebook_weight]
         tokens, token_mask = flatten(z, mask)

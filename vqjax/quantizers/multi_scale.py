@@ -194,9 +194,9 @@ def _check_template(vq: nn.Module) -> None:
     template, estimator = vq.quantizer, get_estimator(vq.quantizer.estimator)
     if template.heads > 1:
         raise UserError(f"quantizer.heads={template.heads} is not allowed: a token of a scale has one index. Use 1.")
-    if takes_condition(template.codebook_transform):
-        name = type(template.codebook_transform).__name__
-        raise UserError(f"quantizer.codebook_transform={name} is not allowed: the scales have no condition for it.")
+    if takes_condition(template.codebook.transform):
+        name = type(template.codebook.transform).__name__
+        raise UserError(f"quantizer.codebook.transform={name} is not allowed: the scales have no condition for it.")
     if vq.shared_codebook and chooses_codes(estimator):
         raise UserError(
             f"quantizer.estimator={template.estimator!r} chooses the codes itself, and a shared codebook is updated "
@@ -209,10 +209,10 @@ def _check_template(vq: nn.Module) -> None:
             f"quantizer.estimator={template.estimator!r} needs the codebook of a scale, and gradient='total' crosses "
             "all scales at once: use gradient='per_scale', or another estimator."
         )
-    if template.code_dim is not None:
+    if template.codebook_dim is not None:
         raise UserError(
-            f"quantizer.code_dim={template.code_dim} projects within each scale, and those projections learn only "
-            "where the gradient crosses in each scale: use gradient='per_scale', or project outside."
+            f"quantizer.codebook_dim={template.codebook_dim} projects within each scale, and those projections learn "
+            "only where the gradient crosses in each scale: use gradient='per_scale', or project outside."
         )
 
 
@@ -440,7 +440,7 @@ class MultiScaleVQ(nn.Module):
             masks.append(pooled_mask)
             level = self._codebook(number)
             if self.shared_codebook:
-                return level.unquantized(pooled), None
+                return level.bypass(pooled), None
             level.kmeans_init(pooled, pooled_mask, iterations=iterations, start=start)
             return level.decode(level.encode(pooled, pooled_mask)), None
 
@@ -449,7 +449,7 @@ class MultiScaleVQ(nn.Module):
             joined = join_scales(tokens, self.spatial_dims, features=1), join_scales(masks, self.spatial_dims)
             self.levels[0].kmeans_init(*joined, iterations=iterations, start=start)
 
-    def unquantized(self, z: Map) -> Map:
+    def bypass(self, z: Map) -> Map:
         """What an infinitely fine codebook would return: pooling, interpolation and convolutions without the lookup.
 
         Args:
@@ -460,7 +460,7 @@ class MultiScaleVQ(nn.Module):
         """
         check_input(z, None)
         check_space(self, z)
-        quantize = lambda number, pooled, mask: (self._codebook(number).unquantized(pooled), None)  # noqa: E731
+        quantize = lambda number, pooled, mask: (self._codebook(number).bypass(pooled), None)  # noqa: E731
         return self._descend(z.astype(jnp.float32), None, quantize).astype(z.dtype)
 
     def _descend(self, x: Map, mask: Mask, quantize: Callable) -> Map:
@@ -503,10 +503,7 @@ class MultiScaleVQ(nn.Module):
         return with_gradient_of(crossed, crossed + total)
 
     def _level(self) -> VectorQuantizer:
-        transform = self.quantizer.codebook_transform
-        options = {} if transform is None else {"codebook_transform": transform.clone(name=None)}
-        if self.gradient == "total":
-            options["estimator"] = _code_as_constant
+        options = {"estimator": _code_as_constant} if self.gradient == "total" else {}
         return self.quantizer.clone(name=None, **options)
 
     def _codebook(self, number: int) -> VectorQuantizer:

@@ -76,9 +76,9 @@ class RandomProjectionQuantizer(nn.Module):
     def setup(self) -> None:
         self.quantizer = VectorQuantizer(
             num_codes=self.num_codes,
-            metric="cosine",
+            distance="cosine",
             estimator="straight_through",
-            codebook_update="none",
+            codebook="frozen",
             commitment_weight=0.0,
             codebook_init=_random_directions,
             axis_name=self.axis_name,
@@ -137,7 +137,7 @@ class RandomProjectionQuantizer(nn.Module):
         """
         return self.quantizer.decode(indices)
 
-    def unquantized(self, z: Vectors) -> Float[Array, "*batch features"]:
+    def bypass(self, z: Vectors) -> Float[Array, "*batch features"]:
         """What infinitely fine codebooks would return: the projections, each of unit length.
 
         Args:
@@ -147,7 +147,7 @@ class RandomProjectionQuantizer(nn.Module):
           Vectors of ``num_codebooks * code_dim`` features in the input's dtype, without gradient.
         """
         check_input(z, None)
-        return self.quantizer.unquantized(jax.lax.stop_gradient(self._project(z, None))).astype(z.dtype)
+        return self.quantizer.bypass(jax.lax.stop_gradient(self._project(z, None))).astype(z.dtype)
 
     def _project(self, z: Vectors, mask: Mask) -> Float[Array, "*batch features"]:
         """In float32, all projections side by side."""

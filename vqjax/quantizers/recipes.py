@@ -7,7 +7,8 @@ from typing import Any
 
 from vqjax.quantizers.registry import defaults
 
-_REPLACED = {"replace_dead_codes": True, "dead_code_threshold": 0.1}
+# Codes used less than a tenth of the average become latents of the batch.
+_REPLACED = {"codebook": {"name": "ema", "dead_code_threshold": 0.1, "replace": {"below": 0.1}}}
 # With rotation the linear map of all codes uses a quarter as many of them (docs/quantizers.md).
 _STRAIGHT = {"estimator": "straight_through"}
 # Without commitment features grow until no temperature tells them apart, and most codes are lost.

@@ -14,7 +14,8 @@ Example:
 
 from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
 from vqjax.quantizers.binary import BSQ, LFQ, BinaryMapper
-from vqjax.quantizers.grouped import Grouped, ProductVQ
+from vqjax.quantizers.codebooks import CODEBOOKS, Replacement
+from vqjax.quantizers.grouped import Grouped
 from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
@@ -22,14 +23,15 @@ from vqjax.quantizers.residual import ResidualVQ
 from vqjax.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
 from vqjax.quantizers.scalar import FSP, FSQ, LatentQuantizer
 from vqjax.quantizers.transforms import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
-from vqjax.quantizers.vector import SimVQ, VectorQuantizer
+from vqjax.quantizers.vector import ProductVQ, SimVQ, VectorQuantizer
 from vqjax.runtime.signature import Registry
 
-# Arguments that are objects: the names of what may be written there.
+# Arguments that are objects, and the names of what may be written there.
 _PARTS: dict[str, Registry] = {
-    "codebook_transform": Registry(
+    "transform": Registry(
         {"linear": LinearTransform, "learned_affine": LearnedAffine, "running_affine": RunningAffine}
     ),
+    "replace": Registry({"replacement": Replacement}),
     "regularizers": Registry(
         {"orthogonality": Orthogonality, "diversity": Diversity, "entropy_penalty": EntropyPenalty}
     ),
@@ -59,8 +61,10 @@ QUANTIZERS = Registry(
 )
 """The quantizers by name."""
 
-# The template of residual, grouped and multi-scale quantizers.
+# Quantizers of quantizers: residual, grouped and multi-scale ones.
 _PARTS["quantizer"] = QUANTIZERS
+# A codebook has parts of its own.
+_PARTS["codebook"] = Registry(CODEBOOKS, _PARTS)
 
 
 defaults, build = QUANTIZERS.defaults, QUANTIZERS.build

@@ -1,5 +1,6 @@
 """The residual vector quantizer."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ from vqjax.quantizers.base import (
     project,
     zero_where_masked,
 )
+from vqjax.quantizers.codebooks import GradientCodebook
 from vqjax.quantizers.transforms import ImplicitCodebook, takes_condition
 from vqjax.quantizers.validation import check_flags, check_input, check_template, is_count, is_number, requirement
 from vqjax.quantizers.vector import VectorQuantizer
@@ -235,7 +237,7 @@ class ResidualQuantizer(nn.Module):
             total = codes if total is None else total + codes
         return zero_where_masked(self._outer(total), jnp.any(indices != -1, axis=-1))
 
-    def unquantized(self, z: Vectors) -> Vectors:
+    def bypass(self, z: Vectors) -> Vectors:
         """What infinitely many levels would return: everything but the quantization.
 
         Args:
@@ -364,15 +366,15 @@ def check_residual(rvq: nn.Module) -> None:
         _check_total(rvq)
     if rvq.implicit_codebooks is not None:
         require(
-            template.codebook_update == "gradient" and template.codebook_transform is None,
+            isinstance(template.codebook, GradientCodebook) and template.codebook.transform is None,
             "implicit_codebooks",
-            "the quantizer needs codebook_update='gradient' and no codebook_transform of its own.",
+            "the quantizer needs codebook='gradient' and no transform of its own.",
         )
         require(
             not rvq.shared_codebook, "shared_codebook", "implicit codebooks belong to a level. Choose one of the two."
         )
     searches = max(rvq.beam_size, rvq.beam_size_eval or 1) > 1
-    if searches and template.sampling_temperature > 0:
+    if searches and template.sampling_temperature is not None:
         raise UserError(
             f"quantizer.sampling_temperature={template.sampling_temperature} is not allowed with a beam search, which "
             "chooses the codes. Choose one of the two."
@@ -405,10 +407,10 @@ def _check_total(rvq: nn.Module) -> None:
             f"quantizer.estimator={template.estimator!r} needs the codebook of a level, and gradient='total' crosses "
             "all levels at once: use gradient='per_level', or another estimator."
         )
-    if template.code_dim is not None:
+    if template.codebook_dim is not None:
         raise UserError(
-            f"quantizer.code_dim={template.code_dim} projects within each level, and those projections learn only "
-            "where the gradient crosses in each level: use gradient='per_level', or ResidualVQ(code_dim=...)."
+            f"quantizer.codebook_dim={template.codebook_dim} projects within each level, and those projections learn "
+            "only where the gradient crosses in each level: use gradient='per_level', or ResidualVQ(code_dim=...)."
         )
 
 
@@ -483,11 +485,8 @@ class ResidualVQ(ResidualQuantizer):
             object.__setattr__(self, "level_sizes", tuple(self.level_sizes))
 
     def setup(self) -> None:
-        options = {}
-        if self.gradient == "total":
-            options = {"estimator": code_alone, "synchronization": 0.0}
         count = 1 if self.shared_codebook else self.num_quantizers
-        self.levels = [self._level(number, options) for number in range(count)]
+        self.levels = [self._level(number) for number in range(count)]
 
     @property
     def axis_name(self) -> str | None:
@@ -558,7 +557,7 @@ class ResidualVQ(ResidualQuantizer):
         return values[0] if shared else super().combine(name, values)
 
     def cross(self, x: Vectors, codes: Vectors, train: bool) -> Vectors:
-        estimator, weight = get_estimator(self.quantizer.estimator), self.quantizer.synchronization
+        estimator, weight = get_estimator(self.quantizer.estimator), self.quantizer.sync_nu
         if "key" in keyword_names(estimator):
             estimator = (
                 partial(estimator, key=draw_key(self, f"estimator={self.quantizer.estimator!r}"))
@@ -568,12 +567,14 @@ class ResidualVQ(ResidualQuantizer):
         # The sum is the value of the first term bit for bit: the second is zero, and carries a gradient to the codes.
         return estimator(x, codes) + weight * (codes - jax.lax.stop_gradient(codes))
 
-    def _level(self, number: int, options: dict) -> VectorQuantizer:
+    def _level(self, number: int) -> VectorQuantizer:
+        options = {}
         if self.level_sizes is not None:
-            options = options | {"num_codes": self.level_sizes[number]}
+            options["num_codes"] = self.level_sizes[number]
         if self.implicit_codebooks is not None and number > 0:
-            options = options | {"codebook_transform": self.implicit_codebooks.clone(name=None)}
-        return self.quantizer.clone(name=None, **options)
+            options["codebook"] = dataclasses.replace(self.quantizer.codebook, transform=self.implicit_codebooks)
+        level = self.quantizer.clone(name=None, **options)
+        return level.without_estimator() if self.gradient == "total" else level
 
     def _codebook(self, number: int) -> VectorQuantizer:
         return self.levels[0 if self.shared_codebook else number]
@@ -603,8 +604,3 @@ class ResidualSimVQ(ResidualVQ):
 
     Source: Zhu et al., 2024 (arXiv 2411.02038).
     """
-
-
-def code_alone(z: Vectors, q: Vectors) -> Vectors:
-    """An estimator that sends the gradient to the code and none to the input, for where it crosses elsewhere."""
-    return q

@@ -267,7 +267,7 @@ class FSP(GridQuantizer):
         loss = moments_loss(features, moments, of_tokens, mapped_axis(self))
         return loss, {"quantization_error": error, "moments_loss": loss}
 
-    def unquantized(self, z: Vectors) -> Vectors:
+    def bypass(self, z: Vectors) -> Vectors:
         check_input(z, None)
         self._check_features(z)
         return self._vectors_of(self._in_space_of_codes(self._features_of(z))).astype(z.dtype)

@@ -1,7 +1,7 @@
-"""Codebook transforms: modules that turn the stored codes into the codes that are looked up.
+"""Codebook transforms: modules that map the stored codes to the codes that are looked up.
 
-Any ``flax.linen`` module that maps ``[..., codes, dim]`` to the same shape can be ``codebook_transform``, for example
-the bridge of FVQ (arXiv 2509.10140). Three optional abilities are found by name:
+Any ``flax.linen`` module that maps ``[..., codes, dim]`` to the same shape can be the ``transform`` of a codebook, for
+example the bridge of FVQ (arXiv 2509.10140). Three optional abilities are found by name:
 
 * a second parameter ``condition`` of the call: every token has a codebook of its own (:class:`ImplicitCodebook`);
 * a method ``to_base``, the inverse map, which k-means and dead-code replacement need;
@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vqjax.errors import UserError
 from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
-from vqjax.quantizers.validation import is_count, is_number, is_weight, requirement
+from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive
 
 Codes = Float[Array, "*batch codes dim"]
-Tokens = Float[Array, "*batch tokens dim"]
+Latents = Float[Array, "*batch tokens dim"]
 
 
 class LinearTransform(nn.Module):
@@ -29,19 +28,19 @@ class LinearTransform(nn.Module):
 
     .. math:: e_k' = W e_k
 
-    Its use is ``VectorQuantizer(codebook_update="none", codebook_transform=LinearTransform())``: fixed random codes
-    in a learned basis.
+    With ``FrozenCodebook(transform=LinearTransform())``, the codebook of :class:`SimVQ`, fixed random codes lie in a
+    learned basis.
 
     Example:
-      >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook_update="none", codebook_transform=LinearTransform())
+      >>> from vqjax import FrozenCodebook, VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook=FrozenCodebook(transform=LinearTransform()))
 
     Source: Zhu et al., 2024 (arXiv 2411.02038).
     """
 
     @nn.compact
     def __call__(self, codes: Codes) -> Codes:
-        """Transforms codes."""
+        """Transform codes."""
         return nn.Dense(codes.shape[-1], use_bias=False, precision=jax.lax.Precision.HIGHEST, name="linear")(codes)
 
 
@@ -57,8 +56,8 @@ class LearnedAffine(nn.Module):
       groups: Number of contiguous groups of codes; has to divide ``num_codes``.
 
     Example:
-      >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook_update="gradient", codebook_transform=LearnedAffine(10.0))
+      >>> from vqjax import GradientCodebook, VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook=GradientCodebook(transform=LearnedAffine(10.0)))
 
     Source: Huh et al., ICML 2023 ("Straightening out the straight-through estimator"), Section 4.1.
     """
@@ -68,13 +67,12 @@ class LearnedAffine(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scale = self.learning_rate_scale
-        requirement(self)(is_weight(scale) and scale > 0, "learning_rate_scale", "use a finite number above 0.")
-        requirement(self)(is_count(self.groups), "groups", "use a whole number of at least 1.")
+        require_positive("learning_rate_scale", self.learning_rate_scale)
+        require_count("groups", self.groups)
 
     @nn.compact
     def __call__(self, codes: Codes) -> Codes:
-        """Transforms codes."""
+        """Transform codes."""
         self._check_groups(codes.shape[-2])
         shape = (self.groups, codes.shape[-1])
         self.param("scale", nn.initializers.zeros, shape, jnp.float32)
@@ -83,13 +81,15 @@ class LearnedAffine(nn.Module):
         return codes * scale + shift
 
     def to_base(self, codes: Codes) -> Codes:
-        """The inverse map: which stored codes give these."""
+        """Return the stored codes that are transformed to these."""
         self._check_groups(codes.shape[-2])
         scale, shift = self._per_code(codes)
         # A scale that has learned to be zero has no inverse; such a feature starts at zero.
         return jnp.where(scale == 0, 0.0, (codes - shift) / jnp.where(scale == 0, 1.0, scale))
 
     def _per_code(self, codes: Codes) -> tuple[Array, Array]:
+        """Return scale and shift of every code."""
+
         def spread(values: Float[Array, "groups dim"]) -> Codes:
             rows = jnp.repeat(values, codes.shape[-2] // self.groups, axis=0)
             return jnp.broadcast_to(rows, codes.shape)
@@ -98,12 +98,11 @@ class LearnedAffine(nn.Module):
         return spread(scale), spread(self.learning_rate_scale * self.get_variable("params", "shift"))
 
     def _check_groups(self, num_codes: int) -> None:
-        if self.groups < 1 or num_codes % self.groups:
-            raise UserError(f"groups={self.groups} is not allowed: use a divisor of num_codes={num_codes}.")
+        require(num_codes % self.groups == 0, "groups", self.groups, f"a divisor of num_codes={num_codes}")
 
 
 class RunningAffine(nn.Module):
-    r"""Affine re-parameterization that gives the codes the running mean and variance of the tokens.
+    r"""Affine re-parameterization that gives the codes the running mean and variance of the latents.
 
     .. math:: e_k' = (e_k - \mu_e)\,\sigma_z/\sigma_e + \mu_z
 
@@ -111,12 +110,12 @@ class RunningAffine(nn.Module):
     the following ones move them, always after the lookup.
 
     Attributes:
-      token_decay: Of the moving averages of the tokens' mean and variance, in [0, 1).
+      token_decay: Of the moving averages of the latents' mean and variance, in [0, 1).
       code_decay: Of those of the stored codes.
 
     Example:
-      >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook_transform=RunningAffine())
+      >>> from vqjax import EMACodebook, VectorQuantizer
+      >>> vq = VectorQuantizer(num_codes=16, codebook=EMACodebook(transform=RunningAffine()))
 
     Source: Huh et al., ICML 2023; the decays are those of vector-quantize-pytorch.
     """
@@ -128,11 +127,11 @@ class RunningAffine(nn.Module):
         super().__post_init__()
         for name in ("token_decay", "code_decay"):
             value = getattr(self, name)
-            requirement(self)(is_number(value) and 0 <= value < 1, name, "use a number in [0, 1).")
+            require(is_fraction(value), name, value, "a number in [0, 1)")
 
     @nn.compact
     def __call__(self, codes: Codes) -> Codes:
-        """Transforms codes."""
+        """Transform codes."""
         shape = (*codes.shape[:-2], codes.shape[-1])
         for name in ("token", "code"):
             self.variable("codebook", f"{name}_mean", jnp.zeros, shape, jnp.float32)
@@ -141,21 +140,23 @@ class RunningAffine(nn.Module):
         return self._match(codes, "code", "token")
 
     def to_base(self, codes: Codes) -> Codes:
-        """The inverse map: which stored codes, or tokens in their space, give these."""
+        """Return the stored codes, or latents in their space, that are transformed to these."""
         return self._match(codes, "token", "code")
 
-    def update(self, codes: Codes, tokens: Tokens, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None):
-        """Moves the statistics by one batch.
+    def update(
+        self, codes: Codes, latents: Latents, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None
+    ) -> None:
+        """Move the statistics by one batch.
 
         Args:
           codes: Stored codes.
-          tokens: Tokens of the batch, with the leading axes of ``codes``.
-          mask: True for the tokens that count.
+          latents: Of the batch, with the leading axes of ``codes``.
+          mask: True for the latents that count.
           axis_name: Mapped axis over which the batch is split.
         """
         started = self.get_variable("codebook", "batches") > 0
         for name, decay, new in (
-            ("token", self.token_decay, _statistics_of(tokens, mask, axis_name)),
+            ("token", self.token_decay, _statistics_of(latents, mask, axis_name)),
             ("code", self.code_decay, _statistics_of(codes, None, None)),
         ):
             moved = update_statistics(self._statistics(name), new, decay)
@@ -186,9 +187,9 @@ class ImplicitCodebook(nn.Module):
 
     Example:
       >>> import jax
-      >>> from vqjax import VectorQuantizer
+      >>> from vqjax import GradientCodebook, VectorQuantizer
       >>> z, condition = jax.random.normal(jax.random.key(0), (2, 8, 4))
-      >>> vq = VectorQuantizer(num_codes=16, codebook_update="gradient", codebook_transform=ImplicitCodebook())
+      >>> vq = VectorQuantizer(num_codes=16, codebook=GradientCodebook(transform=ImplicitCodebook()))
       >>> variables = vq.init(jax.random.key(1), z, condition=condition)
       >>> vq.apply(variables, z, condition=condition).indices.shape
       (8,)
@@ -202,13 +203,13 @@ class ImplicitCodebook(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("depth", "hidden"):
-            requirement(self)(is_count(getattr(self, name)), name, "use a whole number of at least 1.")
+            require_count(name, getattr(self, name))
 
     @nn.compact
     def __call__(
         self, codes: Float[Array, "*codebooks codes dim"], condition: Float[Array, "*tokens features"]
     ) -> Float[Array, "*tokens codes dim"]:
-        """Transforms codes, or one code per token with an axis of size one for the codes."""
+        """Transform codes, or one code per token with an axis of size one for the codes."""
         dim = codes.shape[-1]
         shape = (*condition.shape[:-1], codes.shape[-2])
         codes = jnp.broadcast_to(codes, (*shape, dim))
@@ -220,7 +221,7 @@ class ImplicitCodebook(nn.Module):
         return codes
 
 
-def _statistics_of(x: Tokens, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None) -> FeatureStatistics:
+def _statistics_of(x: Latents, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None) -> FeatureStatistics:
     """One mean and variance, or one per codebook where there is a leading axis of codebooks."""
     if x.ndim == 2:
         return feature_statistics(x, mask, axis_name)
@@ -229,5 +230,15 @@ def _statistics_of(x: Tokens, mask: Bool[Array, "*batch tokens"] | None, axis_na
 
 
 def takes_condition(transform: nn.Module | None) -> bool:
-    """Whether a codebook transform gives each token a codebook of its own."""
+    """Returns True for a transform that gives each token a codebook of its own."""
     return isinstance(transform, nn.Module) and "condition" in inspect.signature(type(transform).__call__).parameters
+
+
+def has_inverse(transform: nn.Module | None) -> bool:
+    """Returns True for a transform that maps looked-up codes back to stored ones."""
+    return hasattr(transform, "to_base")
+
+
+def is_learned(transform: nn.Module | None) -> bool:
+    """Returns True for a transform that a gradient moves, rather than running statistics."""
+    return transform is not None and not hasattr(transform, "update")

@@ -1,10 +1,10 @@
-"""What the quantizers refuse, and why."""
+"""Argument validation of the quantizers."""
 
 import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,22 +15,14 @@ from vqjax.errors import UserError
 
 
 def check_flags(module: nn.Module) -> None:
-    """Refuses what is neither true nor false where a module's field says so, and axes without a name.
-
-    Args:
-      module: Any quantizer.
-
-    Raises:
-      UserError: The first such field and its value; the text "False" would count as true.
-    """
-    require = requirement(module)
+    """Refuse boolean fields that are not, as the text "False" would count as true, and an axis without a name."""
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)
         if field.type is bool:
-            require(isinstance(value, bool | np.bool_), field.name, "use True or False.")
+            require(isinstance(value, bool | np.bool_), field.name, value, "True or False")
         if field.name == "axis_name":
             named = value is None or isinstance(value, str)
-            require(named, field.name, "use the name that pmap or shard_map gave the axis, or None.")
+            require(named, field.name, value, "the name that pmap or shard_map gave the axis, or None")
 
 
 def check_template(module: nn.Module) -> None:
@@ -43,47 +35,43 @@ def check_template(module: nn.Module) -> None:
       UserError: Its template has no options of a ``VectorQuantizer``.
     """
     template = module.quantizer
-    known = isinstance(template, nn.Module) and {"num_codes", "codebook_transform"} <= {
+    known = isinstance(template, nn.Module) and {"num_codes", "codebook"} <= {
         field.name for field in dataclasses.fields(template)
     }
     requirement(module)(known, "quantizer", "use a VectorQuantizer(num_codes=...), which says what a level is.")
 
 
 def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> None:
-    """Refuses tokens and masks that cannot be looked up.
-
-    Args:
-      z: The tokens.
-      mask: True for valid tokens, if given.
-
-    Raises:
-      UserError: What is wrong, and what to pass.
-    """
+    """Refuse vectors and masks that cannot be looked up."""
     for name, value in (("z", z), ("mask", mask)):
         if not hasattr(value, "dtype") and (name == "z" or value is not None):
-            raise UserError(f"{name} is of type {type(value).__name__}: pass an array.")
+            raise UserError(f"{name} must be an array, got {type(value).__name__}.")
     if not jnp.issubdtype(z.dtype, jnp.floating):
-        raise UserError(f"z has dtype {z.dtype}: pass floating-point vectors (decode takes indices).")
+        raise UserError(f"z must be floating-point vectors, got {z.dtype}; decode takes indices.")
     if z.ndim < 1 or z.shape[-1] < 1:
-        raise UserError(f"z has shape {z.shape}: its last axis has to hold at least one feature.")
+        raise UserError(f"z must have at least one feature along its last axis, got shape {z.shape}.")
     if mask is not None and (mask.shape != z.shape[:-1] or mask.dtype != jnp.bool_):
-        raise UserError(
-            f"mask is {mask.dtype}{list(mask.shape)}: pass bool{list(z.shape[:-1])}, one value per token of z."
-        )
+        expected = f"bool{list(z.shape[:-1])}, one value per token of z"
+        raise UserError(f"mask must be {expected}, got {mask.dtype}{list(mask.shape)}.")
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real number; booleans are none."""
+    """Return True for a real number; booleans are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_weight(value: object) -> bool:
-    """Whether a value is a finite number of at least zero."""
+    """Return True for a finite number of at least zero."""
     return is_number(value) and 0 <= value < math.inf
 
 
+def is_fraction(value: object) -> bool:
+    """Return True for a number of at least zero and below one."""
+    return is_number(value) and 0 <= value < 1
+
+
 def is_count(value: object) -> bool:
-    """Whether a value is a whole number of at least one."""
+    """Return True for a whole number of at least one."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
 
 
@@ -98,3 +86,39 @@ def _require(module: nn.Module, valid: bool, name: str, allowed: str) -> None:
         # A module shows all its attributes, line by line.
         shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
         raise UserError(f"{name}={shown} is not allowed: {allowed}")
+
+
+def require(valid: bool, name: str, value: object, expected: str, advice: str | None = None) -> None:
+    """Refuse the value of an argument: "name must be expected, got value; advice."."""
+    if not valid:
+        # A module shows all its attributes, line by line.
+        shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
+        raise UserError(f"{name} must be {expected}, got {shown}{'' if advice is None else f'; {advice}'}.")
+
+
+def require_count(name: str, value: object, largest: int | None = None, advice: str | None = None) -> None:
+    """Refuse what is not a whole number of at least 1, or is above the largest."""
+    span = "of at least 1" if largest is None else f"in [1, {largest}]"
+    require(is_count(value) and (largest is None or value <= largest), name, value, f"a whole number {span}", advice)
+
+
+def require_weight(name: str, value: object) -> None:
+    """Refuse what is not a finite number of at least 0."""
+    require(is_weight(value), name, value, "a finite number of at least 0")
+
+
+def require_positive(name: str, value: object) -> None:
+    """Refuse what is not a finite number above 0."""
+    require(is_weight(value) and value > 0, name, value, "a finite number above 0")
+
+
+def require_probability(name: str, value: object) -> None:
+    """Refuse what is neither a probability above 0 nor None, which switches off."""
+    in_range = value is None or (is_number(value) and 0 < value <= 1)
+    require(in_range, name, value, "a probability in (0, 1], or None for none")
+
+
+def require_choice(name: str, value: object, choices: Iterable[str | None]) -> None:
+    """Refuse what is not one of a few names."""
+    known = isinstance(value, str | None) and value in tuple(choices)
+    require(known, name, value, f"one of {', '.join(map(repr, choices))}")

@@ -1,311 +1,84 @@
-"""The vector quantizer: one codebook, one nearest code per token."""
+"""The vector quantizer: each vector becomes its nearest code."""
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from vqjax.errors import UserError
-from vqjax.estimators import Estimator, chooses_codes, get_estimator, keyword_names
-from vqjax.functional.metrics import geometry_statistics, masked_mean, perplexity, usage
+from vqjax.estimators import Estimator, chooses_codes, get_estimator, keyword_names, straight_through
+from vqjax.functional.codebook import Assignment, Codebook, assign
+from vqjax.functional.kmeans import kmeans
+from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.norms import normalize
 from vqjax.functional.regularizers import Regularizer
-from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_k_own_codes, nearest_own_codes
-from vqjax.quantizers.base import (
-    QuantizerOutput,
-    decode_valid,
-    mapped_axis,
-    minus_one_where_masked,
-    project,
-    zero_where_masked,
+from vqjax.functional.search import (
+    nearest_codes,
+    nearest_k_codes,
+    nearest_k_own_codes,
+    nearest_own_codes,
+    sample_codes,
 )
+from vqjax.quantizers.base import Quantizer, QuantizerOutput, decode_valid, zero_where_masked
 from vqjax.quantizers.codebooks import (
-    EMA,
-    assigned,
-    check_features,
-    codes_at,
-    codes_of,
-    count_dead,
-    create_variables,
-    draw_keys,
-    learn,
+    BaseCodebook,
+    Candidates,
+    FrozenCodebook,
+    Variables,
+    get_codebook,
     per_codebook,
-    per_group,
-    require_mutable,
-    start_from_clusters,
-    stored_codes,
+    take_codes,
 )
-from vqjax.quantizers.lookup import Lookup, look_up
-from vqjax.quantizers.transforms import LinearTransform, takes_condition
-from vqjax.quantizers.validation import check_flags, check_input, is_count, is_number, is_weight, requirement
-
-
-def lookup_space(vq: nn.Module, z: Float[Array, "*batch dim"]) -> Float[Array, "*tokens code_dim"]:
-    """Takes inputs to where codes live, in float32.
-
-    Args:
-      vq: A ``VectorQuantizer`` with variables.
-      z: Inputs.
-
-    Returns:
-      Vectors; with several heads their axis comes before the last one.
-    """
-    z = z.astype(jnp.float32)
-    if vq.code_dim is not None:
-        z = project(vq, "project_in", z)
-    if vq.heads > 1:
-        z = z.reshape(*z.shape[:-1], vq.heads, z.shape[-1] // vq.heads)
-    return normalize(z) if vq.metric == "cosine" else z
-
-
-def output_space(vq: nn.Module, vectors: Float[Array, "*tokens code_dim"]) -> Float[Array, "*batch dim"]:
-    """Takes vectors from where codes live to where the inputs came from.
-
-    Args:
-      vq: A ``VectorQuantizer`` with variables.
-      vectors: As :func:`lookup_space` returns them.
-
-    Returns:
-      Vectors of the input's dimension.
-    """
-    if vq.heads > 1:
-        vectors = vectors.reshape(*vectors.shape[:-2], vq.heads * vectors.shape[-1])
-    return project(vq, "project_out", vectors) if vq.code_dim is not None else vectors
-
-
-def mask_of_heads(vq: nn.Module, mask: Bool[Array, "*batch"] | None) -> Bool[Array, "*tokens"] | None:
-    """One value per token and head."""
-    if mask is None or vq.heads == 1:
-        return mask
-    return jnp.broadcast_to(mask[..., None], (*mask.shape, vq.heads))
-
-
-Tokens = Float[Array, "*tokens dim"]
-TokenMask = Bool[Array, "*tokens"] | None
-
-
-def distance(vq: nn.Module, x: Tokens, y: Tokens, mask: TokenMask) -> Float[Array, ""]:
-    """The mean squared difference over unmasked tokens and dimensions."""
-    return masked_mean(jnp.mean(jnp.square(x - y), axis=-1), mask, mapped_axis(vq))
-
-
-def losses(
-    vq: nn.Module, vectors: Tokens, chosen: Tokens, counts: Float[Array, "*codebooks codes"], mask: TokenMask
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the weighted loss, and each term without its weight by name.
-
-    Args:
-      vq: A ``VectorQuantizer`` with variables.
-      vectors: Tokens in the space of the lookup.
-      chosen: Their codes, with gradient.
-      counts: Tokens per code in the global batch.
-      mask: True for the tokens that count.
-
-    Returns:
-      A scalar, and scalars by name.
-    """
-    commitment = distance(vq, vectors, jax.lax.stop_gradient(chosen), mask)
-    codebook = distance(vq, jax.lax.stop_gradient(vectors), chosen, mask)
-    loss = vq.commitment_weight * commitment
-    if learns_codes(vq):
-        loss += (1.0 if vq.codebook_weight is None else vq.codebook_weight) * codebook
-    metrics = {"quantization_error": commitment, "commitment_loss": commitment, "codebook_loss": codebook}
-    for regularizer in vq.regularizers:
-        metrics[regularizer.name] = _regularize(vq, regularizer, vectors, counts, mask)
-        loss += regularizer.weight * metrics[regularizer.name]
-    return loss, metrics
-
-
-def _regularize(
-    vq: nn.Module, regularizer: Regularizer, vectors: Tokens, counts: Array, mask: TokenMask
-) -> Float[Array, ""]:
-    value = partial(regularizer, axis_name=mapped_axis(vq), distance=vq.metric)
-    if not vq.separate_codebooks:
-        return value(vectors, codes_of(vq), counts, mask)
-    tokens, token_mask = per_group(vq, vectors, mask)
-    of_heads = jax.vmap(value, in_axes=(0, 0, 0, None if mask is None else 0))
-    return jnp.mean(of_heads(tokens, codes_of(vq), counts, token_mask))
-
+from vqjax.quantizers.transforms import LinearTransform, has_inverse, takes_condition
+from vqjax.quantizers.validation import (
+    check_flags,
+    check_input,
+    is_count,
+    is_number,
+    require,
+    require_count,
+    require_positive,
+    require_weight,
+)
 
 Vectors = Float[Array, "*batch dim"]
 Mask = Bool[Array, "*batch"] | None
 Condition = Float[Array, "*batch features"] | None
+Indices = Int[Array, "*indices"]
+Scalar = Float[Array, ""]
+Codes = Float[Array, "*codebooks codes dim"]
+
+# Where codes live: latents after projection, split into heads, and normalization.
+Latents = Float[Array, "*tokens code_dim"]
+TokenMask = Bool[Array, "*tokens"] | None
+Keys = Key[Array, "*codebooks"]
 
 # Uniform with variance 1/dim, so that a code's expected squared length is one for any dim and number of codes.
 unit_scale_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=1, out_axis=0)
+unit_scale_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
 
 
-def check_arguments(vq: nn.Module) -> None:
-    """Refuses constructor arguments that are out of range or have no effect with the others.
+class Lookup(NamedTuple):
+    """The result of a lookup.
 
-    Args:
-      vq: A ``VectorQuantizer``.
-
-    Raises:
-      UserError: The first such argument, its value and what is allowed.
+    Attributes:
+      quantized: The codes, with the gradient of the estimator.
+      indices: int32, one per latent.
+      codes: The codes of the indices, with a plain gradient.
     """
 
-    check_flags(vq)
-    require = requirement(vq)
-    _check_parts(vq, require)
-    require(
-        is_count(vq.num_codes) and vq.num_codes < 2**31,
-        "num_codes",
-        "use a whole number of at least 1.",
-    )
-    require(vq.metric in ("euclidean", "cosine"), "metric", "use 'euclidean' or 'cosine'.")
-    require(
-        isinstance(vq.codebook_update, EMA) or vq.codebook_update in ("ema", "gradient", "none"),
-        "codebook_update",
-        "use 'ema', 'gradient', 'none' or vqjax.quantizers.EMA(...).",
-    )
-    get_estimator(vq.estimator)
-    require(is_number(vq.decay) and 0 <= vq.decay < 1, "decay", "use a number in [0, 1), such as 0.99.")
-    require(is_weight(vq.commitment_weight), "commitment_weight", "use a finite number of at least 0, such as 0.25.")
-    require(
-        is_count(vq.codebook_shards) and vq.num_codes % vq.codebook_shards == 0,
-        "codebook_shards",
-        f"use a whole number that divides num_codes={vq.num_codes}.",
-    )
-    require(
-        vq.codebook_shards == 1 or not vq.separate_codebooks,
-        "codebook_shards",
-        "several codebooks (separate_codebooks=True) are not divided. Use 1.",
-    )
-    _check_replacement(vq, require)
-    _check_heads(vq, require)
-    _check_learned_codes(vq, require)
-    _check_lookup(vq, require)
+    quantized: Latents
+    indices: Int[Array, "*tokens"]
+    codes: Latents
 
 
-def learns_codes(vq: nn.Module) -> bool:
-    """Whether a gradient moves the codes that are looked up: their own, or that of their transform."""
-    transform = vq.codebook_transform
-    return vq.codebook_update == "gradient" or (transform is not None and not hasattr(transform, "update"))
-
-
-def _check_parts(vq: nn.Module, require: Callable) -> None:
-    """What is no number; names of classes, and classes themselves, belong to configs."""
-    transform, regularizers = vq.codebook_transform, vq.regularizers
-    require(
-        transform is None or isinstance(transform, nn.Module),
-        "codebook_transform",
-        "use a Flax module such as LinearTransform(), or None.",
-    )
-    require(callable(vq.codebook_init), "codebook_init", "use an initializer such as nn.initializers.normal(1.0).")
-    known = isinstance(regularizers, tuple) and all(hasattr(r, "needs_learned_codes") for r in regularizers)
-    require(known, "regularizers", "use a tuple of regularizers such as (Diversity(0.1),).")
-
-
-def _check_replacement(vq: nn.Module, require: Callable) -> None:
-    require(
-        is_number(vq.dead_code_threshold) and 0 <= vq.dead_code_threshold < 1,
-        "dead_code_threshold",
-        "use a fraction of the average use, in [0, 1).",
-    )
-    require(
-        vq.replace_unused_after is None or is_count(vq.replace_unused_after),
-        "replace_unused_after",
-        "use a whole number of batches, or None.",
-    )
-    without_inverse = vq.codebook_transform is not None and not hasattr(vq.codebook_transform, "to_base")
-    for name in ("replace_dead_codes", "replace_unused_after"):
-        wanted = getattr(vq, name) not in (False, None)
-        frozen = vq.codebook_update == "none"
-        require(not (wanted and frozen), name, "codebook_update='none' freezes the codebook. Choose one of the two.")
-        require(
-            not (wanted and without_inverse),
-            name,
-            f"a token cannot become a code through codebook_transform={type(vq.codebook_transform).__name__}, which "
-            "has no inverse (method to_base). Choose one of the two.",
-        )
-
-
-def _check_heads(vq: nn.Module, require: Callable) -> None:
-    require(is_count(vq.heads), "heads", "use a whole number of at least 1.")
-    require(vq.code_dim is None or is_count(vq.code_dim), "code_dim", "use a whole number of at least 1, or None.")
-    require(
-        not vq.separate_codebooks or vq.heads > 1,
-        "heads",
-        "one head has one codebook anyway. Use at least 2, or separate_codebooks=False.",
-    )
-
-
-def _check_learned_codes(vq: nn.Module, require: Callable) -> None:
-    by_gradient = "only codes that are learned by gradient (codebook_update='gradient', or a codebook_transform with"
-    by_gradient += " parameters) have this. Leave it out."
-    require(vq.codebook_weight is None or learns_codes(vq), "codebook_weight", by_gradient)
-    require(
-        vq.codebook_weight is None or is_weight(vq.codebook_weight), "codebook_weight", "use a number of at least 0."
-    )
-    require(is_weight(vq.synchronization), "synchronization", "use a finite number of at least 0, such as 0.2.")
-    require(vq.synchronization == 0 or learns_codes(vq), "synchronization", by_gradient)
-    for regularizer in vq.regularizers:
-        require(
-            learns_codes(vq) or not regularizer.needs_learned_codes,
-            "regularizers",
-            f"moving averages and frozen codebooks would undo {type(regularizer).__name__}: {by_gradient}",
-        )
-    moving = vq.codebook_update == "ema" or isinstance(vq.codebook_update, EMA)
-    has_parameters = vq.codebook_transform is not None and not hasattr(vq.codebook_transform, "update")
-    require(
-        not (moving and has_parameters),
-        "codebook_transform",
-        "moving averages and the gradient of a transform would both move the codes. Use codebook_update='none' or "
-        "'gradient' with it.",
-    )
-    require(
-        not (vq.metric == "cosine" and hasattr(vq.codebook_transform, "update")),
-        "codebook_transform",
-        "running statistics move codes off the unit sphere of metric='cosine'. Use metric='euclidean'.",
-    )
-
-
-def _check_lookup(vq: nn.Module, require: Callable) -> None:
-    estimator = get_estimator(vq.estimator)
-    require(is_weight(vq.sampling_temperature), "sampling_temperature", "use 0, or a finite number above 0.")
-    require(
-        vq.sampling_temperature == 0 or not chooses_codes(estimator),
-        "sampling_temperature",
-        f"estimator={vq.estimator!r} chooses the codes itself. Choose one of the two.",
-    )
-    if takes_condition(vq.codebook_transform):
-        conditioned = "a codebook per token (codebook_transform with a condition) cannot be combined with it."
-        require(vq.heads == 1, "heads", conditioned)
-        require(vq.sampling_temperature == 0, "sampling_temperature", conditioned)
-        require(not chooses_codes(estimator), "estimator", conditioned)
-        require(not vq.regularizers, "regularizers", conditioned)
-
-
-def check_given(vq: nn.Module, z: Array, indices: Array | None, update_weights: Array | None) -> None:
-    """Refuses indices and weights that do not fit the tokens and the codebook.
-
-    Args:
-      vq: A ``VectorQuantizer``.
-      z: The tokens.
-      indices: Codes chosen elsewhere, if given.
-      update_weights: One per code, if given.
-
-    Raises:
-      UserError: What is wrong, and what to pass.
-    """
-    expected = z.shape[:-1] if vq.heads == 1 else (*z.shape[:-1], vq.heads)
-    if indices is not None and (indices.shape != expected or not jnp.issubdtype(indices.dtype, jnp.integer)):
-        raise UserError(
-            f"indices is {indices.dtype}{list(indices.shape)}: pass integers{list(expected)}, one per token."
-        )
-    expected = (vq.heads, vq.num_codes) if vq.separate_codebooks else (vq.num_codes,)
-    if update_weights is not None and update_weights.shape not in (expected, expected[-1:]):
-        raise UserError(f"update_weights has shape {update_weights.shape}: pass one weight per code, {expected}.")
-
-
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Quantizer):
     r"""Replaces each vector by its nearest code, and lets the gradient cross by an estimator.
 
     The code :math:`q = e_i,\ i = \arg\min_k |z - e_k|^2` is the output bit for bit; its gradient with respect to
@@ -313,17 +86,17 @@ class VectorQuantizer(nn.Module):
 
     .. math:: \beta\, |z - \mathrm{sg}(q)|^2 + \alpha\, |\mathrm{sg}(z) - q|^2
 
-    averaged over unmasked tokens and dimensions, where :math:`\alpha = 0` unless ``codebook_update="gradient"``.
-    ``dim`` is taken from the last axis of the input; all other axes are batch axes. Losses and lookup live in the
-    space of the codes: after projection, split into heads and, for cosine, normalization.
+    averaged over unmasked tokens and dimensions, where :math:`\alpha` is the ``weight`` of a codebook that is learned
+    by gradient, and 0 otherwise. ``dim`` is taken from the last axis of the input; all other axes are batch axes.
+    Losses and lookup live in the space of the codes: after projection, split into heads and, for cosine,
+    normalization.
 
     Variables:
-      The collection ``codebook`` holds, in float32 under any input dtype, ``codes``, ``counts``, ``sums`` and
-      ``relative_usage`` (:class:`vqjax.functional.Codebook`). With ``codebook_update="gradient"`` the codes are
-      ``params["codes"] + codebook["offsets"]``: the optimizer moves the first, and k-means and dead-code
-      replacement, which are no gradient steps, write the second. With ``"none"`` there are only ``codes``. With
-      ``separate_codebooks`` each of these has a leading axis of heads. ``params`` holds the projections too
-      (``project_in_kernel`` and so on), and the codebook transform's own variables are under its name.
+      Those of the codebook, float32 under any input dtype: with moving averages the collection ``codebook`` holds
+      ``codes``, ``counts``, ``sums`` and ``relative_usage`` (:class:`EMACodebook`, :class:`GradientCodebook` and
+      :class:`FrozenCodebook` list theirs). With ``separate_codebooks`` each has a leading axis of heads. ``params``
+      holds the projections (``project_in_kernel`` and so on), and the variables of a transform are under
+      ``codebook_transform``.
 
     State and randomness:
       ``train=False`` changes nothing. ``train=True`` looks codes up first and updates the collection ``codebook``
@@ -332,34 +105,25 @@ class VectorQuantizer(nn.Module):
 
     Attributes:
       num_codes: Size of the codebook.
-      metric: ``"euclidean"``, or ``"cosine"``: tokens and codes are scaled to unit length before the lookup, and
+      distance: ``"euclidean"``, or ``"cosine"``: latents and codes are scaled to unit length before the lookup, and
         output, estimator, losses and averages live on the unit sphere.
       estimator: A name from :data:`vqjax.estimators.ESTIMATORS` or a callable ``(z, q) -> q'``. Those that draw
         noise do so in training only.
-      codebook_update: ``"ema"`` (moving averages; :class:`EMA` for its settings), ``"gradient"`` (learned through
-        the codebook loss) or ``"none"`` (frozen).
-      decay: Of the moving averages per batch, in ``[0, 1)``.
+      codebook: How the codes are stored and learned: ``"ema"``, ``"gradient"`` or ``"frozen"``, or one of the objects
+        behind these names with its options, such as ``EMACodebook(decay=0.9, replace=Replacement())``.
       commitment_weight: :math:`\beta`.
-      codebook_weight: :math:`\alpha`, 1 by default; only where codes or their transform are learned by gradient.
-      dead_code_threshold: A code is dead while its moving-average use is below this fraction of the average use
-        (tokens / codes).
-      replace_dead_codes: Replace dead codes by random tokens of the batch after each update.
-      replace_unused_after: Replace codes that no token has chosen for so many training batches.
+      codebook_dim: Project to this many features per head before the lookup, and back after it, where the input has
+        others.
+      heads: Parts into which the features are split; each is a token of its own. Indices get a last axis of heads.
       codebook_init: Initializer of the ``[num_codes, dim]`` codes.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Not needed, and
         wrong, under plain ``jit``. Pass every device the same ``quantizer`` key; average gradients over the axis.
-      code_dim: Project to this many features per head before the lookup, and back after it.
-      heads: Parts into which the features are split; each is a token of its own. Indices get a last axis of heads.
       separate_codebooks: One codebook per head instead of one for all.
-      sampling_temperature: Above 0, indices are drawn in training from ``softmax(similarity / temperature)``
-        (:func:`vqjax.functional.search.sample_codes`) instead of the nearest.
-      synchronization: Weight with which the task's gradient reaches the codes as well (:math:`\nu` of Huh et al.,
-        2023, eq. 21); only where codes or their transform are learned by gradient.
-      codebook_transform: Module that maps the stored codes to those that are looked up, see
-        :mod:`vqjax.quantizers.transforms`.
+      sampling_temperature: Draw indices in training from ``softmax(similarity / temperature)``
+        (:func:`vqjax.functional.sample_codes`) instead of the nearest; None for never.
       regularizers: Added to the loss, see :mod:`vqjax.functional.regularizers`.
-      codebook_shards: How many devices hold a part of the codebook each, where it is sharded along its first axis
-        (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``, as argument and in
+      codebook_shards: Number of devices that hold a part of the codebook each, where it is sharded along its first
+        axis (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``, as argument and in
         ``out_shardings``): each searches its own part, and nothing of the codebook's size crosses devices. Divides
         ``num_codes``. The result is the same for any number.
 
@@ -385,34 +149,103 @@ class VectorQuantizer(nn.Module):
     """
 
     num_codes: int
-    metric: Literal["euclidean", "cosine"] = "euclidean"
+    _: dataclasses.KW_ONLY
+    distance: Literal["euclidean", "cosine"] = "euclidean"
     estimator: str | Estimator = "rotation"
-    codebook_update: Literal["ema", "gradient", "none"] | EMA = "ema"
-    decay: float = 0.99
+    codebook: str | BaseCodebook = "ema"
     commitment_weight: float = 0.25
-    codebook_weight: float | None = None
-    dead_code_threshold: float = 0.01
-    replace_dead_codes: bool = False
-    replace_unused_after: int | None = None
+    codebook_dim: int | None = None
+    heads: int = 1
     codebook_init: Callable = unit_scale_uniform
     axis_name: str | None = None
-    code_dim: int | None = None
-    heads: int = 1
     separate_codebooks: bool = False
-    sampling_temperature: float = 0.0
-    synchronization: float = 0.0
-    codebook_transform: nn.Module | None = None
+    sampling_temperature: float | None = None
     regularizers: tuple[Regularizer, ...] = ()
     codebook_shards: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self)
+        object.__setattr__(self, "codebook", get_codebook(self.codebook))
+        self._check_arguments()
+        self._check_combinations()
+
+    def _check_arguments(self) -> None:
+        check_flags(self)
+        require_count("num_codes", self.num_codes, largest=2**31 - 1)
+        require(self.distance in ("euclidean", "cosine"), "distance", self.distance, "'euclidean' or 'cosine'")
+        get_estimator(self.estimator)
+        require_weight("commitment_weight", self.commitment_weight)
+        require_count("heads", self.heads)
+        if self.codebook_dim is not None:
+            require_count("codebook_dim", self.codebook_dim)
+        init, regularizers = self.codebook_init, self.regularizers
+        require(callable(init), "codebook_init", init, "an initializer such as nn.initializers.normal(1.0)")
+        known = isinstance(regularizers, tuple) and all(hasattr(r, "needs_learned_codes") for r in regularizers)
+        require(known, "regularizers", regularizers, "a tuple of regularizers such as (Diversity(0.1),)")
+        if self.sampling_temperature is not None:
+            require_positive("sampling_temperature", self.sampling_temperature)
+        shards = self.codebook_shards
+        divides = is_count(shards) and self.num_codes % shards == 0
+        require(divides, "codebook_shards", shards, f"a whole number that divides num_codes={self.num_codes}")
+
+    def _check_combinations(self) -> None:
+        codebook, estimator = self.codebook, get_estimator(self.estimator)
+        advice = "one head has one codebook anyway; or use separate_codebooks=False"
+        require(not self.separate_codebooks or self.heads > 1, "heads", self.heads, "at least 2", advice)
+        divided = self.codebook_shards > 1 and self.separate_codebooks
+        require(not divided, "codebook_shards", self.codebook_shards, "1", "separate codebooks are not divided")
+        for regularizer in self.regularizers:
+            name = type(regularizer).__name__
+            require(
+                codebook.is_learned or not regularizer.needs_learned_codes,
+                "regularizers",
+                self.regularizers,
+                f"without {name} for codes that are not learned by gradient",
+                f"moving averages and frozen codebooks would undo {name}; use GradientCodebook(), or a transform "
+                "that has parameters",
+            )
+        running = self.distance == "cosine" and hasattr(codebook.transform, "update")
+        advice = "running statistics move codes off the unit sphere"
+        require(not running, "codebook.transform", codebook.transform, "None with distance='cosine'", advice)
+        if chooses_codes(estimator):
+            advice = f"estimator={self.estimator!r} chooses the codes itself"
+            require(
+                self.sampling_temperature is None, "sampling_temperature", self.sampling_temperature, "None", advice
+            )
+        if takes_condition(codebook.transform):
+            advice = "a codebook per token (a transform with a condition) cannot be combined with it"
+            require(self.heads == 1, "heads", self.heads, "1", advice)
+            require(
+                self.sampling_temperature is None, "sampling_temperature", self.sampling_temperature, "None", advice
+            )
+            require(not chooses_codes(estimator), "estimator", self.estimator, "another one", advice)
+            require(not self.regularizers, "regularizers", self.regularizers, "()", advice)
+
+    def setup(self) -> None:
+        self._codebook = self.codebook
+        if self.codebook.transform is not None:
+            # Its own copy, also where the transform was made inside of another module: it belongs to this one.
+            self.codebook_transform = self.codebook.transform.clone(parent=None, name=None)
+            self._codebook = dataclasses.replace(self.codebook, transform=self.codebook_transform)
+
+    @property
+    def index_shape(self) -> tuple[int, ...]:
+        """An axis of heads, where there are several."""
+        return (self.heads,) if self.heads > 1 else ()
 
     @property
     def num_codebooks(self) -> int:
         """The number of codebooks: one, or one per head."""
         return self.heads if self.separate_codebooks else 1
+
+    @property
+    def sync_nu(self) -> float:
+        """That of the codebook."""
+        return self.codebook.sync_nu
+
+    def without_estimator(self) -> "VectorQuantizer":
+        codebook = dataclasses.replace(self.codebook, sync_nu=0.0) if self.sync_nu else self.codebook
+        return self.clone(parent=None, name=None, estimator=_pass_to_codes, codebook=codebook)
 
     @nn.compact
     def __call__(
@@ -420,11 +253,11 @@ class VectorQuantizer(nn.Module):
         z: Vectors,
         mask: Mask = None,
         train: bool = False,
-        *,
         condition: Condition = None,
-        update_weights: Float[Array, "*heads codes"] | None = None,
+        *,
+        code_update_weights: Float[Array, "*heads codes"] | None = None,
     ) -> QuantizerOutput:
-        """Quantizes vectors.
+        """Quantize vectors.
 
         Args:
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
@@ -432,13 +265,14 @@ class VectorQuantizer(nn.Module):
             gradient, and come back as zero vectors with index -1.
           train: Update the codebook after the lookup.
           condition: One vector per token, for a transform that gives each token a codebook of its own.
-          update_weights: Weight of each code's moving averages, in [0, 1]; 0 freezes a code.
+          code_update_weights: Weight of each code's moving averages, in [0, 1]; 0 freezes a code.
 
         Returns:
           Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``commitment_loss`` and
-          ``codebook_loss`` (unweighted; equal in value, different in gradient), ``perplexity`` and ``usage`` of
-          this batch, ``norm_ratio`` (mean |q|/|z|), ``angle`` (mean, radians), unless the codebook is frozen
-          ``dead_codes`` (number, by the moving average, before any replacement), and each regularizer by its name.
+          ``codebook_loss`` (unweighted; equal in value, different in gradient), ``relative_error`` (the error over the
+          mean square of the latents), ``perplexity`` and ``usage`` of this batch, ``norm_ratio`` (mean |q|/|z|),
+          ``angle`` (mean, radians), unless the codebook is frozen ``dead_codes`` (number, by the moving average,
+          before any replacement), and each regularizer by its name.
 
         Raises:
           UserError: ``train=True`` with an immutable ``codebook``; no ``quantizer`` key where one is needed; a
@@ -446,21 +280,21 @@ class VectorQuantizer(nn.Module):
         """
         check_input(z, mask)
         if self.is_initializing():
-            create_variables(self, z.shape[-1])
-        return self.assign(z, None, mask, train, condition=condition, update_weights=update_weights)
+            self._create_variables(z.shape[-1])
+        return self.assign(z, None, mask, train, condition, code_update_weights=code_update_weights)
 
     def assign(
         self,
         z: Vectors,
-        indices: Int[Array, "*indices"] | None,
+        indices: Indices | None,
         mask: Mask = None,
         train: bool = False,
-        *,
         condition: Condition = None,
-        update_weights: Float[Array, "*heads codes"] | None = None,
+        *,
+        code_update_weights: Float[Array, "*heads codes"] | None = None,
         update: bool = True,
     ) -> QuantizerOutput:
-        """The call, with codes that were chosen elsewhere: by a beam search, or by another device.
+        """Quantize vectors with codes that were chosen elsewhere: by a beam search, or by another device.
 
         Args:
           z: As in the call.
@@ -468,46 +302,47 @@ class VectorQuantizer(nn.Module):
           mask: As in the call.
           train: As in the call.
           condition: As in the call.
-          update_weights: As in the call.
-          update: False leaves the codebook as it is even in training, for those who update it jointly later.
+          code_update_weights: As in the call.
+          update: False leaves the codebook as it is even in training, for callers that update it later.
 
         Returns:
-          As the call.
+          The output of the call.
 
         Raises:
           UserError: As the call, and where the estimator chooses the codes itself.
         """
         check_input(z, mask)
-        check_features(self, z.shape[-1])
-        check_given(self, z, indices, update_weights)
-        if indices is not None and chooses_codes(get_estimator(self.estimator)):
-            raise UserError(
-                f"estimator={self.estimator!r} chooses the codes itself: pass indices=None, or another one."
-            )
+        variables = self._variables(z.shape[-1])
+        self._check_given(z, indices, code_update_weights)
         train = train and not self.is_initializing()
-        vectors, token_mask = lookup_space(self, zero_where_masked(z, mask)), mask_of_heads(self, mask)
+        latents, token_mask = self._to_code_space(zero_where_masked(z, mask)), self._mask_of_heads(mask)
+        key = self._draw_lookup_keys() if train else None
+        # A masked token is given as -1, which is not a code.
+        given = None if indices is None else jnp.maximum(indices, 0)
         if condition is None:
-            found = self._look_up(vectors, codes_of(self), token_mask, train, indices)
+            codes = self._codes(variables)
+            lookup = self._look_up(latents, codes, token_mask, key, given)
         else:
-            found = self._look_up_own(vectors, condition, token_mask, train, indices)
-        counts = self._count(vectors, found.indices, token_mask)
-        loss, metrics = losses(self, vectors, found.codes, counts, token_mask)
-        metrics |= {"perplexity": jnp.mean(per_codebook(self, perplexity)(counts)), "usage": usage(counts.reshape(-1))}
-        metrics |= geometry_statistics(vectors, found.codes, token_mask, mapped_axis(self))
-        if self.codebook_update != "none":
-            metrics["dead_codes"] = count_dead(self)
+            codes, lookup = None, self._look_up_own(variables, latents, condition, token_mask, key, given)
+        counts = self._assign(*self._group(latents, token_mask), lookup.indices).counts
+        loss, metrics = self._losses(latents, lookup.codes, codes, counts, token_mask)
+        metrics |= self._measure(variables, latents, lookup.codes, counts, token_mask)
         if train and update:
-            metrics |= learn(self, vectors, found.indices, counts, token_mask, update_weights)
-        # The sum is the value of the first term bit for bit: the second is zero, and carries a gradient to the codes.
-        quantized = found.quantized + self.synchronization * (found.codes - jax.lax.stop_gradient(found.codes))
-        quantized = output_space(self, quantized).astype(z.dtype)
-        indices = minus_one_where_masked(found.indices, token_mask)
-        return QuantizerOutput(zero_where_masked(quantized, mask), indices, loss, jax.lax.stop_gradient(metrics))
+            metrics |= self._update_codebook(
+                variables, latents, lookup.indices, counts, token_mask, code_update_weights
+            )
+        quantized = lookup.quantized
+        if self.sync_nu:
+            # The difference is zero, and carries a gradient to the codes.
+            quantized += self.sync_nu * (lookup.codes - jax.lax.stop_gradient(lookup.codes))
+        quantized = zero_where_masked(self._from_code_space(quantized).astype(z.dtype), mask)
+        indices = self._mask_indices(lookup.indices, mask)
+        return QuantizerOutput(quantized, indices, loss, jax.lax.stop_gradient(metrics))
 
     def encode(
         self, z: Vectors, mask: Mask = None, *, condition: Condition = None, top_k: int | None = None
-    ) -> Int[Array, "*indices"]:
-        """Returns the index of each vector's nearest code, or of its nearest ``top_k``.
+    ) -> Indices:
+        """Return the index of each vector's nearest code, or of its nearest ``top_k``.
 
         Args:
           z: Vectors along the last axis.
@@ -519,23 +354,19 @@ class VectorQuantizer(nn.Module):
           int32 indices; with several heads, an axis of heads follows the leading axes of ``z``.
         """
         check_input(z, mask)
-        check_features(self, z.shape[-1])
-        vectors, codes = lookup_space(self, z), codes_of(self, condition)
+        variables = self._variables(z.shape[-1])
+        codes = self._codes(variables, condition)
         search = self._nearest if condition is None else nearest_own_codes
         if top_k is not None:
             search = partial(nearest_k_codes if condition is None else nearest_k_own_codes, k=top_k)
-        indices = self._search(search, vectors, codes)
-        token_mask = mask_of_heads(self, mask)
-        if top_k is not None and token_mask is not None:
-            token_mask = jnp.broadcast_to(token_mask[..., None], indices.shape)
-        return minus_one_where_masked(indices, token_mask)
+        return self._mask_indices(self._search(search, self._to_code_space(z), codes), mask)
 
     def decode(self, indices: Integer[Array | np.ndarray, "*indices"], *, condition: Condition = None) -> Vectors:
-        """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
+        """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
-          indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector. Anything
-            else becomes NaN, which shows, instead of another code, which would not. With several heads, their axis
+          indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector. All others
+            become NaN, which reveals them; the vector of another code would hide them. With several heads, their axis
             is the last one.
           condition: As in the call.
 
@@ -543,8 +374,12 @@ class VectorQuantizer(nn.Module):
           Vectors in float32.
         """
         if self.heads > 1 and indices.shape[-1:] != (self.heads,):
-            raise UserError(f"indices has shape {indices.shape}: its last axis has to be the {self.heads} heads.")
-        decode = lambda valid: output_space(self, codes_at(self, valid, condition))  # noqa: E731
+            raise UserError(f"indices must have {self.heads} heads along its last axis, got shape {indices.shape}.")
+        variables = self._variables()
+
+        def decode(valid: Indices) -> Vectors:
+            return self._from_code_space(self._codes_at(variables, valid, condition))
+
         return decode_valid(decode, indices, self.num_codes, several=self.heads > 1)
 
     def kmeans_init(
@@ -555,7 +390,7 @@ class VectorQuantizer(nn.Module):
         iterations: int = 10,
         start: Literal["random", "plus_plus"] = "random",
     ) -> None:
-        """Starts the codebook from clusters.
+        """Start the codebook from clusters.
 
         Call it once, before training, as
         ``_, updates = vq.apply(variables, z, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": key})``.
@@ -570,22 +405,28 @@ class VectorQuantizer(nn.Module):
           UserError: The collection ``codebook`` is immutable, or there is no ``quantizer`` key.
         """
         check_input(z, mask)
-        check_features(self, z.shape[-1])
+        variables, transform = self._variables(z.shape[-1]), self.codebook.transform
         if z.size == 0:
-            raise UserError(f"z has shape {z.shape}: kmeans_init takes at least one token.")
-        if not is_count(iterations) and iterations != 0:
-            raise UserError(f"iterations={iterations!r} is not allowed: use a whole number of at least 0.")
-        if self.codebook_transform is not None and not hasattr(self.codebook_transform, "to_base"):
-            name = type(self.codebook_transform).__name__
-            raise UserError(f"kmeans_init needs the inverse of codebook_transform={name}, which has no to_base method.")
-        require_mutable(self, "kmeans_init(z)")
-        vectors = lookup_space(self, zero_where_masked(z, mask))
-        start_from_clusters(self, vectors, mask_of_heads(self, mask), iterations, start)
+            raise UserError(f"z must have at least one token for kmeans_init, got shape {z.shape}.")
+        whole = is_count(iterations) or (is_number(iterations) and iterations == 0)
+        require(whole, "iterations", iterations, "a whole number of at least 0")
+        invertible = transform is None or has_inverse(transform)
+        require(invertible, "codebook.transform", transform, "invertible (have a method to_base) for kmeans_init")
+        self._require_mutable("kmeans_init(z)")
+        latents = self._to_code_space(zero_where_masked(z, mask))
+        candidates = self._candidates("kmeans_init", *self._group(latents, self._mask_of_heads(mask)))
+        settings = {"iterations": iterations, "unit_norm": self._unit_norm, "start": start}
 
-    def codebook_loss(self, z: Vectors, mask: Mask = None) -> Float[Array, ""]:
-        """The mean squared distance of codes to the tokens that choose them, with gradient to the codes alone.
+        def cluster(key: Key[Array, ""], latents: Array, mask: Array | None) -> Codebook:
+            return kmeans(key, latents, self.num_codes, mask=mask, **settings)
 
-        What alternating optimization minimizes between task steps (:mod:`vqjax.tasks.alternating`).
+        clusters = per_codebook(cluster, variables["codes"])(*candidates)
+        self._write(self._codebook.restart(variables, clusters))
+
+    def codebook_loss(self, z: Vectors, mask: Mask = None) -> Scalar:
+        """Return the mean squared distance of codes to the latents that choose them, with gradient to the codes alone.
+
+        Alternating optimization minimizes it between steps on the task (:mod:`vqjax.tasks.alternating`).
 
         Args:
           z: Vectors along the last axis.
@@ -595,14 +436,14 @@ class VectorQuantizer(nn.Module):
           A scalar.
         """
         check_input(z, mask)
-        check_features(self, z.shape[-1])
-        vectors = jax.lax.stop_gradient(lookup_space(self, zero_where_masked(z, mask)))
-        codes = codes_of(self)
-        indices = self._search(self._nearest, vectors, codes)
-        return distance(self, vectors, codes_at(self, indices), mask_of_heads(self, mask))
+        variables = self._variables(z.shape[-1])
+        latents = jax.lax.stop_gradient(self._to_code_space(zero_where_masked(z, mask)))
+        codes = self._codes(variables)
+        chosen = take_codes(codes, self._search(self._nearest, latents, codes))
+        return self._squared_distance(latents, chosen, self._mask_of_heads(mask))
 
-    def unquantized(self, z: Vectors) -> Vectors:
-        """What an infinitely fine codebook would return: projections and normalization without the lookup.
+    def bypass(self, z: Vectors) -> Vectors:
+        """Return what an infinitely fine codebook would: projections and normalization without the lookup.
 
         Args:
           z: Vectors along the last axis.
@@ -611,49 +452,359 @@ class VectorQuantizer(nn.Module):
           Vectors in the input's dtype, with the plain gradient.
         """
         check_input(z, None)
-        check_features(self, z.shape[-1])
-        return output_space(self, lookup_space(self, z)).astype(z.dtype)
+        self._variables(z.shape[-1])
+        return self._from_code_space(self._to_code_space(z)).astype(z.dtype)
 
-    def _look_up_own(self, vectors: Vectors, condition: Array, mask: Mask, train: bool, given: Array | None) -> Lookup:
-        """Each token in its own codebook: only the chosen codes are made with gradient, and as decode makes them."""
-        if given is None:
-            given = nearest_own_codes(vectors, codes_of(self, condition))
-        chosen = codes_at(self, jnp.maximum(given, 0), condition)
-        return self._look_up(vectors, stored_codes(self), mask, train, given, chosen)
+    @property
+    def _unit_norm(self) -> bool:
+        return self.distance == "cosine"
+
+    def _create_variables(self, features: int) -> None:
+        """Create projections and codebook, in ``init``, where the module has not been called before."""
+        if self.has_variable(self._collection_of("codes"), "codes"):
+            return
+        if self.codebook_dim is not None:
+            self._create_projections(features, self.heads * self.codebook_dim)
+        shape = (self.num_codes, self._code_features(features))
+
+        def initial_codes(key: Key[Array, ""]) -> Codes:
+            if not self.separate_codebooks:
+                return self.codebook_init(key, shape, jnp.float32)
+            return jax.vmap(lambda key: self.codebook_init(key, shape, jnp.float32))(jax.random.split(key, self.heads))
+
+        if self.codebook.in_params:
+            codes = self.param("codes", initial_codes)
+        else:
+            codes = initial_codes(self.make_rng("quantizer"))
+        for name, value in self.codebook.create(codes, self._unit_norm).items():
+            if self._collection_of(name) == "codebook":
+                # A copy: codes and sums may be the same buffer, which cannot be donated twice.
+                self.variable("codebook", name, value.copy)
+
+    def _collection_of(self, name: str) -> str:
+        return "params" if name == "codes" and self.codebook.in_params else "codebook"
+
+    def _variables(self, features: int | None = None) -> Variables:
+        """Read the variables of the codebook, made for these settings and an input of ``features``."""
+        names = {name: self._collection_of(name) for name in self.codebook.variable_names}
+        missing = [name for name, collection in names.items() if not self.has_variable(collection, name)]
+        if missing:
+            what = "a codebook" if {"codes", "offsets"} & {*missing} else " and ".join(missing)
+            raise UserError(
+                f"The variables must hold {what}, got none; create them with init(key, z) of a quantizer with these "
+                "settings, and pass all collections on to apply, not params alone."
+            )
+        variables = {name: self.get_variable(collection, name) for name, collection in names.items()}
+        self._check_shape(variables["codes"].shape, features)
+        return variables
+
+    def _write(self, variables: Variables) -> None:
+        for name in self.codebook.variable_names:
+            if self._collection_of(name) == "codebook":
+                self.put_variable("codebook", name, jax.lax.stop_gradient(variables[name]))
+
+    def _code_features(self, features: int) -> int:
+        """Return the dimension of a code for an input of this many features."""
+        if self.codebook_dim is not None:
+            return self.codebook_dim
+        expected = f"a divisor of the {features} features of z"
+        require(features % self.heads == 0, "heads", self.heads, expected, "or set codebook_dim")
+        return features // self.heads
+
+    def _check_shape(self, stored: tuple[int, ...], features: int | None) -> None:
+        """Refuse the codebook of other settings, and inputs that it was not made for."""
+        heads = (self.heads,) if self.separate_codebooks else ()
+        if stored[:-1] != (*heads, self.num_codes) or self.codebook_dim not in (None, stored[-1]):
+            number = "a codebook per head" if heads else "one codebook"
+            dim = "" if self.codebook_dim is None else f", codebook_dim={self.codebook_dim}"
+            raise UserError(
+                f"The codebook in the variables must be that of num_codes={self.num_codes}{dim} and {number}, got "
+                f"shape {stored}; use the settings it was made with, or initialize again."
+            )
+        if features is None:
+            return
+        made_for = stored[-1] * self.heads
+        if self._is_projected:
+            made_for = self.get_variable("params", "project_in_kernel").shape[0]
+        if features != made_for:
+            raise UserError(
+                f"z must have {made_for} features, as the codebook of shape {stored} in the variables was made for, "
+                f"got {features}; pass such vectors, or initialize again."
+            )
+
+    def _check_given(self, z: Vectors, indices: Indices | None, weights: Array | None) -> None:
+        """Refuse indices and weights that do not fit the tokens and the codebook."""
+        expected = (*z.shape[:-1], *self.index_shape)
+        if indices is not None:
+            require(
+                not chooses_codes(get_estimator(self.estimator)),
+                "indices",
+                f"{indices.dtype}{list(indices.shape)}",
+                "None",
+                f"estimator={self.estimator!r} chooses the codes itself",
+            )
+            whole = jnp.issubdtype(indices.dtype, jnp.integer)
+            if indices.shape != expected or not whole:
+                raise UserError(
+                    f"indices must be integers{list(expected)}, one per token, got {indices.dtype}"
+                    f"{list(indices.shape)}."
+                )
+        expected = (self.heads, self.num_codes) if self.separate_codebooks else (self.num_codes,)
+        if weights is not None and weights.shape not in (expected, expected[-1:]):
+            raise UserError(
+                f"code_update_weights must have shape {expected}, one weight per code, got {weights.shape}."
+            )
+
+    def _require_mutable(self, what: str) -> None:
+        if not self.is_mutable_collection("codebook"):
+            raise UserError(
+                f"{what} updates the collection 'codebook', which is immutable in this apply. Write\n"
+                "  out, updates = vq.apply(variables, z, train=True, mutable=['codebook'])\n"
+                "  variables = variables | updates\n"
+                "or pass train=False to leave the codebook as it is."
+            )
+
+    def _to_code_space(self, z: Vectors) -> Latents:
+        """Take inputs to where codes live; with several heads their axis comes before the last one."""
+        z = self._project_in(z, None)
+        if self.heads > 1:
+            z = z.reshape(*z.shape[:-1], self.heads, z.shape[-1] // self.heads)
+        return normalize(z) if self._unit_norm else z
+
+    def _from_code_space(self, codes: Latents) -> Vectors:
+        """Take codes to where the inputs came from."""
+        if self.heads > 1:
+            codes = codes.reshape(*codes.shape[:-2], self.heads * codes.shape[-1])
+        return self._project_out(codes)
+
+    def _mask_of_heads(self, mask: Mask) -> TokenMask:
+        if mask is None or self.heads == 1:
+            return mask
+        return jnp.broadcast_to(mask[..., None], (*mask.shape, self.heads))
+
+    def _group(self, latents: Latents, mask: TokenMask) -> tuple[Array, Array | None]:
+        """Put tokens into one axis, after an axis of heads where each head has its own codebook."""
+        if not self.separate_codebooks:
+            return latents.reshape(-1, latents.shape[-1]), None if mask is None else mask.reshape(-1)
+        latents = jnp.moveaxis(latents, -2, 0).reshape(self.heads, -1, latents.shape[-1])
+        return latents, None if mask is None else jnp.moveaxis(mask, -1, 0).reshape(self.heads, -1)
+
+    def _codes(self, variables: Variables, condition: Condition = None) -> Array:
+        return self._codebook.codes(variables, unit_norm=self._unit_norm, condition=condition)
+
+    def _codes_at(self, variables: Variables, indices: Indices, condition: Condition) -> Latents:
+        return self._codebook.codes_at(variables, indices, unit_norm=self._unit_norm, condition=condition)
 
     def _look_up(
-        self, vectors: Vectors, codes: Array, mask: Mask, train: bool, given: Array | None, chosen: Array | None = None
+        self, latents: Latents, codes: Codes, mask: TokenMask, keys: Keys | None, indices: Indices | None
     ) -> Lookup:
+        """Choose a code for each latent unless it is given, and let the gradient cross."""
+        if not self.separate_codebooks:
+            return self._look_up_in(latents, codes, mask, keys, indices)
+        axes = (-2, 0, None if mask is None else -1, None if keys is None else 0, None if indices is None else -1)
+        look_up = jax.vmap(self._look_up_in, in_axes=axes, out_axes=Lookup(-2, -1, -2))
+        return look_up(latents, codes, mask, keys, indices)
+
+    def _look_up_in(
+        self,
+        latents: Latents,
+        codes: Float[Array, "codes dim"],
+        mask: TokenMask,
+        key: Key[Array, ""] | None,
+        indices: Int[Array, "*tokens"] | None,
+    ) -> Lookup:
+        """Look up in one codebook."""
+        estimator = self._estimator(key)
+        if chooses_codes(estimator):
+            quantized, indices = estimator(latents, codes, **_select(estimator, key=key, mask=mask))
+            return Lookup(quantized, indices, codes[indices])
+        if indices is None and key is not None and self.sampling_temperature is not None:
+            # A key of its own: an estimator's noise must not depend on the noise that chose the index.
+            settings = {"temperature": self.sampling_temperature, "distance": self.distance}
+            indices = sample_codes(jax.random.fold_in(key, 1), latents, codes, **settings)
+        elif indices is None:
+            indices = self._nearest(latents, codes)
+        return self._cross(latents, codes[indices], indices, mask, key)
+
+    def _look_up_own(
+        self,
+        variables: Variables,
+        latents: Latents,
+        condition: Condition,
+        mask: TokenMask,
+        key: Key[Array, ""] | None,
+        indices: Indices | None,
+    ) -> Lookup:
+        """Look each latent up in a codebook of its own."""
+        if indices is None:
+            indices = nearest_own_codes(latents, self._codes(variables, condition))
+        # Only the chosen codes have a gradient, and are made as decode makes them.
+        return self._cross(latents, self._codes_at(variables, indices, condition), indices, mask, key)
+
+    def _cross(
+        self,
+        latents: Latents,
+        chosen: Latents,
+        indices: Int[Array, "*tokens"],
+        mask: TokenMask,
+        key: Key[Array, ""] | None,
+    ) -> Lookup:
+        """Give the chosen codes the gradient of the estimator."""
+        estimator = self._estimator(key)
+        settings = {"indices": indices, "num_codes": self.num_codes, "mask": mask, "key": key}
+        quantized = estimator(latents, chosen, **_select(estimator, axis_name=self._batch_axis, **settings))
+        return Lookup(quantized, indices, chosen)
+
+    def _estimator(self, key: Key[Array, ""] | None) -> Estimator:
+        """Return the estimator; noise is for training, so without a key straight-through in place of a noisy one."""
         estimator = get_estimator(self.estimator)
-        key = None
-        if train and ("key" in keyword_names(estimator) or self.sampling_temperature > 0):
-            cause = "sampling_temperature" if self.sampling_temperature > 0 else f"estimator={self.estimator!r}"
-            key = draw_keys(self, cause)
-        # A masked token is given as -1, which is no code.
-        given = None if given is None else jnp.maximum(given, 0)
-        settings = {"temperature": self.sampling_temperature, "metric": self.metric, "axis_name": mapped_axis(self)}
-        choose = partial(look_up, estimator=estimator, search=self._nearest, **settings)
+        return straight_through if key is None and "key" in keyword_names(estimator) else estimator
+
+    def _draw_lookup_keys(self) -> Keys | None:
+        """Draw the keys of a lookup, where it is random."""
+        if self.sampling_temperature is not None:
+            return self._draw_keys("sampling_temperature")
+        noisy = "key" in keyword_names(get_estimator(self.estimator))
+        return self._draw_keys(f"estimator={self.estimator!r}") if noisy else None
+
+    def _draw_keys(self, cause: str, *, per_device: bool = True) -> Keys:
+        """Draw a key, or one per codebook."""
+        key = self._draw_key(cause, per_device=per_device)
+        return jax.random.split(key, self.heads) if self.separate_codebooks else key
+
+    def _nearest(self, latents: Latents, codes: Float[Array, "codes dim"]) -> Int[Array, "*tokens"]:
+        return nearest_codes(latents, codes, shards=self.codebook_shards)
+
+    def _search(self, search: Callable, latents: Latents, codes: Array) -> Indices:
         if not self.separate_codebooks:
-            return choose(vectors, codes, mask, key, given, chosen)
-        axes = (-2, 0, None if mask is None else -1, None if key is None else 0, None if given is None else -1)
-        return jax.vmap(choose, in_axes=axes, out_axes=Lookup(-2, -1, -2))(vectors, codes, mask, key, given)
+            return search(latents, codes)
+        return jnp.moveaxis(jax.vmap(search, in_axes=(-2, 0))(latents, codes), 0, latents.ndim - 2)
 
-    def _nearest(self, vectors: Vectors, codes: Array) -> Int[Array, "*batch"]:
-        return nearest_codes(vectors, codes, shards=self.codebook_shards)
+    def _assign(self, latents: Array, mask: Array | None, indices: Int[Array, "*tokens"]) -> Assignment:
+        """Count and sum the grouped latents of each code over the global batch."""
+        indices = jnp.moveaxis(indices, -1, 0).reshape(self.heads, -1) if self.separate_codebooks else indices.ravel()
+        batch = per_codebook(partial(assign, num_codes=self.num_codes), latents)(latents, indices, mask=mask)
+        return batch if self._batch_axis is None else jax.lax.psum(batch, self._batch_axis)
 
-    def _search(self, search: Callable, vectors: Vectors, codes: Array) -> Int[Array, "*indices"]:
+    def _losses(
+        self,
+        latents: Latents,
+        chosen: Latents,
+        codes: Codes | None,
+        counts: Float[Array, "*codebooks codes"],
+        mask: TokenMask,
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """Return the weighted loss, and each term without its weight by name."""
+        commitment = self._squared_distance(latents, jax.lax.stop_gradient(chosen), mask)
+        codebook = self._squared_distance(jax.lax.stop_gradient(latents), chosen, mask)
+        loss = self.commitment_weight * commitment
+        if self.codebook.is_learned:
+            loss += self.codebook.weight * codebook
+        metrics = {"commitment_loss": commitment, "codebook_loss": codebook}
+        for regularizer in self.regularizers:
+            metrics[regularizer.name] = self._regularize(regularizer, latents, codes, counts, mask)
+            loss += regularizer.weight * metrics[regularizer.name]
+        return loss, metrics
+
+    def _regularize(
+        self,
+        regularizer: Regularizer,
+        latents: Latents,
+        codes: Codes,
+        counts: Float[Array, "*codebooks codes"],
+        mask: TokenMask,
+    ) -> Scalar:
+        """Return the value of a regularizer, the mean over codebooks."""
+        value = partial(regularizer, axis_name=self._batch_axis, distance=self.distance)
         if not self.separate_codebooks:
-            return search(vectors, codes)
-        found = jax.vmap(search, in_axes=(-2, 0))(vectors, codes)
-        return jnp.moveaxis(found, 0, vectors.ndim - 2)
+            return value(latents, codes, counts, mask)
+        latents, mask = self._group(latents, mask)
+        return jnp.mean(jax.vmap(value)(latents, codes, counts, mask))
 
-    def _count(self, vectors: Vectors, indices: Int[Array, "*tokens"], mask: Mask) -> Float[Array, "*codebooks codes"]:
-        tokens, token_mask = per_group(self, jax.lax.stop_gradient(vectors), mask)
-        return assigned(self, tokens, indices, token_mask).counts
+    def _measure(
+        self,
+        variables: Variables,
+        latents: Latents,
+        chosen: Latents,
+        counts: Float[Array, "*codebooks codes"],
+        mask: TokenMask,
+    ) -> dict[str, Scalar]:
+        """Return the metrics that are not losses."""
+        latents, chosen = jax.lax.stop_gradient((latents, chosen))
+        metrics = self._errors(latents, chosen, mask) | geometry_statistics(latents, chosen, mask, self._batch_axis)
+        metrics["perplexity"] = jnp.mean(per_codebook(perplexity, variables["codes"])(counts))
+        metrics["usage"] = usage(counts.ravel())
+        if self.codebook.tracks_usage:
+            metrics["dead_codes"] = self.codebook.count_dead(variables["relative_usage"])
+        return metrics
+
+    def _update_codebook(
+        self,
+        variables: Variables,
+        latents: Latents,
+        indices: Int[Array, "*tokens"],
+        counts: Float[Array, "*codebooks codes"],
+        mask: TokenMask,
+        weights: Array | None,
+    ) -> dict[str, Scalar]:
+        """Update the variables by one batch; return the number of codes that are then dead, before any is replaced."""
+        codebook = self._codebook
+        if codebook.changes_in_training:
+            self._require_mutable("train=True")
+        latents, mask = self._group(jax.lax.stop_gradient(latents), mask)
+        if hasattr(codebook.transform, "update"):
+            # Before the moving averages: tokens of the first batch would enter them as if nothing were transformed.
+            codes = jax.lax.stop_gradient(codebook.stored(variables))
+            codebook.transform.update(codes, latents, mask, self._batch_axis)
+        if not codebook.tracks_usage:
+            return {}
+        latents = codebook.where_averaged(latents)
+        batch = self._assign(latents, mask, indices)._replace(counts=counts)
+        candidates = None
+        if codebook.replace is not None and latents.size > 0:
+            candidates = self._candidates(f"replace={codebook.replace}", latents, mask)
+        if weights is not None and self.separate_codebooks:
+            weights = jnp.broadcast_to(weights, (self.heads, self.num_codes))
+        settings = {"unit_norm": self._unit_norm, "candidates": candidates, "weights": weights}
+        variables, dead = codebook.update(variables, batch, **settings)
+        self._write(variables)
+        return {"dead_codes": dead}
+
+    def _candidates(self, cause: str, latents: Array, mask: Array | None) -> Candidates:
+        """Return the grouped latents of all devices, of which those may become codes that have a direction."""
+        if self._unit_norm:
+            # As a code the zero vector would win every token more than 60 degrees from the others.
+            directed = jnp.any(latents != 0, axis=-1)
+            mask = directed if mask is None else mask & directed
+        if self._batch_axis is not None:
+            axis = latents.ndim - 2
+            # "invarying" tells shard_map that every device holds the same result, which it cannot infer.
+            gather = partial(jax.lax.all_gather, axis_name=self._batch_axis, axis=axis, tiled=True, to="invarying")
+            latents, mask = jax.tree.map(gather, (latents, mask))
+        return Candidates(self._draw_keys(cause, per_device=False), latents, mask)
 
 
-# Variance 1/dim: a code's expected squared length is one.
-unit_scale_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
+class ProductVQ(VectorQuantizer):
+    """Product quantization: every group of features (a head) has a codebook of its own.
+
+    ``VectorQuantizer(heads=..., separate_codebooks=True)`` by its own name: ``heads`` codebooks of ``num_codes``
+    vectors offer ``num_codes ** heads`` vectors.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import ProductVQ
+      >>> z = jax.random.normal(jax.random.key(0), (2, 16, 8))
+      >>> vq = ProductVQ(num_codes=16, heads=4)
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> vq.apply(variables, z).indices.shape
+      (2, 16, 4)
+
+    Source: Jegou et al., 2011 (Product quantization for nearest neighbor search).
+    """
+
+    _: dataclasses.KW_ONLY
+    heads: int = 2
+    separate_codebooks: bool = True
 
 
 class SimVQ(VectorQuantizer):
@@ -662,8 +813,8 @@ class SimVQ(VectorQuantizer):
     .. math:: e_k = W c_k,\quad c_k \sim \mathcal N(0, I/d)\ \text{fixed}
 
     The codebook loss moves :math:`W`, and with it all codes, those that no token chooses included: none die. Only
-    defaults differ: ``codebook_update="none"``, ``codebook_transform=LinearTransform()`` (any other transform
-    module may be given) and ``codebook_init``. Everything else is that of :class:`VectorQuantizer`.
+    defaults differ from :class:`VectorQuantizer`: ``codebook=FrozenCodebook(transform=LinearTransform())`` (another
+    transform or another weight may be given) and ``codebook_init``.
 
     Variables:
       ``codebook["codes"]``, the fixed :math:`c_k`, and ``params["codebook_transform"]``, the transform's own.
@@ -681,7 +832,17 @@ class SimVQ(VectorQuantizer):
     Source: Zhu et al., 2024 (arXiv 2411.02038).
     """
 
-    codebook_update: Literal["ema", "gradient", "none"] | EMA = "none"
+    _: dataclasses.KW_ONLY
+    codebook: str | BaseCodebook = FrozenCodebook(transform=LinearTransform())
     codebook_init: Callable = unit_scale_normal
-    # Without a parent, also where it is made inside of another module: it belongs to this one.
-    codebook_transform: nn.Module | None = dataclasses.field(default_factory=lambda: LinearTransform(parent=None))
+
+
+def _select(estimator: Estimator, **settings: Array | int | str | None) -> dict[str, Array | int | str | None]:
+    """Return the settings that an estimator takes."""
+    names = keyword_names(estimator)
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def _pass_to_codes(z: Latents, q: Latents) -> Latents:
+    """The estimator of a quantizer whose gradient crosses elsewhere: to the codes alone."""
+    return q

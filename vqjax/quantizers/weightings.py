@@ -1,69 +1,80 @@
-"""Named weightings of commitment and codebook loss."""
+"""Named weightings of commitment and codebook loss, for codes that are learned by gradient."""
 
 import math
-import numbers
+from typing import Any
 
-from vqjax.errors import UserError
+from vqjax.quantizers.codebooks import GradientCodebook
+from vqjax.quantizers.validation import is_number, require
 
 
-def standard(beta: float = 0.25) -> dict[str, float]:
-    """Beta on the commitment, one on the codebook.
+def standard(beta: float = 0.25, **options: Any) -> dict[str, Any]:
+    """Return the arguments of the original weighting: beta on the commitment, one on the codebook.
 
     Args:
       beta: At least 0.
+      **options: Further options of the codebook.
 
     Returns:
-      ``commitment_weight`` and ``codebook_weight``.
+      ``commitment_weight`` and ``codebook`` of a :class:`VectorQuantizer`.
 
     Example:
-      >>> standard(0.25)
-      {'commitment_weight': 0.25, 'codebook_weight': 1.0}
+      >>> standard(0.25)["codebook"].weight
+      1.0
 
     Source: van den Oord et al., 2017 (arXiv 1711.00937), eq. 3.
     """
-    return {"commitment_weight": _checked(beta, math.inf), "codebook_weight": 1.0}
+    return _arguments(_checked(beta, math.inf), 1.0, options)
 
 
-def taming_legacy(beta: float = 0.25) -> dict[str, float]:
-    """One on the commitment, beta on the codebook: taming-transformers with ``legacy=True``, and latent diffusion.
+def taming_legacy(beta: float = 0.25, **options: Any) -> dict[str, Any]:
+    """Return the arguments of the reversed weighting: one on the commitment, beta on the codebook.
+
+    It is that of taming-transformers with ``legacy=True``, and of latent diffusion.
 
     Args:
       beta: At least 0.
+      **options: Further options of the codebook.
 
     Returns:
-      ``commitment_weight`` and ``codebook_weight``.
+      ``commitment_weight`` and ``codebook`` of a :class:`VectorQuantizer`.
 
     Example:
       >>> from vqjax import VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook_update="gradient", **taming_legacy(0.25))
-      >>> vq.commitment_weight, vq.codebook_weight
+      >>> vq = VectorQuantizer(num_codes=16, **taming_legacy(0.25))
+      >>> vq.commitment_weight, vq.codebook.weight
       (1.0, 0.25)
 
     Source: taming-transformers, ``VectorQuantizer2``; Table 3 of Fifty et al., ICLR 2025, is trained so.
     """
-    return {"commitment_weight": 1.0, "codebook_weight": _checked(beta, math.inf)}
+    return _arguments(1.0, _checked(beta, math.inf), options)
 
 
-def vqtorch(beta: float = 0.95) -> dict[str, float]:
-    """One minus beta on the commitment, beta on the codebook.
+def vqtorch(beta: float = 0.95, **options: Any) -> dict[str, Any]:
+    """Return the arguments of the weighting of vqtorch: one minus beta on the commitment, beta on the codebook.
 
     Args:
       beta: In [0, 1].
+      **options: Further options of the codebook.
 
     Returns:
-      ``commitment_weight`` and ``codebook_weight``.
+      ``commitment_weight`` and ``codebook`` of a :class:`VectorQuantizer`.
 
     Example:
-      >>> vqtorch(0.75)
-      {'commitment_weight': 0.25, 'codebook_weight': 0.75}
+      >>> arguments = vqtorch(0.75, sync_nu=0.2)
+      >>> arguments["commitment_weight"], arguments["codebook"].weight
+      (0.25, 0.75)
 
     Source: Huh et al., ICML 2023.
     """
-    return {"commitment_weight": 1.0 - _checked(beta, 1.0), "codebook_weight": float(beta)}
+    return _arguments(1.0 - _checked(beta, 1.0), float(beta), options)
 
 
-def _checked(beta: float, most: float) -> float:
-    if not isinstance(beta, numbers.Real) or isinstance(beta, bool) or not 0 <= beta <= most or math.isinf(beta):
-        allowed = "at least 0" if math.isinf(most) else f"in [0, {most:g}]"
-        raise UserError(f"beta={beta!r} is not allowed: use a number {allowed}, such as 0.25.")
+def _arguments(commitment_weight: float, codebook_weight: float, options: dict[str, Any]) -> dict[str, Any]:
+    return {"commitment_weight": commitment_weight, "codebook": GradientCodebook(weight=codebook_weight, **options)}
+
+
+def _checked(beta: float, largest: float) -> float:
+    in_range = is_number(beta) and 0 <= beta <= largest and not math.isinf(beta)
+    allowed = "at least 0" if math.isinf(largest) else f"in [0, {largest:g}]"
+    require(in_range, "beta", beta, f"a number {allowed}", "use for example 0.25")
     return float(beta)

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
 from vqjax.models.tokenizer import NETWORK
+from vqjax.quantizers import VectorQuantizer
+from vqjax.quantizers.codebooks import get_codebook
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 from vqjax.tasks.vqvae import VQVAETask
@@ -50,16 +52,14 @@ class AlternatingTask(VQVAETask):
         if not 0 <= self.codebook_momentum < 1:
             raise UserError(f"codebook_momentum must be at least 0 and below 1, got {self.codebook_momentum}.")
         quantizer = self.model.quantizer
-        if not hasattr(quantizer, "codebook_loss"):
+        if not isinstance(quantizer, VectorQuantizer) or not get_codebook(quantizer.codebook).is_learned:
             raise UserError(
                 f"The quantizer must have codes that are learned by gradient, got {type(quantizer).__name__}; use the "
-                "quantizer 'vq' or 'product_vq', or the task 'vqvae'."
+                "quantizer 'vq' with codebook.name='gradient', or the task 'vqvae'."
             )
-        if quantizer.codebook_weight != 0:
-            raise UserError(
-                "The codes must not move twice: set the weight of the codebook's own loss to 0.0, got "
-                f"{quantizer.codebook_weight}."
-            )
+        weight = get_codebook(quantizer.codebook).weight
+        if weight != 0:
+            raise UserError(f"The codes must not move twice: set codebook.weight of the quantizer to 0, got {weight}.")
 
     @property
     def codebook_optimizer(self) -> optax.GradientTransformation:
@@ -103,8 +103,7 @@ def alternating_steps(
     """Move parameters down the codebook loss.
 
     The latents are those of the current batch and encoder, held constant, so the codes catch up with them before the
-    task's gradient is taken at the codes. The codebook's weight in the task's loss has to be 0: otherwise the codes
-    move twice.
+    task's gradient is taken at the codes. The ``weight`` of the codebook has to be 0: otherwise the codes move twice.
 
     Args:
       codebook_loss: Loss as a function of the parameters, such as
@@ -119,9 +118,9 @@ def alternating_steps(
 
     Example:
       >>> import jax, optax
-      >>> from vqjax import VectorQuantizer
+      >>> from vqjax import GradientCodebook, VectorQuantizer
       >>> z = jax.random.normal(jax.random.key(0), (64, 4))
-      >>> vq = VectorQuantizer(num_codes=8, codebook_update="gradient", codebook_weight=0.0)
+      >>> vq = VectorQuantizer(num_codes=8, codebook=GradientCodebook(weight=0.0))
       >>> variables = vq.init(jax.random.key(1), z)
       >>> loss = lambda params: vq.apply({**variables, "params": params}, z, method="codebook_loss")
       >>> optimizer = optax.sgd(1.0, momentum=0.9)

@@ -80,4 +80,4 @@ class DecoderGradientTask(VQVAETask):
 def _quantize(model: VQVAE, images: Array) -> tuple[Float[Array, "batch *grid dim"], QuantizerOutput]:
     """The latents as they would be decoded without quantization, and the quantizer's output."""
     z = model.latents(images, train=True)
-    return model.quantizer.unquantized(z), model.quantizer(z, train=True)
+    return model.quantizer.bypass(z), model.quantizer(z, train=True)
