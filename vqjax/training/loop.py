@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import Checkpoints
 from vqjax.checkpointing.discovery import find_checkpoint
-from vqjax.data import Feed, batch_indices, fingerprint, load_splits, make_feed
+from vqjax.data import Feed, ImageDataset, batch_indices, fingerprint, load_splits, make_feed
 from vqjax.data.batches import check_batch_size
 from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
@@ -60,9 +61,8 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     task = build_task(config, splits.train)
     mesh = make_mesh(devices, task.mesh_axes, task.mutable_fields)
     check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation or 1)
-    key, batch = jax.random.key(config.seed), example_batch(splits.train)
     # What the networks refuse is found before all images are read.
-    check_fits(task, key, batch)
+    check_fits(task, jax.random.key(config.seed), example_batch(splits.train))
     schedule = _Schedule(
         num_steps=config.num_steps,
         log_every=config.log_every,
@@ -86,16 +86,8 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
         # Another run may have ended since the first look.
         check_config(workdir, checkpoints.found, config)
         check_images(workdir, checkpoints.found, images)
-        new = checkpoints.found is None
-        state = initial_state(task, splits.train, **order) if new else task.init(key, batch)
-        state = state.replace(log_sums=empty_log_sums(task, state, feed.batch_spec))
-        sharding = state_sharding(state, mesh, task)
-        state = jax.device_put(state, sharding)
-        restored = checkpoints.restore_latest(like=state.saved())
-        if restored is not None:
-            state = state.replace(**restored)
-        log("compiling the first step" if restored is None else f"resuming at step {int(state.step)}")
-        run = _Run(
+        state, sharding = _start_or_restore(task, feed, splits.train, mesh, checkpoints, **order)
+        trainer = _Trainer(
             task=task,
             state=state,
             schedule=schedule,
@@ -119,7 +111,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
             checkpoints=checkpoints,
             writer=MetricWriter(
                 workdir,
-                resume_step=None if restored is None else int(state.step),
+                resume_step=None if checkpoints.found is None else int(state.step),
                 tensorboard=config.tensorboard,
                 wandb=config.wandb,
                 config=config.to_dict(),
@@ -129,17 +121,37 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
         try:
             with (
                 StopRequest() as stop_request,
-                progress_line(config.num_steps, run.step, config.batch_size) as progress,
+                progress_line(config.num_steps, trainer.step, config.batch_size) as progress,
             ):
-                run.run(stop_request, progress)
+                trainer.run(stop_request, progress)
             # A run that was complete when it started has nothing to log, but still shows its result.
-            result = run.final_result or run.evaluate(run.full_state)
-            report(task, result, config, splits.eval, split="eval", step=run.step, directory=workdir / "eval")
+            result = trainer.final_result or trainer.evaluate(trainer.full_state)
+            report(task, result, config, splits.eval, split="eval", step=trainer.step, directory=workdir / "eval")
             if is_main_process():
                 print(f"checkpoint: {checkpoints.newest}", flush=True)
             return result
         finally:
-            run.close()
+            trainer.close()
+
+
+def _start_or_restore(
+    task: Task, feed: Feed, dataset: ImageDataset, mesh: Mesh, checkpoints: Checkpoints, *, seed: int, batch_size: int
+) -> tuple[TrainState, TrainState]:
+    """The state that the run begins with, on the devices of the mesh, and its sharding."""
+    if checkpoints.found is None:
+        state = initial_state(task, dataset, seed=seed, batch_size=batch_size)
+    else:
+        # What the data decide is in the checkpoint.
+        state = task.init(jax.random.key(seed), example_batch(dataset))
+    state = state.replace(log_sums=empty_log_sums(task, state, feed.batch_spec))
+    sharding = state_sharding(state, mesh, task)
+    state = jax.device_put(state, sharding)
+    restored = checkpoints.restore_latest(like=state.saved())
+    if restored is None:
+        log("compiling the first step")
+        return state, sharding
+    log(f"resuming at step {checkpoints.found.step}")
+    return state.replace(**restored), sharding
 
 
 class _Schedule(NamedTuple):
@@ -169,7 +181,7 @@ class _LogLine(NamedTuple):
     sums: Metrics
 
 
-class _Run:
+class _Trainer:
     """The state of a run, and the parts that its steps pass through."""
 
     def __init__(
