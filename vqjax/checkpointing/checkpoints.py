@@ -21,9 +21,8 @@ from vqjax.checkpointing.discovery import (
 )
 from vqjax.checkpointing.integrity import write_checksums
 from vqjax.errors import UserError, one_line
-from vqjax.models.registry import MODELS
+from vqjax.models.registry import build_model
 from vqjax.models.tokenizer import NETWORK, Tokenizer
-from vqjax.quantizers.registry import QUANTIZERS
 from vqjax.runtime.processes import (
     assert_same_on_all_processes,
     is_lost_process,
@@ -208,7 +207,7 @@ def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
             f"--workdir must be the directory of a run that trains a tokenizer, got {workdir} with the task "
             f"{config['task']['name']!r}."
         )
-    model = MODELS.build(quantizer=QUANTIZERS.build(**config["quantizer"]), **config["model"])
+    model = build_model(config["model"], config["quantizer"])
     variables = {"params": params[NETWORK], **networks.variables[NETWORK]}
     return Tokenizer(model, variables, config=config, step=networks.info.step)
 

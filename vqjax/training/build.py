@@ -16,8 +16,7 @@ from vqjax.data.batches import first_epoch_batches
 from vqjax.data.reading import example_spec
 from vqjax.errors import UserError
 from vqjax.losses.registry import LOSSES
-from vqjax.models.registry import MODELS
-from vqjax.quantizers.registry import QUANTIZERS
+from vqjax.models.registry import build_model
 from vqjax.runtime.signature import within
 from vqjax.tasks.registry import TASKS
 from vqjax.tasks.state import TrainState
@@ -41,10 +40,7 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
     Raises:
       UserError: A constructor refuses its arguments; the message begins with the group.
     """
-    with within("config.quantizer"):
-        quantizer = QUANTIZERS.build(**config.quantizer)
-    with within("config.model"):
-        model = MODELS.build(quantizer=quantizer, **config.model)
+    model = build_model(config.model, config.quantizer)
     with within("config.loss"):
         loss = LOSSES.build(images=images, **config.loss)
     with within("config.optimizer"):
