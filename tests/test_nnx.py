@@ -84,7 +84,7 @@ def test_an_autoencoder_trains(arguments):
     assert losses[-1] < 0.8 * losses[0]
     assert np.any(codes_of(model.vq) != codes, axis=-1).mean() > 0.5
     assert np.isfinite(codes_of(model.vq)).all()
-    # The variables are those of the beginning: who holds one sees it change.
+    # The variables are the first ones, updated in place.
     assert held is model.vq.variables["codebook"]["relative_usage"]
     assert np.any(held[...] != 1)
     # The optimizer saw the codes exactly where they are learned.

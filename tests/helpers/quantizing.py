@@ -1,4 +1,4 @@
-"""What the tests of the quantizers share: a small quantizer, and float64 NumPy beside it."""
+"""A small quantizer for the tests of the quantizers, and its lookup in float64 NumPy."""
 
 import functools
 

@@ -188,7 +188,7 @@ def test_a_safetensors_file_is_read(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, imported(path)[1], imported(state_dict())[1])
 
 
-def test_files_that_are_no_safetensors_are_refused(tmp_path):
+def test_files_other_than_safetensors_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"something else")
     (tmp_path / "quantizer.pt").write_bytes(b"something else")
     for name, message in (

@@ -35,7 +35,7 @@ def batch():
 
 
 def step(vq, variables, z, mask, average=lambda x: x):
-    """What one training step computes; `average` goes over the mapped axis, where there is one."""
+    """Compute one training step; `average` is over the mapped axis, where there is one."""
 
     def loss(params, z):
         out, changed = vq.apply(variables | params, z, mask, train=True, mutable=["codebook"], rngs={"quantizer": KEY})
@@ -78,7 +78,7 @@ def test_a_sharded_batch_trains_as_on_one_device(codebook):
 
 
 def assert_same_step(actual, expected):
-    """Bit for bit where nothing is summed in floating point, that is in all that decides."""
+    """Compare bit for bit where nothing is summed in floating point, which covers all decisions."""
     (whole, parts), (expected_whole, expected_parts) = actual, expected
     np.testing.assert_array_equal(parts["indices"], expected_parts["indices"])
     state, expected_state = whole["state"], expected_whole["state"]
@@ -99,7 +99,7 @@ def assert_no_large_gather(text):
 
 
 def gathered(text):
-    """The shapes of what devices gather in a compiled program."""
+    """Return the shapes of arrays that devices gather in a compiled program."""
     shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
     return [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
 

@@ -1,4 +1,4 @@
-"""What no quantizer can use is refused by its name, and what looks odd but is allowed works."""
+"""Arguments and inputs that quantizers refuse, and odd ones that they accept."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_arguments_are_refused_at_construction(make, message):
         make()
 
 
-# Of another type than the annotations say, which the tests' own type checks would refuse first.
+# Of another type than annotated, which the type checks of the tests would refuse first.
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -129,7 +129,7 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
         ({"method": "kmeans_init", "iterations": -1}, "iterations must be a whole number of at least 0, got -1"),
     ],
 )
-def test_what_does_not_fit_the_tokens_or_the_codes_is_refused(arguments, message):
+def test_arrays_that_do_not_fit_the_tokens_or_the_codes_are_refused(arguments, message):
     vq = VectorQuantizer(5)
     with pytest.raises(UserError, match=message):
         vq.apply(create(vq), Z, **arguments, mutable=["codebook"], rngs=KEYS)
@@ -148,7 +148,7 @@ def test_indices_beyond_32_bits_do_not_exist(quantizer, index):
     assert np.all(np.isnan(decoded))
 
 
-def test_the_largest_unsigned_index_is_no_masked_token():
+def test_the_largest_unsigned_index_is_not_a_masked_token():
     vq = VectorQuantizer(11)
     assert np.all(np.isnan(vq.apply(create(vq), jnp.array([2**32 - 1], jnp.uint32), method="decode")))
 

@@ -1,4 +1,4 @@
-"""Each remedy of the quantizer does what it is for."""
+"""Options of the quantizer against unused codes and drift."""
 
 import functools
 
@@ -48,7 +48,7 @@ def test_a_code_of_update_weight_zero_stays_bit_for_bit():
     np.testing.assert_array_equal(after["codebook"]["codes"][3], variables["codebook"]["codes"][3])
 
 
-def test_codes_unused_for_so_many_batches_become_tokens_and_start_anew():
+def test_codes_unused_for_two_batches_become_tokens_with_new_statistics():
     vq, variables = create(codebook=EMACodebook(replace=Replacement(None, unused_after=2)))
     z = jnp.zeros((TOKENS, DIM)).at[:, 0].set(50.0)
     out, variables = train(vq, variables, z)

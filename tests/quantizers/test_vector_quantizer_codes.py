@@ -28,7 +28,7 @@ from vqjax.functional.kmeans import kmeans
 
 
 class FirstKey(nn.Module):
-    """What the stream `quantizer` gives a module that draws once."""
+    """Returns the key of the stream `quantizer` that a module draws first."""
 
     @nn.compact
     def __call__(self):

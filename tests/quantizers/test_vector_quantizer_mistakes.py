@@ -1,4 +1,4 @@
-"""Every mistake is answered by what is wrong and what to do."""
+"""Errors name the argument, its value, and what to do."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +105,7 @@ def test_missing_variables_are_named(codebook, method):
             vq.apply(rest, gaussian(2, 3, DIM), method=method)
 
 
-def test_decoding_what_is_no_index():
+def test_decoding_invalid_indices():
     vq, variables = create()
     vectors = vq.apply(variables, jnp.array([[0, -1], [CODES - 1, CODES], [-2, 2**31 - 1]]), method="decode")
     codes = variables["codebook"]["codes"]

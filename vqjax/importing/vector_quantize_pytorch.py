@@ -283,6 +283,6 @@ def _fill(vq: VectorQuantizer, fresh: Mapping[str, Any], arrays: StateDict) -> d
             params[f"{name}_kernel"] = arrays[f"{name}.weight"].T
             params[f"{name}_bias"] = arrays[f"{name}.bias"]
     if STATISTICS.keys() <= arrays.keys():
-        statistics = {ours: of_codebook(theirs)[..., 0, :] for theirs, ours in STATISTICS.items()}
+        statistics = {name: of_codebook(entry)[..., 0, :] for entry, name in STATISTICS.items()}
         codebook["codebook_transform"] = statistics | {"batches": np.int32(1)}
     return {**fresh, "codebook": codebook} | ({"params": params} if params else {})

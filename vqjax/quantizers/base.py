@@ -161,12 +161,16 @@ class Quantizer(nn.Module):
 
     def _errors(self, x: Features, codes: Features, mask: Bool[Array, "*tokens"] | None) -> dict[str, Scalar]:
         """Return the mean squared error of codes, and its ratio to the mean square of what they stand for."""
-        error, square = self._squared_distance(x, codes, mask), self._mean(jnp.mean(jnp.square(x), axis=-1), mask)
+        error = self._squared_distance(x, codes, mask)
+        return {"quantization_error": error, "relative_error": self._relative_error(error, x, mask)}
+
+    def _relative_error(self, error: Scalar, x: Features, mask: Bool[Array, "*tokens"] | None) -> Scalar:
+        """Return the ratio of a mean squared error to the mean square; zero where that is zero."""
+        square = self._mean(jnp.mean(jnp.square(x), axis=-1), mask)
         if self._batch_axis is not None:
             # The mean over devices of the ratio is then the ratio of the global batch.
             square = jax.lax.pmean(square, self._batch_axis)
-        relative = jnp.where(square > 0, error / jnp.where(square > 0, square, 1.0), 0.0)
-        return {"quantization_error": error, "relative_error": relative}
+        return jnp.where(square > 0, error / jnp.where(square > 0, square, 1.0), 0.0)
 
     def _create_projections(self, outer: int, inner: int) -> None:
         """Create, in ``init``, linear maps between differing numbers of features of input and codes."""

@@ -320,7 +320,7 @@ class VectorQuantizer(Quantizer):
             codes, lookup = None, self._look_up_own(variables, latents, condition, token_mask, key, given)
         counts = self._assign(*self._group(latents, token_mask), lookup.indices).counts
         loss, metrics = self._losses(latents, lookup.codes, codes, counts, token_mask)
-        metrics |= self._measure(variables, latents, lookup.codes, counts, token_mask)
+        metrics |= self._measure(variables, latents, lookup.codes, counts, token_mask, metrics["commitment_loss"])
         if train and update:
             metrics |= self._update_codebook(
                 variables, latents, lookup.indices, counts, token_mask, code_update_weights
@@ -722,10 +722,12 @@ class VectorQuantizer(Quantizer):
         chosen: Latents,
         counts: Float[Array, "*codebooks codes"],
         mask: TokenMask,
+        error: Scalar,
     ) -> dict[str, Scalar]:
         """Return the metrics that are not losses."""
-        latents, chosen = jax.lax.stop_gradient((latents, chosen))
-        metrics = self._errors(latents, chosen, mask) | geometry_statistics(latents, chosen, mask, self._batch_axis)
+        latents, error = jax.lax.stop_gradient((latents, error))
+        metrics = geometry_statistics(latents, chosen, mask, self._batch_axis)
+        metrics |= {"quantization_error": error, "relative_error": self._relative_error(error, latents, mask)}
         metrics["perplexity"] = jnp.mean(per_codebook(perplexity, variables["codes"])(counts))
         metrics["usage"] = usage(counts.ravel())
         if self.codebook.tracks_usage:
@@ -772,7 +774,7 @@ class VectorQuantizer(Quantizer):
             mask = directed if mask is None else mask & directed
         if self._batch_axis is not None:
             axis = latents.ndim - 2
-            # "invarying" tells shard_map that every device holds the same result, which it cannot infer.
+            # "invarying": shard_map cannot infer that every device holds the same result.
             gather = partial(jax.lax.all_gather, axis_name=self._batch_axis, axis=axis, tiled=True, to="invarying")
             latents, mask = jax.tree.map(gather, (latents, mask))
         return Candidates(self._draw_keys(cause, per_device=False), latents, mask)
