@@ -19,6 +19,7 @@ from PIL import Image
 from helpers.shares import all_if_full
 from vqjax.data import UnreadableImage, fingerprint, load_splits, materialize
 from vqjax.data.arrays import ArrayDataset
+from vqjax.data.batches import hold_out
 from vqjax.data.images import decode_image
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
@@ -88,7 +89,10 @@ def valid_config() -> dict[str, Any]:
 def choices() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every choice in every group of a config."""
     yield from (("quantizer", dict(recipe)) for recipe in RECIPES.values())
-    yield from (("data", GROUPS["data"].defaults(source)) for source in GROUPS["data"])
+    for source in GROUPS["data"]:
+        options = GROUPS["data"].defaults(source)
+        # A file, a directory or a dataset of that name is what the tests of images below are about.
+        yield "data", options | {name: source for name in options.keys() & {"name"}}
     for group in ("task", "model", "loss", "optimizer"):
         yield from ((group, GROUPS[group].defaults(name)) for name in GROUPS[group])
 
@@ -118,10 +122,12 @@ def wrong_configs() -> Iterator[tuple[dict[str, Any], str, Any]]:
 
 
 def start_of(config: Any) -> None:
-    """What a run looks at before it writes anything; for sources that are not there, black images."""
+    """What a run looks at before it writes anything; black images stand for those of the sources."""
     config = validate(config)
     side = config.data.image_size
     images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
+    if "eval_fraction" in config.data:
+        hold_out(2, config.data.eval_fraction, name="black")
     task = build_task(config, images)
     check_fits(task, jax.random.key(0), example_batch(images))
 
@@ -133,8 +139,6 @@ def test_every_choice_of_every_group_can_run(group, options):
         config["model"]["latent_dim"] = options["bits"]
     if options.get("name") == "alternating":
         config["quantizer"]["codebook"] = {"name": "gradient", "weight": 0.0}
-    if "name" in options and options["name"] is None:
-        config["data"] = options | {"name": "images"}
     start_of(ConfigDict(config))
 
 

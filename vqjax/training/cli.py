@@ -106,7 +106,7 @@ def _guarded(action: Callable[[], object]) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Leaves what libraries log about themselves to warnings."""
+    """Silence what libraries log about themselves below warnings."""
     from absl import logging
 
     logging.use_absl_handler()
@@ -169,7 +169,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _call(function: Callable[..., Any], program: str, example: str, flags: Sequence[str]) -> None:
-    """Calls a function with its parameters as flags; one with ``*args`` gets those that begin with ``--config.``."""
+    """Call a function with its parameters as flags; one with ``*args`` gets those that begin with ``--config.``."""
     group = Call(function)
     parser = _Parser(
         prog=program,

@@ -268,7 +268,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _call(get_config: Callable[..., Any], text: str) -> Any:
-    """Calls the function of a config file with the arguments in a text."""
+    """Call the function of a config file with the arguments in a text."""
     parameters = inspect.signature(get_config).parameters.values()
     if any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters):
         return get_config(text) if text else get_config()
