@@ -18,9 +18,9 @@ import numpy as np
 from benchmarks.measure import report
 from benchmarks.trainer import fields, start
 from vqjax.checkpointing.checkpoints import load_tokenizer
-from vqjax.data import load_splits, materialize, to_model_range
+from vqjax.data import materialize, to_model_range
+from vqjax.data.photos import photo_splits
 from vqjax.models.tokenizer import Tokenizer
-from vqjax.training.config import default_config
 
 ARRANGEMENTS = {
     "1 device": (1, 1),
@@ -32,8 +32,8 @@ ARRANGEMENTS = {
 """Processes, and devices of each; the first is what the others are compared with."""
 
 SIZES = {
-    "small": {"width": 8, "code_dim": 4, "image_size": 16, "batch_size": 16, "num_codes": 16},
-    "larger": {"width": 32, "code_dim": 8, "image_size": 32, "batch_size": 32, "num_codes": 64},
+    "small": {"width": 8, "latent_dim": 4, "image_size": 16, "batch_size": 16, "num_codes": 16},
+    "larger": {"width": 32, "latent_dim": 8, "image_size": 32, "batch_size": 32, "num_codes": 64},
 }
 """Of model and batch: the more is decided by comparisons, the sooner one of them is decided by rounding."""
 
@@ -70,12 +70,12 @@ def _settings(size: str) -> dict[str, Any]:
     return {
         "model.name": "sonnet",
         "model.width": of_size["width"],
-        "model.code_dim": of_size["code_dim"],
+        "model.latent_dim": of_size["latent_dim"],
         "data.image_size": of_size["image_size"],
         "batch_size": of_size["batch_size"],
         "quantizer.num_codes": of_size["num_codes"],
-        "quantizer.replace_dead_codes": True,
-        "quantizer.kmeans_init": True,
+        "quantizer.codebook.replace.below": 0.01,
+        "task.kmeans_init": True,
         "optimizer.learning_rate": 2e-4,
         "optimizer.schedule": "constant",
         "log_every": 10,
@@ -85,9 +85,7 @@ def _settings(size: str) -> dict[str, Any]:
 
 
 def _heldout_images(image_size: int) -> jax.Array:
-    data = default_config().data
-    data.source, data.image_size = "photos", image_size
-    return to_model_range(materialize(load_splits(data).eval)["image"])
+    return to_model_range(materialize(photo_splits(image_size).eval)["image"])
 
 
 def _train(processes: int, devices: int, workdir: Path, settings: list[str]) -> None:

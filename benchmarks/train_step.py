@@ -13,12 +13,10 @@ import numpy as np
 
 from benchmarks.measure import by_turns, report
 from benchmarks.peers.available import installed
-from vqjax.models.registry import build_model
+from vqjax.data.arrays import ArrayDataset
 from vqjax.runtime.compilation import compiler_options
-from vqjax.tasks.state import create_state
-from vqjax.tasks.vqvae import StepOptions, train_step
-from vqjax.training.config import default_config
-from vqjax.training.optimizer import build_optimizer
+from vqjax.training.build import build_task
+from vqjax.training.config import base_config, validate
 
 BATCH_SIZES = {"residual": 128, "sonnet": 32}
 COLUMNS = ("model", "contender", "images/s", "ms", "spread (ms)", "ours is faster by", "GFLOP/s", "of a large product")
@@ -92,19 +90,16 @@ def vqjax_train_step(name: str, images: np.ndarray) -> tuple[Callable[[], None],
     Returns:
       A function that returns when the step is done, and the floating-point operations that XLA counts in it.
     """
-    config = default_config()
-    config.model.name = name
-    if name == "sonnet":
-        config.model.width, config.model.code_dim, config.quantizer.num_codes = 128, 64, 512
+    config = base_config()
     config.num_steps = 1
-    model = build_model(config.model, config.quantizer)
-    optimizer = build_optimizer(config.optimizer, config.num_steps)
-    state = create_state(model, optimizer, images.shape[1:], seed=0)
+    config.model = {"name": name}
+    config.quantizer.num_codes = 512 if name == "sonnet" else 1024
+    task = build_task(validate(config), ArrayDataset("random", images, image_size=images.shape[1]))
     batch = jax.device_put({"image": images})
-    options = StepOptions(seed=0)
+    state = task.init(jax.random.key(0), batch)
 
     def step(state, batch):
-        return train_step(state, batch, model, optimizer, options)
+        return task.train_step(state, batch, jax.random.fold_in(jax.random.key(0), state.step))
 
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(compiler_options=compiler_options())
     held = [state]

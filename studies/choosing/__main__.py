@@ -9,14 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from studies.choosing import collapse, himmelblau
 from studies.choosing import runs as choosing_runs
 from studies.choosing.report import PARTS, write_document, write_figures
 from studies.choosing.variants import GROUPS
-from studies.common.command import chosen
-from studies.common.command import define_flags as define_common_flags
+from studies.common.command import check_positive, chosen
 from studies.common.plotting import matplotlib_module
 from studies.common.records import Results
 from vqjax.training.cli import run
@@ -64,28 +61,38 @@ def report(results: Results, docs: Path) -> None:
         print(path)
 
 
-def define_flags() -> None:
-    """Declares the flags of the command."""
-    define_common_flags("choosing")
-    flags.DEFINE_integer("seeds", 3, "Trainings per variant and initial codes.", lower_bound=1)
-    flags.DEFINE_multi_enum("only", list(PARTS), list(PARTS), "Parts to run; all by default.")
-    flags.DEFINE_integer("steps", collapse.Setting.steps, "Steps of each training.", lower_bound=1)
-    flags.DEFINE_list("variants", [], "Variants to train, by name; all by default.")
+def main(
+    *,
+    records: str = "studies/choosing",
+    docs: str = "docs",
+    report_only: bool = False,
+    only: Sequence[str] = (),
+    seeds: int = 3,
+    steps: int = collapse.Setting.steps,
+    variants: Sequence[str] = (),
+) -> None:
+    """Run the study of docs/choosing-a-quantizer.md, and write its figures and measured parts.
 
-
-def main() -> None:
-    """Runs the command."""
-    values = flags.FLAGS
-    variants = chosen(values.variants, [name for group in GROUPS.values() for name in group], "variants")
+    Args:
+      records: Directory of results.jsonl.
+      docs: Directory of the document and, in a directory of their own, its figures.
+      report_only: Run nothing; rebuild document and figures from the records.
+      only: Parts to run; all by default.
+      seeds: Trainings per variant and initial codes.
+      steps: Steps of each training.
+      variants: Variants to train, by name; all by default.
+    """
+    check_positive(seeds=seeds, steps=steps)
+    parts = chosen(only, list(PARTS), "only")
+    names = chosen(variants, [name for group in GROUPS.values() for name in group], "variants")
     # A missing matplotlib is reported before minutes are spent.
     matplotlib_module("figure")
-    results = Results(Path(values.records) / "results.jsonl")
-    if not values.report_only:
-        study(results, values.only, collapse.Setting(steps=values.steps), values.seeds, variants)
-    report(results, Path(values.docs))
+    results = Results(Path(records) / "results.jsonl")
+    if not report_only:
+        study(results, parts, collapse.Setting(steps=steps), seeds, names)
+    report(results, Path(docs))
     print("done", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, "python -m studies.choosing", "--only=collapse --variants=rotation --seeds=1")

@@ -6,13 +6,11 @@ from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from studies.choosing.variants import Variant
 from studies.common.training import OnStep, Photographs, PhotographTraining, TrainingSetting
 from vqjax import VectorQuantizer
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
-from vqjax.tasks.codebook_init import start_from_kmeans
 from vqjax.tasks.state import TrainState
 
 _KEPT = ("psnr", "psnr_gain", "perplexity_split", "quantization_error")
@@ -39,9 +37,11 @@ class Experiment:
     """
 
     def __init__(self, variant: Variant, setting: Setting, photographs: Photographs) -> None:
-        self._variant, self._setting, self._photographs = variant, setting, photographs
+        self._variant, self._setting = variant, setting
         model = build_model(variant, setting)
-        self._training = PhotographTraining(model, setting, photographs, variant.encoder_gradient)
+        self._training = PhotographTraining(
+            model, setting, photographs, variant.decoder_gradient, kmeans_init=variant.kmeans_start
+        )
 
     def run(self, initial_scale: float, seed: int, on_step: OnStep) -> dict[str, Any]:
         """Trains with one seed, and evaluates on the eval split.
@@ -63,15 +63,9 @@ class Experiment:
         return {"diverged": False, "norm_ratio": outcome.late["norm_ratio"]} | kept | {"codes_used": used}
 
     def _start(self, initial_scale: float, seed: int) -> TrainState:
-        setting = self._setting
         # Another initializer gives other values of the same variables, so one compiled step serves all initial codes.
-        model = build_model(self._variant, setting, codebook_init=scaled_codes(initial_scale))
-        state = self._training.start(seed, model)
-        if not self._variant.kmeans_start:
-            return state
-        config = ConfigDict({"seed": seed, "batch_size": setting.batch_size, "quantizer": {}})
-        config.quantizer.num_codes = setting.num_codes
-        return start_from_kmeans(model, state, self._photographs.splits.train, config)
+        model = build_model(self._variant, self._setting, codebook_init=scaled_codes(initial_scale))
+        return self._training.start(seed, model)
 
 
 def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
@@ -90,7 +84,7 @@ def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
       0.8
     """
     return VQVAE(
-        SonnetEncoder(width=setting.width, code_dim=setting.latent_dim),
+        SonnetEncoder(width=setting.width, latent_dim=setting.latent_dim),
         VectorQuantizer(num_codes=setting.num_codes, **variant.quantizer, **quantizer),
         SonnetDecoder(width=setting.width),
     )

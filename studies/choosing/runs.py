@@ -15,9 +15,9 @@ from studies.common.training import OnStep, Photographs, make_trainings
 from vqjax.data.dataset import Splits
 from vqjax.data.photos import photo_splits
 from vqjax.estimators import ESTIMATORS
-from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS
+from vqjax.tasks.decoder_gradient import DECODER_GRADIENTS
 
-PLANE_ESTIMATORS = ("exact", *ESTIMATORS, *(name for name in ENCODER_GRADIENTS if name != "exact"))
+PLANE_ESTIMATORS = ("exact", *ESTIMATORS, *(name for name in DECODER_GRADIENTS if name != "exact"))
 """Estimators of the experiments in the plane."""
 
 

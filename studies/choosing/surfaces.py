@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from vqjax.estimators import chooses_codes, get_estimator, keyword_names
 from vqjax.functional.search import nearest_codes
-from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS, loss_through_quantizer
+from vqjax.tasks.decoder_gradient import DECODER_GRADIENTS
 
 Points = Float[Array, "points 2"]
 Codes = Float[Array, "codes 2"]
@@ -112,10 +112,10 @@ def reaching_gradient(
     """
 
     def total(z: Points) -> Float[Array, ""]:
-        if name not in ENCODER_GRADIENTS:
+        if name not in DECODER_GRADIENTS:
             return jnp.sum(value(_quantized(name, z, codes, key)))
         loss = lambda params, vectors: (jnp.sum(value(vectors)), None)  # noqa: E731
-        return loss_through_quantizer(name, loss, {}, z, codes[nearest_codes(z, codes)])[0]
+        return DECODER_GRADIENTS[name](loss, {}, z, codes[nearest_codes(z, codes)])[0]
 
     return jax.grad(total)(z)
 

@@ -19,7 +19,7 @@ from vqjax.quantizers import (
     Replacement,
     RunningAffine,
 )
-from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS
+from vqjax.tasks.decoder_gradient import DECODER_GRADIENTS
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Variant:
 
     Attributes:
       quantizer: Arguments of :class:`vqjax.VectorQuantizer` beside ``num_codes``.
-      encoder_gradient: See :class:`vqjax.tasks.vqvae.StepOptions`.
+      decoder_gradient: See :class:`vqjax.tasks.decoder_gradient.DecoderGradientTask`; None for the estimator.
       kmeans_start: Whether the codebook starts from clusters of the untrained encoder's latents.
     """
 
     quantizer: Mapping[str, Any] = field(default_factory=dict)
-    encoder_gradient: str = "estimator"
+    decoder_gradient: str | None = None
     kmeans_start: bool = False
 
 
@@ -44,7 +44,7 @@ Codes that are too long are the adversarial start: most latents are nearest to o
 """
 
 ESTIMATOR_VARIANTS = {name: Variant({"estimator": name}) for name in ESTIMATORS} | {
-    name: Variant(encoder_gradient=name) for name in ENCODER_GRADIENTS
+    name: Variant(decoder_gradient=name) for name in DECODER_GRADIENTS
 }
 _TASK_ALONE = {"codebook": GradientCodebook(weight=0.0), "commitment_weight": 0.0}
 _REPLACED = {"codebook": EMACodebook(replace=Replacement(below=0.1), dead_code_threshold=0.1)}

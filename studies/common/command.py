@@ -2,21 +2,7 @@
 
 from collections.abc import Sequence
 
-from absl import flags
-
-from vqjax.errors import UserError
-from vqjax.training.config import nearest_name
-
-
-def define_flags(study: str) -> None:
-    """Declares the flags of every study.
-
-    Args:
-      study: Name of its package in ``studies``.
-    """
-    flags.DEFINE_string("records", f"studies/{study}", "Directory of results.jsonl.")
-    flags.DEFINE_string("docs", "docs", "Directory of the document and, in a directory of their own, its figures.")
-    flags.DEFINE_bool("report_only", False, "Run nothing; rebuild document and figures from the records.")
+from vqjax.errors import UserError, did_you_mean
 
 
 def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]:
@@ -38,9 +24,23 @@ def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]
       ['betas', 'sizes']
       >>> chosen(["rotatoin"], ["rotation", "straight_through"], "variants")
       Traceback (most recent call last):
-      vqjax.errors.UserError: --variants='rotatoin' is unknown: did you mean 'rotation'?
+      vqjax.errors.UserError: --variants='rotatoin' is unknown; did you mean 'rotation'?
     """
     for name in names:
         if name not in allowed:
-            raise UserError(f"--{flag}={name!r} is unknown{nearest_name(name, allowed)}")
+            raise UserError(f"--{flag}={name!r} is unknown; {did_you_mean(name, allowed)}")
     return list(names) or list(allowed)
+
+
+def check_positive(**counts: int) -> None:
+    """Refuses counts below 1.
+
+    Args:
+      **counts: Values by the names of their flags.
+
+    Raises:
+      UserError: The first such count.
+    """
+    for flag, count in counts.items():
+        if count < 1:
+            raise UserError(f"--{flag} must be at least 1, got {count}.")

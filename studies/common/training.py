@@ -1,6 +1,7 @@
 """Small autoencoders trained on photographs: the same images, steps and evaluation in every run of a study."""
 
 import dataclasses
+import functools
 import itertools
 import sys
 import time
@@ -8,20 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array
 
 from studies.common.records import Results, Run
-from vqjax.data import batch_indices, materialize
-from vqjax.data.dataset import ImageDataset, Splits
+from vqjax.data import augment, batch_indices, materialize
+from vqjax.data.dataset import Splits
 from vqjax.data.photos import photo_splits
 from vqjax.data.statistics import pixel_variance
-from vqjax.evaluation import evaluate_model
 from vqjax.models import VQVAE
 from vqjax.reporting import Progress
-from vqjax.tasks.state import TrainState, create_state
-from vqjax.tasks.vqvae import StepOptions, train_step
+from vqjax.tasks.decoder_gradient import DecoderGradientTask
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.vqvae import VQVAETask
+from vqjax.training.build import initial_state
+from vqjax.training.evaluate import evaluate_state
 
 _STEPS_PER_REPORT = 10
 _EVAL_BATCH_SIZE = 64
@@ -90,7 +94,8 @@ class PhotographTraining:
       model: The autoencoder.
       setting: Settings that all runs have in common.
       photographs: The images.
-      encoder_gradient: See :class:`vqjax.tasks.vqvae.StepOptions`.
+      decoder_gradient: See :class:`vqjax.tasks.decoder_gradient.DecoderGradientTask`; None for the estimator.
+      kmeans_init: Whether the codebook starts from clusters of the untrained encoder's latents.
     """
 
     def __init__(
@@ -98,11 +103,21 @@ class PhotographTraining:
         model: VQVAE,
         setting: TrainingSetting,
         photographs: Photographs,
-        encoder_gradient: str = "estimator",
+        decoder_gradient: str | None = None,
+        kmeans_init: bool = False,
     ) -> None:
-        self._model, self._setting, self._photographs = model, setting, photographs
-        self._encoder_gradient = encoder_gradient
-        self._optimizer = optax.adam(setting.learning_rate)
+        self._setting, self._photographs = setting, photographs
+        parts = {
+            "model": model,
+            "optimizer": optax.adam(setting.learning_rate),
+            "loss": lambda x, y: jnp.mean(jnp.square(x - y)) / photographs.variance,
+            "augment": functools.partial(augment, flip=True, crop_padding=None),
+            "kmeans_init": kmeans_init,
+        }
+        if decoder_gradient is None:
+            self._task = VQVAETask(**parts)
+        else:
+            self._task = DecoderGradientTask(**parts, gradient=decoder_gradient)
         self._step = jax.jit(self._take_step, donate_argnums=0)
 
     def start(self, seed: int, model: VQVAE | None = None) -> TrainState:
@@ -115,8 +130,8 @@ class PhotographTraining:
         Returns:
           The state.
         """
-        shape = (self._setting.image_size, self._setting.image_size, 3)
-        return create_state(model or self._model, self._optimizer, shape, seed)
+        task = self._task if model is None else dataclasses.replace(self._task, model=model)
+        return initial_state(task, self._photographs.splits.train, seed=seed, batch_size=self._setting.batch_size)
 
     def run(self, state: TrainState, seed: int, on_step: OnStep) -> Outcome:
         """Trains, and evaluates on the eval split.
@@ -145,18 +160,12 @@ class PhotographTraining:
         # Starts at the first report, after compilation.
         steps, seconds = (last - first for first, last in zip(times[0], times[-1], strict=True))
         speed = steps * setting.batch_size / seconds if steps else None
-        heldout: ImageDataset = self._photographs.splits.eval
-        result = evaluate_model(self._model, state.variables, heldout, batch_size=_EVAL_BATCH_SIZE)
+        result = evaluate_state(self._task, state, self._photographs.splits.eval, batch_size=_EVAL_BATCH_SIZE)
         return Outcome(False, state, result.metrics, late, speed)
 
     def _take_step(self, state: TrainState, images: Array, seed: Array) -> tuple[TrainState, dict[str, Array]]:
-        options = StepOptions(
-            seed=seed,
-            flip=True,
-            reconstruction_scale=1 / self._photographs.variance,
-            encoder_gradient=self._encoder_gradient,
-        )
-        return train_step(state, {"image": images}, self._model, self._optimizer, options)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        return self._task.train_step(state, {"image": images}, key)
 
     def _batch(self, seed: int, number: int) -> np.ndarray:
         images = self._photographs.training

@@ -5,12 +5,10 @@ table of the document. Finished runs are not repeated: the same command again co
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from studies.common.command import chosen
-from studies.common.command import define_flags as define_common_flags
+from studies.common.command import check_positive, chosen
 from studies.common.records import Results
 from studies.common.training import TrainingSetting
 from studies.quantizers.report import write_document
@@ -19,26 +17,34 @@ from studies.quantizers.variants import VARIANTS
 from vqjax.training.cli import run
 
 
-def define_flags() -> None:
-    """Declares the flags of the command."""
-    define_common_flags("quantizers")
-    flags.DEFINE_integer("seeds", 3, "Trainings per quantizer.", lower_bound=1)
-    flags.DEFINE_integer("steps", TrainingSetting.steps, "Steps of each training.", lower_bound=1)
-    flags.DEFINE_list("quantizers", [], "Quantizers to train, by name; all by default.")
+def main(
+    *,
+    records: str = "studies/quantizers",
+    docs: str = "docs",
+    report_only: bool = False,
+    seeds: int = 3,
+    steps: int = TrainingSetting.steps,
+    quantizers: Sequence[str] = (),
+) -> None:
+    """Run the study of docs/quantizers.md, and write the table of the document.
 
-
-def main() -> None:
-    """Runs the command."""
-    values = flags.FLAGS
-    quantizers = chosen(values.quantizers, list(VARIANTS), "quantizers")
-    results = Results(Path(values.records) / "results.jsonl")
-    if not values.report_only:
-        setting = TrainingSetting(steps=values.steps)
-        make_runs(results.unfinished(quantizer_runs(setting, values.seeds, quantizers)), results, setting)
-    print(write_document(results, Path(values.docs)))
+    Args:
+      records: Directory of results.jsonl.
+      docs: Directory of the document and, in a directory of their own, its figures.
+      report_only: Run nothing; rebuild the document from the records.
+      seeds: Trainings per quantizer.
+      steps: Steps of each training.
+      quantizers: Quantizers to train, by name; all by default.
+    """
+    check_positive(seeds=seeds, steps=steps)
+    names = chosen(quantizers, list(VARIANTS), "quantizers")
+    results = Results(Path(records) / "results.jsonl")
+    if not report_only:
+        setting = TrainingSetting(steps=steps)
+        make_runs(results.unfinished(quantizer_runs(setting, seeds, names)), results, setting)
+    print(write_document(results, Path(docs)))
     print("done", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, "python -m studies.quantizers", "--quantizers=vq,fsq --seeds=1")

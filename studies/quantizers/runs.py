@@ -15,8 +15,7 @@ from vqjax.data.dataset import Splits
 from vqjax.data.photos import photo_splits
 from vqjax.models import VQVAE
 from vqjax.models.registry import build_model
-from vqjax.training.config import default_config
-from vqjax.training.quantizer_presets import use_preset
+from vqjax.quantizers.recipes import RECIPES
 
 _KEPT = ("psnr", "psnr_gain", "usage_split", "perplexity_split", "bits_per_image", "entropy_bits_per_image")
 _TIMED_MAPS = 64
@@ -42,7 +41,7 @@ def quantizer_runs(setting: TrainingSetting, seeds: int, chosen: Sequence[str] =
 
 
 def variant_model(name: str, setting: TrainingSetting) -> VQVAE:
-    """Builds the autoencoder with a quantizer's preset.
+    """Build the autoencoder with the recipe of a quantizer.
 
     Args:
       name: Name of the quantizer.
@@ -55,11 +54,14 @@ def variant_model(name: str, setting: TrainingSetting) -> VQVAE:
       >>> variant_model("fsq", TrainingSetting()).quantizer.num_codes
       240
     """
-    config = default_config()
-    config.data.image_size = setting.image_size
-    config.model.update({"name": "sonnet", "width": setting.width, "code_dim": setting.latent_dim})
-    use_preset(config, VARIANTS[name].preset)
-    return build_model(config.model, config.quantizer)
+    model = {"name": "sonnet", "width": setting.width, "latent_dim": setting.latent_dim}
+    quantizer = dict(RECIPES[name])
+    if name == "binary_mapper":
+        model["latent_dim"] = quantizer["bits"]
+    if name == "multi_scale_vq":
+        side = setting.image_size // 4
+        quantizer["scales"] = tuple(2**power for power in range(side.bit_length()))
+    return build_model(model, quantizer)
 
 
 def make_runs(
@@ -106,7 +108,7 @@ def microseconds_per_vector(model: VQVAE, setting: TrainingSetting) -> float:
       Median over repetitions, per latent vector.
     """
     side = setting.image_size // 4
-    z = jax.random.normal(jax.random.key(0), (_TIMED_MAPS, side, side, model.encoder.code_dim))
+    z = jax.random.normal(jax.random.key(0), (_TIMED_MAPS, side, side, model.encoder.latent_dim))
     quantizer = model.quantizer.clone(parent=None, name=None)
     variables = quantizer.init({"params": jax.random.key(1), "quantizer": jax.random.key(2)}, z)
     params = variables.pop("params", {})

@@ -6,12 +6,11 @@ epoch: the same command again goes on. CIFAR-10 is found through TFDS_DATA_DIR.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-from absl import flags
+from typing import Literal
 
 from studies.common.command import chosen
-from studies.common.command import define_flags as define_common_flags
 from studies.common.plotting import matplotlib_module
 from studies.reproduction.layout import tsne_module
 from studies.reproduction.report import write_document
@@ -28,35 +27,41 @@ def _short(number: str) -> str:
         return number
 
 
-def define_flags() -> None:
-    """Declares the flags of the command."""
-    define_common_flags("reproduction")
-    flags.DEFINE_string("workdir", "runs/reproduction", "Directory of the states of interrupted runs.")
-    flags.DEFINE_string("scale", "full", f"Size of the runs: {', '.join(SCALES)}.")
-    flags.DEFINE_list("tables", [], f"Tables to make: {', '.join(TABLES)}; all by default.")
-    flags.DEFINE_list("betas", [], "Commitment weights of the table betas; all by default.")
+def main(
+    *,
+    records: str = "studies/reproduction",
+    docs: str = "docs",
+    report_only: bool = False,
+    workdir: str = "runs/reproduction",
+    scale: Literal[*SCALES] = "full",
+    tables: Sequence[str] = (),
+    betas: Sequence[str] = (),
+) -> None:
+    """Run the reproduction of the CIFAR-10 study, and write docs/reproduction.md.
 
-
-def main() -> None:
-    """Runs the command."""
-    values = flags.FLAGS
-    records = Path(values.records)
-    (scale,) = (SCALES[name] for name in chosen([values.scale], list(SCALES), "scale"))
-    tables = chosen(values.tables, list(TABLES), "tables")
+    Args:
+      records: Directory of results.jsonl.
+      docs: Directory of the document and, in a directory of their own, its figures.
+      report_only: Run nothing; rebuild document and figures from the records.
+      workdir: Directory of the states of interrupted runs.
+      scale: Size of the runs: full, five_epochs or small.
+      tables: Tables to make; all by default.
+      betas: Commitment weights of the table betas; all by default.
+    """
+    size, names = SCALES[scale], chosen(tables, list(TABLES), "tables")
     allowed = [f"{beta:g}" for beta in BETAS]
-    betas = [float(beta) for beta in chosen([_short(beta) for beta in values.betas], allowed, "betas")]
+    weights = [float(beta) for beta in chosen([_short(beta) for beta in betas], allowed, "betas")]
     # Missing packages are reported before hours are spent.
     matplotlib_module("figure")
-    if not values.report_only:
+    if not report_only:
         tsne_module()
-        workdir = Path(values.workdir) / scale.name
-        with exclusive(workdir):
-            make_runs(table_runs(scale, tables, betas), records, scale, workdir)
-    for path in write_document(records, Path(values.docs)):
+        directory = Path(workdir) / size.name
+        with exclusive(directory):
+            make_runs(table_runs(size, names, weights), Path(records), size, directory)
+    for path in write_document(Path(records), Path(docs)):
         print(path)
     print("done", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    define_flags()
-    run(main)
+    run(main, "python -m studies.reproduction", "--scale=small --tables=betas")

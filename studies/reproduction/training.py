@@ -12,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
-from ml_collections import ConfigDict
 
 from studies.reproduction.layout import Layout
 from studies.reproduction.variants import Variant
 from vqjax.checkpointing.checkpoints import Checkpoints
-from vqjax.data import batch_indices, to_model_range, to_uint8
+from vqjax.data import Batch, batch_indices, to_model_range, to_uint8
 from vqjax.data.arrays import ArrayDataset
 from vqjax.errors import UserError
 from vqjax.evaluation.metrics import psnr
 from vqjax.functional.metrics import perplexity, usage
+from vqjax.models.tokenizer import NETWORK
 from vqjax.reporting import atomic_file, strict_json
 from vqjax.runtime.compilation import compiler_options
-from vqjax.tasks.codebook_init import start_from_kmeans
-from vqjax.tasks.state import TrainState, create_state
-from vqjax.tasks.vqvae import StepOptions, train_step
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.vqvae import VQVAETask
+from vqjax.training.build import initial_state
 
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-4
@@ -115,7 +115,12 @@ class Training:
     ) -> None:
         self._variant, self._scale = variant, scale
         self._model = variant.model(num_codes, commitment_weight)
-        self._optimizer = optax.adam(LEARNING_RATE)
+        self._task = _Task(
+            self._model,
+            optax.adam(LEARNING_RATE),
+            loss=lambda x, y: jnp.mean(jnp.square(x - y)),
+            kmeans_init=variant.kmeans_start,
+        )
         self._training = images.training[: scale.training_images]
         self._on_device = jax.device_put(self._training)
         self._test = jax.device_put(images.test[: scale.test_images // BATCH_SIZE * BATCH_SIZE])
@@ -150,10 +155,10 @@ class Training:
           UserError: ``workdir`` holds an interrupted run of other settings.
         """
         _check_settings(workdir, settings)
-        checkpoints = Checkpoints(workdir, ConfigDict(settings | {"keep_checkpoints": 1}), images="cifar10")
+        checkpoints = Checkpoints(workdir, settings, images="cifar10", keep=1)
         state = self._start(seed)
-        restored = checkpoints.restore_latest(like=state)
-        state = state if restored is None else restored
+        restored = checkpoints.restore_latest(like=state.saved())
+        state = state if restored is None else state.replace(**restored)
         done = int(state.step) // self._scale.steps_per_epoch
         history = _read_history(workdir)[:done]
         for epoch in range(done, self._scale.epochs):
@@ -167,23 +172,17 @@ class Training:
             history.append(measured)
             # Written before the checkpoint, whose step says how many epochs of the history count.
             _write_history(workdir, history)
-            checkpoints.save(state)
+            checkpoints.save(int(state.step), state.saved())
         checkpoints.close()
         return {"epochs": history}
 
     def _start(self, seed: int) -> TrainState:
-        state = create_state(self._model, self._optimizer, (32, 32, 3), seed)
-        params = initialize_like_pytorch(state.params, jax.random.key(seed))
-        state = state.replace(params=params, window=_empty_window())
-        if self._variant.kmeans_start:
-            config = ConfigDict({"seed": seed, "batch_size": BATCH_SIZE})
-            config.quantizer = ConfigDict({"num_codes": self._model.quantizer.num_codes})
-            state = start_from_kmeans(self._model, state, ArrayDataset("cifar10/train", self._training, 32), config)
-        return state
+        dataset = ArrayDataset("cifar10/train", self._training, 32)
+        return initial_state(self._task, dataset, seed=seed, batch_size=BATCH_SIZE)
 
     def _train_epoch(self, state: TrainState, epoch: int, seed: int, on_step) -> tuple[TrainState, dict[str, float]]:
         per_epoch, images = self._scale.steps_per_epoch, len(self._training)
-        state = state.replace(window=_empty_window())
+        state = state.replace(log_sums=_empty_log_sums())
         for first in range(0, per_epoch, self._steps_per_dispatch):
             steps = range(epoch * per_epoch + first, epoch * per_epoch + first + self._steps_per_dispatch)
             indices = np.stack([batch_indices(seed, step, BATCH_SIZE, images) for step in steps])
@@ -191,8 +190,8 @@ class Training:
             done = first + self._steps_per_dispatch
             # Reading a number waits for its step.
             if done % _STEPS_PER_REPORT == 0 or self._steps_per_dispatch > 1:
-                on_step(steps[-1] + 1, {name: float(value) / done for name, value in state.window.items()})
-        return state, {name: float(value) / per_epoch for name, value in state.window.items()}
+                on_step(steps[-1] + 1, {name: float(value) / done for name, value in state.log_sums.items()})
+        return state, {name: float(value) / per_epoch for name, value in state.log_sums.items()}
 
     def _steps(
         self,
@@ -202,11 +201,9 @@ class Training:
         seed: Int[Array, ""],
     ) -> TrainState:
         def one(state: TrainState, chosen: Int[Array, " batch"]) -> tuple[TrainState, None]:
-            sums = state.window
-            state, metrics = train_step(
-                state, {"image": images[chosen]}, self._model, self._optimizer, StepOptions(seed=seed)
-            )
-            return state.replace(window={name: total + metrics[name] for name, total in sums.items()}), None
+            sums, key = state.log_sums, jax.random.fold_in(jax.random.key(seed), state.step)
+            state, metrics = self._task.train_step(state, {"image": images[chosen]}, key)
+            return state.replace(log_sums={name: total + metrics[name] for name, total in sums.items()}), None
 
         if len(indices) == 1:
             return one(state, indices[0])[0]
@@ -216,11 +213,11 @@ class Training:
         batches = self._test.reshape(-1, BATCH_SIZE, *self._test.shape[1:])
         sums, counts = dict.fromkeys(_TESTED, jnp.zeros(())), jnp.zeros(self._model.quantizer.num_codes)
         for images in batches:
-            metrics, of_codes, collections = self._test_batch(state.variables, images)
+            metrics, of_codes, variables = self._test_batch(state.trained(NETWORK), images)
             sums = {name: total + metrics[name] for name, total in sums.items()}
             counts += of_codes
             if self._variant.moves_in_evaluation:
-                state = state.replace(collections=collections)
+                state = state.replace(variables={NETWORK: variables})
         return state, {name: float(value) / len(batches) for name, value in sums.items()}, counts
 
     def _measure(self, variables: PyTree, images: UInt8[Array, "batch 32 32 3"]) -> tuple[dict, Array, PyTree]:
@@ -239,9 +236,10 @@ class Training:
         return {name: metrics[name] for name in _TESTED}, counts, dict(changed)
 
     def _snapshot(self, state: TrainState, epoch: int, history: Sequence[Mapping[str, Any]]) -> Snapshot:
-        output = self._reconstruct(state.variables, to_model_range(self._test[:PICTURES]))
+        variables = state.trained(NETWORK)
+        output = self._reconstruct(variables, to_model_range(self._test[:PICTURES]))
         every_index = jnp.arange(self._model.quantizer.num_codes)
-        codes = self._model.apply(state.variables, every_index, method=lambda model, i: model.quantizer.decode(i))
+        codes = self._model.apply(variables, every_index, method=lambda model, i: model.quantizer.decode(i))
         layouts = [measured["codebook"]["layout"] for measured in history if "codebook" in measured]
         earlier = np.asarray(layouts[-1]) if layouts else None
         return Snapshot(epoch, np.asarray(to_uint8(output.reconstruction)), np.asarray(codes), earlier)
@@ -255,6 +253,14 @@ def snapshot_epochs(epochs: int) -> list[int]:
       ([0, 25, 50, 75, 99], [0])
     """
     return sorted({0, epochs // 4, epochs // 2, 3 * epochs // 4, epochs - 1})
+
+
+class _Task(VQVAETask):
+    """The VQ-VAE task with PyTorch's initial parameters."""
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        state = super().init(key, batch)
+        return state.replace(params={NETWORK: initialize_like_pytorch(state.params[NETWORK], key)})
 
 
 def initialize_like_pytorch(params: PyTree, key: Array) -> PyTree:
@@ -292,7 +298,7 @@ def initialize_like_pytorch(params: PyTree, key: Array) -> PyTree:
     return dict(drawn(params, ()))
 
 
-def _empty_window() -> dict[str, Array]:
+def _empty_log_sums() -> dict[str, Array]:
     return {name: jnp.zeros(()) for name in _TRAINED}
 
 

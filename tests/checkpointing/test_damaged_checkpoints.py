@@ -2,20 +2,20 @@
 
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import chex
 import jax
-import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.discovery import DAMAGED, find_checkpoint, set_aside
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE
 from vqjax.errors import UserError
+from vqjax.tasks.vqvae import VQVAETask
 from vqjax.training import loop
-from vqjax.training.config import default_config
+from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 
 ONE_DEVICE = jax.devices()[:1]
@@ -86,7 +86,7 @@ def test_what_is_no_directory_is_set_aside(run, damage):
     """Bug: the run trained on, and could not save where a link without a target was."""
     damage(run)
     found = find_checkpoint(run)
-    assert (found.step, found.passed_over) == (10, {12: "it is no directory"})
+    assert (found.step, found.passed_over) == (10, {12: "it is not a directory"})
     set_aside(run, found)
     assert (run / DAMAGED / "12").exists() or (run / DAMAGED / "12").is_symlink()
     assert find_checkpoint(run).passed_over == {}
@@ -101,7 +101,7 @@ def test_a_file_in_the_place_of_the_checkpoints_is_named_at_once(run):
     """Bug: it was noticed at the first save."""
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").write_text("")
-    with pytest.raises(UserError, match="checkpoints is no directory"):
+    with pytest.raises(UserError, match="checkpoints must be a directory"):
         find_checkpoint(run)
 
 
@@ -124,50 +124,57 @@ def test_a_run_without_any_whole_checkpoint_is_refused_and_left_alone(run, confi
 
 
 @pytest.fixture
-def old_run(tmp_path, monkeypatch) -> Path:
-    """Two steps of release 0.1.0, before checkpoints had checksums."""
-    monkeypatch.chdir(tmp_path)
+def old_run(tmp_path) -> Path:
+    """Two steps of release 0.1.0, which had one network and called its variables collections."""
     shutil.unpack_archive(Path(__file__).parent / "release_0_1_0.zip", tmp_path / "run")
-    random = np.random.default_rng(0)
-    images = {split: random.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for split, n in (("train", 16), ("test", 8))}
-    np.savez(tmp_path / "images.npz", **images)
     return tmp_path / "run"
 
 
-def old_config(num_steps: int) -> ConfigDict:
-    config = default_config()
-    config.num_steps, config.batch_size = num_steps, 4
-    config.log_every, config.eval_every, config.checkpoint_every = 4, 1000, 5
-    config.tensorboard = False
-    config.data.source, config.data.name, config.data.image_size = "arrays", "images.npz", 8
-    config.model.name, config.model.width, config.model.code_dim = "sonnet", 4, 2
-    config.model.num_residual_blocks = 1
-    config.quantizer.num_codes = 4
-    return config
+@pytest.mark.parametrize("use", [load_tokenizer, evaluate_workdir])
+def test_a_run_of_the_release_before_tasks_is_not_read(old_run, use):
+    with pytest.raises(UserError) as error:
+        use(old_run)
+    assert str(error.value) == (
+        f"--workdir={old_run} holds a run of vqjax 0.1.0, whose checkpoints this release cannot read; continue it with "
+        "vqjax==0.1.0, or train in another --workdir."
+    )
 
 
-def test_a_checkpoint_of_an_older_release_is_continued(old_run):
-    # As that release reported it.
-    result = train(old_config(num_steps=2), old_run, devices=ONE_DEVICE)
-    assert result.metrics["psnr"] == pytest.approx(10.830727, abs=1e-4)
-    train(old_config(num_steps=3), old_run, devices=ONE_DEVICE)
-    assert load_tokenizer(old_run).step == 3
+def test_a_run_of_the_release_before_tasks_is_left_alone(old_run, config):
+    before = sorted(path.stat().st_mtime_ns for path in old_run.rglob("*"))
+    with pytest.raises(UserError, match=r"continue it with vqjax==0\.1\.0, or train in another --workdir"):
+        train(config, old_run, devices=ONE_DEVICE)
+    assert sorted(path.stat().st_mtime_ns for path in old_run.rglob("*")) == before
 
 
-def test_a_checkpoint_of_another_structure_says_what_changed(old_run, monkeypatch):
-    create_state = loop.create_state
+def test_a_checkpoint_of_another_structure_says_what_changed(run, config, monkeypatch):
+    init = VQVAETask.init
 
-    def of_a_later_release(*args):
-        state = create_state(*args)
-        state.params["encoder"]["Conv_0"]["scale"] = state.params["encoder"]["Conv_0"].pop("bias")[:2]
+    def of_a_later_release(self, key, batch):
+        state = init(self, key, batch)
+        layer = state.params["generator"]["encoder"]["Conv_0"]
+        layer["scale"] = layer.pop("bias")[:2]
         return state
 
-    monkeypatch.setattr(loop, "create_state", of_a_later_release)
-    monkeypatch.setattr(loop, "empty_window", lambda *args: {})
+    monkeypatch.setattr(VQVAETask, "init", of_a_later_release)
+    monkeypatch.setattr(loop, "empty_log_sums", lambda *args: {})
     with pytest.raises(UserError) as error:
-        train(old_config(num_steps=3), old_run, devices=ONE_DEVICE)
+        train(config, run, devices=ONE_DEVICE)
+    release = version("vqjax")
     assert str(error.value) == (
-        "The checkpoint was written by vqjax 0.1.0, and this release cannot continue it: "
-        "params.encoder.Conv_0.scale is missing; params.encoder.Conv_0.bias is not known. "
-        "Continue with vqjax==0.1.0, or train in another --workdir."
+        f"The checkpoint was written by vqjax {release}, and this release cannot continue it: "
+        "params.generator.encoder.Conv_0.scale is missing; params.generator.encoder.Conv_0.bias is unknown. "
+        f"Continue with vqjax=={release}, or train in another --workdir."
     )
+
+
+def test_what_a_release_measures_first_starts_at_zero(finished, run, config, monkeypatch):
+    """Names in the sums of the log may differ between the release that saved a checkpoint and the one that reads it."""
+    empty = loop.empty_log_sums
+
+    def of_a_later_release(*args):
+        return {("new_metric" if name == "loss" else name): zero for name, zero in empty(*args).items()}
+
+    monkeypatch.setattr(loop, "empty_log_sums", of_a_later_release)
+    train(config, run, devices=ONE_DEVICE)
+    chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)

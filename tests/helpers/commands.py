@@ -1,4 +1,4 @@
-"""The two front doors as their users run them, on a run that takes seconds."""
+"""The commands as their users run them, on a run that takes seconds."""
 
 import os
 import subprocess
@@ -14,9 +14,8 @@ TINY = [
     "--config.data.image_size=16",
     "--config.batch_size=8",
     "--config.model.width=8",
-    "--config.model.code_dim=4",
+    "--config.model.latent_dim=4",
     "--config.quantizer.num_codes=16",
-    "--config.quantizer.kmeans_init=false",
     "--config.log_every=10",
     "--config.eval_every=1000",
     "--config.tensorboard=false",
@@ -25,14 +24,15 @@ TINY = [
 
 
 def start(script: str, *arguments: object, largest_file: int | None = None, **environment: str) -> subprocess.Popen:
-    """Starts a front door; ``largest_file`` in bytes makes writing fail as a full disk does."""
-    command = [sys.executable, ROOT / script, *map(str, arguments)]
+    """Starts ``train.py``, ``eval.py`` or ``vqjax``; ``largest_file`` in bytes limits files as a full disk does."""
+    program = ["-m", "vqjax"] if script == "vqjax" else [ROOT / script]
+    command = [sys.executable, *program, *map(str, arguments)]
     if largest_file is not None:
         # In blocks of 512 bytes.
         command = ["sh", "-c", f'ulimit -f {largest_file // 512}; exec "$@"', "sh", *command]
     return subprocess.Popen(
         command,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

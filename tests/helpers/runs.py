@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vqjax.training.config import default_config
+from vqjax import quantizers
+from vqjax.training.config import base_config
 from vqjax.training.loop import train
 
 
@@ -25,17 +26,14 @@ def images_file(tmp_path_factory) -> Path:
 
 
 def tiny_config(images_file: Path) -> ConfigDict:
-    config = default_config()
+    config = base_config()
     config.num_steps, config.batch_size = 12, 8
     config.log_every, config.eval_every, config.checkpoint_every = 4, 6, 5
     config.tensorboard = False
-    config.data.source, config.data.name, config.data.image_size = "arrays", str(images_file), 16
-    config.data.flip, config.data.crop_padding = True, 2
-    config.model.name, config.model.width, config.model.code_dim = "sonnet", 8, 4
-    config.model.num_residual_blocks = 1
-    config.quantizer.num_codes = 16
-    config.quantizer.replace_dead_codes = True
-    config.quantizer.dead_code_threshold = 0.9
+    config.data = {"source": "arrays", "name": str(images_file), "image_size": 16, "flip": True, "crop_padding": 2}
+    config.model = {"name": "sonnet", "width": 8, "latent_dim": 4, "num_residual_blocks": 1}
+    codebook = {"name": "ema", "dead_code_threshold": 0.9, "replace": {"below": 0.9}}
+    config.quantizer = quantizers.defaults("vq", num_codes=16, codebook=codebook)
     config.optimizer.learning_rate = 1e-3
     return config
 

@@ -1,15 +1,17 @@
-"""A batch in parts gives what the whole gives, and keeps less of it in memory."""
+"""A batch in parts gives what the whole batch gives, and needs less memory."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jaxtyping import PyTree
 
 from vqjax import VectorQuantizer
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
 
-MODEL = VQVAE(SonnetEncoder(width=16, code_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=16))
+MODEL = VQVAE(SonnetEncoder(width=16, latent_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=16))
 IMAGES = jax.random.uniform(jax.random.key(0), (32, 16, 16, 3), minval=-1.0)
 
 
@@ -41,3 +43,38 @@ def test_values_gradients_and_codebook_are_those_of_the_whole_batch_in_less_memo
 
 def test_parameters_are_the_same(variables):
     chex.assert_trees_all_equal_shapes(MODEL.clone(microbatches=4).init(jax.random.key(1), IMAGES), variables)
+
+
+class StatefulDecoder(nn.Module):
+    """Running statistics, dropout and power iteration: three kinds of variables besides parameters."""
+
+    @nn.compact
+    def __call__(self, codes, *, train):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(nn.Dense(8)(codes))
+        x = nn.SpectralNorm(nn.Dense(8))(nn.relu(x), update_stats=train)
+        return nn.Dropout(0.5, deterministic=not train)(SonnetDecoder(width=8)(x))
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_a_decoder_with_state_of_its_own_trains_and_evaluates(microbatches):
+    model = MODEL.clone(decoder=StatefulDecoder())
+    variables = model.init(jax.random.key(1), IMAGES)
+    assert variables.keys() == {"params", "codebook", "batch_stats"}
+    rngs = {"quantizer": jax.random.key(2), "dropout": jax.random.key(3)}
+
+    @jax.jit
+    def train(variables):
+        step = model.clone(microbatches=microbatches)
+        return step.apply(variables, IMAGES, train=True, mutable=["codebook", "batch_stats"], rngs=rngs)
+
+    output, updates = train(variables)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), variables["batch_stats"], updates["batch_stats"])
+    assert moved["decoder"]["BatchNorm_0"] == {"mean": True, "var": True}
+    assert all(jax.tree.leaves(moved))
+    # Half of the pixels are dropped, others in every part.
+    dropped = np.asarray(output.reconstruction == 0)
+    assert 0.45 < dropped.mean() < 0.55
+    assert (dropped[0] != dropped[1]).any()
+    evaluated = model.apply(variables | updates, IMAGES)
+    assert (evaluated.reconstruction == 0).mean() < 0.01
+    chex.assert_trees_all_equal(evaluated, model.apply(variables | updates, IMAGES))

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax import VectorQuantizer
+from vqjax import EMACodebook, VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.models import VQVAE, ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.cnn import ResidualBlock, ResidualStack
 from vqjax.models.registry import build_model
 
-STUDY = {"name": "residual", "width": 256, "num_residual_blocks": 2, "num_scalings": 2, "code_dim": None}
-SONNET = {"name": "sonnet", "width": 128, "num_residual_blocks": 2, "num_scalings": 2, "code_dim": 64}
+STUDY = {"name": "residual", "width": 256, "num_residual_blocks": 2, "num_scalings": 2, "latent_dim": None}
+SONNET = {"name": "sonnet", "width": 128, "num_residual_blocks": 2, "latent_dim": 64}
 
 
 def gaussian(*shape, seed=0):
@@ -28,8 +28,8 @@ def random_variables(module, x):
 
 
 def small(name, **quantizer):
-    options = {"name": name, "width": 8, "num_residual_blocks": 1, "num_scalings": 2, "code_dim": 4}
-    model = build_model(options, {"name": "vector", "num_codes": 16} | quantizer)
+    options = {"name": name, "width": 8, "num_residual_blocks": 1, "latent_dim": 4}
+    model = build_model(options, {"name": "vq", "num_codes": 16} | quantizer)
     images = jnp.tanh(gaussian(4, 8, 8, 3))
     return model, random_variables(model, images), images
 
@@ -40,7 +40,7 @@ def count(tree):
 
 def shapes(options, num_codes):
     """Shapes of the variables, of the quantized grid and of the reconstruction, without computing anything."""
-    model = build_model(options, {"name": "vector", "num_codes": num_codes})
+    model = build_model(options, {"name": "vq", "num_codes": num_codes})
 
     def run(key, images):
         out, variables = model.init_with_output(key, images)
@@ -75,7 +75,7 @@ def test_the_sonnet_model_has_the_layers_of_its_notebook():
 
 @pytest.mark.parametrize("num_scalings", [1, 3])
 def test_every_scaling_halves_the_grid(num_scalings):
-    _, quantized, reconstruction = shapes(STUDY | {"num_scalings": num_scalings, "code_dim": 6}, 16)
+    _, quantized, reconstruction = shapes(STUDY | {"num_scalings": num_scalings, "latent_dim": 6}, 16)
     assert (quantized, reconstruction) == ((2, 32 >> num_scalings, 32 >> num_scalings, 6), (2, 32, 32, 3))
 
 
@@ -121,7 +121,9 @@ def test_the_methods_agree_with_the_call(name):
 
 
 def test_masked_images_take_no_part():
-    model, variables, images = small("sonnet", replace_dead_codes=True, dead_code_threshold=0.99)
+    model, variables, images = small(
+        "sonnet", codebook={"name": "ema", "dead_code_threshold": 0.99, "replace": {"below": 0.99}}
+    )
     mask = jnp.array([True, False, True, False])
 
     def loss(params, images):
@@ -141,7 +143,7 @@ def test_masked_images_take_no_part():
 
 
 def test_the_reconstruction_trains_encoder_and_decoder_and_leaves_the_codes_to_their_averages():
-    model, variables, images = small("residual", codebook_update="gradient")
+    model, variables, images = small("residual", codebook="gradient")
 
     def loss(params):
         out = model.apply(variables | {"params": params}, images)
@@ -159,21 +161,24 @@ def test_any_modules_that_fit_make_an_autoencoder():
 
 
 def test_the_config_reaches_the_modules():
-    quantizer = {"name": "vector", "num_codes": 16, "decay": 0.5, "metric": "cosine", "kmeans_init": True}
+    quantizer = {"name": "vq", "num_codes": 16, "codebook": {"name": "ema", "decay": 0.5}, "distance": "cosine"}
     model = build_model(STUDY | {"num_scalings": 3}, quantizer)
-    assert model.encoder == ResidualEncoder(256, 3, 2, None)
-    assert model.decoder == ResidualDecoder(256, 3, 2)
-    assert model.quantizer == VectorQuantizer(16, decay=0.5, metric="cosine")
-    model = build_model(SONNET | {"code_dim": None}, {"name": "vector", "num_codes": 16})
-    assert (model.encoder, model.decoder) == (SonnetEncoder(128, 2, 128), SonnetDecoder(128, 2))
-    with pytest.raises(UserError, match=r"decay=2.0 is not allowed"):
-        build_model(SONNET, quantizer | {"decay": 2.0})
+    assert model.encoder == ResidualEncoder(256, 3, 2, None, "float32")
+    assert model.decoder == ResidualDecoder(256, 3, 2, dtype="float32")
+    assert model.quantizer == VectorQuantizer(16, codebook=EMACodebook(decay=0.5), distance="cosine")
+    model = build_model(SONNET | {"latent_dim": 32}, {"name": "vq", "num_codes": 16})
+    assert (model.encoder, model.decoder) == (
+        SonnetEncoder(128, 2, 32, "float32"),
+        SonnetDecoder(128, 2, dtype="float32"),
+    )
+    with pytest.raises(UserError, match=r"^config\.quantizer\.codebook\.decay must be"):
+        build_model(SONNET, quantizer | {"codebook": {"name": "ema", "decay": 2.0}})
 
 
 @pytest.mark.parametrize("options", [STUDY, SONNET], ids=["study", "sonnet"])
 def test_bfloat16_layers_leave_parameters_latents_and_images_in_float32(options):
     options = options | {"width": 8, "num_residual_blocks": 1}
-    quantizer = {"name": "vector", "num_codes": 16}
+    quantizer = {"name": "vq", "num_codes": 16}
     model, exact = (build_model(options | {"dtype": dtype}, quantizer) for dtype in ("bfloat16", "float32"))
     images = jnp.tanh(gaussian(4, 8, 8, 3))
     variables = random_variables(model, images)

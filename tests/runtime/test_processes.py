@@ -1,5 +1,6 @@
 """Several processes train one model as one process does, and end and begin again together."""
 
+import itertools
 import json
 import os
 import signal
@@ -22,30 +23,21 @@ from vqjax.training.loop import train
 
 ONE_DEVICE = jax.devices()[:1]
 
-# Trains as train.py does, and says how many rows of a batch it has read at a time.
+# Trains as train.py does, and prints how many rows of a batch it has read at a time.
 PROCESS = """
-import ast, sys
-from ml_collections import ConfigDict
+import sys
 from vqjax.data import feeds
-from vqjax.training.cli import run
-from vqjax.training.loop import train
-from vqjax.runtime.processes import join_processes
+from vqjax.training.cli import main
 
-address, number, process, settings, workdir = sys.argv[1:]
 read_many, rows = feeds.read_many, set()
 
 def read_and_count(dataset, indices):
     rows.add(len(indices))
     return read_many(dataset, indices)
 
-def main():
-    join_processes(address, int(number), int(process))
-    train(ConfigDict(ast.literal_eval(settings)), workdir)
-    print("rows of a batch:", rows, file=sys.stderr)
-
 feeds.read_many = read_and_count
-del sys.argv[1:]
-run(main)
+main(["train", *sys.argv[1:]])
+print("rows of a batch:", rows, file=sys.stderr)
 """
 
 
@@ -58,18 +50,24 @@ def start(number: int, config: ConfigDict, *workdirs: Path, others: ConfigDict |
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
     }
-    configs = [config] + [others or config] * (number - 1)
-    arguments = [[address, number, i, configs[i].to_dict(), ([*workdirs] * number)[i]] for i in range(number)]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, *map(str, of_process)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    processes = []
+    for i, workdir in zip(range(number), itertools.cycle(workdirs)):
+        of_process = config if i == 0 else others or config
+        # Beside the directory, which must not be there before the run.
+        file = workdir.with_name(f"config_of_process_{i}.py")
+        file.write_text(f"def get_config():\n    return {of_process.to_dict()!r}\n")
+        flags = [f"--config={file}", f"--workdir={workdir}"]
+        flags += [f"--coordinator_address={address}", f"--num_processes={number}", f"--process_id={i}"]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, *flags],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
-        for of_process in arguments
-    ]
+    return processes
 
 
 def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -> None:
@@ -98,7 +96,7 @@ def config(config):
     config.num_steps, config.checkpoint_every, config.eval_every, config.log_every = 50, 5, 1000, 5
     # An odd number of held-out images, read with the batches of training.
     config.data.resident_limit_mb = 0
-    config.quantizer.kmeans_init = True
+    config.task.kmeans_init = True
     return config
 
 
@@ -159,19 +157,20 @@ def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_pat
 @pytest.mark.parametrize("number", [2, 4])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, number):
     """And no step is lost."""
-    processes = start(number, endless(config), tmp_path)
-    wait_for_step(processes, tmp_path, 5)
+    workdir = tmp_path / "run"
+    processes = start(number, endless(config), workdir)
+    wait_for_step(processes, workdir, 5)
     processes[-1].terminate()
     for status, error in end(processes):
         assert status == 128 + signal.SIGTERM
-        assert f"stopped at step {load_tokenizer(tmp_path).step};" in error.splitlines()[-1]
+        assert f"stopped at step {load_tokenizer(workdir).step};" in error.splitlines()[-1]
 
 
 @pytest.mark.full
 def test_processes_without_a_common_directory_are_told(config, of_one, tmp_path):
     for status, error in end(start(2, config, tmp_path / "nothing", of_one)):
         assert status == 2
-        assert "error: process 1 has another newest checkpoint than process 0. Give all of them" in error
+        assert "error: process 1 has another newest checkpoint than process 0. Pass the same" in error
 
 
 @pytest.mark.full
@@ -179,7 +178,7 @@ def test_processes_with_two_new_directories_are_told(config, tmp_path):
     """Bug: they waited for each other inside of the first save."""
     for status, error in end(start(2, config, tmp_path / "one", tmp_path / "other")):
         assert status == 2
-        assert "error: process 1 has another --workdir than process 0. Give all of them" in error
+        assert "error: process 1 has another --workdir than process 0. Pass the same" in error
 
 
 @pytest.mark.full

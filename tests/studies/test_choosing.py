@@ -129,4 +129,4 @@ def test_a_misspelled_variant_is_told_in_one_line():
     command = [sys.executable, "-m", "studies.choosing", "--variants=rotatoin"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: --variants='rotatoin' is unknown: did you mean 'rotation'?\n"
+    assert done.stderr == "error: --variants='rotatoin' is unknown; did you mean 'rotation'?\n"

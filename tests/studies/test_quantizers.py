@@ -12,7 +12,7 @@ from studies.common.training import TrainingSetting
 from studies.quantizers.report import DOCUMENT, document_parts, write_document
 from studies.quantizers.runs import make_runs, quantizer_runs
 from studies.quantizers.variants import VARIANTS
-from vqjax.quantizers.registry import FAMILIES
+from vqjax.quantizers.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 TINY = TrainingSetting(steps=11, batch_size=4, image_size=16, width=8, latent_dim=4)
@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
 
 
 def test_every_quantizer_has_a_row():
-    assert {variant.preset for variant in VARIANTS.values()} == FAMILIES.keys()
+    assert VARIANTS.keys() == RECIPES.keys()
 
 
 def test_a_finished_study_has_nothing_to_do_and_another_seed_is_new(finished):

@@ -227,5 +227,5 @@ def test_codes_that_stay_lie_on_the_same_side_in_the_next_epoch():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match=r"--tables='beta' is unknown: did you mean 'betas'"):
+    with pytest.raises(UserError, match=r"--tables='beta' is unknown; did you mean 'betas'"):
         chosen(["beta"], ["betas", "sizes"], "tables")

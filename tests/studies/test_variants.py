@@ -4,7 +4,7 @@ from studies.choosing.collapse import Setting, build_model
 from studies.choosing.runs import collapse_runs
 from studies.choosing.variants import ESTIMATOR_VARIANTS, GROUPS, STARTS
 from vqjax.estimators import ESTIMATORS
-from vqjax.tasks.encoder_gradient import ENCODER_GRADIENTS
+from vqjax.tasks.decoder_gradient import DECODER_GRADIENTS
 
 VARIANTS = [(group, name) for group, variants in GROUPS.items() for name in variants]
 
@@ -15,7 +15,7 @@ def test_every_variant_constructs(group, name):
 
 
 def test_every_estimator_is_compared():
-    assert set(ESTIMATOR_VARIANTS) >= {*ESTIMATORS, *ENCODER_GRADIENTS}
+    assert set(ESTIMATOR_VARIANTS) >= {*ESTIMATORS, *DECODER_GRADIENTS}
 
 
 def test_every_run_has_a_name_of_its_own():

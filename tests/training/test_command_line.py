@@ -1,9 +1,12 @@
-"""The two front doors, run as their users run them."""
+"""The commands, run as their users run them."""
 
+import importlib
 import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -15,6 +18,8 @@ from helpers.commands import ROOT, TINY, call, save_images, start
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import to_model_range
 from vqjax.evaluation import load_tokens
+from vqjax.runtime.signature import Call
+from vqjax.training.cli import COMMANDS
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +94,44 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("train.py", ["--config.quantizer.num_code=5"], "did you mean 'quantizer.num_codes'?"),
-        ("train.py", ["--config.quantizer.num_codes=many"], "num_codes=many is not allowed: use a whole number."),
-        ("train.py", ["--config.quantizer.num_codes=1"], "config.quantizer.num_codes=1 is not allowed"),
-        ("train.py", ["--config.quantizer=vector"], "--config.quantizer is a group"),
-        ("train.py", ["--config=configs/nowhere.py"], "--config=configs/nowhere.py is no file"),
+        (
+            "train.py",
+            ["--config.quantizer.num_code=5"],
+            "quantizer.num_code is unknown; did you mean 'num_codes'?",
+        ),
+        (
+            "train.py",
+            ["--config.quantizer.num_codes=many"],
+            "quantizer.num_codes must be a whole number, got 'many'.",
+        ),
+        ("train.py", ["--config.quantizer.num_codes=0"], "config.quantizer.num_codes"),
+        ("train.py", ["--config.quantizer=vq"], "config.quantizer is a group"),
+        ("train.py", ["--config=configs/nowhere.py"], "--config=configs/nowhere.py is not a file"),
         ("train.py", [f"--config={ROOT}/configs/cifar10.py:cods=3"], "did you mean 'codes'?"),
         ("train.py", [f"--config={ROOT}/configs/cifar10.py"], "TFDS_DATA_DIR"),
         ("train.py", ["--config.data.source=image_folder", "--config.data.name=EMPTY"], "EMPTY without any .jpeg"),
         ("train.py", ["--config.batch_size=100000"], "the number of training images, got 100000"),
+        (
+            "train.py",
+            ["--config.optimizer.name=adamx"],
+            "optimizer.name='adamx' is unknown; did you mean 'adam'?",
+        ),
+        ("train.py", ["--config.batch_size=None"], "config.batch_size must be a whole number, got None."),
+        ("train.py", ["--wrokdir=runs"], "--wrokdir is unknown; did you mean '--workdir'?"),
+        ("train.py", ["--config.seed", "3"], "argument '3' is not expected; write --name=value."),
         ("train.py", ["configs/cifar10.py"], "argument 'configs/cifar10.py' is not expected"),
         ("train.py", ["--config=BROKEN"], "BROKEN, line 2 cannot be used: ZeroDivisionError: division by zero"),
-        ("train.py", ["--workdir=BROKEN/run"], "BROKEN is no directory"),
-        ("train.py", ["--num_processes=2"], "--coordinator_address is missing: give all of"),
-        ("train.py", ["--coordinator_address=here", "--num_processes=2", "--process_id=0"], "use HOST:PORT"),
+        ("train.py", ["--workdir=BROKEN/run"], "BROKEN is not one"),
+        ("train.py", ["--num_processes=2"], "--coordinator_address is missing; pass all of"),
+        ("train.py", ["--coordinator_address=here", "--num_processes=2", "--process_id=0"], "must be HOST:PORT"),
         ("train.py", ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"], "from 0 to 1"),
-        ("train.py", ["--distributed"], "the processes of this run do not find each other (coordinator_address"),
-        ("eval.py", [], "holds no checkpoint"),
-        ("eval.py", ["--export_tokens=tokens.txt"], "--export_tokens=tokens.txt is not allowed"),
-        ("eval.py", ["--splt=train"], "splt"),
+        ("train.py", ["--distributed"], "the processes of this run cannot find each other (coordinator_address"),
+        ("eval.py", [], "which has no checkpoint"),
+        ("eval.py", ["--export_tokens=tokens.txt"], "--export_tokens must be a file name that ends in .npz"),
+        ("eval.py", ["--splt=train"], "--splt is unknown; did you mean '--split'?"),
+        ("eval.py", ["--split=trian"], "--split='trian' is unknown; did you mean 'train'?"),
+        ("eval.py", ["--step=newest"], "--step must be a whole number or None, got 'newest'."),
+        ("eval.py", ["--config.seed=1"], "--config.seed is unknown"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_leaves_nothing_behind(tmp_path, script, arguments, message):
@@ -124,13 +148,55 @@ def test_a_mistake_ends_with_one_line_and_leaves_nothing_behind(tmp_path, script
     assert not (tmp_path / "run").exists()
 
 
+def test_vqjax_lists_its_commands_and_loads_none_of_them():
+    code = "import sys; from vqjax.training.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name, command in COMMANDS.items():
+        assert f"vqjax {name} {command.example}" in process.stdout
+    assert not {"optax", "orbax", "tensorflow_datasets", "ml_collections"} & set(process.stderr.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_describes_every_flag(name):
+    status, out, err = call("vqjax", name, "--help")
+    assert (status, err) == (0, "")
+    module, _, function = COMMANDS[name].function.partition(":")
+    for flag in Call(getattr(importlib.import_module(module), function)).fields:
+        assert re.search(rf"--{flag} (VALUE|\[VALUE\])\s+\S", out), flag
+    assert f"vqjax {name} {COMMANDS[name].example}" in out
+
+
+def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
+    run = [*run_of(images_file), "--config.num_steps=2"]
+    status, out, err = call("vqjax", "train", f"--workdir={tmp_path}/run", *run)
+    assert status == 0, err
+    status, again, err = call("vqjax", "eval", f"--workdir={tmp_path}/run")
+    assert status == 0, err
+    assert [line for line in out.splitlines() if line.startswith("psnr")] == [
+        line for line in again.splitlines() if line.startswith("psnr")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "'trian' is not a command of vqjax; did you mean 'train'?"),
+        (["--workdir=x"], "'--workdir=x' is not a command of vqjax; use one of 'eval', 'train'"),
+        (["eval"], "--workdir is missing; it must be text."),
+    ],
+)
+def test_a_command_that_is_not_there_is_refused(arguments, message):
+    status, out, err = call("vqjax", *arguments)
+    assert (status, out, err) == (2, "", f"error: {message}\n")
+
+
 def test_another_model_is_refused_and_the_run_is_left_as_it_was(finished, images_file):
     before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
     status, _, err = call("train.py", f"--workdir={finished}", *run_of(images_file), "--config.model.width=16")
     assert status == 2
     assert err == (
-        f"error: config.model.width=16 is not allowed: --workdir={finished} holds a run with 8. Use that value to "
-        "continue it, or another --workdir to start a new run.\n"
+        f"error: config.model.width must be 8, as in the run that --workdir={finished} holds, got 16; use another "
+        "--workdir to start a new run.\n"
     )
     assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
 
@@ -143,7 +209,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_checkpoint(finishe
     status, _, err = call("train.py", *longer, largest_file=20_000)
     assert status == 2
     assert "The checkpoint of step 63 cannot be written to" in err.splitlines()[-1]
-    assert "the checkpoints before are intact" in err.splitlines()[-1]
+    assert "the earlier checkpoints are intact" in err.splitlines()[-1]
     chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)
     status, _, err = call("train.py", *longer)
     assert status == 0, err

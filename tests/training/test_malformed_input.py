@@ -1,6 +1,7 @@
 """Whatever is wrong with a config, an image, an array or a token file: one clear line, or a counted skip."""
 
 import contextlib
+import copy
 import io
 import os
 import random
@@ -9,20 +10,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from helpers.shares import all_if_full
 from vqjax.data import UnreadableImage, fingerprint, load_splits, materialize
+from vqjax.data.arrays import ArrayDataset
+from vqjax.data.batches import hold_out
 from vqjax.data.images import decode_image
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
-from vqjax.models.registry import build_model
-from vqjax.tasks.state import check_model
-from vqjax.training.config import default_config, field_names
+from vqjax.quantizers.recipes import RECIPES
+from vqjax.runtime.signature import Call
+from vqjax.training.build import build_task, check_fits, example_batch
+from vqjax.training.config import GROUPS, Run, base_config, validate
 from vqjax.training.loop import train
-from vqjax.training.validation import validate
 
 SIDE = 8
 SEED = 0
@@ -64,44 +69,84 @@ def damaged(content: bytes, number: int) -> Iterator[bytes]:
 # Configs
 
 WRONG: dict[type, list[Any]] = {
-    int: [-1, 2.5, "many", True, [1], float("nan"), 10**30],
-    float: [-1.0, "much", float("nan"), float("-inf"), [0.5], True],
+    int: [-1, 2.5, "many", True, [1], float("nan"), 10**30, None],
+    float: [-1.0, "much", float("nan"), float("-inf"), [0.5], True, None],
     bool: ["maybe", 2, None, [True]],
     str: ["nonsense", 3, ["euclidean"], None],
     tuple: [3, "8, 5", (2.5, 3), (), (-1,), None],
 }
+WRONG_PARTS = [3, "nonsense", [1], {"name": "nonsense"}, {"nonsense": 1}]
 FREE_TEXT = {"data.name", "data.train_split", "data.eval_split"}
 
 
-def wrong_values() -> Iterator[tuple[str, Any]]:
-    config = default_config()
-    for name in field_names(config):
-        *groups, field = name.split(".")
-        group = config
-        for part in groups:
-            group = group[part]
-        for value in WRONG[group.get_type(field)]:
-            may_be_that = (name in FREE_TEXT and isinstance(value, str)) or (value is None and group[field] is None)
-            if not may_be_that:
-                yield name, value
-
-
 def valid_config() -> dict[str, Any]:
-    config = default_config()
+    config = base_config()
     config.num_steps, config.batch_size = 10, 4
-    config.data.source = "photos"
+    config.model.width = 8
     return config.to_dict()
 
 
+def choices() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every choice in every group of a config."""
+    yield from (("quantizer", dict(recipe)) for recipe in RECIPES.values())
+    for source in GROUPS["data"]:
+        options = GROUPS["data"].defaults(source)
+        # A file, a directory or a dataset of that name is what the tests of images below are about.
+        yield "data", options | {name: source for name in options.keys() & {"name"}}
+    for group in ("task", "model", "loss", "optimizer"):
+        yield from ((group, GROUPS[group].defaults(name)) for name in GROUPS[group])
+
+
+def wrong_values(call: Call, config: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Wrong values of the fields of a group and of its parts, with the dotted names of the fields."""
+    for name, field in call.fields.items():
+        path = f"{prefix}{name}"
+        if field.part is not None:
+            yield from ((path, value) for value in WRONG_PARTS)
+            if config.get(name) and not field.several:
+                yield from wrong_values(field.part.call(config[name]["name"]), config[name], f"{path}.")
+            continue
+        kind = next((kind for kind in WRONG if kind in field.kind.types), str)
+        for value in WRONG[kind]:
+            may_be_that = (path in FREE_TEXT and isinstance(value, str)) or (value is None and field.can_be_off)
+            if not may_be_that:
+                yield path, value
+
+
+def wrong_configs() -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """A choice of a group, the dotted name of one field, and a wrong value for it."""
+    yield from (({}, name, value) for name, value in wrong_values(Call(Run, GROUPS), {}, ""))
+    for group, options in choices():
+        call = GROUPS[group].call(options[GROUPS[group].key])
+        yield from (({group: options}, name, value) for name, value in wrong_values(call, options, f"{group}."))
+
+
 def start_of(config: Any) -> None:
-    """What a run looks at before it loads or writes anything."""
-    validate(config)
-    check_model(build_model(config.model, config.quantizer), config)
+    """What a run looks at before it writes anything; black images stand for those of the sources."""
+    config = validate(config)
+    side = config.data.image_size
+    images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
+    if "eval_fraction" in config.data:
+        hold_out(2, config.data.eval_fraction, name="black")
+    task = build_task(config, images)
+    check_fits(task, jax.random.key(0), example_batch(images))
 
 
-@pytest.mark.parametrize(("name", "value"), list(wrong_values()), ids=lambda value: repr(value)[:30])
-def test_a_wrong_value_in_a_config_file_is_refused(name, value):
-    fields = valid_config()
+@pytest.mark.parametrize(("group", "options"), list(choices()), ids=lambda value: str(value)[:40])
+def test_every_choice_of_every_group_can_run(group, options):
+    config = valid_config() | {group: options}
+    if options.get("name") == "binary_mapper":
+        config["model"]["latent_dim"] = options["bits"]
+    if options.get("name") == "alternating":
+        config["quantizer"]["codebook"] = {"name": "gradient", "weight": 0.0}
+    start_of(ConfigDict(config))
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"), all_if_full(wrong_configs(), 400), ids=lambda value: str(value)[:30]
+)
+def test_a_wrong_value_in_a_config_file_is_refused(options, name, value):
+    fields = copy.deepcopy(valid_config() | options)
     *groups, field = name.split(".")
     group = fields
     for part in groups:
@@ -174,8 +219,7 @@ def odd_files(directory: Path) -> dict[str, bool]:
 def test_odd_files_of_a_folder_are_read_or_named(tmp_path, caplog):
     """Bug: a named pipe was opened as a picture, and the run waited for ever for somebody to write into it."""
     is_picture = odd_files(tmp_path)
-    data = default_config().data
-    data.source, data.name, data.image_size, data.train_split = "image_folder", str(tmp_path), SIDE, ""
+    data = ConfigDict({"source": "image_folder", "name": str(tmp_path), "image_size": SIDE, "train_split": ""})
     splits = load_splits(data)
     assert sum(len(materialize(split)["image"]) for split in splits) == sum(is_picture.values())
     assert "skipped 9 unreadable images of 17" in caplog.text
@@ -246,8 +290,7 @@ def array_files(directory: Path) -> Iterator[Path]:
 
 
 def load_arrays(path: Path) -> None:
-    data = default_config().data
-    data.source, data.name, data.image_size = "arrays", str(path), SIDE
+    data = ConfigDict({"source": "arrays", "name": str(path), "image_size": SIDE})
     for split in load_splits(data):
         images = materialize(split)["image"]
         assert images.shape[1:] == (SIDE, SIDE, 3)

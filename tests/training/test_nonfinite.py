@@ -10,8 +10,8 @@ import pytest
 
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import batch_indices
-from vqjax.tasks.vqvae import train_step
-from vqjax.training import loop, nonfinite
+from vqjax.tasks.vqvae import VQVAETask
+from vqjax.training import nonfinite
 from vqjax.training.loop import train
 
 ONE_DEVICE = jax.devices()[:1]
@@ -21,16 +21,18 @@ ONE_DEVICE = jax.devices()[:1]
 def overflow(monkeypatch):
     """Makes the gradient of some steps, from 0, overflow while their loss is still finite."""
 
+    train_step = VQVAETask.train_step
+
     def at(*steps: int) -> None:
-        def spoiled(state, batch, **options):
-            after, metrics = train_step(state, batch, **options)
+        def spoiled(self, state, batch, key):
+            after, metrics = train_step(self, state, batch, key)
             bad = jnp.isin(state.step, jnp.array(steps))
             params = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), after.params)
-            collections = jax.tree.map(lambda x: jnp.where(bad, jnp.full_like(x, 7), x), after.collections)
+            variables = jax.tree.map(lambda x: jnp.where(bad, jnp.full_like(x, 7), x), after.variables)
             metrics |= {"gradient_norm": jnp.where(bad, jnp.inf, metrics["gradient_norm"])}
-            return after.replace(params=params, collections=collections), metrics
+            return after.replace(params=params, variables=variables), metrics
 
-        monkeypatch.setattr(loop, "train_step", spoiled)
+        monkeypatch.setattr(VQVAETask, "train_step", spoiled)
 
     return at
 

@@ -1,128 +1,96 @@
-"""Saving and restoring a run."""
+"""Checkpoints of a run: saving and restoring its state, and loading its networks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
+from jaxtyping import PyTree
 from orbax.checkpoint.experimental import v1 as ocp
 
 from vqjax.checkpointing.discovery import (
     CHECKPOINTS,
+    FORMAT,
+    CheckpointInfo,
     find_checkpoint,
-    first_line,
     open_checkpoints,
     set_aside,
 )
 from vqjax.checkpointing.integrity import write_checksums
-from vqjax.errors import UserError
+from vqjax.errors import UserError, one_line
 from vqjax.models.registry import build_model
-from vqjax.models.tokenizer import Tokenizer
-from vqjax.runtime.processes import agree, first_before_others, is_first, is_lost_process
+from vqjax.models.tokenizer import NETWORK, Tokenizer
+from vqjax.runtime.processes import (
+    assert_same_on_all_processes,
+    is_lost_process,
+    is_main_process,
+    main_process_first,
+)
 from vqjax.runtime.workdir import SHARE_THE_WORKDIR
-from vqjax.tasks.state import TrainState
 
-_NAMED = 5
-
-
-def check_structure(saved: dict[str, Any], wanted: TrainState, release: str) -> None:
-    """Refuses a checkpoint of another structure, and says what is different.
-
-    The sums of the log window may differ: what is new in them starts at zero.
-
-    Args:
-      saved: Shapes and types of what the checkpoint holds.
-      wanted: What this release needs.
-      release: That of vqjax that wrote the checkpoint.
-
-    Raises:
-      UserError: An array is missing, not known or of another shape or type.
-    """
-    before, now = _arrays(saved), _arrays(wanted)
-    changes = [f"{name} is {before[name]}, not {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
-    changes += [f"{name} is missing" for name in now if name not in before]
-    changes += [f"{name} is not known" for name in before if name not in now]
-    if changes:
-        more = f" and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
-        raise UserError(
-            f"The checkpoint was written by vqjax {release}, and this release cannot continue it: "
-            f"{'; '.join(changes[:_NAMED])}{more}. Continue with vqjax=={release}, or train in another --workdir."
-        )
-
-
-def _arrays(tree: Any) -> dict[str, str]:
-    """The shape and type of every array but the window's, by its place in the state."""
-    arrays = {_name(path): array for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]}
-    return {
-        name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items() if not name.startswith("window.")
-    }
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    # Orbax has names and places where the state has attributes.
-    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
-WHERE_CODES_ARE_SEARCHED = {"codebook_shards": 1}
-"""Fields of the config's group ``quantizer`` that depend on the devices, with values that any device can do."""
+_NAMED_CHANGES = 5
 
 
 class Checkpoints:
-    """The checkpoints of one run, under ``WORKDIR/checkpoints``; writing is atomic, and what is damaged is set aside.
+    """Checkpoints of one run under ``WORKDIR/checkpoints``; writing is atomic, and damaged ones are set aside.
 
     Args:
-      workdir: The run's directory, which no other run uses.
-      config: The run's config, stored with every checkpoint.
-      images: The fingerprint of the training images, stored likewise.
+      workdir: Directory of the run, which no other run uses.
+      config: Config of the run, stored with every checkpoint.
+      images: Fingerprint of the training images, stored likewise.
+      keep: Number of newest checkpoints to keep.
 
     Attributes:
-      found: The newest checkpoint that was whole at the start, if there was any.
+      found: The newest checkpoint that was intact at the start, if there was any.
 
     Raises:
-      UserError: There are checkpoints, and none is whole.
+      UserError: There are checkpoints, and none of them is intact.
     """
 
-    def __init__(self, workdir: Path, config: ConfigDict, images: str):
+    def __init__(self, workdir: Path, config: Mapping[str, Any], images: str, keep: int):
         self._metadata = {
-            "config": config.to_dict(),
+            "format": FORMAT,
+            "config": config,
             "images": images,
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
         self.found = find_checkpoint(workdir)
-        agree("newest whole checkpoint", self.found and self.found.step, SHARE_THE_WORKDIR)
-        with first_before_others("damaged checkpoints are set aside"):
-            if self.found is not None and is_first():
+        assert_same_on_all_processes("newest intact checkpoint", self.found and self.found.step, SHARE_THE_WORKDIR)
+        with main_process_first("damaged checkpoints are set aside"):
+            if self.found is not None and is_main_process():
                 set_aside(workdir, self.found)
         self._checkpointer = ocp.training.Checkpointer(
             (workdir / CHECKPOINTS).resolve(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(config.keep_checkpoints),
-            # A save that was killed leaves a temporary directory behind; it never counts as a checkpoint.
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            # A save that was killed leaves a temporary directory behind, which never counts as a checkpoint.
             cleanup_tmp_directories=True,
         )
 
     @property
     def newest(self) -> Path | None:
-        """The directory of the newest checkpoint, if there is one."""
+        """Directory of the newest checkpoint, if there is one."""
         latest = self._checkpointer.latest
         return None if latest is None else Path(self._checkpointer.directory) / str(latest.step)
 
-    def save(self, state: TrainState) -> None:
-        """Writes a checkpoint of the state's step, unless there is one already.
+    def save(self, step: int, state: Mapping[str, PyTree]) -> None:
+        """Write a checkpoint, unless there is one of that step or a later one.
+
+        Args:
+          step: Number of steps taken.
+          state: State of the run, by field.
 
         Raises:
-          UserError: It cannot be written; the checkpoints before are intact.
+          UserError: The checkpoint cannot be written; the earlier ones are intact.
         """
-        step = int(state.step)
         latest = self._checkpointer.latest
         if latest is not None and latest.step >= step:
             return
         try:
-            self._checkpointer.save(step, state, force=True, custom_metadata=self._metadata)
-            if is_first():
+            self._checkpointer.save(step, dict(state), force=True, custom_metadata=self._metadata)
+            if is_main_process():
                 write_checksums(Path(self._checkpointer.directory) / str(step))
         except Exception as error:
             if is_lost_process(error):
@@ -130,65 +98,118 @@ class Checkpoints:
             # Orbax raises many types when a disk is full or a directory goes away; none is a defect of the run.
             raise UserError(
                 f"The checkpoint of step {step} cannot be written to {self._checkpointer.directory} "
-                f"({first_line(error)}). Make room or mend the place, and run the same command again; the "
-                "checkpoints before are intact."
+                f"({one_line(error)}). Free disk space or restore access to the directory, and run the same command "
+                "again; the earlier checkpoints are intact."
             ) from error
 
-    def restore_latest(self, like: TrainState) -> TrainState | None:
-        """Returns the checkpoint that was found, or None before the first one.
+    def restore_latest(self, like: Mapping[str, PyTree]) -> dict[str, PyTree] | None:
+        """Return the state in the checkpoint that was found, or None where there was none.
 
         Args:
-          like: A state of the same structure, shapes and sharding.
+          like: State of the same structure, shapes and sharding. The names in its ``log_sums`` may differ from the
+            saved ones, as a release may measure something new, which starts at zero.
 
         Raises:
-          UserError: The checkpoint cannot be read, or an older release has written it and this one cannot use it.
+          UserError: The checkpoint cannot be read, or holds a state of another structure.
         """
         if self.found is None:
             return None
-        with _readable(self._checkpointer.directory, self.found.step):
-            saved = self._checkpointer.metadata(self.found.step).metadata
-        check_structure(saved, like, self.found.versions["vqjax"])
-        # A release may measure something new; it starts at zero.
-        window = {name: like.window.get(name, ocp.PLACEHOLDER) for name in saved["window"]}
-        with _readable(self._checkpointer.directory, self.found.step):
-            restored = self._checkpointer.load(self.found.step, _abstract(like.replace(window=window)))
-        return restored.replace(window={name: restored.window.get(name, value) for name, value in like.window.items()})
+        directory, step = self._checkpointer.directory, self.found.step
+        with _readable(directory, step):
+            saved = self._checkpointer.metadata(step).metadata
+        _check_structure(saved, like, self.found.versions["vqjax"])
+        sums = {name: like["log_sums"].get(name, ocp.PLACEHOLDER) for name in saved["log_sums"]}
+        with _readable(directory, step):
+            restored = self._checkpointer.load(step, jax.tree.map(_abstract, {**like, "log_sums": sums}))
+        sums = {name: restored["log_sums"].get(name, value) for name, value in like["log_sums"].items()}
+        return restored | {"log_sums": sums}
 
     def close(self) -> None:
-        """Ends all writing."""
-        # A save that failed has said so already; orbax would raise the same error again.
+        """End all writing."""
+        # A save that failed has raised an error already; orbax would raise the same one again.
         with suppress(Exception):
             self._checkpointer.close()
 
 
-def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
-    """Loads the model of a run; its config is in the checkpoint.
+class SavedNetworks(NamedTuple):
+    """Networks of a checkpoint, without the states of their optimizers.
+
+    Attributes:
+      info: The checkpoint.
+      params: Parameters by network.
+      variables: Other variables by network and collection.
+      ema_params: Averaged parameters by network; None where the run averages none.
+    """
+
+    info: CheckpointInfo
+    params: dict[str, PyTree]
+    variables: dict[str, PyTree]
+    ema_params: dict[str, PyTree] | None
+
+
+def load_networks(workdir: str | Path, step: int | None = None) -> SavedNetworks:
+    """Load the networks of a run onto one device, wherever they were trained.
 
     Args:
-      workdir: The run's directory.
-      step: Which checkpoint; the newest that is whole by default.
+      workdir: Directory of the run.
+      step: Step of the checkpoint; by default the newest one that is intact.
 
     Returns:
-      The model with its variables.
+      The networks.
 
     Raises:
       UserError: There is no such checkpoint, or it cannot be read.
     """
     workdir = Path(workdir)
-    found = find_checkpoint(workdir, step)
-    if found is None:
+    info = find_checkpoint(workdir, step)
+    if info is None:
         raise UserError(
-            f"--workdir={workdir} holds no checkpoint: pass the directory of a run "
-            f"(train one with python train.py --workdir={workdir})."
+            f"--workdir must be the directory of a run, got {workdir}, which has no checkpoint; train one with "
+            f"python train.py --workdir={workdir}."
         )
-    for other, reason in found.passed_over.items():
-        logging.warning("checkpoint %d is damaged (%s): reading that of step %d", other, reason, found.step)
-    config = ConfigDict(found.config)
-    model = build_model(config.model, config.quantizer.to_dict() | WHERE_CODES_ARE_SEARCHED)
-    with open_checkpoints(workdir) as checkpointer, _readable(checkpointer.directory, found.step):
-        saved = checkpointer.load(found.step, _abstract_model(checkpointer.metadata(found.step).metadata))
-    variables = {"params": saved["params"], **saved["collections"]}
-    return Tokenizer(model, variables, config=found.config, step=found.step)
+    for other, reason in info.passed_over.items():
+        logging.warning("checkpoint %d is damaged (%s): reading that of step %d", other, reason, info.step)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def on_device(array: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device)
+
+    def left_out(array: Any) -> Any:
+        return ocp.PLACEHOLDER
+
+    with open_checkpoints(workdir) as checkpointer, _readable(checkpointer.directory, info.step):
+        saved = checkpointer.metadata(info.step).metadata
+        wanted = {
+            name: jax.tree.map(on_device if name in SavedNetworks._fields else left_out, tree)
+            for name, tree in saved.items()
+        }
+        networks = checkpointer.load(info.step, wanted)
+    return SavedNetworks(info, networks["params"], networks["variables"], networks.get("ema_params"))
+
+
+def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
+    """Load the tokenizer of a run; its config is in the checkpoint.
+
+    Args:
+      workdir: Directory of the run.
+      step: Step of the checkpoint; by default the newest one that is intact.
+
+    Returns:
+      The model with its variables; with averaged parameters where the run averages them.
+
+    Raises:
+      UserError: There is no such checkpoint, it cannot be read, or its task trains no tokenizer.
+    """
+    networks = load_networks(workdir, step)
+    config, params = networks.info.config, networks.ema_params or networks.params
+    if NETWORK not in params or config.get("quantizer") is None:
+        raise UserError(
+            f"--workdir must be the directory of a run that trains a tokenizer, got {workdir} with the task "
+            f"{config['task']['name']!r}."
+        )
+    model = build_model(config["model"], config["quantizer"])
+    variables = {"params": params[NETWORK], **networks.variables[NETWORK]}
+    return Tokenizer(model, variables, config=config, step=networks.info.step)
 
 
 @contextmanager
@@ -196,33 +217,40 @@ def _readable(directory: Any, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Orbax raises many types for damaged files; the reader needs the place and the first reason.
+        # Orbax raises many types for damaged files; the place and the first reason help the reader.
         raise UserError(
-            f"The checkpoint {directory}/{step} cannot be read ({first_line(error)}). Move that directory away "
+            f"The checkpoint {directory}/{step} cannot be read ({one_line(error)}). Move that directory away "
             "to continue from the one before it."
         ) from error
 
 
-def _abstract(state: TrainState) -> TrainState:
-    def of_array(array: Any) -> Any:
-        if array is ocp.PLACEHOLDER:
-            return array
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-
-    return jax.tree.map(of_array, state)
+def _abstract(array: Any) -> Any:
+    if array is ocp.PLACEHOLDER:
+        return array
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
-def _abstract_model(saved: dict[str, Any]) -> dict[str, Any]:
-    """Asks for the model's variables, on one device wherever they were saved from, and for nothing else."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _check_structure(saved: Mapping[str, PyTree], like: Mapping[str, PyTree], release: str) -> None:
+    """Refuse a checkpoint whose arrays, but for the sums of the log, are not those of this release."""
+    before, now = _arrays(saved), _arrays(like)
+    changes = [f"{name} is {before[name]}, not {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    changes += [f"{name} is missing" for name in now if name not in before]
+    changes += [f"{name} is unknown" for name in before if name not in now]
+    if changes:
+        more = f" and {len(changes) - _NAMED_CHANGES} more" if len(changes) > _NAMED_CHANGES else ""
+        raise UserError(
+            f"The checkpoint was written by vqjax {release}, and this release cannot continue it: "
+            f"{'; '.join(changes[:_NAMED_CHANGES])}{more}. Continue with vqjax=={release}, or train in another "
+            "--workdir."
+        )
 
-    def wanted(saved: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=device)
 
-    def unwanted(saved: Any) -> Any:
-        return ocp.PLACEHOLDER
+def _arrays(state: Mapping[str, PyTree]) -> dict[str, str]:
+    """Shape and dtype of every array but the sums of the log, by its place in the state."""
+    arrays = jax.tree_util.tree_flatten_with_path({name: tree for name, tree in state.items() if name != "log_sums"})[0]
+    return {_name(path): f"{array.dtype}{list(array.shape)}" for path, array in arrays}
 
-    return {
-        name: jax.tree.map(wanted if name in ("params", "collections") else unwanted, tree)
-        for name, tree in saved.items()
-    }
+
+def _name(path: tuple[Any, ...]) -> str:
+    # Orbax has names and indices where the state has attributes.
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

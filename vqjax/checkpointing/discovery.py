@@ -1,4 +1,4 @@
-"""Which checkpoint of a run to read: the newest that is whole."""
+"""Discovery of a run's checkpoints: the newest intact one."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,22 +10,24 @@ from absl import logging
 from orbax.checkpoint.experimental import v1 as ocp
 
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE, find_damage
-from vqjax.errors import UserError
-from vqjax.runtime.processes import agree
+from vqjax.errors import UserError, one_line
+from vqjax.runtime.processes import assert_same_on_all_processes
 from vqjax.runtime.workdir import SHARE_THE_WORKDIR
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged_checkpoints"
+FORMAT = 2
+"""Structure of the states in checkpoints. Release 0.1.0 wrote the first one, without a number."""
 
 
-class FoundCheckpoint(NamedTuple):
-    """A checkpoint whose files are what was written.
+class CheckpointInfo(NamedTuple):
+    """An intact checkpoint: its files are what was written.
 
     Attributes:
-      step: The training step it was saved at.
-      config: The run's config, by name.
-      images: The fingerprint of the training images.
-      versions: Of the packages that wrote it.
-      passed_over: Why not a later one, by its step.
+      step: Training step at which it was saved.
+      config: Config of the run.
+      images: Fingerprint of the training images.
+      versions: Versions of the packages that wrote it, by name.
+      passed_over: Reasons why later checkpoints are not used, by step.
     """
 
     step: int
@@ -35,32 +37,32 @@ class FoundCheckpoint(NamedTuple):
     passed_over: dict[int, str]
 
 
-def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint | None:
-    """Finds the newest checkpoint of a run that is whole.
+def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | None:
+    """Find the newest intact checkpoint of a run.
 
-    One without checksums was written by an older release, or its run was killed between writing it and them; it is
-    only read where no other is whole.
+    A run that was killed between writing a checkpoint and its checksums leaves one without them; it is used only
+    where no other is intact.
 
     Args:
-      workdir: The run's directory.
-      step: Look at this checkpoint alone.
+      workdir: Directory of the run.
+      step: Step of the only checkpoint to consider.
 
     Returns:
       The checkpoint; None if the run has none at all.
 
     Raises:
-      UserError: There are checkpoints and none is whole, or there is none of ``step``.
+      UserError: There are checkpoints and none is intact, there is none of ``step``, or an older release wrote it.
     """
     steps = _steps(workdir)
-    # Processes that went on with different answers would wait for each other inside of Orbax.
-    agree("newest checkpoint", max(steps, default=0), SHARE_THE_WORKDIR)
+    # Processes that continue with different answers would wait for each other inside of Orbax.
+    assert_same_on_all_processes("newest checkpoint", max(steps, default=0), SHARE_THE_WORKDIR)
     if not steps:
         return None
     if step is not None and step not in steps:
-        raise UserError(f"--step={step} is no checkpoint of --workdir={workdir}: use one of {steps}.")
-    wanted = steps if step is None else [step]
-    reasons = {number: "it is no directory" for number in wanted if not _directory(workdir, number).is_dir()}
-    for candidate in _in_order_of_trust(workdir, [number for number in wanted if number not in reasons]):
+        raise UserError(f"--step must be one of {steps}, the checkpoints of --workdir={workdir}, got {step}.")
+    candidates = steps if step is None else [step]
+    reasons = {number: "it is not a directory" for number in candidates if not _directory(workdir, number).is_dir()}
+    for candidate in _in_order_of_trust(workdir, [number for number in candidates if number not in reasons]):
         directory = _directory(workdir, candidate)
         try:
             has_checksums = (directory / CHECKSUMS_FILE).exists()
@@ -68,41 +70,43 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> FoundCheckpoint |
                 raise ValueError(damage)
             metadata = _read_metadata(workdir, candidate)
         except Exception as error:
-            # Orbax raises many types for damaged files; the reader needs the first reason.
-            reasons[candidate] = first_line(error)
+            # Orbax raises many types for damaged files; the first reason helps the reader.
+            reasons[candidate] = one_line(error)
             continue
+        _check_format(workdir, metadata)
         later = [other for other in steps if other > candidate] if step is None else []
         unchecked = f"it has no {CHECKSUMS_FILE}"
-        return FoundCheckpoint(candidate, **metadata, passed_over={s: reasons.get(s, unchecked) for s in later})
-    told = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
+        return CheckpointInfo(
+            candidate,
+            metadata["config"],
+            metadata["images"],
+            metadata["versions"],
+            passed_over={other: reasons.get(other, unchecked) for other in later},
+        )
+    listed = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
     raise UserError(
-        f"{workdir / CHECKPOINTS} is damaged ({told}). Restore it from a copy, or train again in another --workdir."
+        f"{workdir / CHECKPOINTS} is damaged ({listed}). Restore it from a copy, or train again in another --workdir."
     )
 
 
-def set_aside(workdir: Path, found: FoundCheckpoint) -> None:
-    """Moves what was passed over out of the way of the checkpoints that will be written, and says so.
+def set_aside(workdir: Path, info: CheckpointInfo) -> None:
+    """Move checkpoints that were passed over out of the way of those that will be written, and log it.
 
     Args:
-      workdir: The run's directory.
-      found: Of :func:`find_checkpoint`.
+      workdir: Directory of the run.
+      info: Result of :func:`find_checkpoint`.
     """
-    for step, reason in found.passed_over.items():
+    for step, reason in info.passed_over.items():
         names = itertools.chain([str(step)], (f"{step}.{number}" for number in itertools.count(1)))
         place = next(path for name in names if not (path := workdir / DAMAGED / name).exists())
         place.parent.mkdir(exist_ok=True)
         _directory(workdir, step).rename(place)
-        logging.warning("checkpoint %d is damaged (%s): moved to %s, for you to look at or delete", step, reason, place)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says, of a length that can be shown."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+        logging.warning("checkpoint %d is damaged (%s): moved to %s, inspect or delete it", step, reason, place)
 
 
 @contextmanager
 def open_checkpoints(workdir: Path) -> Iterator[ocp.training.Checkpointer]:
-    """Opens the checkpoints of a run for reading."""
+    """Open the checkpoints of a run for reading."""
     checkpointer = ocp.training.Checkpointer((workdir / CHECKPOINTS).resolve())
     try:
         yield checkpointer
@@ -117,9 +121,9 @@ def _directory(workdir: Path, step: int) -> Path:
 def _steps(workdir: Path) -> list[int]:
     directory = workdir / CHECKPOINTS
     if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
-        raise UserError(f"{directory} is no directory, so no checkpoint fits in it. Move it away.")
+        raise UserError(f"{directory} must be a directory; move away the file in its place.")
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    # A save that was killed has left a directory of another name; and a copy such as 060 is none of ours.
+    # A save that was killed leaves a directory of another name; a copy such as 060 is not a checkpoint.
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
@@ -130,7 +134,15 @@ def _in_order_of_trust(workdir: Path, steps: list[int]) -> list[int]:
 def _read_metadata(workdir: Path, step: int) -> dict[str, Any]:
     with open_checkpoints(workdir) as checkpointer:
         metadata = checkpointer.metadata(step).custom_metadata
-    names = ("config", "images", "versions")
-    if metadata is None or not set(names) <= metadata.keys():
+    if metadata is None or not {"config", "images", "versions"} <= metadata.keys():
         raise ValueError("its metadata are damaged")
-    return {name: metadata[name] for name in names}
+    return metadata
+
+
+def _check_format(workdir: Path, metadata: dict[str, Any]) -> None:
+    if metadata.get("format") != FORMAT:
+        release = metadata["versions"]["vqjax"]
+        raise UserError(
+            f"--workdir={workdir} holds a run of vqjax {release}, whose checkpoints this release cannot read; "
+            f"continue it with vqjax=={release}, or train in another --workdir."
+        )

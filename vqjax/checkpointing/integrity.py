@@ -1,4 +1,4 @@
-"""Tells whether the files of a directory are still those that were written."""
+"""Checksums of the files of a directory."""
 
 import hashlib
 from pathlib import Path
@@ -9,10 +9,10 @@ CHECKSUMS_FILE = "SHA256SUMS"
 
 
 def write_checksums(directory: Path) -> None:
-    """Writes the checksum of every file below a directory into ``SHA256SUMS``, as ``sha256sum -c`` reads it.
+    """Write the checksum of every file below a directory into ``SHA256SUMS``, in the format of ``sha256sum``.
 
     Args:
-      directory: Holds files that will not change any more.
+      directory: Directory whose files are final.
 
     Raises:
       OSError: A file cannot be read, or the checksums cannot be written.
@@ -33,30 +33,30 @@ def write_checksums(directory: Path) -> None:
 
 
 def find_damage(directory: Path) -> str | None:
-    """Compares the files below a directory with ``SHA256SUMS``.
+    """Compare the files below a directory with ``SHA256SUMS``.
 
     Args:
-      directory: Has been given checksums by :func:`write_checksums`.
+      directory: Directory with the checksums of :func:`write_checksums`.
 
     Returns:
-      The first difference as a half sentence; None if there is none.
+      The first difference in words; None if there is none.
 
     Raises:
       OSError: ``SHA256SUMS`` or a file cannot be read.
     """
-    wanted = {}
+    expected = {}
     for line in (directory / CHECKSUMS_FILE).read_bytes().splitlines():
         checksum, separator, name = line.partition(b"  ")
         if not separator:
             return f"{CHECKSUMS_FILE} is not what was written"
-        wanted[name.decode(errors="replace")] = checksum.decode(errors="replace")
+        expected[name.decode(errors="replace")] = checksum.decode(errors="replace")
     found = _files_below(directory)
-    for name in sorted(wanted.keys() | found):
+    for name in sorted(expected.keys() | found):
         if name not in found:
             return f"{name} is missing"
-        if name not in wanted:
+        if name not in expected:
             return f"{name} was added"
-        if _checksum(directory / name) != wanted[name]:
+        if _checksum(directory / name) != expected[name]:
             return f"{name} is not what was written"
     return None
 

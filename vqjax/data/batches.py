@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, Int32
 
-from vqjax.data.dataset import Batch, Example, ImageDataset
-from vqjax.data.reading import readable_examples
+from vqjax.data.dataset import Batch, Example, ImageDataset, UnreadableImage
+from vqjax.data.reading import read_many, readable_examples
 from vqjax.errors import UserError
 
 
@@ -147,6 +147,36 @@ def stack(examples: Sequence[Example]) -> Example:
       [3, 5]
     """
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def first_epoch_batches(dataset: ImageDataset, seed: int, batch_size: int) -> Iterator[Batch]:
+    """Yields whole batches of the first epoch in training order, from the readable images alone.
+
+    Args:
+      dataset: The examples.
+      seed: Seed of the order.
+      batch_size: Images per batch.
+
+    Yields:
+      Stacked examples; a single smaller batch where fewer images can be read than one holds.
+
+    Example:
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> dataset = ArrayDataset("black", np.zeros((5, 8, 8, 3), np.uint8), image_size=8)
+      >>> [len(batch["image"]) for batch in first_epoch_batches(dataset, seed=0, batch_size=2)]
+      [2, 2]
+    """
+    # Batched after the unreadable images have dropped out: programs are compiled for one batch size.
+    for number, examples in enumerate(itertools.batched(_first_epoch(dataset, seed, batch_size), batch_size)):
+        if len(examples) == batch_size or number == 0:
+            yield stack(examples)
+
+
+def _first_epoch(dataset: ImageDataset, seed: int, batch_size: int) -> Iterator[Example]:
+    for step in range(len(dataset) // batch_size):
+        for example in read_many(dataset, batch_indices(seed, step, batch_size, len(dataset)).tolist()):
+            if not isinstance(example, UnreadableImage):
+                yield example
 
 
 def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch]:

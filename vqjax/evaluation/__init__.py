@@ -1,7 +1,7 @@
 """Evaluation of a model on a split: metrics, the report, and the token file."""
 
 from vqjax.evaluation.collectors import Collector, Pictures, Rows
-from vqjax.evaluation.evaluate import EvaluationResult, evaluate, evaluate_model
+from vqjax.evaluation.evaluate import EvaluationResult, evaluate
 from vqjax.evaluation.metrics import (
     MSE,
     PSNR,
@@ -31,7 +31,6 @@ __all__ = [
     "TokenLosses",
     "Tokens",
     "evaluate",
-    "evaluate_model",
     "load_tokens",
     "save_tokens",
     "terminal_table",

@@ -1,21 +1,18 @@
 """Evaluation: one pass over a split, whose outputs all metrics consume."""
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from vqjax.data import Batch, ImageDataset, evaluation_batches
+from vqjax.data import Batch
 from vqjax.errors import UserError
-from vqjax.evaluation.collectors import Collector, Pictures, Rows
-from vqjax.evaluation.metrics import Metric, Outputs, tokenizer_metrics
+from vqjax.evaluation.collectors import Collector
+from vqjax.evaluation.metrics import Metric, Outputs
 
 
 @dataclass(frozen=True)
@@ -125,54 +122,3 @@ def _measure(
     measured = [metric.measure(outputs) for metric in metrics]
     # Every process needs all of it.
     return measured if whole is None else jax.lax.with_sharding_constraint(measured, whole)
-
-
-def evaluate_model(
-    model: nn.Module,
-    variables: Any,
-    dataset: ImageDataset,
-    *,
-    batch_size: int,
-    collect_indices: bool = False,
-    progress: Callable[[int], None] | None = None,
-    mesh: Mesh | None = None,
-) -> EvaluationResult:
-    """Reconstruct a dataset with an autoencoder and compute the metrics of a tokenizer.
-
-    Args:
-      model: A :class:`vqjax.models.VQVAE`.
-      variables: Its variables.
-      dataset: The images.
-      batch_size: Images per batch, over which ``perplexity_batch`` is measured.
-      collect_indices: Keep the indices of all images, as ``collected["indices"]``.
-      progress: Called with the number of images done.
-      mesh: Devices that share each batch, those on which the variables are; one device by default.
-
-    Returns:
-      The numbers, and ``image`` and ``reconstruction`` of the first 16 images.
-    """
-    metrics = [*tokenizer_metrics(model.quantizer.num_codes, model.quantizer.num_codebooks), Pictures()]
-    if collect_indices:
-        metrics.append(Rows(("indices",)))
-    return evaluate(
-        jax.tree_util.Partial(_evaluation_of(model), variables),
-        evaluation_batches(dataset, min(batch_size, len(dataset))),
-        metrics,
-        progress=progress,
-        mesh=mesh,
-    )
-
-
-# One function object per model: repeated evaluations then share one compilation.
-@functools.cache
-def _evaluation_of(model: nn.Module) -> Callable[[Any, Batch], Outputs]:
-    def evaluate_batch(variables: Any, batch: Batch) -> Outputs:
-        images = 2 * (batch["image"].astype(jnp.float32) / 255) - 1
-        output = model.apply(variables, images, batch["valid"])
-        return {
-            "reconstruction": output.reconstruction,
-            "indices": output.quantizer.indices,
-            **output.quantizer.metrics,
-        }
-
-    return evaluate_batch

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vqjax.data import ImageDataset
 from vqjax.evaluation.evaluate import EvaluationResult
-from vqjax.quantizers.registry import FAMILIES
 from vqjax.reporting import markdown_table, metrics_table, save_png
 from vqjax.runtime.files import atomic_file, strict_json
 
@@ -75,32 +73,6 @@ def terminal_table(result: EvaluationResult, context: Mapping[str, Any]) -> str:
     """
     headline = ", ".join(f"{name}: {value}" for name, value in context.items())
     return f"{headline}\n\n{metrics_table(_rows(result))}"
-
-
-def evaluation_context(config: Any, num_codes: int, dataset: ImageDataset, step: int, split: str) -> dict[str, Any]:
-    """Gather what was evaluated, for the head of a report.
-
-    Args:
-      config: Config of the run.
-      num_codes: Codes of a codebook.
-      dataset: The evaluated images.
-      step: Training step of the checkpoint.
-      split: Name of the split.
-
-    Returns:
-      Facts by name.
-    """
-    fields = FAMILIES[config.quantizer.name].fields
-    return {
-        "dataset": dataset.name,
-        "split": split,
-        "image_size": config.data.image_size,
-        "checkpoint_step": step,
-        "model": config.model.name,
-        "quantizer": config.quantizer.name,
-        "num_codes": num_codes,
-        "seed": config.seed,
-    } | {name: config.quantizer[name] for name in ("estimator", "codebook_update") if name in fields}
 
 
 def _markdown(result: EvaluationResult, facts: Mapping[str, Any], pictures: Iterable[str]) -> str:

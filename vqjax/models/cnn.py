@@ -1,4 +1,4 @@
-"""The encoder and decoder of the CIFAR-10 study of the rotation trick."""
+"""Convolutional encoders and decoders: the CIFAR-10 model of the rotation trick, and sonnet's VQ-VAE."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from vqjax.models.layers import DownsamplingConv, Images, UpsamplingConv
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a ReLU between, and a ReLU after the sum with the input."""
+    """Two 3x3 convolutions with a ReLU between them, and a ReLU after the sum with the input."""
 
     dtype: DTypeLike | None = None
 
@@ -23,13 +23,13 @@ class ResidualEncoder(nn.Module):
     """Images to a grid of vectors, ``2 ** num_scalings`` times smaller in each direction.
 
     Strided 4x4 convolutions, each followed by a ReLU and doubling the channels up to ``width``, then residual
-    blocks. Without ``code_dim`` the output follows a ReLU, so all its vectors lie within 90 degrees of each other.
+    blocks. Without ``latent_dim`` the output follows a ReLU, so all its vectors lie within 90 degrees of each other.
 
     Attributes:
       width: Channels of the latent grid.
       num_scalings: Number of strided convolutions.
       num_residual_blocks: Number of residual blocks.
-      code_dim: Features of the output, by a 1x1 convolution; ``None`` leaves it out, as the study does.
+      latent_dim: Features of the output, by a 1x1 convolution; ``None`` omits it, as the published model does.
       dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
 
     Example:
@@ -38,13 +38,13 @@ class ResidualEncoder(nn.Module):
       >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 32, 32, 3)))[0].shape
       (1, 8, 8, 8)
 
-    Source: the model code published with the study (see docs/results.md).
+    Source: the model code published with the rotation trick (see docs/results.md).
     """
 
     width: int = 256
     num_scalings: int = 2
     num_residual_blocks: int = 2
-    code_dim: int | None = None
+    latent_dim: int | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -54,8 +54,8 @@ class ResidualEncoder(nn.Module):
             x = nn.relu(DownsamplingConv(max(1, self.width >> level), dtype=self.dtype)(x))
         for _ in range(self.num_residual_blocks):
             x = ResidualBlock(self.dtype)(x)
-        # Rounded latents would have other codes than those that decode gives back.
-        return x.astype(jnp.float32) if self.code_dim is None else nn.Conv(self.code_dim, (1, 1))(x)
+        # Latents rounded to bfloat16 would be nearest to other codes.
+        return x.astype(jnp.float32) if self.latent_dim is None else nn.Conv(self.latent_dim, (1, 1))(x)
 
 
 class ResidualDecoder(nn.Module):
@@ -76,7 +76,7 @@ class ResidualDecoder(nn.Module):
       >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 8)))[0].shape
       (1, 32, 32, 3)
 
-    Source: the model code published with the study (see docs/results.md).
+    Source: the model code published with the rotation trick (see docs/results.md).
     """
 
     width: int = 256
@@ -120,17 +120,17 @@ class ResidualStack(nn.Module):
 class SonnetEncoder(nn.Module):
     """Images to a grid of vectors, four times smaller in each direction.
 
-    Two strided 4x4 convolutions, a 3x3 convolution, a residual stack, and a 1x1 convolution to the code dimension.
+    Two strided 4x4 convolutions, a 3x3 convolution, a residual stack, and a 1x1 convolution to ``latent_dim``.
 
     Attributes:
       width: Channels of the latent grid; half of it after the first convolution.
       num_residual_blocks: Depth of the residual stack.
-      code_dim: Features of the output.
+      latent_dim: Features of the output.
       dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> encoder = SonnetEncoder(width=8, code_dim=4)
+      >>> encoder = SonnetEncoder(width=8, latent_dim=4)
       >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 32, 32, 3)))[0].shape
       (1, 8, 8, 4)
 
@@ -139,7 +139,7 @@ class SonnetEncoder(nn.Module):
 
     width: int = 128
     num_residual_blocks: int = 2
-    code_dim: int = 64
+    latent_dim: int = 64
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -148,7 +148,7 @@ class SonnetEncoder(nn.Module):
         x = nn.relu(DownsamplingConv(self.width, dtype=self.dtype)(x))
         x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(x)
         x = ResidualStack(self.num_residual_blocks, bottleneck=self.width // 4, dtype=self.dtype)(x)
-        return nn.Conv(self.code_dim, (1, 1))(x)
+        return nn.Conv(self.latent_dim, (1, 1))(x)
 
 
 class SonnetDecoder(nn.Module):

@@ -1,9 +1,11 @@
-"""Strided 4x4 convolutions, written without dilation.
+"""Strided 4x4 convolutions without dilation, and modules applied to a batch in parts.
 
 The gradient of a strided convolution, and a transposed convolution itself, dilate their input with zeros, which XLA
 runs slowly on CPUs. Folding each 2x2 block of pixels into channels gives the same function of the same parameters as
 a plain 2x2 convolution.
 """
+
+import inspect
 
 import flax.linen as nn
 import jax
@@ -15,7 +17,7 @@ from jaxtyping import Array, Float
 from vqjax.errors import UserError
 
 Images = Float[Array, "batch _ _ _"]
-"""Images or feature maps, [batch, height, width, channels]; layers change all but the batch."""
+"""Images or feature maps, [batch, height, width, channels]."""
 
 
 class DownsamplingConv(nn.Module):
@@ -25,7 +27,7 @@ class DownsamplingConv(nn.Module):
 
     Attributes:
       features: Number of output channels.
-      dtype: Of the computation; by default that of input and parameters.
+      dtype: Dtype of the computation; by default that of input and parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -42,7 +44,7 @@ class DownsamplingConv(nn.Module):
     def __call__(self, x: Images) -> Images:
         _, height, width, channels = x.shape
         if height % 2 or width % 2:
-            raise UserError(f"x has {height} x {width} pixels: halving them takes even numbers. Resize or pad it.")
+            raise UserError(f"`x` must have an even height and width, got {height} x {width}; resize or pad it.")
         x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
@@ -58,7 +60,7 @@ class UpsamplingConv(nn.Module):
 
     Attributes:
       features: Number of output channels.
-      dtype: Of the computation; by default that of input and parameters.
+      dtype: Dtype of the computation; by default that of input and parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -107,41 +109,50 @@ def _space_to_depth(x: Images) -> Images:
     return x.reshape(batch, height // 2, width // 2, 4 * channels)
 
 
-def in_microbatches(
-    module: nn.Module, batch: Float[Array, "batch ..."], microbatches: int
+def apply_in_parts(
+    module: nn.Module, batch: Float[Array, "batch ..."], *, microbatches: int = 1, train: bool = False
 ) -> Float[Array, "batch ..."]:
-    """Applies a module to a batch in parts, and keeps nothing of a part but its result.
+    """Apply a module to a batch, in equal parts one after another where memory is short.
 
-    The gradient computes each part again. Values and gradients are those of the whole batch, up to the order in which
-    the gradient's sums are added: what comes after the module, such as a codebook's update, sees one batch.
+    Only the result of a part is kept; the gradient computes each part again. Values and gradients are those of the
+    whole batch up to the order of summation, so what follows the module, such as a codebook's update, sees one batch.
 
     Args:
-      module: Treats every row of the batch for itself; has no variables but parameters.
-      batch: Rows of anything.
-      microbatches: The number of parts, a divisor of the number of rows.
+      module: Module that treats every row of the batch independently; normalization over the batch sees one part.
+      batch: Rows of any shape.
+      microbatches: Number of parts, a divisor of the number of rows.
+      train: Passed on to modules whose ``__call__`` has an argument ``train``.
 
     Returns:
-      What the module makes of the batch.
+      The module's output for the whole batch.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> class Halves(nn.Module):
       ...     @nn.compact
       ...     def __call__(self, x):
-      ...         return in_microbatches(nn.Dense(3), x, 2)
+      ...         return apply_in_parts(nn.Dense(3), x, microbatches=2)
       >>> Halves().init_with_output(jax.random.key(0), jnp.ones((4, 5)))[0].shape
       (4, 3)
     """
-    if microbatches == 1:
-        return module(batch)
-    # Every part has rows of every device, so that none has to send its rows to another.
+    options = {"train": train} if "train" in inspect.signature(module.__call__).parameters else {}
+    # A scan cannot create the variables that it carries.
+    if microbatches == 1 or module.is_initializing():
+        return module(batch, **options)
+    # Every part has rows of every device, so that no device has to send rows to another.
     parts = batch.reshape(-1, microbatches, *batch.shape[1:]).swapaxes(0, 1)
 
-    def one(module: nn.Module, _: None, part: Float[Array, "part ..."]) -> tuple[None, Float[Array, "part ..."]]:
-        return None, module(part)
+    def apply_to(module: nn.Module, _: None, part: Float[Array, "part ..."]) -> tuple[None, Float[Array, "part ..."]]:
+        return None, module(part, **options)
 
     # Inside a loop the compiler cannot merge the second computation with the first.
-    again_in_the_gradient = nn.remat(one, prevent_cse=False)
-    in_turn = nn.scan(again_in_the_gradient, variable_broadcast="params", split_rngs={"params": False})
-    _, results = in_turn(module, None, parts)
+    recomputed = nn.remat(apply_to, prevent_cse=False)
+    # Parameters are the same for all parts; running statistics and other state go from one to the next.
+    scan = nn.scan(
+        recomputed,
+        variable_broadcast="params",
+        variable_carry=nn.DenyList("params"),
+        split_rngs={"params": False, nn.DenyList("params"): True},
+    )
+    _, results = scan(module, None, parts)
     return results.swapaxes(0, 1).reshape(len(batch), *results.shape[2:])

@@ -1,47 +1,137 @@
-"""Builds the autoencoder that a config describes."""
+"""Autoencoders by their names in configs: functions of a quantizer and the arguments of the group ``model``.
 
-from collections.abc import Mapping
-from typing import Any
+Example:
+  >>> from vqjax import VectorQuantizer
+  >>> defaults("sonnet", width=64)["latent_dim"]
+  64
+  >>> build(name="sonnet", width=64, quantizer=VectorQuantizer(num_codes=16)).encoder.width
+  64
+"""
 
-from ml_collections import ConfigDict
+from typing import Any, Literal
 
+import flax.linen as nn
+
+from vqjax import quantizers
 from vqjax.errors import UserError
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.vqvae import VQVAE
-from vqjax.quantizers.registry import build_quantizer
+from vqjax.runtime.signature import Registry, within
 
-ENCODERS = ("residual", "sonnet")
-"""The architectures by their name in a config."""
+Dtype = Literal["float32", "bfloat16"]
+Precision = Literal["default", "tensorfloat32", "float32"]
+
+LARGEST_DIM = 2**13
 
 
-def build_model(model: Mapping[str, Any] | ConfigDict, quantizer: Mapping[str, Any] | ConfigDict) -> VQVAE:
-    """Builds the autoencoder.
+def residual(
+    quantizer: nn.Module,
+    *,
+    width: int = 256,
+    num_residual_blocks: int = 2,
+    num_scalings: int = 2,
+    latent_dim: int | None = None,
+    dtype: Dtype = "float32",
+    precision: Precision = "default",
+) -> VQVAE:
+    """Build the autoencoder of the rotation trick's CIFAR-10 experiments.
 
     Args:
-      model: The config's group ``model``.
-      quantizer: The config's group ``quantizer``: see :func:`vqjax.quantizers.registry.build_quantizer`.
+      quantizer: The quantizer of the latents.
+      width: Channels of the latent grid.
+      num_residual_blocks: Residual blocks of the encoder, and of the decoder.
+      num_scalings: Strided convolutions; each halves height and width.
+      latent_dim: Features of the latents, by a 1x1 convolution; None: ``width``, without that convolution.
+      dtype: Dtype of the convolutions; parameters and quantizer are in float32.
+      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
 
     Returns:
       The module, without variables.
 
     Raises:
-      UserError: The quantizer refuses its arguments.
+      UserError: A size is out of range.
 
     Example:
-      >>> options = {"name": "sonnet", "width": 8, "num_residual_blocks": 2, "num_scalings": 2, "code_dim": 4}
-      >>> build_model(options, {"name": "vector", "num_codes": 16}).quantizer.num_codes
+      >>> from vqjax import VectorQuantizer
+      >>> residual(VectorQuantizer(num_codes=16), width=64).encoder.num_scalings
+      2
+    """
+    _check_number("width", width, 1, LARGEST_DIM)
+    if latent_dim is not None:
+        _check_number("latent_dim", latent_dim, 1, LARGEST_DIM)
+    _check_number("num_residual_blocks", num_residual_blocks, 0, 100)
+    _check_number("num_scalings", num_scalings, 1, 8)
+    size = {"width": width, "num_residual_blocks": num_residual_blocks, "num_scalings": num_scalings, "dtype": dtype}
+    encoder = ResidualEncoder(**size, latent_dim=latent_dim)
+    return VQVAE(encoder, quantizer, ResidualDecoder(**size), precision=precision)
+
+
+def sonnet(
+    quantizer: nn.Module,
+    *,
+    width: int = 128,
+    num_residual_blocks: int = 2,
+    latent_dim: int = 64,
+    dtype: Dtype = "float32",
+    precision: Precision = "default",
+) -> VQVAE:
+    """Build the autoencoder of sonnet's VQ-VAE example, whose latent grid is four times smaller than the image.
+
+    Args:
+      quantizer: The quantizer of the latents.
+      width: Channels of the latent grid.
+      num_residual_blocks: Residual blocks of the encoder, and of the decoder.
+      latent_dim: Features of the latents.
+      dtype: Dtype of the convolutions; parameters and quantizer are in float32.
+      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A size is out of range.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> sonnet(VectorQuantizer(num_codes=16), width=64).encoder.width
+      64
+    """
+    _check_number("latent_dim", latent_dim, 1, LARGEST_DIM)
+    _check_number("width", width, 4, LARGEST_DIM)
+    _check_number("num_residual_blocks", num_residual_blocks, 0, 100)
+    size = {"width": width, "num_residual_blocks": num_residual_blocks, "dtype": dtype}
+    return VQVAE(SonnetEncoder(**size, latent_dim=latent_dim), quantizer, SonnetDecoder(**size), precision=precision)
+
+
+def _check_number(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name} must be a whole number from {low} to {high}, got {value}.")
+
+
+MODELS = Registry({"residual": residual, "sonnet": sonnet})
+"""The autoencoders by name."""
+
+defaults, build = MODELS.defaults, MODELS.build
+
+
+def build_model(model: Any, quantizer: Any) -> nn.Module:
+    """Build the autoencoder that a config describes.
+
+    Args:
+      model: The group ``model`` of the config.
+      quantizer: The group ``quantizer``.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A field cannot be used; the message begins with its path in the config.
+
+    Example:
+      >>> build_model({"name": "sonnet", "width": 8}, {"name": "vq", "num_codes": 16}).quantizer.num_codes
       16
     """
-    try:
-        module = build_quantizer(quantizer)
-    except UserError as error:
-        raise UserError(f"config.quantizer cannot be built: {error}") from error
-    size = {"width": model["width"], "num_residual_blocks": model["num_residual_blocks"]}
-    size["dtype"] = model.get("dtype")
-    if model["name"] == "sonnet":
-        encoder = SonnetEncoder(**size, code_dim=model["code_dim"] or model["width"])
-        decoder = SonnetDecoder(**size)
-    else:
-        size["num_scalings"] = model["num_scalings"]
-        encoder, decoder = ResidualEncoder(**size, code_dim=model["code_dim"]), ResidualDecoder(**size)
-    return VQVAE(encoder, module, decoder, precision=model.get("precision", "default"))
+    with within("config.quantizer"):
+        built = quantizers.build(**quantizer)
+    with within("config.model"):
+        return build(**model, quantizer=built)

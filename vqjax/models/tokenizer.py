@@ -1,4 +1,4 @@
-"""A trained autoencoder with its variables: images to tokens and back."""
+"""Trained tokenizers: images to code indices and back."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,14 +7,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from vqjax.models.layers import Images
+
+NETWORK = "generator"
+"""Name of the tokenizer among the networks of a training state."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A model bound to its trained variables.
+    """An autoencoder bound to its trained variables.
 
     Attributes:
       model: The autoencoder.
@@ -25,9 +28,9 @@ class Tokenizer:
     Example:
       >>> from vqjax import VectorQuantizer
       >>> from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
-      >>> model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
-      >>> images = jnp.zeros((2, 16, 16, 3))
-      >>> tokenizer = Tokenizer(model, model.init(jax.random.key(0), images), config={}, step=0)
+      >>> model = VQVAE(SonnetEncoder(width=8, latent_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
+      >>> images = np.zeros((2, 16, 16, 3), np.uint8)
+      >>> tokenizer = Tokenizer(model, model.init(jax.random.key(0), jnp.zeros(images.shape)), config={}, step=0)
       >>> tokenizer.decode(tokenizer.encode(images)).shape
       (2, 16, 16, 3)
     """
@@ -37,12 +40,19 @@ class Tokenizer:
     config: dict[str, Any]
     step: int
 
-    def encode(self, images: Float[Array | np.ndarray, "batch height width channels"]) -> Int[Array, " batch *tokens"]:
-        """Turns images in [-1, 1] into code indices."""
-        return _apply(self.model, self.variables, jnp.asarray(images), "encode")
+    def encode(
+        self,
+        images: Float[Array | np.ndarray, "batch height width channels"]
+        | UInt8[Array | np.ndarray, "batch height width channels"],
+    ) -> Int[Array, " batch *tokens"]:
+        """Return the code indices of images, uint8 or in [-1, 1]."""
+        images = jnp.asarray(images)
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 127.5 - 1
+        return _apply(self.model, self.variables, images, "encode")
 
     def decode(self, indices: Integer[Array | np.ndarray, " batch *tokens"]) -> Images:
-        """Turns code indices into images, in [-1, 1] up to what the decoder overshoots."""
+        """Return images from code indices, in [-1, 1] except for what an unbounded decoder overshoots."""
         return _apply(self.model, self.variables, jnp.asarray(indices), "decode")
 
 

@@ -1,4 +1,4 @@
-"""The vector-quantized autoencoder: an encoder, a quantizer and a decoder."""
+"""Vector-quantized autoencoder: an encoder, a quantizer and a decoder."""
 
 import flax.linen as nn
 import flax.struct
@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from vqjax.models.layers import Images, in_microbatches
+from vqjax.models.layers import Images, apply_in_parts
 from vqjax.quantizers import QuantizerOutput
 
 
 @flax.struct.dataclass
 class VQVAEOutput:
-    """The result of one pass through the autoencoder.
+    """Output of one pass through the autoencoder.
 
     Attributes:
       reconstruction: Images of the input's shape.
-      quantizer: What the quantizer returned for the encoder's grid.
+      quantizer: Output of the quantizer for the encoder's latents.
     """
 
     reconstruction: Images
@@ -24,21 +24,25 @@ class VQVAEOutput:
 
 
 class VQVAE(nn.Module):
-    """Joins any encoder, quantizer and decoder that fit together.
+    """Autoencoder of any encoder, quantizer and decoder that fit together.
+
+    Encoder and decoder may have variables of any collection, such as the statistics of a BatchNorm, and random streams
+    of their own. Where their ``__call__`` has an argument ``train``, they get it.
 
     Attributes:
-      encoder: Images ``[batch, height, width, channels]`` to a grid ``[batch, rows, columns, dim]``.
+      encoder: Maps images ``[batch, height, width, channels]`` to latents ``[batch, *grid, dim]``.
       quantizer: Any quantizer of this package.
-      decoder: The grid of codes back to images.
-      precision: Of float32 products in encoder and decoder, one of JAX's names: ``"default"`` is TF32 on GPUs that have
-        it, ``"float32"`` is exact on all. The quantizer chooses its own.
-      microbatches: Parts in which encoder and decoder see a batch, to save memory; the quantizer sees it as a whole.
+      decoder: Maps codes ``[batch, *grid, dim]`` to images.
+      precision: Precision of float32 products in encoder and decoder, by JAX's names: ``"default"`` is TF32 on GPUs
+        that have it, ``"float32"`` is exact everywhere. The quantizer chooses its own.
+      microbatches: Number of parts in which encoder and decoder see a batch, to save memory; the quantizer sees the
+        whole batch.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from vqjax import VectorQuantizer
       >>> from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
-      >>> model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
+      >>> model = VQVAE(SonnetEncoder(width=8, latent_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
       >>> images = jnp.zeros((2, 16, 16, 3))
       >>> variables = model.init(jax.random.key(0), images)
       >>> indices = model.apply(variables, images, method="encode")
@@ -57,46 +61,41 @@ class VQVAE(nn.Module):
     def __call__(
         self, images: Images, mask: Bool[Array, " batch"] | None = None, *, train: bool = False
     ) -> VQVAEOutput:
-        """Encodes, quantizes and decodes images.
+        """Encode, quantize and decode images.
 
         Args:
-          images: In [-1, 1].
-          mask: True for the images whose tokens count; all by default.
-          train: Update the codebook.
+          images: Images in [-1, 1].
+          mask: True for the images whose latents count; all by default.
+          train: Update the codebook and other state.
 
         Returns:
           Reconstructions and the quantizer's output.
         """
-        z = self.latents(images)
-        token_mask = None if mask is None else jnp.broadcast_to(mask[:, None, None], z.shape[:-1])
-        quantized = self.quantizer(z, token_mask, train=train)
-        return VQVAEOutput(reconstruction=self.decode_vectors(quantized.quantized), quantizer=quantized)
+        z = self.latents(images, train=train)
+        if mask is not None:
+            mask = jnp.broadcast_to(jnp.expand_dims(mask, range(1, z.ndim - 1)), z.shape[:-1])
+        quantized = self.quantizer(z, mask, train=train)
+        reconstruction = self.decode_latents(quantized.quantized, train=train)
+        return VQVAEOutput(reconstruction=reconstruction, quantizer=quantized)
 
-    def quantize(
-        self, images: Images, *, train: bool = False
-    ) -> tuple[Float[Array, "batch rows columns dim"], QuantizerOutput]:
-        """The first half of the call: the grid as it would be without quantization, and the quantizer's output."""
-        z = self.latents(images)
-        return self.quantizer.bypass(z), self.quantizer(z, train=train)
-
-    def decode_vectors(self, vectors: Float[Array, "batch rows columns dim"]) -> Images:
-        """The second half: images from a grid of vectors, quantized or not."""
+    def latents(self, images: Images, *, train: bool = False) -> Float[Array, "batch *grid dim"]:
+        """Return the encoder's latents, before the quantizer."""
         with jax.default_matmul_precision(self.precision):
-            return in_microbatches(self.decoder, vectors, self.microbatches)
+            return apply_in_parts(self.encoder, images, microbatches=self.microbatches, train=train)
+
+    def decode_latents(self, latents: Float[Array, "batch *grid dim"], *, train: bool = False) -> Images:
+        """Return images from latents, quantized or not."""
+        with jax.default_matmul_precision(self.precision):
+            return apply_in_parts(self.decoder, latents, microbatches=self.microbatches, train=train)
 
     def encode(self, images: Images) -> Int[Array, " batch *tokens"]:
-        """Turns images in [-1, 1] into a grid of code indices."""
+        """Return the code indices of images in [-1, 1]."""
         return self.quantizer.encode(self.latents(images))
 
     def decode(self, indices: Integer[Array, " batch *tokens"]) -> Images:
-        """Turns a grid of code indices into images."""
-        return self.decode_vectors(self.quantizer.decode(indices))
+        """Return images from code indices."""
+        return self.decode_latents(self.quantizer.decode(indices))
 
     def reconstruct(self, images: Images) -> Images:
-        """Passes images through the tokens: ``decode(encode(images))``."""
+        """Return ``decode(encode(images))``."""
         return self.decode(self.encode(images))
-
-    def latents(self, images: Images) -> Float[Array, "batch rows columns dim"]:
-        """Returns the encoder's grid, before the quantizer."""
-        with jax.default_matmul_precision(self.precision):
-            return in_microbatches(self.encoder, images, self.microbatches)

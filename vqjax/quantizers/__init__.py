@@ -17,6 +17,9 @@ from vqjax.quantizers.multi_scale import MultiScaleVQ as MultiScaleVQ
 from vqjax.quantizers.pooling import MaxVecPool as MaxVecPool
 from vqjax.quantizers.pooling import SoftMaxVecPool as SoftMaxVecPool
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer as RandomProjectionQuantizer
+from vqjax.quantizers.registry import QUANTIZERS as QUANTIZERS
+from vqjax.quantizers.registry import build as build
+from vqjax.quantizers.registry import defaults as defaults
 from vqjax.quantizers.residual import ResidualSimVQ as ResidualSimVQ
 from vqjax.quantizers.residual import ResidualVQ as ResidualVQ
 from vqjax.quantizers.residual_scalar import ResidualFSQ as ResidualFSQ

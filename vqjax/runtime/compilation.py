@@ -1,4 +1,4 @@
-"""What the compiler is told about the backend it compiles a training step for."""
+"""XLA options of the training step, and the persistent compilation cache."""
 
 import functools
 import os
@@ -17,11 +17,11 @@ _YNNPACK = {
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """Options for ``jax.jit(..., compiler_options=...)`` of a training step, outside of any other ``jit``.
+    """Return ``compiler_options`` for the outermost ``jax.jit`` of a training step.
 
     Returns:
-      On CPUs: matrix products, convolutions and what surrounds them by YNNPACK, where this version of XLA has it.
-      Otherwise none.
+      On CPUs, options that run matrix products, convolutions and the operations around them in YNNPACK, where this
+      version of XLA has it; otherwise none.
 
     Example:
       >>> step = jax.jit(lambda x: x @ x, compiler_options=compiler_options())
@@ -33,20 +33,20 @@ def compiler_options() -> dict[str, str]:
     try:
         jax.jit(jnp.negative).lower(jnp.zeros(())).compile(compiler_options=_YNNPACK)
     except jax.errors.JaxRuntimeError:
-        # An experimental option: the next release may drop it, and refuses what it does not know.
+        # The option is experimental: a release without it raises an error.
         return {}
     return _YNNPACK
 
 
-# JAX's own default of one second leaves out most of what a small model compiles.
-_SHORTEST_COMPILATION = 0.2
+# JAX's default of one second skips most programs of a small model.
+_MIN_COMPILE_SECONDS = 0.2
 
 
-def keep_compiled_programs() -> None:
-    """Turns JAX's persistent compilation cache on, under ``~/.cache/vqjax`` (or ``$XDG_CACHE_HOME/vqjax``).
+def enable_compilation_cache() -> None:
+    """Enable JAX's persistent compilation cache under ``~/.cache/vqjax`` (or ``$XDG_CACHE_HOME/vqjax``).
 
-    ``JAX_COMPILATION_CACHE_DIR`` names another directory, and ``JAX_ENABLE_COMPILATION_CACHE=false`` does without.
-    Where the directory cannot be written to, nothing is kept.
+    ``JAX_COMPILATION_CACHE_DIR`` names another directory, and ``JAX_ENABLE_COMPILATION_CACHE=false`` disables the
+    cache. Nothing is cached where the directory is not writable.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
@@ -57,4 +57,4 @@ def keep_compiled_programs() -> None:
         return
     if os.access(directory, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(directory))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_COMPILATION)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)

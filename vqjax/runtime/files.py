@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic files and strict JSON."""
 
 import json
 import math
@@ -14,13 +14,13 @@ import numpy as np
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a binary file that takes the place of `path` only once it has been written completely.
+    """Open a binary file that replaces ``path`` only once it has been written completely.
 
-    Whatever stood at `path` stays untouched until then, so an interrupted run loses nothing. Missing parent
-    directories are made.
+    The old content of ``path`` stays untouched until then, so an interrupted run loses nothing. Missing parent
+    directories are created.
 
     Args:
-      path: Where the finished file shall be.
+      path: Path of the finished file.
 
     Yields:
       A binary file, open for writing, in the same directory.
@@ -35,7 +35,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # `open` instead of `tempfile`, whose files only their owner may read.
+    # `tempfile` would make a file that only its owner can read.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with naming(path), temporary.open("wb") as file:
@@ -50,10 +50,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Adds the name of a file to errors that lack it: a full disk says no more than that it is full.
+    """Add the name of a file to an ``OSError`` without one, such as that of a full disk.
 
     Args:
-      path: The file that is written inside.
+      path: File that is written inside the block.
 
     Example:
       >>> with naming("codes.npz"):
@@ -70,15 +70,15 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def strict_json(value: Any, *, indent: int | None = None) -> str:
-    """Turns a value into JSON text in which NaN and infinities are `null`, as JSON has no such numbers.
+    """Return a value as JSON text in which NaN and infinities are ``null``.
 
     Args:
-      value: Nested mappings, sequences, strings, numbers; NumPy and JAX arrays and scalars are taken as well, and
-        anything else as its `str`. Keys keep their order.
+      value: Nested mappings, sequences, strings and numbers; arrays become lists, and any other object its ``str``.
+        Keys keep their order.
       indent: Spaces per level; None writes one line.
 
     Returns:
-      JSON text as RFC 8259 defines it.
+      JSON text according to RFC 8259.
 
     Example:
       >>> strict_json({"loss": float("nan"), "dead_codes": np.int32(3)})

@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they find each other, agree, and end together."""
+"""Several processes that train one model: joining, agreement, and a clean end."""
 
 import atexit
 import faulthandler
@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 
 from vqjax.errors import UserError
 
-# JAX's own 100 seconds would leave processes that wait for a dead one in the dark for longer than a minute.
-_SECONDS_WITHOUT_HEARTBEAT = 30
+# JAX's default of 100 seconds leaves processes that wait for a dead one without a message for over a minute.
+_HEARTBEAT_TIMEOUT_SECONDS = 30
 
 _SECONDS_FOR_LAST_WORDS = 1.0
 
@@ -28,21 +28,22 @@ _SIGNS_OF_A_LOST_PROCESS = ("gloo", "nccl", "coordination", "barrier", "heartbea
 def join_processes(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None, seconds: int = 300
 ) -> None:
-    """Joins the other processes of a run; before JAX looks for devices.
+    """Join the other processes of a run; call it before JAX looks for devices.
 
     Args:
-      coordinator_address: ``host:port`` of process 0; None under Slurm, Open MPI or Kubernetes, which tell it.
-      num_processes: How many there are; None likewise.
-      process_id: From 0; None likewise.
-      seconds: How long to wait for the others.
+      coordinator_address: ``host:port`` of process 0; None under Slurm, Open MPI or Kubernetes, where JAX finds all
+        three arguments by itself.
+      num_processes: Number of processes.
+      process_id: Number of this process, from 0.
+      seconds: Longest time to wait for the others.
 
     Raises:
-      UserError: An argument is missing or out of range, or the others did not come.
+      UserError: An argument is missing or out of range, or another process did not join in time.
     """
-    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
-    missing = [name for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
-        raise UserError(f"--{missing[0]} is missing: give all of {', '.join(f'--{name}' for name in given)}, or none.")
+    values = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in values.items() if value is None]
+    if 0 < len(missing) < len(values):
+        raise UserError(f"--{missing[0]} is missing; pass all of {', '.join(f'--{name}' for name in values)}, or none.")
     if not missing:
         _check(coordinator_address, num_processes, process_id)
         others = f"process {process_id} of {num_processes}, waiting for the others at {coordinator_address}"
@@ -53,115 +54,115 @@ def join_processes(
             num_processes,
             process_id,
             initialization_timeout=seconds,
-            heartbeat_timeout_seconds=_SECONDS_WITHOUT_HEARTBEAT,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
         )
     except Exception as error:
-        # JAX raises many types; what it misses, and where, is in their first line.
+        # JAX raises many types; the first line names what is missing and where.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the processes of this run do not find each other ({reason}). Outside of Slurm, Open MPI and Kubernetes "
-            "give --coordinator_address=HOST:PORT of process 0, --num_processes and --process_id; check that the port "
-            "can be reached from all hosts and that all processes have been started."
+            f"the processes of this run cannot find each other ({reason}); outside of Slurm, Open MPI and Kubernetes "
+            "pass --coordinator_address=HOST:PORT of process 0, --num_processes and --process_id, and check that all "
+            "hosts can reach the port and that all processes have been started."
         ) from error
-    _Obituary()
+    _DeathNotice()
 
 
-class _Obituary:
-    """Has a shell say that this process has died, which JAX lets it do without a word of ours when process 0 dies.
+class _DeathNotice:
+    """A shell that prints a message if this process dies, as JAX aborts it silently when process 0 is lost.
 
-    The shell waits at the other end of a pipe, which closes with this process.
+    The shell reads from a pipe that closes with this process.
     """
 
-    current: "_Obituary | None" = None
+    current: "_DeathNotice | None" = None
 
     def __init__(self) -> None:
         # JAX's own message stays; the stack of every thread says nothing about another process.
         faulthandler.disable()
         text = (
             f"error: process {jax.process_index()} of {jax.process_count()} has died. If it was not killed itself, "
-            "another process has ended before it: see what that one said. Start all of them again with the same "
+            "another process has ended before it: see the output of that one. Start all of them again with the same "
             "commands: the run goes on from its last checkpoint."
         )
         command = ["sh", "-c", 'read -r farewell || echo "$0" >&2', text]
-        # A session of its own: Ctrl-C is not meant for it.
+        # Ctrl-C goes to the whole session; the shell has to survive it.
         self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-        _Obituary.current = self
-        atexit.register(self.withdraw)
+        _DeathNotice.current = self
+        atexit.register(self.cancel)
 
-    def withdraw(self) -> None:
-        """Lets the process end in silence."""
+    def cancel(self) -> None:
+        """Let the process end without the message."""
         if not self._shell.stdin.closed:
             self._shell.communicate(b"farewell\n")
 
 
-def are_several() -> bool:
-    """Whether this process has joined others."""
+def is_distributed() -> bool:
+    """Return whether this process has joined others."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes files and talks; the only one, or number 0."""
-    return not are_several() or jax.process_index() == 0
+def is_main_process() -> bool:
+    """Return whether this process writes files and console output: the only one, or number 0."""
+    return not is_distributed() or jax.process_index() == 0
 
 
-def agree(what: str, value: object, remedy: str) -> None:
-    """Waits for all processes, and makes sure that they have the same.
+def assert_same_on_all_processes(name: str, value: object, remedy: str) -> None:
+    """Wait for all processes, and raise in each of them unless they hold the same value.
 
     Args:
-      what: What has to be the same, for the message.
-      value: What this process has; its text is compared.
-      remedy: What to do where it is not the same.
+      name: Name of the value, for the message.
+      value: Value of this process; its text is compared.
+      remedy: Sentence that says what to do where the values differ.
 
     Raises:
-      UserError: In every process, if one has something else than process 0.
+      UserError: A process holds another value than process 0.
 
     Example:
-      >>> agree("newest checkpoint", 60, "Use the same --workdir.")
+      >>> assert_same_on_all_processes("newest checkpoint", 60, "Use the same --workdir.")
     """
-    if not are_several():
+    if not is_distributed():
         return
     checksums = multihost_utils.process_allgather(np.uint32(zlib.crc32(str(value).encode())))
     if (others := np.flatnonzero(checksums != checksums[0])).size:
-        raise UserError(f"process {others[0]} has another {what} than process 0. {remedy}")
+        raise UserError(f"process {others[0]} has another {name} than process 0. {remedy}")
 
 
 @contextmanager
-def first_before_others(what: str) -> Iterator[None]:
-    """Holds all other processes at the beginning of a block until process 0 has passed through it.
+def main_process_first(name: str) -> Iterator[None]:
+    """Hold all other processes at the beginning of a block until the main process has left it.
 
     Args:
-      what: A name for what is done there.
+      name: Name of the block, the same in all processes.
     """
-    if are_several() and not is_first():
-        multihost_utils.sync_global_devices(what)
+    if is_distributed() and not is_main_process():
+        multihost_utils.sync_global_devices(name)
     yield
-    if are_several() and is_first():
-        multihost_utils.sync_global_devices(what)
+    if is_distributed() and is_main_process():
+        multihost_utils.sync_global_devices(name)
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error is what a process gets when another one has ended.
+    """Return whether an error is what a process gets when another one has ended.
 
     Example:
       >>> is_lost_process(ValueError("Gloo all-reduce failed: Connection closed by peer"))
       False
     """
     text = str(error).lower()
-    return are_several() and any(sign in text for sign in _SIGNS_OF_A_LOST_PROCESS)
+    return is_distributed() and any(sign in text for sign in _SIGNS_OF_A_LOST_PROCESS)
 
 
-def leave_at_once(status: int) -> NoReturn:
-    """Ends this process without waiting for the others, so that these notice.
+def hard_exit(status: int) -> NoReturn:
+    """End this process without waiting for the others, so that they notice.
 
     Args:
       status: Exit status.
     """
-    if _Obituary.current is not None:
-        _Obituary.current.withdraw()
+    if _DeathNotice.current is not None:
+        _DeathNotice.current.cancel()
     sys.stdout.flush()
     sys.stderr.flush()
-    if are_several() and is_first():
-        # JAX ends the others as soon as this one is gone, and they may have something to say.
+    if is_distributed() and is_main_process():
+        # JAX aborts the others as soon as this process is gone; leave them time to print their own message.
         time.sleep(_SECONDS_FOR_LAST_WORDS)
     os._exit(status)
 
@@ -169,11 +170,11 @@ def leave_at_once(status: int) -> NoReturn:
 def _check(coordinator_address: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator_address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator_address={coordinator_address} is not allowed: use HOST:PORT of process 0.")
+        raise UserError(f"--coordinator_address must be HOST:PORT of process 0, got {coordinator_address!r}.")
     if num_processes < 1:
-        raise UserError(f"--num_processes={num_processes} is not allowed: use a whole number of at least 1.")
+        raise UserError(f"--num_processes must be a whole number of at least 1, got {num_processes}.")
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process_id={process_id} is not allowed: use a whole number from 0 to {num_processes - 1}, another in "
-            "each process."
+            f"--process_id must be a whole number from 0 to {num_processes - 1}, another one in each process, got "
+            f"{process_id}."
         )

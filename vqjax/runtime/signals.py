@@ -1,18 +1,18 @@
-"""Ends a run in good order when the system or the user asks for it."""
+"""SIGTERM and SIGINT: deferred until the run has saved."""
 
 import signal
 from types import FrameType
 
 from jax.experimental import multihost_utils
 
-from vqjax.runtime.processes import are_several
+from vqjax.runtime.processes import is_distributed
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved a checkpoint.
+    """Raised when a run has saved a checkpoint after a signal.
 
     Attributes:
-      signal_number: Which signal asked.
+      signal_number: Number of the signal.
     """
 
     def __init__(self, message: str, signal_number: int):
@@ -21,13 +21,12 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers SIGTERM or SIGINT instead of dying of it, so that the loop can save and leave.
+    """Defers SIGTERM and SIGINT so that the loop can save before it ends.
 
-    A second signal of the same kind acts as it would have without this. Use as a context manager, in the main
-    thread.
+    A second signal of the same kind has its default effect. Use as a context manager, in the main thread.
 
-    Of several processes it is enough that one is asked: JAX, which listens for SIGTERM itself once processes have
-    joined, tells the others, and all stop at the same step.
+    Of several processes it is enough that one gets the signal: JAX, which handles SIGTERM itself once processes have
+    joined, notifies the others, and all stop at the same step.
     """
 
     def __init__(self) -> None:
@@ -35,8 +34,8 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        listens_itself = {signal.SIGTERM} if are_several() else set()
-        for number in {signal.SIGTERM, signal.SIGINT} - listens_itself:
+        handled_by_jax = {signal.SIGTERM} if is_distributed() else set()
+        for number in {signal.SIGTERM, signal.SIGINT} - handled_by_jax:
             self._previous[number] = signal.signal(number, self._remember)
         return self
 
@@ -44,16 +43,16 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def is_now(self, dispatch: int) -> bool:
-        """Whether to stop here, the same in all processes.
+    def reached(self, dispatch: int) -> bool:
+        """Return whether to stop here; the answer is the same in all processes.
 
         Args:
-          dispatch: Counts the calls, from 0, in every process.
+          dispatch: Number of this call, from 0, in every process.
 
         Returns:
-          True after a signal; of several processes, once all of them have come to the same dispatch.
+          True after a signal; with several processes, once all of them have reached the same dispatch.
         """
-        if not are_several():
+        if not is_distributed():
             return self.signal_number is not None
         stops = multihost_utils.reached_preemption_sync_point(dispatch)
         if stops and self.signal_number is None:
@@ -63,5 +62,5 @@ class StopRequest:
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.signal_number = number
         signal.signal(number, self._previous[number])
-        if are_several():
+        if is_distributed():
             signal.raise_signal(signal.SIGTERM)

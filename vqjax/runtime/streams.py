@@ -1,4 +1,4 @@
-"""Output that outlives its reader: a run does not end because nobody listens any more."""
+"""Output streams that survive the end of their reader."""
 
 import os
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from typing import Any, TextIO
 
 
 class LastingStream:
-    """A text stream that goes on, into nothing, once the pipe or terminal at its other end is gone.
+    """Text stream that discards its output once the pipe or terminal at its other end is closed.
 
     Args:
-      stream: Of an open file.
+      stream: Stream of an open file.
 
     Example:
       >>> reader, writer = os.pipe()
@@ -23,16 +23,16 @@ class LastingStream:
 
     @classmethod
     def of(cls, stream: TextIO | None) -> "LastingStream":
-        """What to write to instead of ``sys.stdout`` or ``sys.stderr``, which is None where it was closed."""
-        return cls(os.fdopen(_open_nowhere(), "w") if stream is None else stream)
+        """Wrap ``sys.stdout`` or ``sys.stderr``, which is None where the process was started without it."""
+        return cls(os.fdopen(_open_devnull(), "w") if stream is None else stream)
 
     def write(self, text: str) -> int:
-        """Writes a text, while somebody listens."""
+        """Write a text, unless the reader is gone."""
         self._while_open(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Passes on what was written, while somebody listens."""
+        """Flush the buffer, unless the reader is gone."""
         self._while_open(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
@@ -42,11 +42,11 @@ class LastingStream:
         try:
             action()
         except BrokenPipeError:
-            # What is still in the buffer, and all that follows, goes where it fits.
-            nowhere = _open_nowhere()
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            # Redirect the file descriptor, so that the text still in the buffer has somewhere to go.
+            devnull = _open_devnull()
+            os.dup2(devnull, self._stream.fileno())
+            os.close(devnull)
 
 
-def _open_nowhere() -> int:
+def _open_devnull() -> int:
     return os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""The run's directory: usable, and used by one run at a time."""
+"""Directory of a run: validation and locking."""
 
 import fcntl
 import os
@@ -8,58 +8,58 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vqjax.errors import UserError
-from vqjax.runtime.processes import agree, first_before_others, is_first
+from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process, main_process_first
 
-SHARE_THE_WORKDIR = "Give all of them the same --workdir, on a file system that they share."
+SHARE_THE_WORKDIR = "Pass the same --workdir to all of them, on a file system that they share."
 _LOCK_FILE = ".lock"
 
 
 def usable_workdir(workdir: str | Path) -> Path:
-    """Checks, without creating anything, that a run can be written to a directory.
+    """Validate the directory of a run without creating it.
 
     Args:
-      workdir: As the user gave it; ``~`` is the home directory.
+      workdir: Path as the user typed it; ``~`` is the home directory.
 
     Returns:
-      The path.
+      The expanded path.
 
     Raises:
-      UserError: It is empty, no UTF-8, no directory, or cannot be written to.
+      UserError: The path is empty, not UTF-8, not a directory, or not writable.
 
     Example:
       >>> usable_workdir("runs/quickstart").name
       'quickstart'
     """
     if not str(workdir):
-        raise UserError("--workdir is empty: name the directory of the run, such as --workdir=runs/first.")
+        raise UserError("--workdir must be the directory of the run, got ''; pass for example --workdir=runs/first.")
     if not _is_unicode(str(workdir)):
-        raise UserError(f"--workdir={str(workdir)!r} is not allowed: its name is not UTF-8. Use another path.")
+        raise UserError(f"--workdir must have a name in UTF-8, got {str(workdir)!r}; use another path.")
     path = Path(workdir).expanduser()
     existing = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not existing.is_dir():
-        raise UserError(f"--workdir={workdir} is not allowed: {existing} is no directory. Use another path.")
+        raise UserError(f"--workdir must be a directory, got {workdir}: {existing} is not one; use another path.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={workdir} is not allowed: {existing} cannot be written to. Use another path.")
+        raise UserError(f"--workdir must be writable, got {workdir}: {existing} is not writable; use another path.")
     return path
 
 
 @contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of a directory for as long as this one lasts; the lock ends with the process.
+    """Lock a directory against other runs; the lock ends with the process.
 
-    Of several processes of one run the first holds it, and the others make sure that they see its lock.
+    With several processes the main one holds the lock, and the others check that they see it.
 
     Args:
-      workdir: The run's directory; created if missing.
+      workdir: Directory of the run; created if missing.
 
     Raises:
-      UserError: Another run is using it, it cannot be created, or the processes have different ones.
+      UserError: Another run holds the lock, the directory cannot be created, or the processes use different ones.
     """
-    with _locked(workdir) if is_first() else nullcontext():
-        with first_before_others("the directory is locked"):
+    with _locked(workdir) if is_main_process() else nullcontext():
+        with main_process_first("the directory is locked"):
             path = workdir / _LOCK_FILE
             token = path.read_text() if path.exists() else "none"
-        agree("--workdir", token, SHARE_THE_WORKDIR)
+        assert_same_on_all_processes("--workdir", token, SHARE_THE_WORKDIR)
         yield
 
 
@@ -70,13 +70,13 @@ def _locked(workdir: Path) -> Iterator[None]:
         # Not emptied before it is locked: what is in it may belong to another run.
         lock = (workdir / _LOCK_FILE).open("a")
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written ({error.strerror}). Use another path.") from error
+        raise UserError(f"--workdir must be writable, got {workdir} ({error.strerror}); use another path.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"--workdir={workdir} is in use by another run. Wait for it to end, or use another --workdir."
+                f"--workdir={workdir} is in use by another run; wait for it to end, or use another --workdir."
             ) from error
         lock.truncate(0)
         lock.write(uuid.uuid4().hex)

@@ -1,15 +1,96 @@
 """Alternating optimization: steps on the codebook before each step on the task."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
-from jaxtyping import Array, Float, Int, PyTree
-from ml_collections import ConfigDict
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from vqjax.models import VQVAE
+from vqjax.data import Batch, to_model_range
+from vqjax.errors import UserError
+from vqjax.models.tokenizer import NETWORK
+from vqjax.quantizers import VectorQuantizer
+from vqjax.quantizers.codebooks import get_codebook
 from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Metrics
+from vqjax.tasks.vqvae import VQVAETask
+
+_CODEBOOK = "codebook"
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternatingTask(VQVAETask):
+    """The VQ-VAE task with steps on the codebook before each step.
+
+    A codebook learned by gradient, whose own weight in the loss is 0, moves by SGD alone towards the latents of the
+    batch.
+
+    Attributes:
+      codebook_steps: Steps on the codebook before each step.
+      codebook_learning_rate: Learning rate of these steps.
+      codebook_momentum: Their momentum. For all others see :class:`vqjax.tasks.vqvae.VQVAETask`.
+
+    Raises:
+      UserError: An argument is out of range, or the codes would move twice.
+
+    Source: Huh et al., ICML 2023 ("Straightening out the straight-through estimator"), Section 4.2.
+    """
+
+    _: dataclasses.KW_ONLY
+    codebook_steps: int = 1
+    codebook_learning_rate: float = 1.0
+    codebook_momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.codebook_steps <= 1000:
+            raise UserError(f"codebook_steps must be a whole number from 1 to 1000, got {self.codebook_steps}.")
+        if self.codebook_learning_rate <= 0:
+            raise UserError(f"codebook_learning_rate must be above 0, got {self.codebook_learning_rate}.")
+        if not 0 <= self.codebook_momentum < 1:
+            raise UserError(f"codebook_momentum must be at least 0 and below 1, got {self.codebook_momentum}.")
+        quantizer = self.model.quantizer
+        if not isinstance(quantizer, VectorQuantizer) or not get_codebook(quantizer.codebook).is_learned:
+            raise UserError(
+                f"The quantizer must have codes that are learned by gradient, got {type(quantizer).__name__}; use the "
+                "quantizer 'vq' with codebook.name='gradient', or the task 'vqvae'."
+            )
+        weight = get_codebook(quantizer.codebook).weight
+        if weight != 0:
+            raise UserError(f"The codes must not move twice: set codebook.weight of the quantizer to 0, got {weight}.")
+
+    @property
+    def codebook_optimizer(self) -> optax.GradientTransformation:
+        """Optimizer of the steps on the codebook."""
+        return optax.sgd(self.codebook_learning_rate, momentum=self.codebook_momentum)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
+        """Return the state before the first step; see :meth:`Task.init`."""
+        state = super().init(key, batch)
+        of_codebook = self.codebook_optimizer.init(state.params[NETWORK]["quantizer"])
+        return state.replace(opt_state=state.opt_state | {_CODEBOOK: of_codebook})
+
+    def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        """Move the codebook, then take a step of the VQ-VAE task; see :meth:`Task.train_step`."""
+        augment_key, _, _ = jax.random.split(key, 3)
+        images = to_model_range(self.augment(augment_key, batch["image"]))
+        variables, params = state.trained(NETWORK), state.params[NETWORK]
+        latents = self.model.apply(variables, images, method="latents")
+
+        def codebook_loss(quantizer: PyTree) -> Float[Array, ""]:
+            with_quantizer = variables | {"params": params | {"quantizer": quantizer}}
+            return self.model.apply(with_quantizer, latents, method=lambda model, z: model.quantizer.codebook_loss(z))
+
+        quantizer, of_codebook = alternating_steps(
+            codebook_loss, params["quantizer"], self.codebook_optimizer, state.opt_state[_CODEBOOK], self.codebook_steps
+        )
+        state = state.replace(
+            params=state.params | {NETWORK: params | {"quantizer": quantizer}},
+            opt_state=state.opt_state | {_CODEBOOK: of_codebook},
+        )
+        return super().train_step(state, batch, key)
 
 
 def alternating_steps(
@@ -19,18 +100,18 @@ def alternating_steps(
     opt_state: Any,
     num_steps: int,
 ) -> tuple[PyTree, Any]:
-    """Moves parameters down the codebook loss.
+    """Move parameters down the codebook loss.
 
-    The tokens are those of the current batch and encoder, held constant, so the codes catch up with them before the
-    task's gradient is taken at the codes. Give the codebook ``weight=0``: otherwise the codes move twice.
+    The latents are those of the current batch and encoder, held constant, so the codes catch up with them before the
+    task's gradient is taken at the codes. The ``weight`` of the codebook has to be 0: otherwise the codes move twice.
 
     Args:
-      codebook_loss: Loss of the parameters, such as
+      codebook_loss: Loss as a function of the parameters, such as
         ``lambda params: vq.apply({**variables, "params": params}, z, method="codebook_loss")``.
-      params: Of the quantizer.
-      optimizer: Of the codebook alone.
+      params: Parameters of the quantizer.
+      optimizer: Optimizer of the codebook alone.
       opt_state: Its state.
-      num_steps: Number of steps; the tokens choose their codes anew in each.
+      num_steps: Number of steps; the latents are assigned to codes again in each.
 
     Returns:
       The parameters and the optimizer's state after the steps.
@@ -57,50 +138,3 @@ def alternating_steps(
         return optax.apply_updates(params, updates), opt_state
 
     return jax.lax.fori_loop(0, num_steps, step, (params, opt_state))
-
-
-class CodebookOptimizer(NamedTuple):
-    """What moves the codebook between task steps.
-
-    Attributes:
-      optimizer: Of the quantizer's parameters alone.
-      num_steps: Steps before each task step.
-    """
-
-    optimizer: optax.GradientTransformation
-    num_steps: int
-
-
-def build_codebook_optimizer(options: ConfigDict) -> CodebookOptimizer | None:
-    """The optimizer that the config's group ``alternating`` describes; None where it asks for none."""
-    if not options.num_steps:
-        return None
-    return CodebookOptimizer(optax.sgd(options.learning_rate, momentum=options.momentum), options.num_steps)
-
-
-def codebook_steps(
-    state: TrainState, images: Float[Array, "batch height width channels"], model: VQVAE, codebook: CodebookOptimizer
-) -> TrainState:
-    """Moves the quantizer's parameters towards the tokens of a batch.
-
-    Args:
-      state: Before; its ``opt_state["codebook"]`` is the optimizer's.
-      images: In [-1, 1].
-      model: The autoencoder.
-      codebook: The optimizer and its number of steps.
-
-    Returns:
-      The state with other parameters of the quantizer.
-    """
-    latents = model.apply(state.variables, images, method="latents")
-
-    def loss(quantizer: dict) -> Float[Array, ""]:
-        variables = state.variables | {"params": state.params | {"quantizer": quantizer}}
-        return model.apply(variables, latents, method=lambda model, z: model.quantizer.codebook_loss(z))
-
-    params, opt_state = alternating_steps(
-        loss, state.params["quantizer"], codebook.optimizer, state.opt_state["codebook"], codebook.num_steps
-    )
-    return state.replace(
-        params=state.params | {"quantizer": params}, opt_state=state.opt_state | {"codebook": opt_state}
-    )

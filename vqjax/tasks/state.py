@@ -1,98 +1,86 @@
-"""Everything that changes during training, as one pytree."""
+"""Training state: everything that changes from step to step, as one pytree."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
-import jax
-import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
-
-from vqjax.models import VQVAE
+from jaxtyping import PyTree
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a checkpoint holds. The position in the data and all randomness follow from ``step`` and the seed.
+    """State of a run. The position in the data and all randomness follow from ``step`` and the seed.
 
-    The fields hold arrays, or their shapes where only the structure is meant.
+    The leaves are arrays, or what describes them, such as shapes and shardings. The dictionaries by network let a task
+    train any number of networks, each with an optimizer of its own.
 
     Attributes:
       step: Number of steps taken, an int32 scalar.
-      params: What the optimizer moves.
-      collections: All other variables of the model, such as ``codebook``; the optimizer never sees them.
-      opt_state: State of the optimizer under ``task``, and of one for the codebook alone under ``codebook``.
-      window: Sums of the metrics since the last log line, and under ``steps`` the number of steps in them. Part of
+      params: Parameters by network.
+      variables: Other variables by network and collection, such as ``variables["generator"]["codebook"]``; optimizers
+        never see them.
+      opt_state: States of the optimizers by name, usually that of the network.
+      log_sums: Sums of the metrics since the last log line, and under ``steps`` the number of steps in them. Part of
         the state so that the log of a resumed run equals that of an uninterrupted one.
+      ema_params: Moving average of ``params`` for evaluation; None without one.
+      frozen: Variables by network that never change, such as those of a perceptual loss. No checkpoint holds them:
+        the task makes them again when a run resumes.
     """
 
     step: Any
-    params: Any
-    collections: Any
-    opt_state: Any
-    window: dict[str, Any]
+    params: dict[str, Any]
+    variables: dict[str, Any]
+    opt_state: dict[str, Any]
+    log_sums: dict[str, Any] = flax.struct.field(default_factory=dict)
+    ema_params: Any = None
+    frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
 
-    @property
-    def variables(self) -> dict[str, Any]:
-        """All variables of the model, as ``Module.apply`` takes them."""
-        return {"params": self.params, **self.collections}
+    def saved(self) -> dict[str, Any]:
+        """Return the fields that checkpoints hold: all that are in use, but ``frozen``."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name != "frozen" and value is not None}
 
+    def trained(self, network: str) -> dict[str, Any]:
+        """Return the variables of a network as ``Module.apply`` takes them, with the trained parameters."""
+        return {"params": self.params[network], **self.variables[network]}
 
-def create_state(
-    model: VQVAE,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, ...],
-    seed: int,
-    codebook_optimizer: optax.GradientTransformation | None = None,
-) -> TrainState:
-    """Initializes the model and the optimizer.
+    def evaluated(self, network: str) -> dict[str, Any]:
+        """Return the variables of a network for evaluation: with averaged parameters, if there are any."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params[network], **self.variables[network]}
 
-    Args:
-      model: The autoencoder.
-      optimizer: Its optimizer.
-      image_shape: Height, width and channels.
-      seed: Of the initial values.
-      codebook_optimizer: Of the quantizer's parameters alone, where it takes steps of its own.
+    def apply_gradient(
+        self, network: str, gradient: PyTree, optimizer: optax.GradientTransformation, variables: dict[str, PyTree]
+    ) -> "TrainState":
+        """Return the state after one optimizer step on one network; ``step`` and averages stay as they are.
 
-    Returns:
-      The state before the first step, with an empty window.
+        Args:
+          network: Name of the network, and of its optimizer's state.
+          gradient: Gradient of its parameters.
+          optimizer: Optimizer that made ``opt_state[network]``.
+          variables: Other variables of the network after the step, by collection.
 
-    Raises:
-      UserError: The model refuses images of that shape.
+        Returns:
+          The state.
+        """
+        params = self.params[network]
+        updates, opt_state = optimizer.update(gradient, self.opt_state[network], params)
+        return self.replace(
+            params=self.params | {network: optax.apply_updates(params, updates)},
+            variables=self.variables | {network: variables},
+            opt_state=self.opt_state | {network: opt_state},
+        )
 
-    Example:
-      >>> from vqjax import VectorQuantizer
-      >>> from vqjax.models import SonnetDecoder, SonnetEncoder
-      >>> model = VQVAE(SonnetEncoder(width=8, code_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
-      >>> int(create_state(model, optax.adam(1e-3), (16, 16, 3), seed=0).step)
-      0
-    """
-    params_key, quantizer_key = jax.random.split(jax.random.key(seed))
-    # As one program: it is kept between starts, and hundreds of small ones would not be.
-    init = jax.jit(model.init)
-    variables = init({"params": params_key, "quantizer": quantizer_key}, jnp.zeros((1, *image_shape)))
-    params = variables.pop("params")
-    opt_state = {"task": optimizer.init(params)}
-    if codebook_optimizer is not None:
-        opt_state["codebook"] = codebook_optimizer.init(params["quantizer"])
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        collections=variables,
-        opt_state=opt_state,
-        window={},
-    )
+    def finish_step(self, ema_decay: float | None = None) -> "TrainState":
+        """Return the state with the step counted and the parameters averaged.
 
+        Args:
+          ema_decay: Share of the average that a step keeps; None where parameters are not averaged.
 
-def check_model(model: VQVAE, config: ConfigDict) -> None:
-    """Finds, before anything is loaded or computed, what only the shape of the images tells.
-
-    Args:
-      model: The autoencoder.
-      config: The run's config.
-
-    Raises:
-      UserError: The model refuses images of that size.
-    """
-    images = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(model.init, {"params": key, "quantizer": key}, images)
+        Returns:
+          The state.
+        """
+        state = self.replace(step=self.step + 1)
+        if ema_decay is None:
+            return state
+        return state.replace(ema_params=optax.incremental_update(state.params, state.ema_params, 1 - ema_decay))

@@ -1,97 +1,189 @@
-"""One training step, and the compiled program that takes several of them per dispatch."""
+"""Training of a vector-quantized autoencoder."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from vqjax.data import Batch, augment, to_model_range
+from vqjax.data import Batch, to_model_range
+from vqjax.errors import UserError
+from vqjax.evaluation import Metric, Pictures, tokenizer_metrics
 from vqjax.models import VQVAE
-from vqjax.tasks.alternating import CodebookOptimizer, codebook_steps
-from vqjax.tasks.encoder_gradient import loss_through_quantizer
+from vqjax.models.tokenizer import NETWORK
+from vqjax.reporting import comparison_sheet
 from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Metrics, Task
 
-Metrics = dict[str, Float[Array, ""]]
+_LATENTS_PER_CODE = 64
+_MOST_LATENTS = 2**18
 
 
-class StepOptions(NamedTuple):
-    """What a step needs to know besides state and images.
+@dataclasses.dataclass(frozen=True)
+class VQVAETask(Task):
+    """Reconstruction loss plus the quantizer's own, and one optimizer for encoder, decoder and quantizer.
 
     Attributes:
-      seed: Of augmentation and quantizer; the key of step ``t`` is ``fold_in(key(seed), t)``.
-      flip: Random horizontal flips.
-      crop_padding: Pixels of padding before a random crop; None for no crop.
-      reconstruction_scale: Factor of the mean squared error (pixels in [-1, 1]) in the loss.
-      encoder_gradient: See :func:`vqjax.tasks.encoder_gradient.loss_through_quantizer`.
+      model: The autoencoder, with the number of microbatches of a training step.
+      optimizer: Optimizer of its parameters.
+      loss: Reconstruction loss of two batches of images in [-1, 1].
+      augment: Augmentation of uint8 images, given a key.
+      kmeans_init: Start the codebook of a new run from clusters of the untrained encoder's latents.
+      ema_decay: Decay of a moving average of the parameters, which is saved beside them and evaluated in their place;
+        None for none.
+
+    Raises:
+      UserError: ``ema_decay`` is out of range, or the quantizer has no k-means start.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> from vqjax.models import SonnetDecoder, SonnetEncoder
+      >>> model = VQVAE(SonnetEncoder(width=8, latent_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
+      >>> task = VQVAETask(model, optax.adam(1e-3), loss=lambda x, y: jnp.mean((x - y) ** 2))
+      >>> batch = {"image": jnp.zeros((2, 16, 16, 3), jnp.uint8)}
+      >>> state = task.init(jax.random.key(0), batch)
+      >>> state, metrics = jax.jit(task.train_step)(state, batch, jax.random.key(1))
+      >>> int(state.step), bool(metrics["loss"] > 0)
+      (1, True)
+
+    Source: van den Oord et al., 2017 (arXiv 1711.00937).
     """
 
-    seed: int
-    flip: bool = False
-    crop_padding: int | None = None
-    reconstruction_scale: float = 1.0
-    encoder_gradient: str = "estimator"
+    model: VQVAE
+    optimizer: optax.GradientTransformation
+    loss: Callable[[Array, Array], Float[Array, ""]]
+    augment: Callable[[Key[Array, ""], Array], Array] = lambda key, images: images
+    _: dataclasses.KW_ONLY
+    kmeans_init: bool = False
+    ema_decay: float | None = None
 
+    mutable_fields: ClassVar = frozenset({"quantizer.codebook_shards"})
 
-def train_step(
-    state: TrainState,
-    batch: Batch,
-    model: VQVAE,
-    optimizer: optax.GradientTransformation,
-    options: StepOptions,
-    codebook_optimizer: CodebookOptimizer | None = None,
-) -> tuple[TrainState, Metrics]:
-    """Takes one optimizer step and one codebook update.
+    def __post_init__(self) -> None:
+        quantizer = type(self.model.quantizer)
+        if self.kmeans_init and not hasattr(quantizer, "kmeans_init"):
+            raise UserError(f"kmeans_init must be False for the quantizer {quantizer.__name__}, got True.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay must be above 0 and below 1, or None, got {self.ema_decay}.")
 
-    Args:
-      state: Before the step.
-      batch: The global batch.
-      model: The autoencoder.
-      optimizer: The optimizer that made ``state.opt_state``.
-      options: Randomness, augmentation and loss.
-      codebook_optimizer: Takes steps on the codebook first, if given.
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Number of codes of a codebook."""
+        return {"num_codes": self.model.quantizer.num_codes}
 
-    Returns:
-      The state after the step (its ``window`` untouched) and the metrics of the batch, measured before the step.
-    """
-    key = jax.random.fold_in(jax.random.key(options.seed), state.step)
-    augment_key, quantizer_key = jax.random.split(key)
-    images = augment(augment_key, batch["image"], flip=options.flip, crop_padding=options.crop_padding)
-    images = to_model_range(images)
+    @property
+    def mesh_axes(self) -> dict[str, int]:
+        """Axes of the device mesh besides ``data``: ``codes``, which divides the codebook."""
+        return {"codes": getattr(self.model.quantizer, "codebook_shards", 1)}
 
-    if codebook_optimizer is not None:
-        state = codebook_steps(state, images, model, codebook_optimizer)
-
-    def decoder_loss(params: PyTree, vectors: Float[Array, "*batch dim"]) -> tuple[Float[Array, ""], Array]:
-        reconstruction = model.apply({"params": params}, vectors, method="decode_vectors")
-        error = jnp.mean(jnp.square(reconstruction - images))
-        return options.reconstruction_scale * error, error
-
-    def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
-        (unquantized, output), collections = model.apply(
-            {"params": params, **state.collections},
-            images,
-            method="quantize",
-            train=True,
-            mutable=list(state.collections),
-            rngs={"quantizer": quantizer_key},
+    def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
+        """Return the state before the first step; see :meth:`Task.init`."""
+        params_key, quantizer_key = jax.random.split(key)
+        # As one program: it is cached between starts, unlike hundreds of small ones.
+        init = jax.jit(self.model.init)
+        images = to_model_range(batch["image"])
+        variables = init({"params": params_key, "quantizer": quantizer_key}, images)
+        decoded = jax.eval_shape(lambda variables: self.model.apply(variables, images, method="reconstruct"), variables)
+        if decoded.shape != images.shape:
+            raise UserError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels come back from their indices as "
+                f"{decoded.shape[1]} x {decoded.shape[2]}; quantizers of several scales must end with the latent grid."
+            )
+        params = {NETWORK: variables.pop("params")}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            variables={NETWORK: variables},
+            opt_state={NETWORK: self.optimizer.init(params[NETWORK])},
+            ema_params=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
-        loss, error = loss_through_quantizer(
-            options.encoder_gradient, decoder_loss, params, unquantized, output.quantized
-        )
-        loss += output.loss
-        # Pixels span 2, so their peak signal is 2 squared.
-        metrics = {"loss": loss, "reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}
-        return loss, (metrics | output.metrics, collections)
 
-    (_, (metrics, collections)), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
-    metrics["gradient_norm"] = optax.tree.norm(gradient)
-    updates, task = optimizer.update(gradient, state.opt_state["task"], state.params)
-    state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        collections=collections,
-        opt_state=state.opt_state | {"task": task},
-    )
-    return state, metrics
+    def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        """Take one optimizer step and one codebook update; see :meth:`Task.train_step`."""
+        augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
+        images = to_model_range(self.augment(augment_key, batch["image"]))
+
+        def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
+            # The codes are those before this step's update, which is among the variables that come back.
+            output, variables = self.model.apply(
+                {"params": params, **state.variables[NETWORK]},
+                images,
+                train=True,
+                mutable=list(state.variables[NETWORK]),
+                rngs={"quantizer": quantizer_key, "dropout": dropout_key},
+            )
+            loss = self.loss(output.reconstruction, images) + output.quantizer.loss
+            metrics = {"loss": loss, **image_metrics(output.reconstruction, images), **output.quantizer.metrics}
+            return loss, (metrics, variables)
+
+        gradient, (metrics, variables) = jax.grad(loss_function, has_aux=True)(state.params[NETWORK])
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        state = state.apply_gradient(NETWORK, gradient, self.optimizer, variables)
+        return state.finish_step(self.ema_decay), metrics
+
+    def init_from_data(self, state: TrainState, batches: Iterator[Batch], key: Key[Array, ""]) -> TrainState:
+        """Start the codebook from k-means, if asked; see :meth:`Task.init_from_data`."""
+        if not self.kmeans_init:
+            return state
+        encode = jax.jit(lambda variables, images: self.model.apply(variables, images, method="latents"))
+        wanted = min(_LATENTS_PER_CODE * self.model.quantizer.num_codes, _MOST_LATENTS)
+        latents: list[Float[Array, "batch *grid dim"]] = []
+        for batch in batches:
+            latents.append(encode(state.trained(NETWORK), to_model_range(batch["image"])))
+            if sum(z.size // z.shape[-1] for z in latents) >= wanted:
+                break
+        cluster = jax.jit(
+            lambda variables, z: self.model.apply(
+                variables,
+                z,
+                method=lambda model, z: model.quantizer.kmeans_init(z),
+                mutable=list(state.variables[NETWORK]),
+                rngs={"quantizer": key},
+            )
+        )
+        _, started = cluster(state.trained(NETWORK), jnp.concatenate(latents))
+        return state.replace(variables={**state.variables, NETWORK: state.variables[NETWORK] | started})
+
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """Return reconstructions, code indices and the quantizer's metrics; see :meth:`Task.evaluate`."""
+        model = self.model.clone(microbatches=1)
+        output = model.apply(state.evaluated(NETWORK), to_model_range(batch["image"]), batch["valid"])
+        return {
+            "reconstruction": output.reconstruction,
+            "indices": output.quantizer.indices,
+            **output.quantizer.metrics,
+        }
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """Metrics of a tokenizer, and the first images of the split with their reconstructions."""
+        return *tokenizer_metrics(self.model.quantizer.num_codes, self.model.quantizer.num_codebooks), Pictures()
+
+    def headline(self, metrics: Mapping[str, Any]) -> str:
+        """Return quality and code usage in one line."""
+        return (
+            f"held-out PSNR {metrics['psnr']:.2f} dB ({metrics['psnr_gain']:+.2f} over the mean color), "
+            f"perplexity {metrics['perplexity_batch']:.1f}, codes in use {100 * metrics['usage_split']:.0f} %"
+        )
+
+    def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
+        """Return a sheet of originals above their reconstructions."""
+        return {"reconstructions": comparison_sheet(collected["image"], collected["reconstruction"])}
+
+    def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
+        """Divide what has one row per code over the mesh axis ``codes``; see :meth:`Task.partition`."""
+        of_codes = "quantizer" in path and ("codebook" in path or path[-1] == "codes")
+        row_per_code = of_codes and array.shape[:1] == (self.model.quantizer.num_codes,)
+        return PartitionSpec("codes") if row_per_code else PartitionSpec()
+
+
+def image_metrics(reconstruction: Array, images: Array) -> Metrics:
+    """Return mean squared error and PSNR of a batch of images in [-1, 1]."""
+    error = jnp.mean(jnp.square(reconstruction - images))
+    # Pixels span 2, so their peak signal is 2 squared.
+    return {"reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}

@@ -1,65 +1,122 @@
-"""What the two front doors share: flags, and mistakes told in one line."""
+"""The command ``vqjax``: subcommands, their flags, and error messages of one line.
 
+The flags of a subcommand are the parameters of its function, whose docstring says what they mean.
+"""
+
+import argparse
+import importlib
+import inspect
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags, logging
 
-from vqjax.errors import UserError
-from vqjax.runtime.compilation import keep_compiled_programs
-from vqjax.runtime.processes import are_several, is_lost_process, leave_at_once
+import vqjax
+from vqjax.errors import UserError, did_you_mean
+from vqjax.runtime.compilation import enable_compilation_cache
+from vqjax.runtime.processes import hard_exit, is_distributed, is_lost_process
 from vqjax.runtime.signals import Interrupted
+from vqjax.runtime.signature import Call
 from vqjax.runtime.streams import LastingStream
-from vqjax.training.config import KINDS, default_config, field_names, field_type, nearest_name
 
 USER_ERROR_STATUS = 2
 
+QUICKSTART = Path(vqjax.__file__).parents[1] / "configs" / "quickstart.py"
+"""The config of a run without ``--config``, where the package lies in the repository."""
 
-def run(main: Callable[[], object], default_config_file: Path | None = None) -> None:
-    """Parses the flags, runs ``main`` and leaves the process.
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+      function: Module and name of the function; imported when it is called.
+      summary: What it does, in a line.
+      example: Arguments to try.
+    """
+
+    function: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "train": Command(
+        "vqjax.training.cli:train_command",
+        "Train a model, or continue a run.",
+        "--config=configs/cifar10.py --workdir=runs/cifar10 --config.optimizer.learning_rate=1e-4",
+    ),
+    "eval": Command(
+        "vqjax.training.evaluate:evaluate_workdir",
+        "Evaluate a checkpoint.",
+        "--workdir=runs/cifar10 --export_tokens=tokens.npz",
+    ),
+}
+"""The subcommands by name."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a subcommand; see :func:`run`.
+
+    Args:
+      argv: The subcommand and its flags; those of the process by default.
+    """
+    _guarded(lambda: _command(*(sys.argv[1:] if argv is None else argv)))
+
+
+def run(function: Callable[..., Any], program: str, example: str, argv: Sequence[str] | None = None) -> None:
+    """Call a function with its parameters as flags, and leave the process where it fails.
 
     The exit status is 0; 2 after what the user can mend (one line on standard error, no stack trace); 143 or 130 when
     a run was stopped by SIGTERM or SIGINT and has saved a checkpoint; 1 after any other failure.
 
     Args:
-      main: Takes no arguments; reads its flags.
-      default_config_file: What ``--config`` is when it is not given.
+      function: Its parameters are annotated, and described in the section ``Args:`` of its docstring.
+      program: How the program is started.
+      example: Flags to try.
+      argv: The flags; those of the process by default.
     """
-    # Before the streams are others: absl tells by them which handlers it replaces.
-    logging.use_absl_handler()
-    sys.stdout, sys.stderr = LastingStream.of(sys.stdout), LastingStream.of(sys.stderr)
-    jax.config.config_with_absl()
-    keep_compiled_programs()
-    # Orbax logs the stack trace of every thread of a failed save; the error that ends the run says what happened.
-    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
-    app.run(lambda _: _guarded(main), flags_parser=lambda argv: _guarded(lambda: _parse(argv, default_config_file)))
+    _guarded(lambda: _call(function, program, example, sys.argv[1:] if argv is None else argv))
 
 
-def _guarded(function: Callable[[], object]) -> object:
-    # Below warnings the libraries report on themselves; our own messages do not go through their logger.
-    logging.set_verbosity(logging.WARNING)
+def _guarded(action: Callable[[], object]) -> None:
+    # Until a run can save: Python's own answer, an exception, shows a stack or is lost in a callback of JAX.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        return function()
+        _quiet_libraries()
+        sys.stdout, sys.stderr = LastingStream.of(sys.stdout), LastingStream.of(sys.stderr)
+        action()
     except (Exception, KeyboardInterrupt) as error:
-        told = _message_and_status(error)
-        if told is None and not are_several():
+        described = _message_and_status(error)
+        if described is None and not is_distributed():
             raise
-        if told is None:
+        if described is None:
             traceback.print_exc()
-            leave_at_once(1)
-        message, status = told
+            hard_exit(1)
+        message, status = described
         print(" ".join(message.split()), file=sys.stderr, flush=True)
         # Others that were asked to stop leave at the same step; after an error they would wait for this process.
-        if are_several() and not isinstance(error, Interrupted):
-            leave_at_once(status)
-        return sys.exit(status)
+        if is_distributed() and not isinstance(error, Interrupted):
+            hard_exit(status)
+        sys.exit(status)
+
+
+def _quiet_libraries() -> None:
+    """Silence what libraries log about themselves below warnings."""
+    from absl import logging
+
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    # Orbax logs the stack trace of every thread of a failed save; the error that ends the run says what happened.
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def _message_and_status(error: BaseException) -> tuple[str, int] | None:
+    """The line to print and the exit status; None for a defect, which keeps its stack trace."""
     if isinstance(error, UserError):
         return f"error: {error}", USER_ERROR_STATUS
     if isinstance(error, FloatingPointError):
@@ -71,85 +128,124 @@ def _message_and_status(error: BaseException) -> tuple[str, int] | None:
     if is_lost_process(error):
         reason = str(error).splitlines()[0]
         return (
-            f"error: another process of this run has ended, see what it said ({reason}). Start all of them again with "
+            f"error: another process of this run has ended, see its messages ({reason}). Start all of them again with "
             "the same commands: the run goes on from its last checkpoint.",
             1,
         )
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+    if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
         return (
-            "error: out of memory: raise config.gradient_accumulation, or lower config.batch_size, config.model.width "
-            "or config.quantizer.num_codes.",
+            "error: out of memory: raise config.gradient_accumulation, or lower config.batch_size or the sizes in "
+            "config.model and config.quantizer.",
             1,
         )
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "vqjax").startswith("vqjax"):
+        return f'error: the package {error.name} is not installed: run pip install "vqjax[train]".', USER_ERROR_STATUS
     if isinstance(error, OSError):
         # The system's own refusals (no space, no permission) already name what they refuse.
         return f"error: {error}", USER_ERROR_STATUS
     return None
 
 
-def _parse(argv: Sequence[str], default_config_file: Path | None) -> list[str]:
-    argv = list(argv)
-    if default_config_file is not None:
-        if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
-            argv.insert(1, f"--config={default_config_file}")
-        _check_config_file(argv)
-        _check_overrides(argv)
+def _command(name: str = "--help", *flags: str) -> None:
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is not a command of vqjax; {did_you_mean(name, COMMANDS)}")
+    module, _, function = COMMANDS[name].function.partition(":")
+    _call(getattr(importlib.import_module(module), function), f"vqjax {name}", COMMANDS[name].example, flags)
+
+
+def _overview() -> str:
+    lines = ["usage: vqjax COMMAND [--flag=value ...]", "", "commands:"]
+    for name, command in COMMANDS.items():
+        lines += [f"  {name:<8} {command.summary}", f"           vqjax {name} {command.example}"]
+    return "\n".join([*lines, "", "vqjax COMMAND --help lists the flags of a command."])
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def _call(function: Callable[..., Any], program: str, example: str, flags: Sequence[str]) -> None:
+    """Call a function with its parameters as flags; one with ``*args`` gets those that begin with ``--config.``."""
+    group = Call(function)
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} [--flag=value ...]",
+        description=inspect.cleandoc(function.__doc__).partition("\nArgs:")[0],
+        epilog=f"example:\n  {program} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    described = _descriptions(function)
+    for flag, field in group.fields.items():
+        # A boolean flag alone turns it on.
+        switch = {"nargs": "?", "const": "true"} if field.kind.types == {bool} else {}
+        parser.add_argument(f"--{flag}", metavar="VALUE", help=described.get(flag), **switch)
+    given, others = parser.parse_known_args(flags)
+    parameters = inspect.signature(function).parameters.values()
+    takes_others = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    for other in others:
+        if not other.startswith("--"):
+            raise UserError(f"argument {other!r} is not expected; write --name=value.")
+        if not (takes_others and other.startswith("--config.")):
+            flag = other.partition("=")[0]
+            raise UserError(f"{flag} is unknown; {did_you_mean(flag, [f'--{name}' for name in group.fields])}")
     try:
-        _, *unexpected = flags.FLAGS(argv)
-    except flags.IllegalFlagValueError as error:
-        raise UserError(_illegal_value(str(error))) from error
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_broken_config(argv, error)) from error
-    if unexpected:
-        raise UserError(f"argument {unexpected[0]!r} is not expected: write --config=FILE or --name=value.")
-    return argv[:1]
+        values = group.defaults()
+        for flag, text in vars(given).items():
+            values = group.override(values, flag, text)
+        group.check_given(values)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+    enable_compilation_cache()
+    function(*others, **values)
 
 
-def _illegal_value(message: str) -> str:
-    """Says which type a field has; the libraries report what Python's int() and float() say."""
-    if match := re.match(r"flag --(config\.[^=]+)=(.*?): ", message):
-        kind = field_type(default_config(), match[1].removeprefix("config."))
-        return f"--{match[1]}={match[2]} is not allowed: use {KINDS[kind]}."
-    # A failing config file arrives as a whole stack trace inside the message; its last line is the reason.
-    return [line for line in message.splitlines() if line.strip()][-1].removeprefix("vqjax.errors.UserError: ")
+def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
+    """The text of each argument in a docstring's section ``Args:``."""
+    section = re.search(r"^Args:\n((?:  .*\n?)*)", inspect.cleandoc(function.__doc__), re.MULTILINE)
+    entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.replace("``", "").replace("%", "%%").split()) for name, text in entries}
 
 
-def _config_path(argv: Sequence[str]) -> str:
-    given = [
-        following if match[1] is None else match[1]
-        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
-        if (match := re.match(r"--?config(?:=(.*)|$)", argument))
-    ]
-    return given[-1].partition(":")[0]
+def train_command(
+    *overrides: str,
+    config: str = str(QUICKSTART),
+    workdir: str = "runs/quickstart",
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Train a model, or continue the run in ``workdir`` where it stopped.
+
+    Without flags it trains on bundled photographs for two to three minutes. Every field of the config is a flag:
+    --config.FIELD=VALUE and --config.GROUP.FIELD=VALUE, where None turns off what can be off.
+
+    Args:
+      *overrides: Changes of the config, as ``--config.field=value``.
+      config: Config file, with its arguments after a colon; configs/quickstart.py by default.
+      workdir: Directory of checkpoints, metrics and pictures; runs/quickstart by default.
+      distributed: Join the other processes that Slurm, Open MPI or Kubernetes has started (docs/long-runs.md).
+      coordinator_address: Elsewhere, to join others: HOST:PORT of process 0.
+      num_processes: Elsewhere: the number of processes.
+      process_id: Elsewhere: the number of this process, from 0.
+    """
+    # The trainer loads in seconds, which help and mistakes in flags need not wait for.
+    from vqjax.runtime.processes import join_processes
+    from vqjax.training.config import load_config
+    from vqjax.training.loop import train
+
+    run = load_config(config, overrides)
+    address = (coordinator_address, num_processes, process_id)
+    if distributed or any(value is not None for value in address):
+        join_processes(*address)
+    train(run, workdir)
 
 
-def _check_config_file(argv: Sequence[str]) -> None:
-    path = _config_path(argv)
-    if not Path(path).is_file():
-        raise UserError(
-            f"--config={path} is no file: pass a config such as configs/cifar10.py, with arguments after a colon."
-        )
-
-
-def _check_overrides(argv: Sequence[str]) -> None:
-    known = sorted(field_names(default_config()))
-    groups = {name.rpartition(".")[0] for name in known}
-    for argument in argv:
-        if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
-            if match[1] in groups:
-                field = next(name for name in known if name.startswith(f"{match[1]}."))
-                raise UserError(f"--config.{match[1]} is a group: set one of its fields, such as --config.{field}.")
-            if match[1] not in known:
-                raise UserError(f"--config.{match[1]} is unknown{nearest_name(match[1], known)}")
-
-
-def _broken_config(argv: Sequence[str], error: Exception) -> str:
-    """Config files are the user's code: what fails in them is told in one line, with its place."""
-    path = _config_path(argv)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    place = f", line {lines[-1]}" if lines else ""
-    return f"--config={path}{place} cannot be used: {type(error).__name__}: {error}"
+if __name__ == "__main__":
+    main()

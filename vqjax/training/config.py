@@ -1,193 +1,289 @@
-"""The trainer's configuration: every field with its meaning, and variants by argument."""
+"""The config of a run: its fields and groups, config files, and changes from the command line.
 
-import difflib
-import functools
-from collections.abc import Iterator
+A group is a call: ``name`` of a class or function and its arguments, which have the types and defaults of its
+signature. ``config.quantizer = quantizers.defaults("fsq", levels=(8, 5, 5))`` therefore gives a group that has
+``--config.quantizer.bound`` and refuses ``--config.quantizer.num_codes``.
+"""
 
-from ml_collections import ConfigDict, config_dict
+import dataclasses
+import importlib.util
+import inspect
+import runpy
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
-from vqjax.errors import UserError
+from ml_collections import ConfigDict
 
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    tuple: "whole numbers in brackets, such as '(8, 5)'",
+from vqjax.data.sources import SOURCES
+from vqjax.errors import UserError, did_you_mean
+from vqjax.losses.registry import LOSSES
+from vqjax.models.registry import MODELS
+from vqjax.quantizers.registry import QUANTIZERS
+from vqjax.runtime.signature import Call, Registry, within
+from vqjax.tasks.registry import TASKS
+from vqjax.training.optimizer import OPTIMIZERS
+
+Group = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """The config of a run: its fields, and the groups that say what runs."""
+
+    num_steps: int  # optimizer steps of the whole run
+    seed: int = 0  # of initial values, the order of the data, augmentation and the quantizer
+    batch_size: int = 128  # images per step, over all devices
+    gradient_accumulation: int | None = None  # parts of a batch that the networks see in turn, to save memory
+    log_every: int = 100  # steps between lines of metrics.jsonl
+    eval_every: int = 1000  # steps between evaluations on the held-out split
+    checkpoint_every: int = 1000  # steps between checkpoints; one is always written at the end
+    keep_checkpoints: int = 2  # newest checkpoints to keep
+    nonfinite: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; skip omits that step
+    steps_per_dispatch: int | None = None  # steps per call of the compiled program; None: 1 on CPUs, 20 elsewhere
+    tensorboard: bool = True  # scalars and pictures under WORKDIR/tensorboard
+    wandb: bool = False  # the same to Weights & Biases
+
+    task: Group  # the training recipe: vqjax/tasks/registry.py
+    data: Group  # the images: vqjax/data/sources.py, and the fields of Feeding
+    model: Group  # encoder and decoder: vqjax/models/registry.py
+    quantizer: Group  # vqjax/quantizers/registry.py
+    loss: Group  # of the reconstruction: vqjax/losses/registry.py
+    optimizer: Group  # vqjax/training/optimizer.py; a dictionary of such groups where several networks are trained
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
+            _check_range(name, getattr(self, name), 1)
+        _check_range("seed", self.seed, 0)
+        _check_range("steps_per_dispatch", self.steps_per_dispatch, 1, 1000)
+        _check_range("gradient_accumulation", self.gradient_accumulation, 1)
+        if self.batch_size % (self.gradient_accumulation or 1):
+            raise UserError(
+                f"gradient_accumulation must be a divisor of batch_size={self.batch_size} or None, "
+                f"got {self.gradient_accumulation}."
+            )
+        if self.wandb and importlib.util.find_spec("wandb") is None:
+            raise UserError('wandb must be False without its package, got True; run pip install "vqjax[wandb]".')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feeding:
+    """Fields of the group ``data`` beside the arguments of its source."""
+
+    flip: bool = False  # random horizontal flips
+    crop_padding: int | None = None  # pixels of reflection padding before a random crop
+    resident_limit_mb: int = 1024  # datasets up to this size live on the device, others are streamed
+
+    def __post_init__(self) -> None:
+        _check_range("crop_padding", self.crop_padding, 1)
+        _check_range("resident_limit_mb", self.resident_limit_mb, 0)
+
+
+def _check_range(name: str, value: int | None, low: int, high: int | None = None) -> None:
+    """Refuse numbers out of range; None is off."""
+    if value is not None and (value < low or (high is not None and value > high)):
+        allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"{name} must be {allowed}, got {value}.")
+
+
+class PerNetwork(Registry):
+    """A registry whose group may also be a dictionary of such groups, by network."""
+
+    def complete(self, value: Any) -> dict[str, Any]:
+        if not hasattr(value, "items") or self.key in value:
+            return super().complete(value)
+        completed = {}
+        for network, group in value.items():
+            with within(network):
+                completed[network] = super().complete(group)
+        return completed
+
+    def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
+        if self.key in config:
+            return super().override(config, path, text)
+        network, _, path = path.partition(".")
+        if network not in config:
+            raise UserError(f"{network} is unknown; {did_you_mean(network, config)}")
+        with within(network):
+            if not path:
+                raise UserError(f"is a group, got {text!r}; set one of its arguments, such as {self.key}.")
+            return dict(config.items()) | {network: super().override(config[network], path, text)}
+
+
+GROUPS: dict[str, Registry] = {
+    "task": TASKS,
+    "data": Registry(SOURCES, key="source", shared=Call(Feeding)),
+    "model": MODELS,
+    "quantizer": QUANTIZERS,
+    "loss": LOSSES,
+    "optimizer": PerNetwork(OPTIMIZERS),
 }
-"""What to write for a field of a type."""
+"""What the groups of a config choose from."""
+
+_CONFIG = Call(Run, GROUPS)
 
 
-def default_config() -> ConfigDict:
-    """Every field there is, with the values that a config leaves alone.
+def base_config() -> ConfigDict:
+    """Return a config that lacks ``num_steps``, for config files to start from.
 
     Returns:
-      A config without a data source or a number of steps; the files under ``configs/`` set those.
+      The fields of ``Run`` with their defaults, and the groups of a VQ-VAE on bundled photographs.
 
     Example:
-      >>> default_config().quantizer.estimator
-      'rotation'
+      >>> config = base_config()
+      >>> config.seed, config.quantizer.estimator
+      (0, 'rotation')
     """
-    config = ConfigDict()
-    config.seed = 0
-    config.num_steps = config_dict.placeholder(int)  # optimizer steps of the whole run
-    config.batch_size = 128  # images per step, over all devices
-    config.log_every = 100  # steps between lines of metrics.jsonl
-    config.eval_every = 1000  # steps between evaluations on the held-out split
-    config.checkpoint_every = 1000  # steps between checkpoints; one is always written at the end
-    config.keep_checkpoints = 2  # newest checkpoints to keep
-    config.gradient_accumulation = 1  # parts of a batch that encoder and decoder see in turn, to save memory
-    config.nonfinite = "stop"  # at a loss or gradient that is no finite number; or skip: go on without that step
-    config.steps_per_dispatch = 0  # steps per call of the compiled program; 0: 1 on CPUs, 20 elsewhere
-    config.tensorboard = True  # scalars and pictures under WORKDIR/tensorboard
-    config.wandb = False  # the same to Weights & Biases
+    return ConfigDict(
+        _CONFIG.defaults(
+            task="vqvae",
+            data="photos",
+            model="residual",
+            quantizer={"name": "vq", "num_codes": 1024},
+            loss="mse",
+            optimizer={"name": "adam", "learning_rate": 2e-4},
+        )
+    )
 
-    config.data = ConfigDict()
-    config.data.source = config_dict.placeholder(str)  # tfds, photos, image_folder or arrays
-    config.data.name = ""  # dataset name (tfds), directory (image_folder) or file (arrays)
-    config.data.image_size = 32  # height and width in pixels, after resizing and cropping
-    config.data.train_split = "train"
-    config.data.eval_split = "test"
-    config.data.eval_fraction = 0.1  # of the images, held out where the source has no evaluation split
-    config.data.flip = False  # random horizontal flips
-    config.data.crop_padding = config_dict.placeholder(int)  # pixels of reflection padding before a random crop
-    config.data.resident_limit_mb = 1024  # datasets up to this size live on the device, others are streamed
 
-    config.model = ConfigDict()
-    config.model.name = "residual"  # residual (the CIFAR-10 study) or sonnet
-    config.model.width = 256  # channels of the latent grid
-    config.model.num_residual_blocks = 2
-    config.model.num_scalings = 2  # each halves height and width; sonnet has 2
-    config.model.dtype = "float32"  # of the convolutions; or bfloat16, with parameters and quantizer in float32
-    config.model.precision = "default"  # of float32 products, where dtype is that: TF32 on GPUs; float32 is exact
-    config.model.code_dim = config_dict.placeholder(int)  # 1x1 convolution to this dimension; None: width, without one
+def complete(config: Any) -> ConfigDict:
+    """Check the names and types of all fields, and fill in the arguments that groups leave out.
 
-    config.quantizer = ConfigDict()
-    config.quantizer.name = "vector"  # or another of vqjax/quantizers/registry.py, which says what each reads of these
-    config.quantizer.num_codes = 1024  # of each codebook
-    config.quantizer.metric = "euclidean"  # or cosine
-    config.quantizer.estimator = "rotation"
-    config.quantizer.codebook_update = "ema"  # ema, gradient or none
-    config.quantizer.decay = 0.99
-    config.quantizer.commitment_weight = config_dict.placeholder(float)  # None: the quantizer's own, 0.25 for vector
-    config.quantizer.codebook_weight = config_dict.placeholder(float)  # only for codes learned by gradient; 1 if None
-    config.quantizer.ema_smoothing = 0.0  # Laplace smoothing of codebook_update="ema"
-    config.quantizer.code_dim = config_dict.placeholder(int)  # project to this dimension for the lookup; None: do not
-    config.quantizer.heads = 1  # tokens per position
-    config.quantizer.separate_codebooks = False  # one codebook per head
-    config.quantizer.sampling_temperature = 0.0  # above 0: draw codes in training instead of taking the nearest
-    config.quantizer.synchronization = 0.0  # weight of the task's gradient on codes learned by gradient
-    config.quantizer.codebook_transform = ""  # linear (SimVQ), learned_affine or running_affine
-    config.quantizer.orthogonality_weight = 0.0  # of regularizers, see vqjax/functional/regularizers.py
-    config.quantizer.diversity_weight = 0.0
-    config.quantizer.entropy_weight = config_dict.placeholder(float)  # None: 0.1 where codes are bits, else 0
-    config.quantizer.dead_code_threshold = 0.01  # fraction of the average use
-    config.quantizer.replace_dead_codes = False
-    config.quantizer.replace_unused_after = config_dict.placeholder(int)  # batches without a token
-    config.quantizer.kmeans_init = False  # start the codebook from clusters of the untrained encoder's vectors
-    config.quantizer.codebook_shards = 1  # devices that divide the codes among them, of vector
-    config.quantizer.num_quantizers = 4  # levels of residual quantizers
-    config.quantizer.gradient = "total"  # across all levels or scales at once; or per_level, per_scale
-    config.quantizer.dropout = 0.0  # probability with which an image of a batch keeps its first levels or scales only
-    config.quantizer.beam_size = 1  # beams of the search over levels; 1 takes the nearest code in each
-    config.quantizer.shared_codebook = config_dict.placeholder(bool)  # one for all levels (None: no) or scales (yes)
-    config.quantizer.implicit_codebooks = False  # adapt codebooks to the levels above (QINCo)
-    config.quantizer.groups = 2  # of features, of grouped quantizers
-    config.quantizer.levels = (8, 5, 5, 5)  # values of each feature, of scalar quantizers
-    config.quantizer.bound = "asymmetric"  # of fsq; or paper, symmetric
-    config.quantizer.noise_dropout = 0.0  # probability of noise instead of a code in training, of fsq
-    config.quantizer.bits = 10  # of codes that are signs or bits
-    config.quantizer.inverse_temperature = config_dict.placeholder(float)  # of lfq's and bsq's entropies; None: 100
-    config.quantizer.free_nats = config_dict.placeholder(float)  # that binary_mapper's bits may tell; None: log(2)
-    config.quantizer.num_codebooks = 1  # groups of features with an index each, where codes are not learned
-    config.quantizer.scales = (1, 2, 4, 8)  # sides of the grids of a multi-scale quantizer; the last is the latent's
+    Args:
+      config: A config, whose groups may be plain dictionaries.
 
-    config.loss = ConfigDict()
-    config.loss.divide_by_variance = False  # divide the reconstruction error by the variance of the training pixels
-    config.loss.encoder_gradient = "estimator"  # or from the decoder's loss: hessian, exact (a second decoder pass)
+    Returns:
+      The config with every argument of its groups.
 
-    config.alternating = ConfigDict()
-    config.alternating.num_steps = 0  # steps on a codebook learned by gradient, by SGD, before each step on the task
-    config.alternating.learning_rate = 1.0
-    config.alternating.momentum = 0.9
+    Raises:
+      UserError: A name is unknown, or a value is of the wrong type; the message begins with the dotted path.
 
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 2e-4  # of Adam
-    config.optimizer.schedule = "constant"  # or cosine, to zero at num_steps
-    config.optimizer.warmup_steps = 0  # linear, from zero
-    config.optimizer.clip_norm = 0.0  # largest norm of the gradient; 0: no clipping
+    Example:
+      >>> config = base_config()
+      >>> config.quantizer = {"name": "fsq", "levels": (8, 5, 5)}
+      >>> complete(config).quantizer.bound
+      'asymmetric'
+    """
+    if not hasattr(config, "items"):
+        raise UserError(f"the config must be a ConfigDict, got {config!r}; return one from get_config().")
+    with within("config"):
+        return ConfigDict(_CONFIG.defaults(**config))
+
+
+def override(config: ConfigDict, assignment: str) -> ConfigDict:
+    """Change one field as the command line asks.
+
+    Args:
+      config: The config.
+      assignment: ``"quantizer.codebook.decay=0.9"``, or the name of a boolean field alone, which turns it on. ``None``
+        turns off what can be off. Another ``name`` brings the defaults of what it names; arguments of both keep the
+        values that differ from the defaults before.
+
+    Returns:
+      The complete config with that change.
+
+    Raises:
+      UserError: A name is unknown, or a value is of the wrong type.
+
+    Example:
+      >>> config = override(base_config(), "optimizer.clip_norm=1")
+      >>> config.optimizer.clip_norm, override(config, "optimizer.clip_norm=None").optimizer.clip_norm
+      (1.0, None)
+    """
+    path, equals, text = assignment.partition("=")
+    with within("config"):
+        return ConfigDict(_CONFIG.override(config, path, text if equals else "true"))
+
+
+def validate(config: Any) -> ConfigDict:
+    """Refuse a config that cannot run, before anything is loaded or written.
+
+    Args:
+      config: A config, whose groups may be plain dictionaries.
+
+    Returns:
+      The complete config.
+
+    Raises:
+      UserError: A field is unknown, missing, of the wrong type or out of range; the message begins with its path.
+
+    Example:
+      >>> config = base_config()
+      >>> config.num_steps, config.batch_size = 10, 0
+      >>> validate(config)
+      Traceback (most recent call last):
+      vqjax.errors.UserError: config.batch_size must be at least 1, got 0.
+    """
+    config = complete(config)
+    with within("config"):
+        _CONFIG.check_given(config)
+        Run(**config.to_dict())
+        with within("data"):
+            Feeding(**{field.name: config.data[field.name] for field in dataclasses.fields(Feeding)})
+            GROUPS["data"].call(config.data.source).check_given(config.data)
+            _check_range("image_size", config.data.image_size, 1, 4096)
+            if (config.data.crop_padding or 0) >= config.data.image_size:
+                raise UserError(
+                    f"crop_padding must be less than image_size={config.data.image_size}, "
+                    f"got {config.data.crop_padding}."
+                )
     return config
 
 
-def parse_variant(argument: str | None, **defaults: bool | int | float | str) -> ConfigDict:
-    """Reads the text after the colon of ``--config=configs/X.py:codes=512,sonnet``.
+def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Load a config file, and change fields as the command line asks.
 
     Args:
-      argument: Comma-separated ``name=value`` pairs; a lone ``name`` sets a boolean.
-      **defaults: Every allowed name, with the value it has when left out, which also gives its type.
+      path: A file with a function ``get_config``. What follows a colon are its keyword arguments, ``codes=512,sonnet``
+        (a boolean alone is turned on); a function of one positional argument gets the text as it is.
+      overrides: Arguments such as ``"--config.quantizer.num_codes=512"``, in any order.
 
     Returns:
-      The defaults, overridden.
+      The complete config.
 
     Raises:
-      UserError: An unknown name, or a value of another type.
+      UserError: The file cannot be used, a name is unknown, or a value is of the wrong type.
 
     Example:
-      >>> parse_variant("codes=512,sonnet", codes=1024, beta=0.25, sonnet=False).to_dict()
-      {'beta': 0.25, 'codes': 512, 'sonnet': True}
+      >>> load_config("configs/quickstart.py:quantizer=fsq", ["--config.seed=1"]).quantizer.levels
+      (8, 6, 5)
     """
-    values = dict(defaults)
-    for part in filter(None, (argument or "").split(",")):
-        name, _, text = part.partition("=")
-        if name not in defaults:
-            raise UserError(f"config argument {name!r} is unknown{nearest_name(name, defaults)}")
-        values[name] = _parse_value(name, text, type(defaults[name]))
-    return ConfigDict(dict(sorted(values.items())))
-
-
-def nearest_name(name: str, allowed) -> str:
-    """The end of an error message: the nearest allowed name, or all of them.
-
-    Args:
-      name: What was given.
-      allowed: What may be given.
-
-    Returns:
-      A half sentence that starts with a colon.
-
-    Example:
-      >>> nearest_name("num_code", ["num_codes", "decay"])
-      ": did you mean 'num_codes'?"
-    """
-    matches = difflib.get_close_matches(name, list(allowed), n=1)
-    return f": did you mean {matches[0]!r}?" if matches else f": use one of {', '.join(sorted(allowed))}."
-
-
-def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of all fields of a config."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from field_names(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _parse_value(name: str, text: str, kind: type) -> bool | int | float | str:
-    if kind is bool:
-        if text.lower() in ("", "true", "1"):
-            return True
-        if text.lower() in ("false", "0"):
-            return False
-        raise UserError(f"config argument {name}={text!r} is not allowed: use {name}=true or {name}=false.")
+    file, _, argument = path.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"--config={file} is not a file; pass a config file, with its arguments after a colon.")
     try:
-        if text:
-            return kind(text)
-    except ValueError:
-        pass
-    raise UserError(f"config argument {name}={text!r} is not allowed: use a value of type {kind.__name__}.")
+        config = _call(runpy.run_path(file)["get_config"], argument)
+    except Exception as error:
+        # Config files are the user's code: what fails there is reported with its place.
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        place = f"--config={file}" + (f", line {lines[-1]}" if lines else "")
+        reason = "" if isinstance(error, UserError) else f" cannot be used: {type(error).__name__}"
+        raise UserError(f"{place}{reason}: {error}") from error
+    config = complete(config)
+    # Another name brings other fields, so names come first, those of outer parts before those of inner ones.
+    for assignment in sorted((text.removeprefix("--config.") for text in overrides), key=_order):
+        config = override(config, assignment)
+    return config
 
 
-def field_type(config: ConfigDict, name: str) -> type:
-    """The type of a field by its dotted name, also where its value is None."""
-    *groups, field = name.split(".")
-    return functools.reduce(getattr, groups, config).get_type(field)
+def _call(get_config: Callable[..., Any], text: str) -> Any:
+    """Call the function of a config file with the arguments in a text."""
+    parameters = inspect.signature(get_config).parameters.values()
+    if any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters):
+        return get_config(text) if text else get_config()
+    group = Call(get_config)
+    arguments = group.defaults()
+    for assignment in filter(None, text.split(",")):
+        name, equals, value = assignment.partition("=")
+        try:
+            arguments = group.override(arguments, name, value if equals else "true")
+        except UserError as error:
+            raise UserError(f"config argument {error}") from error
+    return get_config(**arguments)
+
+
+def _order(assignment: str) -> tuple[bool, int]:
+    names = assignment.partition("=")[0].split(".")
+    is_choice = names[0] in GROUPS and names[-1] == GROUPS[names[0]].key
+    return not is_choice, len(names) if is_choice else 0

@@ -1,65 +1,57 @@
-"""How the devices share a run: the batch along one axis of their mesh, the codebook along the other."""
+"""Device mesh of a run, and the placement of its state."""
 
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from vqjax.errors import UserError
 from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Task
 
 
-def make_mesh(devices: list[jax.Device] | None, codebook_shards: int = 1) -> Mesh:
-    """Arranges devices in the axes ``data`` and ``codes``.
+def make_mesh(devices: list[jax.Device] | None, axes: Mapping[str, int], fields: Iterable[str] = ()) -> Mesh:
+    """Arrange devices along the axis ``data`` and the axes of a task.
 
     Args:
-      devices: All by default.
-      codebook_shards: Devices that divide a codebook among them.
+      devices: Devices of the run; all by default.
+      axes: Sizes of the axes besides ``data``, by name.
+      fields: Dotted names of the config fields that set them, for the message.
 
     Returns:
-      A mesh whose axis ``codes`` has that size; all other devices are along ``data``.
+      The mesh; ``data`` has all devices that the other axes leave.
 
     Raises:
-      UserError: The number of devices is not a multiple of it.
+      UserError: The other axes do not divide the number of devices.
 
     Example:
-      >>> make_mesh(jax.devices()[:1]).shape
+      >>> make_mesh(jax.devices()[:1], {"codes": 1}).shape
       OrderedDict({'data': 1, 'codes': 1})
     """
-    number = len(devices or jax.devices())
-    if number % codebook_shards:
-        raise UserError(
-            f"config.quantizer.codebook_shards={codebook_shards} is not allowed: use a divisor of {number}, the number "
-            "of devices."
-        )
-    shape = (number // codebook_shards, codebook_shards)
-    return jax.make_mesh(shape, ("data", "codes"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    number, taken = len(devices or jax.devices()), math.prod(axes.values())
+    if number % taken:
+        names = ", ".join(f"config.{field}" for field in fields)
+        raise UserError(f"{names} must be a divisor of {number}, the number of devices, got {taken}.")
+    shape = (number // taken, *axes.values())
+    return jax.make_mesh(shape, ("data", *axes), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
-def state_sharding(state: TrainState, mesh: Mesh, num_codes: int) -> TrainState:
-    """Where each array of the state lives.
+def state_sharding(state: TrainState, mesh: Mesh, task: Task) -> TrainState:
+    """Return where each array of a state lives.
 
     Args:
-      state: Of arrays or their shapes.
-      mesh: See :func:`make_mesh`.
-      num_codes: Of the quantizer; what has one row per code is divided along ``codes``.
+      state: State of arrays or their shapes.
+      mesh: Mesh of :func:`make_mesh`.
+      task: Task whose ``partition`` places the arrays.
 
     Returns:
-      A sharding for each array: whole on every device, but for the codebook, its averages, and the optimizer's
-      moments of codes that are learned by gradient.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> codes = {"codebook": {"quantizer": {"codes": jnp.zeros((4, 2))}}}
-      >>> state = TrainState(step=jnp.zeros(()), params={}, collections=codes, opt_state={}, window={})
-      >>> state_sharding(state, make_mesh(jax.devices()[:1]), 4).collections["codebook"]["quantizer"]["codes"].spec[0]
-      'codes'
+      A sharding in the place of each array.
     """
 
-    def of_array(path: tuple, array: Any) -> NamedSharding:
-        names = [getattr(key, "key", None) for key in path]
-        of_codes = "quantizer" in names and ("codebook" in names or names[-1] == "codes")
-        row_per_code = of_codes and array.shape[:1] == (num_codes,)
-        return NamedSharding(mesh, PartitionSpec("codes") if row_per_code else PartitionSpec())
+    def of_array(path: tuple[Any, ...], array: Any) -> NamedSharding:
+        names = tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", None)))) for key in path)
+        return NamedSharding(mesh, task.partition(names, array))
 
     return jax.tree_util.tree_map_with_path(of_array, state)

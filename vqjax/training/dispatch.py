@@ -1,95 +1,101 @@
-"""Compiles the program that takes several training steps per dispatch."""
+"""Compiled program of several training steps."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from vqjax.data import Batch, Feed
+from vqjax.data import Batch
 from vqjax.runtime.compilation import compiler_options
 from vqjax.tasks.state import TrainState
-from vqjax.training.nonfinite import unless_finite
+from vqjax.tasks.task import Metrics, Task
 
-Metrics = dict[str, Float[Array, ""]]
+Losses = Float[Array, " steps"]
 
 
-def empty_window(
-    state: TrainState,
-    feed: Feed,
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    skip_nonfinite: bool,
-) -> Metrics:
-    """The window before its first step: every metric of ``step`` at zero, ``steps`` and, if any may be, ``skipped``.
+def empty_log_sums(task: Task, state: TrainState, batch: PyTree[jax.ShapeDtypeStruct]) -> Metrics:
+    """Return the sums before the first step: zero for each metric of the task, for ``steps`` and for ``skipped``.
 
     Args:
+      task: The task.
       state: Any state of the run.
-      feed: Source of the batches; only their shapes matter.
-      step: :func:`train_step` of state and batch.
-      skip_nonfinite: See :func:`make_dispatch`.
-
-    Returns:
-      Zeros by name.
+      batch: Shapes of a batch.
     """
-    staged = feed.stage(int(state.step), 0)
-    _, metrics = jax.eval_shape(lambda state, staged: step(state, feed.select(staged, 0)), state, staged)
-    counts = ("steps", "skipped") if skip_nonfinite else ("steps",)
-    return {name: jnp.zeros(()) for name in (*counts, *metrics)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    _, metrics = jax.eval_shape(task.train_step, state, batch, key)
+    return {name: jnp.zeros(()) for name in ("steps", "skipped", *metrics)}
 
 
 def make_dispatch(
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    task: Task,
     select: Callable[[PyTree, Int[Array, ""] | int], Batch],
+    *,
+    seed: int,
     steps_per_dispatch: int,
     sharding: TrainState,
     skip_nonfinite: bool = False,
-) -> Callable[[TrainState, PyTree, Int[np.ndarray, ""]], tuple[TrainState, Float[Array, " steps"]]]:
-    """Compiles the program that takes up to ``steps_per_dispatch`` steps without returning to the host.
+) -> Callable[[TrainState, PyTree, PyTree, Int[np.ndarray, ""]], tuple[TrainState, Losses]]:
+    """Compile the program that takes up to ``steps_per_dispatch`` steps without returning to the host.
 
     The number of steps is an argument of one compiled loop rather than the length of a ``scan``: another length
     would be another program, and a run that was cut elsewhere would not repeat bit for bit.
 
     Args:
-      step: :func:`train_step` of state and batch.
+      task: The task.
       select: Picks the batch of the i-th staged step.
-      steps_per_dispatch: The most steps per call; 1 compiles no loop at all. XLA runs convolutions inside a loop
-        tens of times slower on CPUs (jax-ml/jax#12868).
-      sharding: Where the arrays of the state live.
+      seed: Seed of the steps' keys; that of step ``t`` is ``fold_in(key(seed), t)``.
+      steps_per_dispatch: Most steps per call; 1 compiles no loop at all. XLA runs convolutions inside a loop tens of
+        times slower on CPUs (jax-ml/jax#12868).
+      sharding: Sharding of each array of the state without its frozen networks.
       skip_nonfinite: Leave the state as it was, and count the step as skipped, where loss or gradient are not finite.
 
     Returns:
-      A function of the state (donated), the staged data and the number of steps, that returns the state after them
-      and their losses, NaN where the gradient is not finite, in an array of ``steps_per_dispatch``.
+      A function of the state without its frozen networks (donated), these networks, the staged data and the number of
+      steps, that returns the state after them and their losses, NaN where loss or gradient are not finite.
     """
 
-    def one(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
+    def take_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         before = state
-        state, metrics = step(before, batch)
-        # A gradient that overflows spoils the parameters although this step's loss is still finite.
-        usable = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-        counted = metrics | {"steps": jnp.ones(())}
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        state, metrics = task.train_step(before.replace(frozen=frozen), batch, key)
+        state = state.replace(frozen={})
+        usable = is_usable(metrics)
+        counted = metrics | {"steps": jnp.ones(()), "skipped": jnp.zeros(())}
         if skip_nonfinite:
-            state = unless_finite(usable, state, before)
+            # Only the number of the step goes on, and with it the data and all randomness.
+            state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), state, before.replace(step=state.step))
             counted = jax.tree.map(lambda value: jnp.where(usable, value, 0), counted) | {"skipped": 1.0 - usable}
-        state = state.replace(window={name: total + counted[name] for name, total in before.window.items()})
-        return state, jnp.where(usable, metrics["loss"], jnp.nan)
+        sums = {name: total + counted[name] for name, total in before.log_sums.items()}
+        return state.replace(log_sums=sums), jnp.where(usable, metrics["loss"], jnp.nan)
 
-    def dispatch(state: TrainState, staged: PyTree, count: Int[Array, ""]) -> tuple[TrainState, Float[Array, " steps"]]:
+    def take_steps(
+        state: TrainState, frozen: PyTree, staged: PyTree, count: Int[Array, ""]
+    ) -> tuple[TrainState, Losses]:
         if steps_per_dispatch == 1:
-            state, loss = one(state, select(staged, 0))
+            state, loss = take_step(state, frozen, select(staged, 0))
             return state, loss[None]
 
-        def body(i: Int[Array, ""], carry: tuple[TrainState, Float[Array, " steps"]]):
-            state, loss = one(carry[0], select(staged, i))
+        def body(i: Int[Array, ""], carry: tuple[TrainState, Losses]) -> tuple[TrainState, Losses]:
+            state, loss = take_step(carry[0], frozen, select(staged, i))
             return state, carry[1].at[i].set(loss)
 
         return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(steps_per_dispatch)))
 
-    # Losses are numbers like the number of steps: whole on every device.
     return jax.jit(
-        dispatch,
+        take_steps,
         donate_argnames="state",
+        # Losses are numbers like the number of steps: whole on every device.
         out_shardings=(sharding, sharding.step),
         compiler_options=compiler_options(),
     )
+
+
+def is_usable(metrics: Metrics) -> Bool[Array, ""]:
+    """Return whether the loss of a step and all norms of gradients are finite.
+
+    A gradient that overflows spoils the parameters although the step's own loss is still finite.
+    """
+    names = [name for name in metrics if name == "loss" or name.endswith("gradient_norm")]
+    return jnp.all(jnp.isfinite(jnp.stack([metrics[name] for name in names])))

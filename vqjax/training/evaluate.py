@@ -1,40 +1,133 @@
-"""Evaluates the checkpoint of a run, as eval.py does."""
+"""Evaluation of a state, and of the checkpoint of a run."""
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vqjax.checkpointing.checkpoints import load_tokenizer
-from vqjax.data import load_splits
+from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks
+from vqjax.data import Batch, ImageDataset, evaluation_batches, load_splits
 from vqjax.errors import UserError
-from vqjax.evaluation import EvaluationResult, evaluate_model, save_tokens, terminal_table, write_report
-from vqjax.evaluation.report import evaluation_context
-from vqjax.reporting import comparison_sheet
+from vqjax.evaluation import (
+    Collector,
+    EvaluationResult,
+    Rows,
+    evaluate,
+    save_tokens,
+    terminal_table,
+    write_report,
+)
+from vqjax.runtime.processes import is_main_process
 from vqjax.runtime.workdir import usable_workdir
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Task
+from vqjax.training.build import build_task, example_batch
+from vqjax.training.config import complete
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def evaluate_state(
+    task: Task,
+    state: TrainState,
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    collectors: Sequence[Collector] = (),
+    progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
+) -> EvaluationResult:
+    """Compute the metrics of a task on a dataset.
+
+    Args:
+      task: The task.
+      state: The state to evaluate.
+      dataset: The examples.
+      batch_size: Images per batch, over which ``perplexity_batch`` is measured.
+      collectors: What to keep of the outputs besides the task's own pictures.
+      progress: Called with the number of images done.
+      mesh: Devices that share each batch, those on which the state is; one device by default.
+
+    Returns:
+      The numbers, and what was collected.
+    """
+    networks = state.replace(opt_state={}, log_sums={})
+    return evaluate(
+        # Compared by its function: repeated evaluations share one compilation.
+        jax.tree_util.Partial(task.evaluate, networks),
+        evaluation_batches(dataset, min(batch_size, len(dataset))),
+        [*task.metrics, *collectors],
+        progress=progress,
+        mesh=mesh,
+    )
+
+
+def report(
+    task: Task,
+    result: EvaluationResult,
+    config: ConfigDict,
+    dataset: ImageDataset,
+    *,
+    split: str,
+    step: int,
+    directory: Path,
+) -> dict[str, Any]:
+    """Print the table of an evaluation and write its report, in the main process.
+
+    Args:
+      task: The task.
+      result: The evaluation.
+      config: Config of the run.
+      dataset: The evaluated examples.
+      split: ``"train"`` or ``"eval"``.
+      step: Training step of the evaluated state.
+      directory: Directory of the report.
+
+    Returns:
+      Facts about what was evaluated, by name.
+    """
+    groups = {name: config[name].name for name in ("task", "model", "quantizer") if config.get(name)}
+    context = {
+        "dataset": dataset.name,
+        "split": config.data.get(f"{split}_split", split),
+        "image_size": config.data.image_size,
+        "checkpoint_step": step,
+        **groups,
+        **task.facts,
+        "seed": config.seed,
+    }
+    if is_main_process():
+        print(terminal_table(result, context), flush=True)
+        write_report(directory, result, context=context, pictures=task.pictures(result.collected))
+        print(f"report:  {directory}/report.md")
+        for name in task.pictures(result.collected):
+            print(f"picture: {directory}/{name}.png", flush=True)
+    return context
 
 
 def evaluate_workdir(
     workdir: str | Path,
     *,
     step: int | None = None,
-    split: str = "eval",
+    split: Literal["train", "eval"] = "eval",
     batch_size: int | None = None,
     export_tokens: str | Path | None = None,
 ) -> EvaluationResult:
-    """Measures a trained tokenizer, prints the table and writes the report into ``workdir/eval``.
+    """Evaluate the checkpoint of a run, print the table and write the report into ``workdir/eval``.
 
     Args:
-      workdir: The run's directory.
-      step: Which checkpoint; the newest by default.
+      workdir: Directory of the run.
+      step: Step of the checkpoint; the newest by default.
       split: ``"eval"`` for the held-out images, ``"train"`` for the training images.
       batch_size: Images per batch, over which ``perplexity_batch`` is measured; the training batch by default.
-      export_tokens: Where to write the indices of all images of the split (``.npz``), if anywhere.
+      export_tokens: File for the indices of all images of the split (``.npz``); None writes none.
 
     Returns:
       The numbers.
@@ -43,45 +136,58 @@ def evaluate_workdir(
       UserError: There is no checkpoint or no data, or an argument is out of range.
     """
     if batch_size is not None and batch_size < 1:
-        raise UserError(f"--batch_size={batch_size} is not allowed: use a whole number of at least 1.")
+        raise UserError(f"--batch_size must be a whole number of at least 1, got {batch_size}.")
     if export_tokens is not None:
         _check_tokens_file(Path(export_tokens))
     workdir = usable_workdir(workdir)
-    tokenizer = load_tokenizer(workdir, step)
-    config = ConfigDict(tokenizer.config)
+    networks = load_networks(workdir, step)
+    config = complete(networks.info.config)
     splits = load_splits(config.data)
+    task = build_task(config, splits.train)
     dataset = splits.train if split == "train" else splits.eval
-    result = evaluate_model(
-        tokenizer.model,
-        tokenizer.variables,
+    result = evaluate_state(
+        task,
+        _restored_state(networks, task, example_batch(dataset)),
         dataset,
         batch_size=batch_size or config.batch_size,
-        collect_indices=export_tokens is not None,
+        collectors=[] if export_tokens is None else [Rows(("indices",))],
         progress=_progress(len(dataset)),
     )
-    split_name = config.data.train_split if split == "train" else config.data.eval_split
-    num_codes = tokenizer.model.quantizer.num_codes
-    context = evaluation_context(config, num_codes, dataset, tokenizer.step, split_name)
-    directory = workdir / ("eval" if split == "eval" else "eval_train")
-    print(terminal_table(result, context), flush=True)
-    sheet = comparison_sheet(result.collected["image"], result.collected["reconstruction"])
-    write_report(directory, result, context=context, pictures={"reconstructions": sheet})
-    print(f"report:  {directory}/report.md")
-    print(f"picture: {directory}/reconstructions.png")
+    context = report(
+        task,
+        result,
+        config,
+        dataset,
+        split=split,
+        step=networks.info.step,
+        directory=workdir / ("eval" if split == "eval" else "eval_train"),
+    )
     if export_tokens is not None:
-        save_tokens(export_tokens, result.collected["indices"], num_codes=num_codes, context=context)
+        save_tokens(export_tokens, result.collected["indices"], num_codes=task.facts["num_codes"], context=context)
         print(f"tokens:  {export_tokens}")
     return result
 
 
+def _restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainState:
+    """The state of a checkpoint without its optimizers."""
+    key = jax.random.key(0)
+    # Frozen networks are not in checkpoints; initial values are computed only where there are some.
+    frozen = jax.eval_shape(task.init, key, batch).frozen
+    return TrainState(
+        step=jnp.int32(networks.info.step),
+        params=networks.params,
+        variables=networks.variables,
+        opt_state={},
+        ema_params=networks.ema_params,
+        frozen=task.init(key, batch).frozen if frozen else {},
+    )
+
+
 def _check_tokens_file(path: Path) -> None:
-    """Before the evaluation rather than after it."""
+    """Refuse a file that cannot be written before the evaluation rather than after it."""
     parent = next(p for p in path.absolute().parents if p.exists())
     if path.suffix != ".npz" or path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(
-            f"--export_tokens={path} is not allowed: use a file name that ends in .npz in a directory that can be "
-            "written to."
-        )
+        raise UserError(f"--export_tokens must be a file name that ends in .npz in a writable directory, got {path}.")
 
 
 def _progress(total: int) -> Callable[[int], None]:

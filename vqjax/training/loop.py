@@ -10,41 +10,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import Checkpoints
 from vqjax.checkpointing.discovery import find_checkpoint
-from vqjax.data import Feed, ImageDataset, Splits, fingerprint, load_splits, make_feed
+from vqjax.data import Feed, ImageDataset, batch_indices, fingerprint, load_splits, make_feed
 from vqjax.data.batches import check_batch_size
-from vqjax.data.statistics import pixel_variance
-from vqjax.evaluation import EvaluationResult, evaluate_model, terminal_table, write_report
-from vqjax.evaluation.report import evaluation_context
-from vqjax.models import VQVAE
-from vqjax.models.registry import build_model
-from vqjax.reporting import MetricWriter, Progress, comparison_sheet, save_png
-from vqjax.runtime.processes import agree, is_first
+from vqjax.evaluation import EvaluationResult
+from vqjax.reporting import MetricWriter, Progress, save_png
+from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
 from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
-from vqjax.tasks.alternating import build_codebook_optimizer
-from vqjax.tasks.codebook_init import start_from_kmeans
-from vqjax.tasks.state import TrainState, check_model, create_state
-from vqjax.tasks.vqvae import Metrics, StepOptions, train_step
-from vqjax.training import nonfinite
-from vqjax.training.console import describe_devices, progress_line, say
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Metrics, Task
+from vqjax.training.build import build_task, check_fits, example_batch, initial_state
+from vqjax.training.config import validate
+from vqjax.training.console import describe_devices, log, progress_line
 from vqjax.training.devices import make_mesh, state_sharding
-from vqjax.training.dispatch import empty_window, make_dispatch
-from vqjax.training.optimizer import build_optimizer
+from vqjax.training.dispatch import empty_log_sums, make_dispatch
+from vqjax.training.evaluate import evaluate_state, report
+from vqjax.training.nonfinite import Losses, NonfiniteGuard
 from vqjax.training.resume import check_config, check_images
-from vqjax.training.validation import validate
 
 
 def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:
-    """Trains a tokenizer, or continues a run where it stopped, and evaluates it.
+    """Train the task of a config, or continue a run where it stopped, and evaluate it.
 
     Args:
-      config: See :func:`vqjax.training.config.default_config`.
-      workdir: Where checkpoints, metrics and pictures go. A run found there with the same config is continued; it
+      config: A config; see :func:`vqjax.training.config.base_config`.
+      workdir: Directory of checkpoints, metrics and pictures. A run found there with the same config is continued; it
         ends bit for bit as if it had never been interrupted (on the same kind of machine).
       devices: Devices to divide each batch over; all by default.
 
@@ -52,256 +46,246 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
       The evaluation of the final state on the held-out split, also written to ``workdir/eval``.
 
     Raises:
-      UserError: Something that was asked for cannot be done.
+      UserError: The config, the data or the directory cannot be used.
       Interrupted: The process got SIGTERM or SIGINT; a checkpoint has been saved.
-      FloatingPointError: The loss or its gradient is no finite number; the checkpoint before is intact.
+      FloatingPointError: The loss or its gradient is not finite; the last checkpoint is intact.
     """
-    workdir = usable_workdir(workdir)
-    validate(config)
-    mesh = make_mesh(devices, config.quantizer.codebook_shards)
-    model = build_model(config.model, config.quantizer)
-    check_model(model, config)
-    agree("config", config.to_json_best_effort(sort_keys=True), "Start all of them with the same arguments.")
+    # The config is taken apart here, once; what follows has the parts.
+    workdir, config = usable_workdir(workdir), validate(config)
+    text = config.to_json_best_effort(sort_keys=True)
+    assert_same_on_all_processes("config", text, "Start all of them with the same arguments.")
     check_config(workdir, find_checkpoint(workdir), config)
-    source = f"{config.data.source} {config.data.name or 'images'}"
-    say(f"vqjax: {source} on {describe_devices(devices)}, writing to {workdir}")
+    name = f"{config.data.source} {config.data.get('name') or 'images'}"
+    log(f"vqjax: {name} on {describe_devices(devices)}, writing to {workdir}")
     splits = load_splits(config.data)
-    check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation)
+    task = build_task(config, splits.train)
+    mesh = make_mesh(devices, task.mesh_axes, task.mutable_fields)
+    check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation or 1)
+    # What the networks refuse is found before all images are read.
+    check_fits(task, jax.random.key(config.seed), example_batch(splits.train))
+    schedule = _Schedule(
+        num_steps=config.num_steps,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        steps_per_dispatch=config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 20),
+    )
+    order = {"seed": config.seed, "batch_size": config.batch_size}
     feed = make_feed(
         splits.train,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        steps_per_dispatch=_steps_per_dispatch(config),
+        **order,
+        steps_per_dispatch=schedule.steps_per_dispatch,
         resident_limit=config.data.resident_limit_mb * 2**20,
         mesh=mesh,
     )
     # Only now, so that a mistake found above leaves no directory behind.
     with exclusive(workdir):
         images = fingerprint(splits.train)
-        agree("set of training images", images, "Give all of them the same images.")
-        checkpoints = Checkpoints(workdir, config, images)
+        assert_same_on_all_processes("set of training images", images, "Pass the same images to all of them.")
+        checkpoints = Checkpoints(workdir, config.to_dict(), images, keep=config.keep_checkpoints)
         # Another run may have ended since the first look.
         check_config(workdir, checkpoints.found, config)
         check_images(workdir, checkpoints.found, images)
-        run = _Run(config, workdir, model, splits, feed, mesh, checkpoints)
+        state, sharding = _start_or_restore(task, feed, splits.train, mesh, checkpoints, **order)
+        trainer = _Trainer(
+            task=task,
+            state=state,
+            schedule=schedule,
+            feed=feed,
+            dispatch=make_dispatch(
+                task,
+                feed.select,
+                seed=config.seed,
+                steps_per_dispatch=schedule.steps_per_dispatch,
+                sharding=sharding.replace(frozen={}),
+                skip_nonfinite=config.nonfinite == "skip",
+            ),
+            evaluate=functools.partial(
+                evaluate_state, task, dataset=splits.eval, batch_size=config.batch_size, mesh=mesh
+            ),
+            nonfinite=NonfiniteGuard(
+                skip=config.nonfinite == "skip",
+                images_of=lambda step: batch_indices(step=step, num_images=feed.num_images, **order),
+                workdir=workdir,
+            ),
+            checkpoints=checkpoints,
+            writer=MetricWriter(
+                workdir,
+                resume_step=None if checkpoints.found is None else int(state.step),
+                tensorboard=config.tensorboard,
+                wandb=config.wandb,
+                config=config.to_dict(),
+            ),
+            workdir=workdir,
+        )
         try:
-            with StopRequest() as stop_request:
-                run.to_the_end(stop_request)
-            return run.final_report()
+            with (
+                StopRequest() as stop_request,
+                progress_line(config.num_steps, trainer.step, config.batch_size) as progress,
+            ):
+                trainer.run(stop_request, progress)
+            # A run that was complete when it started has nothing to log, but still shows its result.
+            result = trainer.final_result or trainer.evaluate(trainer.full_state)
+            report(task, result, config, splits.eval, split="eval", step=trainer.step, directory=workdir / "eval")
+            if is_main_process():
+                print(f"checkpoint: {checkpoints.newest}", flush=True)
+            return result
         finally:
-            run.close()
+            trainer.close()
 
 
-class _Window(NamedTuple):
-    """The metrics up to a step, still on the device."""
+def _start_or_restore(
+    task: Task, feed: Feed, dataset: ImageDataset, mesh: Mesh, checkpoints: Checkpoints, *, seed: int, batch_size: int
+) -> tuple[TrainState, TrainState]:
+    """The state that the run begins with, on the devices of the mesh, and its sharding."""
+    if checkpoints.found is None:
+        state = initial_state(task, dataset, seed=seed, batch_size=batch_size)
+    else:
+        # What the data decide is in the checkpoint.
+        state = task.init(jax.random.key(seed), example_batch(dataset))
+    state = state.replace(log_sums=empty_log_sums(task, state, feed.batch_spec))
+    sharding = state_sharding(state, mesh, task)
+    state = jax.device_put(state, sharding)
+    restored = checkpoints.restore_latest(like=state.saved())
+    if restored is None:
+        log("compiling the first step")
+        return state, sharding
+    log(f"resuming at step {checkpoints.found.step}")
+    return state.replace(**restored), sharding
+
+
+class _Schedule(NamedTuple):
+    """Steps at which a run logs, evaluates, saves and ends."""
+
+    num_steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    steps_per_dispatch: int
+
+    def steps_to_next_event(self, step: int) -> int:
+        """Steps from ``step`` that one dispatch may take."""
+        ends = [step - step % period + period for period in self[1:]]
+        return min(*ends, self.num_steps) - step
+
+    def is_due(self, period: int, step: int) -> bool:
+        """Whether ``step`` ends a period, or the run."""
+        return step % period == 0 or step == self.num_steps
+
+
+class _LogLine(NamedTuple):
+    """Measurements up to a step, still on the device."""
 
     step: int
-    nonfinite_steps: Callable[[], list[int]]
+    losses: Losses
     sums: Metrics
 
 
-class _Run:
-    """What the steps of one run share: state, compiled step, feed, writers."""
+class _Trainer:
+    """The state of a run, and the parts that its steps pass through."""
 
     def __init__(
         self,
-        config: ConfigDict,
-        workdir: Path,
-        model: VQVAE,
-        splits: Splits,
+        *,
+        task: Task,
+        state: TrainState,
+        schedule: _Schedule,
         feed: Feed,
-        mesh: Mesh,
+        dispatch: Callable[..., tuple[TrainState, Any]],
+        evaluate: Callable[[TrainState], EvaluationResult],
+        nonfinite: NonfiniteGuard,
         checkpoints: Checkpoints,
+        writer: MetricWriter,
+        workdir: Path,
     ) -> None:
-        self.config, self.workdir, self.model, self.splits, self.feed = config, workdir, model, splits, feed
-        optimizer = build_optimizer(config.optimizer, config.num_steps)
-        options = _step_options(config, splits.train)
-        codebook = build_codebook_optimizer(config.alternating)
-        step = functools.partial(
-            train_step,
-            model=model.clone(microbatches=config.gradient_accumulation),
-            optimizer=optimizer,
-            options=options,
-            codebook_optimizer=codebook,
-        )
-        skip_nonfinite = config.nonfinite == "skip"
-        state = create_state(
-            model, optimizer, feed.batch_spec["image"].shape[1:], config.seed, codebook and codebook.optimizer
-        )
-        if checkpoints.found is None and config.quantizer.kmeans_init:
-            say("starting the codebook from k-means")
-            state = start_from_kmeans(model, state, splits.train, config)
-        state = state.replace(window=empty_window(state, feed, step, skip_nonfinite))
-        sharding = state_sharding(state, mesh, model.quantizer.num_codes)
-        state = jax.device_put(state, sharding)
-        self.mesh, self.checkpoints = mesh, checkpoints
-        restored = checkpoints.restore_latest(like=state)
-        self.state: TrainState = state if restored is None else restored
-        self.step = int(self.state.step)
-        say(f"resuming at step {self.step}" if restored is not None else "compiling the first step")
-        self.dispatch = make_dispatch(step, feed.select, _steps_per_dispatch(config), sharding, skip_nonfinite)
-        self.writer = MetricWriter(
-            workdir,
-            resume_step=None if restored is None else self.step,
-            tensorboard=config.tensorboard,
-            wandb=config.wandb,
-            config=config.to_dict(),
-        )
+        self.task, self.schedule, self.feed, self.dispatch, self.evaluate = task, schedule, feed, dispatch, evaluate
+        self.nonfinite, self.checkpoints, self.writer, self.workdir = nonfinite, checkpoints, writer, workdir
+        # The compiled program takes the frozen networks apart from the state, whose memory it reuses.
+        self.state, self.frozen = state.replace(frozen={}), state.frozen
+        self.step = int(state.step)
+        self.losses: list[tuple[int, Any]] = []
+        self.unwritten: _LogLine | None = None
         self.final_result: EvaluationResult | None = None
-        self.unwritten: _Window | None = None
-        self.recent_losses = nonfinite.RecentLosses()
-        self.skipped_in_a_row = 0
 
-    def to_the_end(self, stop_request: StopRequest) -> None:
-        """Takes the remaining steps."""
-        config = self.config
-        with progress_line(config, self.step) as progress:
-            losses = None
-            for dispatch in itertools.count():
-                if self.step == config.num_steps:
-                    break
-                count = self._steps_to_next_event()
-                staged = self.feed.stage(self.step, count)
-                # Waiting for the dispatch before this one keeps the device busy and the progress line honest.
-                _wait_for(losses)
-                self.state, losses = self.dispatch(self.state, staged, np.int32(count))
-                self.recent_losses.add(self.step, count, losses)
-                self.step += count
-                # What was measured before this dispatch is fetched while the device is busy with it.
-                self._write_window(progress)
-                self._handle_events(progress)
-                progress.update(self.step)
-                if stop_request.is_now(dispatch):
-                    self._look_at_all(progress)
-                    self.checkpoints.save(self.state)
-                    raise Interrupted(
-                        f"stopped at step {self.step}; the same command continues from there.",
-                        stop_request.signal_number,
-                    )
+    @property
+    def full_state(self) -> TrainState:
+        """The state with its frozen networks."""
+        return self.state.replace(frozen=self.frozen)
 
-    def final_report(self) -> EvaluationResult:
-        """Evaluates the final state, writes the report and prints its table."""
-        # A run that was complete when it started has nothing to log, but still tells its result.
-        result = self.final_result or self._evaluate()
-        num_codes = self.model.quantizer.num_codes
-        context = evaluation_context(
-            self.config, num_codes, self.splits.eval, self.step, split=self.config.data.eval_split
-        )
-        if not is_first():
-            return result
-        write_report(self.workdir / "eval", result, context=context, pictures={"reconstructions": _sheet(result)})
-        print(terminal_table(result, context))
-        print(f"checkpoint: {self.workdir}/checkpoints/{self.step}")
-        print(f"report:     {self.workdir}/eval/report.md")
-        print(f"picture:    {self.workdir}/eval/reconstructions.png", flush=True)
-        return result
+    def run(self, stop_request: StopRequest, progress: Progress) -> None:
+        """Take the remaining steps."""
+        losses = None
+        for dispatch in itertools.count():
+            if self.step == self.schedule.num_steps:
+                break
+            count = self.schedule.steps_to_next_event(self.step)
+            staged = self.feed.stage(self.step, count)
+            # Waiting for the previous dispatch keeps the device busy and the progress line honest.
+            jax.block_until_ready(losses)
+            self.state, losses = self.dispatch(self.state, self.frozen, staged, np.int32(count))
+            self.losses.append((self.step, losses))
+            self.step += count
+            # Measurements from before this dispatch are fetched while the device is busy with it.
+            self._write_log_line(progress)
+            self._handle_events(progress)
+            progress.update(self.step)
+            if stop_request.reached(dispatch):
+                self._flush(progress)
+                self.checkpoints.save(self.step, self.state.saved())
+                raise Interrupted(
+                    f"stopped at step {self.step}; the same command continues from there.",
+                    stop_request.signal_number,
+                )
 
     def close(self) -> None:
-        """Ends everything that runs in the background."""
+        """End everything that runs in the background."""
         self.feed.close()
         self.writer.close()
         self.checkpoints.close()
 
-    def _steps_to_next_event(self) -> int:
-        config = self.config
-        periods = (config.log_every, config.eval_every, config.checkpoint_every, _steps_per_dispatch(config))
-        ends = [self.step - self.step % period + period for period in periods]
-        return min(*ends, config.num_steps) - self.step
-
     def _handle_events(self, progress: Progress) -> None:
-        config, step = self.config, self.step
-        last = step == config.num_steps
-        evaluates, saves = (step % period == 0 or last for period in (config.eval_every, config.checkpoint_every))
-        if step % config.log_every == 0 or last:
-            self.unwritten = _Window(step, self.recent_losses.take(), self.state.window)
-            empty = jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), self.state.window)
-            self.state = self.state.replace(window=empty)
+        schedule, step = self.schedule, self.step
+        evaluates, saves = (schedule.is_due(n, step) for n in (schedule.eval_every, schedule.checkpoint_every))
+        if schedule.is_due(schedule.log_every, step):
+            self.unwritten = _LogLine(step, self.losses, self.state.log_sums)
+            self.losses = []
+            zeros = jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), self.state.log_sums)
+            self.state = self.state.replace(log_sums=zeros)
         if evaluates or saves:
-            self._look_at_all(progress)
+            self._flush(progress)
         if evaluates:
-            progress.say(f"step {step}: {_headline(self._evaluate_and_log())}")
+            progress.say(f"step {step}: {self.task.headline(self._evaluate_and_log().metrics)}")
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if saves:
-            self.checkpoints.save(self.state)
+            self.checkpoints.save(step, self.state.saved())
 
-    def _write_window(self, progress: Progress) -> None:
+    def _flush(self, progress: Progress) -> None:
+        """Write what is measured, and make sure that all steps so far were finite."""
+        self._write_log_line(progress)
+        self.nonfinite.check(self.losses, self.checkpoints.newest, progress.say)
+        self.losses = []
+
+    def _write_log_line(self, progress: Progress) -> None:
         if self.unwritten is None:
             return
-        step, nonfinite_steps, window = self.unwritten
-        self._look_at(nonfinite_steps(), progress)
-        sums = {name: float(value) for name, value in jax.device_get(window).items()}
-        steps, skipped = sums.pop("steps"), sums.pop("skipped", None)
-        metrics = {name: value / steps for name, value in sums.items()} if steps else dict.fromkeys(sums)
-        self.writer.scalars(step, "train", metrics if skipped is None else metrics | {"skipped": skipped})
-        if steps:
-            progress.metrics(metrics)
+        step, losses, sums = self.unwritten
         self.unwritten = None
-        self.skipped_in_a_row = 0 if steps else self.skipped_in_a_row + int(skipped)
-        if self.skipped_in_a_row >= nonfinite.MOST_IN_A_ROW:
-            raise nonfinite.nothing_but_skipped(self.config, step, self.skipped_in_a_row, self.checkpoints.newest)
-
-    def _look_at_all(self, progress: Progress) -> None:
-        self._write_window(progress)
-        self._look_at(self.recent_losses.take()(), progress)
-
-    def _look_at(self, nonfinite_steps: list[int], progress: Progress) -> None:
-        config, num_images = self.config, self.feed.num_images
-        if nonfinite_steps and config.nonfinite == "stop":
-            raise nonfinite.nonfinite_error(
-                self.workdir, config, nonfinite_steps[0], num_images, self.checkpoints.newest
-            )
-        for step in nonfinite_steps:
-            images = nonfinite.first_images(config, step, num_images)
-            progress.say(f"step {step + 1} skipped: its loss or gradient is not finite (images number {images})")
-
-    def _evaluate(self) -> EvaluationResult:
-        return evaluate_model(
-            self.model,
-            self.state.variables,
-            self.splits.eval,
-            batch_size=self.config.batch_size,
-            mesh=self.mesh,
-        )
+        self.nonfinite.check(losses, self.checkpoints.newest, progress.say)
+        sums = {name: float(value) for name, value in jax.device_get(sums).items()}
+        steps, skipped = sums.pop("steps"), sums.pop("skipped")
+        means = {name: value / steps for name, value in sums.items()} if steps else dict.fromkeys(sums)
+        self.writer.scalars(step, "train", means | ({"skipped": skipped} if self.nonfinite.skip else {}))
+        if steps:
+            progress.metrics(means)
+        self.nonfinite.count(step, int(steps), int(skipped), self.checkpoints.newest)
 
     def _evaluate_and_log(self) -> EvaluationResult:
-        result = self._evaluate()
-        sheet = _sheet(result)
+        result = self.evaluate(self.full_state)
         self.writer.scalars(self.step, "eval", result.metrics)
-        self.writer.image(self.step, "reconstructions", sheet)
-        if is_first():
-            save_png(self.workdir / "reconstructions.png", sheet)
-        if self.step == self.config.num_steps:
+        for name, picture in self.task.pictures(result.collected).items():
+            self.writer.image(self.step, name, picture)
+            if is_main_process():
+                save_png(self.workdir / f"{name}.png", picture)
+        if self.step == self.schedule.num_steps:
             self.final_result = result
         return result
-
-
-def _step_options(config: ConfigDict, dataset: ImageDataset) -> StepOptions:
-    scale = 1 / pixel_variance(dataset) if config.loss.divide_by_variance else 1.0
-    return StepOptions(
-        seed=config.seed,
-        flip=config.data.flip,
-        crop_padding=config.data.crop_padding,
-        reconstruction_scale=scale,
-        encoder_gradient=config.loss.encoder_gradient,
-    )
-
-
-def _steps_per_dispatch(config: ConfigDict) -> int:
-    return config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 20)
-
-
-def _sheet(result: EvaluationResult) -> UInt8[np.ndarray, "height width 3"]:
-    return comparison_sheet(result.collected["image"], result.collected["reconstruction"])
-
-
-def _wait_for(value: Any) -> None:
-    if value is not None:
-        jax.block_until_ready(value)
-
-
-def _headline(result: EvaluationResult) -> str:
-    metrics = result.metrics
-    return (
-        f"held-out PSNR {metrics['psnr']:.2f} dB ({metrics['psnr_gain']:+.2f} over the mean color), "
-        f"perplexity {metrics['perplexity_batch']:.1f}, codes in use {100 * metrics['usage_split']:.0f} %"
-    )

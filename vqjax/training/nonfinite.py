@@ -1,144 +1,103 @@
-"""What happens when the loss or its gradient is no finite number."""
+"""Steps whose loss or gradient is not finite: detection, messages, and the end of the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
-from ml_collections import ConfigDict
+from jaxtyping import Array, Float, Int
 
-from vqjax.data import batch_indices
-from vqjax.reporting import atomic_file, strict_json
-from vqjax.runtime.processes import is_first
-from vqjax.tasks.state import TrainState
+from vqjax.runtime.files import atomic_file, strict_json
+from vqjax.runtime.processes import is_main_process
 
-NONFINITE_CHOICES = ("stop", "skip")
 NONFINITE_FILE = "nonfinite_step.json"
 MOST_IN_A_ROW = 100
 """Steps that may be skipped one after another before the run ends."""
 
 _NAMED_IMAGES = 8
+_SMALLER_STEPS = "lower config.optimizer.learning_rate or set config.optimizer.clip_norm=1.0 in another --workdir"
+
+Losses = Sequence[tuple[int, Float[Array | np.ndarray, " steps"]]]
+"""First step, from 0, and losses of each dispatch; NaN where a step failed."""
 
 
-def unless_finite(finite: Bool[Array, ""], after: TrainState, before: TrainState) -> TrainState:
-    """Takes back a step that cannot be used: only the step number goes on, and with it the images and all randomness.
+class NonfiniteGuard:
+    """Reports steps that failed, or ends the run at the first one.
 
     Args:
-      finite: Whether the step can be used.
-      after: The state after it.
-      before: The state before it.
-
-    Returns:
-      One of both, with the number of the state after the step.
-    """
-    chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
-    return chosen.replace(step=after.step)
-
-
-class RecentLosses:
-    """The losses since they were last looked at; they stay on the device, so that nothing waits for them.
+      skip: Whether such steps are skipped by the compiled program; otherwise the first one ends the run.
+      images_of: Indices of the training images of a step, from 0.
+      workdir: Directory of the run, where ``nonfinite_step.json`` goes.
 
     Example:
-      >>> losses = RecentLosses()
-      >>> losses.add(step=7, count=2, losses=jnp.array([0.5, jnp.nan, 0.0]))
-      >>> losses.take()()
-      [8]
-      >>> losses.take()()
-      []
+      >>> guard = NonfiniteGuard(True, lambda step: np.array([3, 1]), Path("unused"))
+      >>> guard.check([(7, np.array([0.5, np.nan]))], last_checkpoint=None, say=print)
+      step 9 skipped: its loss or gradient is not finite (images number 3, 1)
     """
 
-    def __init__(self) -> None:
-        self._parts: list[tuple[int, int, Float[Array, " steps"]]] = []
+    def __init__(self, skip: bool, images_of: Callable[[int], Int[np.ndarray, " batch"]], workdir: Path) -> None:
+        self.skip = skip
+        self._images_of, self._workdir = images_of, workdir
+        self._skipped_in_a_row = 0
 
-    def add(self, step: int, count: int, losses: Float[Array, " steps"]) -> None:
-        """Keeps the first ``count`` losses, of the steps from ``step`` on; NaN where a step cannot be used."""
-        self._parts.append((step, count, losses))
+    def check(self, losses: Losses, last_checkpoint: Path | None, say: Callable[[str], None]) -> None:
+        """Wait for losses, and act on those that are not finite.
 
-    def take(self) -> Callable[[], list[int]]:
-        """Starts again with none.
+        Args:
+          losses: Losses since the last check.
+          last_checkpoint: Newest checkpoint, if any.
+          say: Prints a line.
 
-        Returns:
-          A function that waits for the losses there were, and gives the steps, from 0, whose loss is not finite.
+        Raises:
+          FloatingPointError: A step failed and is not skipped.
         """
-        parts, self._parts = self._parts, []
+        values = jax.device_get([of_dispatch for _, of_dispatch in losses])
+        for (first_step, _), of_dispatch in zip(losses, values, strict=True):
+            for step in first_step + np.flatnonzero(~np.isfinite(of_dispatch)):
+                if not self.skip:
+                    raise self._error(int(step), last_checkpoint)
+                images = _first(self._images_of(int(step)))
+                say(f"step {step + 1} skipped: its loss or gradient is not finite (images number {images})")
 
-        def nonfinite_steps() -> list[int]:
-            values = jax.device_get([losses for _, _, losses in parts])
-            return [
-                step + int(place)
-                for (step, count, _), losses in zip(parts, values, strict=True)
-                for place in np.flatnonzero(~np.isfinite(losses[:count]))
-            ]
+    def count(self, step: int, usable: int, skipped: int, last_checkpoint: Path | None) -> None:
+        """Count the steps of a log line, and end a run that does nothing but skip.
 
-        return nonfinite_steps
+        Args:
+          step: Number of steps taken so far.
+          usable: Steps of the log line that were not skipped.
+          skipped: Those that were.
+          last_checkpoint: Newest checkpoint, if any.
 
+        Raises:
+          FloatingPointError: The last ``MOST_IN_A_ROW`` steps were all skipped.
+        """
+        self._skipped_in_a_row = 0 if usable else self._skipped_in_a_row + skipped
+        if self._skipped_in_a_row >= MOST_IN_A_ROW:
+            raise FloatingPointError(
+                f"not one of the last {self._skipped_in_a_row} steps before step {step + 1} had a finite loss and "
+                f"gradient; {_intact(last_checkpoint)}. {_SMALLER_STEPS.capitalize()}."
+            )
 
-def first_images(config: ConfigDict, step: int, num_images: int) -> str:
-    """The places in the training split of the first images of a step, for a message."""
-    indices = batch_indices(config.seed, step, config.batch_size, num_images)
-    more = ", ..." if len(indices) > _NAMED_IMAGES else ""
-    return ", ".join(map(str, indices[:_NAMED_IMAGES])) + more
-
-
-def nonfinite_error(
-    workdir: Path, config: ConfigDict, step: int, num_images: int, last_checkpoint: Path | None
-) -> FloatingPointError:
-    """Names the step, its images and the checkpoint to go back to, and keeps them in ``nonfinite_step.json``.
-
-    Args:
-      workdir: The run's directory.
-      config: The run's config.
-      step: From 0, the first whose loss or gradient is not finite.
-      num_images: In the training split.
-      last_checkpoint: The newest, if any.
-
-    Returns:
-      What to raise.
-    """
-    facts = {
-        "step": step + 1,
-        "images": batch_indices(config.seed, step, config.batch_size, num_images).tolist(),
-        "last_checkpoint": None if last_checkpoint is None else str(last_checkpoint),
-    }
-    if is_first():
-        with atomic_file(workdir / NONFINITE_FILE) as file:
-            file.write(strict_json(facts).encode())
-    return FloatingPointError(
-        f"the loss or its gradient is not finite at step {step + 1}, whose images are number "
-        f"{first_images(config, step, num_images)} of the training split (all in {workdir / NONFINITE_FILE}); "
-        f"{_intact(last_checkpoint)}. Set config.nonfinite=skip to go on without such steps, or "
-        f"{_smaller_steps(config)}."
-    )
+    def _error(self, step: int, last_checkpoint: Path | None) -> FloatingPointError:
+        images, path = self._images_of(step), self._workdir / NONFINITE_FILE
+        facts = {
+            "step": step + 1,
+            "images": images.tolist(),
+            "last_checkpoint": None if last_checkpoint is None else str(last_checkpoint),
+        }
+        if is_main_process():
+            with atomic_file(path) as file:
+                file.write(strict_json(facts).encode())
+        return FloatingPointError(
+            f"the loss or its gradient is not finite at step {step + 1}, whose images are number {_first(images)} of "
+            f"the training split (all in {path}); {_intact(last_checkpoint)}. Set config.nonfinite=skip to go on "
+            f"without such steps, or {_SMALLER_STEPS}."
+        )
 
 
-def nothing_but_skipped(
-    config: ConfigDict, step: int, skipped: int, last_checkpoint: Path | None
-) -> FloatingPointError:
-    """Says that a run which skips such steps does nothing else any more.
-
-    Args:
-      config: The run's config.
-      step: How many steps have been taken.
-      skipped: How many of the last were skipped.
-      last_checkpoint: The newest, if any.
-
-    Returns:
-      What to raise.
-    """
-    return FloatingPointError(
-        f"not one of the last {skipped} steps before step {step + 1} had a finite loss and gradient; "
-        f"{_intact(last_checkpoint)}. {_smaller_steps(config).capitalize()}."
-    )
+def _first(images: Int[np.ndarray, " batch"]) -> str:
+    return ", ".join(map(str, images[:_NAMED_IMAGES])) + (", ..." if len(images) > _NAMED_IMAGES else "")
 
 
 def _intact(last_checkpoint: Path | None) -> str:
     return "there is no checkpoint yet" if last_checkpoint is None else f"the last checkpoint is {last_checkpoint}"
-
-
-def _smaller_steps(config: ConfigDict) -> str:
-    return (
-        f"lower config.optimizer.learning_rate (={config.optimizer.learning_rate}) or set "
-        "config.optimizer.clip_norm=1.0 in another --workdir"
-    )

@@ -1,29 +1,203 @@
-"""The optimizer that a config describes."""
+"""Optimizers by name and arguments, with schedule, warm-up, clipping and weight decay from optax."""
 
-from typing import Any
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
 
+import jax
 import optax
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from vqjax.errors import UserError
+from vqjax.runtime.signature import Registry
+
+_UNDECAYED = frozenset({"bias", "scale"})
 
 
-def build_optimizer(options: Any, num_steps: int) -> optax.GradientTransformation:
-    """Adam, with a warm-up, a schedule and clipping where the config asks for them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(abc.ABC):
+    """Optimizer of one network, before the length of the run is known.
+
+    Attributes:
+      learning_rate: Highest learning rate.
+      schedule: Course of the learning rate after the warm-up; ``"cosine"`` and ``"linear"`` reach zero at the end.
+      warmup_steps: Steps over which the learning rate rises linearly from zero.
+      clip_norm: Largest global norm of the gradient; None for no clipping.
+
+    Raises:
+      UserError: An argument is out of range.
+    """
+
+    learning_rate: float = 2e-4
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("learning_rate", 0 < self.learning_rate < 1, "above 0 and below 1", self.learning_rate)
+        _check("warmup_steps", self.warmup_steps >= 0, "a whole number of at least 0", self.warmup_steps)
+        if self.clip_norm is not None:
+            _check("clip_norm", self.clip_norm > 0, "above 0, or None", self.clip_norm)
+
+    @abc.abstractmethod
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        """Return the optax optimizer for a schedule of learning rates."""
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """Return the optax optimizer for a run of ``num_steps``.
+
+        Raises:
+          UserError: The warm-up is longer than the run.
+
+        Example:
+          >>> optimizer = Adam(learning_rate=1e-3, schedule="cosine", clip_norm=1.0).build(num_steps=100)
+        """
+        clipping = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        return optax.chain(*clipping, self.transformation(self.learning_rates(num_steps)))
+
+    def learning_rates(self, num_steps: int) -> optax.Schedule:
+        """Return the learning rate as a function of the step.
+
+        Raises:
+          UserError: The warm-up is longer than the run.
+
+        Example:
+          >>> rates = SGD(learning_rate=0.5, schedule="linear", warmup_steps=20).learning_rates(num_steps=100)
+          >>> [float(rates(step)) for step in (0, 10, 20, 60, 100)]
+          [0.0, 0.25, 0.5, 0.25, 0.0]
+        """
+        fits = self.warmup_steps <= num_steps
+        _check("warmup_steps", fits, f"at most config.num_steps={num_steps}", self.warmup_steps)
+        remaining = max(1, num_steps - self.warmup_steps)
+        if self.schedule == "cosine":
+            after = optax.cosine_decay_schedule(self.learning_rate, remaining)
+        elif self.schedule == "linear":
+            after = optax.linear_schedule(self.learning_rate, 0.0, remaining)
+        else:
+            after = optax.constant_schedule(self.learning_rate)
+        warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam; see :func:`optax.adam`, and :class:`Optimizer` for the learning rate."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(b1=self.b1, b2=self.b2)
+        _check("eps", self.eps >= 0, "at least 0", self.eps)
+
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.adam(learning_rate, self.b1, self.b2, self.eps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay of what :func:`is_decayed` selects; see :func:`optax.adamw`."""
+
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("weight_decay", self.weight_decay >= 0, "at least 0", self.weight_decay)
+
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.adamw(learning_rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=is_decayed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent; see :func:`optax.sgd`. Weight decay is added to the gradient."""
+
+    momentum: float | None = None
+    nesterov: bool = False
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.momentum is not None:
+            _check_decays(momentum=self.momentum)
+        if self.weight_decay is not None:
+            _check("weight_decay", self.weight_decay >= 0, "at least 0, or None", self.weight_decay)
+
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        decay = [] if self.weight_decay is None else [optax.add_decayed_weights(self.weight_decay, is_decayed)]
+        return optax.chain(*decay, optax.sgd(learning_rate, self.momentum, self.nesterov))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lion(Optimizer):
+    """Lion, with weight decay of what :func:`is_decayed` selects; see :func:`optax.lion`."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_decays(b1=self.b1, b2=self.b2)
+        _check("weight_decay", self.weight_decay >= 0, "at least 0", self.weight_decay)
+
+    def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.lion(learning_rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=is_decayed)
+
+
+OPTIMIZERS = Registry({"adam": Adam, "adamw": AdamW, "sgd": SGD, "lion": Lion})
+"""The optimizers by name."""
+
+
+def is_decayed(params: PyTree) -> PyTree:
+    """Return whether weight decay applies to each parameter: to kernels and embeddings alone.
 
     Args:
-      options: The config's group ``optimizer``.
-      num_steps: Length of the run, where the cosine schedule ends.
+      params: Parameters of a network.
+
+    Returns:
+      False for vectors and scalars, and for parameters named ``bias`` or ``scale``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> is_decayed({"Conv_0": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}})
+      {'Conv_0': {'bias': False, 'kernel': True}}
+    """
+
+    def of_parameter(path: tuple[Any, ...], parameter: Any) -> bool:
+        return parameter.ndim > 1 and getattr(path[-1], "key", None) not in _UNDECAYED
+
+    return jax.tree_util.tree_map_with_path(of_parameter, params)
+
+
+def build_optimizer(config: Mapping[str, Any] | ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """Build the optimizer that a group of a config describes.
+
+    Args:
+      config: ``name``, a key of ``OPTIMIZERS``, and arguments; those it leaves out have their defaults.
+      num_steps: Length of the run.
 
     Returns:
       The optax transformation.
 
+    Raises:
+      UserError: A name is unknown, or a value cannot be used.
+
     Example:
-      >>> from vqjax.training.config import default_config
-      >>> optimizer = build_optimizer(default_config().optimizer, num_steps=100)
+      >>> optimizer = build_optimizer({"name": "adamw", "weight_decay": 0.05}, num_steps=100)
     """
-    if options.schedule == "cosine":
-        decaying = optax.cosine_decay_schedule(options.learning_rate, max(1, num_steps - options.warmup_steps))
-    else:
-        decaying = optax.constant_schedule(options.learning_rate)
-    warmup = optax.linear_schedule(0.0, options.learning_rate, options.warmup_steps)
-    learning_rate = optax.join_schedules([warmup, decaying], [options.warmup_steps])
-    clipping = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
-    return optax.chain(*clipping, optax.adam(learning_rate))
+    return OPTIMIZERS.build(**config).build(num_steps)
+
+
+def _check_decays(**decays: float) -> None:
+    for name, decay in decays.items():
+        _check(name, 0 <= decay < 1, "at least 0 and below 1", decay)
+
+
+def _check(name: str, allowed: bool, expected: str, value: object) -> None:
+    if not allowed:
+        raise UserError(f"{name} must be {expected}, got {value}.")

@@ -1,75 +1,79 @@
-"""Whether a run may go on from the checkpoint that was found."""
+"""Checks before a run continues from a checkpoint: same config, same images."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vqjax.checkpointing.checkpoints import WHERE_CODES_ARE_SEARCHED
-from vqjax.checkpointing.discovery import FoundCheckpoint
+from vqjax.checkpointing.discovery import CheckpointInfo
 from vqjax.errors import UserError
-from vqjax.training.config import default_config
+from vqjax.tasks.registry import TASKS
+from vqjax.training.config import complete
 
-CHANGEABLE = frozenset(
+MUTABLE_FIELDS = frozenset(
     {"num_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch"}
     | {"gradient_accumulation", "nonfinite", "tensorboard", "wandb"}
-    | {f"quantizer.{name}" for name in WHERE_CODES_ARE_SEARCHED}
 )
-"""Config fields that may differ between a run and its continuation: none changes a step by more than rounding."""
+"""Config fields that may change when a run resumes: none changes a step by more than rounding. A task may add some."""
 
 
-def check_config(workdir: Path, found: FoundCheckpoint | None, config: ConfigDict) -> None:
-    """Refuses to continue a run with another config.
+def check_config(workdir: Path, info: CheckpointInfo | None, config: ConfigDict) -> None:
+    """Refuse to continue a run with another config.
 
     Args:
-      workdir: The run's directory.
-      found: Its newest checkpoint; a run without one fits any config.
-      config: What was asked for now.
+      workdir: Directory of the run.
+      info: Its newest checkpoint; a run without one fits any config.
+      config: The complete config.
 
     Raises:
-      UserError: The first field that differs and matters, with both values; or the run is already longer.
+      UserError: A field that matters differs, or the run is longer already.
     """
-    if found is None:
+    if info is None:
         return
-    if config.num_steps < found.step:
+    if config.num_steps < info.step:
         raise UserError(
-            f"config.num_steps={config.num_steps} is not allowed: the run in --workdir={workdir} has taken "
-            f"{found.step} steps. Use {found.step} or more, or another --workdir to start a new run."
+            f"config.num_steps must be at least {info.step}, the steps that the run in --workdir={workdir} has taken, "
+            f"got {config.num_steps}; use another --workdir to start a new run."
         )
-    # As it was written: JSON makes lists of tuples.
-    saved, given = (_flat(json.loads(json.dumps(fields))) for fields in (found.config, config.to_dict()))
-    # A field that was added since then had no effect before.
-    saved = _flat(json.loads(json.dumps(default_config().to_dict()))) | saved
-    fixed = {"num_steps"} if config.optimizer.schedule == "cosine" else set()
-    for name in sorted(saved.keys() | given.keys()):
-        if (name in fixed or name not in CHANGEABLE) and saved.get(name) != given.get(name):
-            reason = ", on which its learning rates depend (optimizer.schedule=cosine)" if name in fixed else ""
+    # A field that is newer than the checkpoint had its default. JSON makes lists of tuples, in both.
+    saved, given = (_flat(json.loads(json.dumps(fields.to_dict()))) for fields in (complete(info.config), config))
+    mutable = MUTABLE_FIELDS | TASKS[config.task.name].mutable_fields
+    schedules = {
+        name: value for name, value in saved.items() if name.startswith("optimizer.") and name.endswith(".schedule")
+    }
+    depends_on_length = any(value != "constant" for value in schedules.values())
+    if depends_on_length:
+        mutable -= {"num_steps"}
+    for name in sorted((saved.keys() | given.keys()) - mutable):
+        if saved.get(name) != given.get(name):
+            reason = ", on which its learning rates depend" if name == "num_steps" else ""
             raise UserError(
-                f"config.{name}={given.get(name)!r} is not allowed: --workdir={workdir} holds a run with "
-                f"{saved.get(name)!r}{reason}. Use that value to continue it, or another --workdir to start a new run."
+                f"config.{name} must be {saved.get(name)!r}, as in the run that --workdir={workdir} holds{reason}, got "
+                f"{given.get(name)!r}; use another --workdir to start a new run."
             )
 
 
-def check_images(workdir: Path, found: FoundCheckpoint | None, images: str) -> None:
-    """Refuses to continue a run on other images.
+def check_images(workdir: Path, info: CheckpointInfo | None, images: str) -> None:
+    """Refuse to continue a run on other images.
 
     Args:
-      workdir: The run's directory.
-      found: Its newest checkpoint; a run without one fits any images.
-      images: The fingerprint of the training images now.
+      workdir: Directory of the run.
+      info: Its newest checkpoint; a run without one fits any images.
+      images: Fingerprint of the training images.
 
     Raises:
-      UserError: The fingerprint differs from the one in the checkpoint.
+      UserError: The fingerprint differs from that in the checkpoint.
     """
-    if found is not None and found.images != images:
+    if info is not None and info.images != images:
         raise UserError(
-            f"The training images are not those that the run in --workdir={workdir} was trained on "
-            f"({images} now, {found.images} then). Restore them, or use another --workdir to start a new run."
+            f"The training images must be those of the run that --workdir={workdir} holds ({info.images}), got "
+            f"{images}; restore them, or use another --workdir to start a new run."
         )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in config.items():
         if isinstance(value, dict):

@@ -1,0 +1,105 @@
+"""Optimizers by name: those of optax, with the arguments of a config."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vqjax.errors import UserError
+from vqjax.training.optimizer import OPTIMIZERS, build_optimizer
+
+STEPS = 20
+PARAMS = {
+    "Conv_0": {"kernel": jnp.full((3, 2), 0.5), "bias": jnp.full(2, 0.5)},
+    "GroupNorm_0": {"scale": jnp.full(2, 0.5), "bias": jnp.full(2, 0.5)},
+    "embedding": jnp.full((4, 2), 0.5),
+}
+GRADIENT = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), PARAMS)
+
+
+def trained(optimizer, gradient=GRADIENT, steps=5):
+    params, state = PARAMS, optimizer.init(PARAMS)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def test_the_default_is_bit_for_bit_the_optimizer_of_the_release_before():
+    """State and parameters: a warm-up of no steps, a constant rate, Adam at optax's own defaults."""
+    rates = optax.join_schedules([optax.linear_schedule(0.0, 2e-4, 0), optax.constant_schedule(2e-4)], [0])
+    chex.assert_trees_all_equal(
+        trained(build_optimizer({"name": "adam"}, STEPS)), trained(optax.chain(optax.adam(rates)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"name": "adam", "b1": 0.5, "b2": 0.9, "eps": 1e-6}, lambda rate: optax.adam(rate, 0.5, 0.9, 1e-6)),
+        ({"name": "adamw", "b2": 0.99, "weight_decay": 0.0}, lambda rate: optax.adam(rate, b2=0.99)),
+        ({"name": "sgd"}, lambda rate: optax.sgd(rate)),
+        ({"name": "sgd", "momentum": 0.9, "nesterov": True}, lambda rate: optax.sgd(rate, 0.9, True)),
+        ({"name": "lion", "b1": 0.8, "weight_decay": 0.0}, lambda rate: optax.lion(rate, 0.8, weight_decay=0.0)),
+        (
+            {"name": "adam", "clip_norm": 0.1, "eps": 1.0},
+            lambda rate: optax.chain(optax.clip_by_global_norm(0.1), optax.adam(rate, eps=1.0)),
+        ),
+    ],
+)
+def test_arguments_reach_optax(config, expected):
+    params, _ = trained(build_optimizer({"learning_rate": 0.01, **config}, STEPS))
+    chex.assert_trees_all_close(params, trained(expected(0.01))[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion"])
+def test_weight_decay_leaves_norms_and_biases_alone(name):
+    no_gradient = jax.tree.map(jnp.zeros_like, GRADIENT)
+    optimizer = build_optimizer({"name": name, "learning_rate": 0.1, "weight_decay": 0.2}, STEPS)
+    params, _ = trained(optimizer, no_gradient, steps=1)
+    decayed = jax.tree.map(lambda new, old: float(jnp.max(new / old)), params, PARAMS)
+    assert decayed == {
+        "Conv_0": {"kernel": pytest.approx(0.98), "bias": 1.0},
+        "GroupNorm_0": {"scale": 1.0, "bias": 1.0},
+        "embedding": pytest.approx(0.98),
+    }
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.0, 0.25, 0.5, 0.5, 0.5]),
+        ("linear", [0.0, 0.25, 0.5, 0.25, 0.0]),
+        ("cosine", [0.0, 0.25, 0.5, 0.25, 0.0]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_decays(schedule, rates):
+    optimizer = OPTIMIZERS.build(name="sgd", learning_rate=0.5, schedule=schedule, warmup_steps=4)
+    course = optimizer.learning_rates(num_steps=12)
+    np.testing.assert_allclose([float(course(step)) for step in (0, 2, 4, 8, 12)], rates, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be above 0 and below 1, got 0.0"),
+        ({"learning_rate": 1.0}, "learning_rate must be above 0 and below 1, got 1.0"),
+        ({"warmup_steps": -1}, "warmup_steps must be a whole number of at least 0, got -1"),
+        ({"warmup_steps": 21}, "warmup_steps must be at most config.num_steps=20, got 21"),
+        ({"clip_norm": 0.0}, "clip_norm must be above 0, or None, got 0.0"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"leaning_rate": 0.9}, "leaning_rate is unknown; did you mean 'learning_rate'"),
+        ({"name": "adamm"}, "did you mean 'adam'"),
+        ({"name": "adam", "weight_decay": 0.1}, "weight_decay is unknown"),
+    ],
+)
+def test_what_an_optimizer_cannot_use_is_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        build_optimizer({"name": "adam", **config}, STEPS)

@@ -1,0 +1,1 @@
+"""Losses of images and networks."""

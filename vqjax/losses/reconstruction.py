@@ -1,0 +1,43 @@
+"""Reconstruction losses."""
+
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vqjax.data import ImageDataset
+from vqjax.data.statistics import pixel_variance
+
+Images = Float[Array, "batch height width channels"]
+
+
+class MeanSquaredError:
+    r"""Mean squared error of pixels in [-1, 1], if asked in units of their variance.
+
+    .. math:: L(\hat x, x) = \mathrm{mean}\,(\hat x - x)^2 \;/\; \sigma^2
+
+    Args:
+      images: Training images, whose variance is measured when the loss first needs it.
+      divide_by_variance: Divide by the variance of the training pixels; otherwise :math:`\sigma^2 = 1`.
+
+    Example:
+      >>> import numpy as np
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> loss = MeanSquaredError(ArrayDataset("black", np.zeros((2, 8, 8, 3), np.uint8), image_size=8))
+      >>> float(loss(jnp.zeros((1, 8, 8, 3)), jnp.ones((1, 8, 8, 3))))
+      1.0
+
+    Source: van den Oord et al., 2017 (arXiv 1711.00937), and its example in google-deepmind/sonnet for the variance.
+    """
+
+    def __init__(self, images: ImageDataset, *, divide_by_variance: bool = False) -> None:
+        self._images, self._divide_by_variance = images, divide_by_variance
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """Factor of the mean squared error."""
+        return 1 / pixel_variance(self._images) if self._divide_by_variance else 1.0
+
+    def __call__(self, reconstruction: Images, images: Images) -> Float[Array, ""]:
+        """Return the loss of a batch."""
+        return self.scale * jnp.mean(jnp.square(reconstruction - images))

@@ -1,0 +1,83 @@
+"""Training of the encoder with gradients that need the decoder's loss: baselines for the estimators."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from vqjax.data import Batch, to_model_range
+from vqjax.errors import UserError
+from vqjax.estimators import exact_gradient, hessian_gradient
+from vqjax.models import VQVAE
+from vqjax.models.tokenizer import NETWORK
+from vqjax.quantizers import QuantizerOutput
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Metrics
+from vqjax.tasks.vqvae import VQVAETask, image_metrics
+
+DECODER_GRADIENTS = {"exact": exact_gradient, "hessian": hessian_gradient}
+"""Gradients of the encoder that need the decoder's loss, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderGradientTask(VQVAETask):
+    """The VQ-VAE task with the encoder's gradient taken from the decoder's loss instead of the quantizer's estimator.
+
+    A step costs a second pass through the decoder, which may have no state besides its parameters.
+
+    Attributes:
+      gradient: ``"exact"``: the gradient at the latents; ``"hessian"``: that at the codes, extrapolated to the latents.
+        For all others see :class:`vqjax.tasks.vqvae.VQVAETask`.
+
+    Source: Fifty et al., ICLR 2025, Table 1.
+    """
+
+    _: dataclasses.KW_ONLY
+    gradient: Literal["exact", "hessian"] = "exact"
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
+        """Return the state before the first step; see :meth:`Task.init`."""
+        state = super().init(key, batch)
+        if stateful := [name for name, tree in state.variables[NETWORK].items() if "decoder" in tree]:
+            raise UserError(
+                f"model must have a decoder without state for the task 'decoder_gradient', got {stateful}; "
+                "use the task 'vqvae'."
+            )
+        return state
+
+    def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        """Take one optimizer step and one codebook update; see :meth:`Task.train_step`."""
+        augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
+        images = to_model_range(self.augment(augment_key, batch["image"]))
+        rngs = {"quantizer": quantizer_key, "dropout": dropout_key}
+
+        def decoder_loss(params: PyTree, latents: Array) -> tuple[Float[Array, ""], Array]:
+            decode = {"method": "decode_latents", "train": True, "rngs": rngs}
+            reconstruction = self.model.apply({"params": params}, latents, **decode)
+            return self.loss(reconstruction, images), reconstruction
+
+        def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
+            (latents, output), variables = self.model.apply(
+                {"params": params, **state.variables[NETWORK]},
+                images,
+                method=_quantize,
+                mutable=list(state.variables[NETWORK]),
+                rngs=rngs,
+            )
+            # The loss is that of the codes; the gradient goes to the latents, past the quantizer.
+            loss, reconstruction = DECODER_GRADIENTS[self.gradient](decoder_loss, params, latents, output.quantized)
+            loss += output.loss
+            return loss, ({"loss": loss, **image_metrics(reconstruction, images), **output.metrics}, variables)
+
+        gradient, (metrics, variables) = jax.grad(loss_function, has_aux=True)(state.params[NETWORK])
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        state = state.apply_gradient(NETWORK, gradient, self.optimizer, variables)
+        return state.finish_step(self.ema_decay), metrics
+
+
+def _quantize(model: VQVAE, images: Array) -> tuple[Float[Array, "batch *grid dim"], QuantizerOutput]:
+    """The latents as they would be decoded without quantization, and the quantizer's output."""
+    z = model.latents(images, train=True)
+    return model.quantizer.bypass(z), model.quantizer(z, train=True)

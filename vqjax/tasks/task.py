@@ -1,0 +1,114 @@
+"""Base class of tasks: what the training loop asks of a recipe."""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Key, UInt8
+
+from vqjax.data import Batch
+from vqjax.evaluation import Metric
+from vqjax.tasks.state import TrainState
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Task(abc.ABC):
+    """A training recipe: networks, losses and optimizers, and how a step combines them.
+
+    A batch is a dictionary: ``image``, uint8 ``[batch, height, width, channels]``; ``label``, int32 ``[batch]``, where
+    the data have labels; in evaluation also ``valid``, bool ``[batch]``. Augmentation and conversion to the pixel range
+    of the networks belong to the task.
+
+    Attributes:
+      metrics: Metrics of an evaluation, which consume what ``evaluate`` returns.
+      facts: Facts about the networks by name, for the head of reports.
+      mesh_axes: Sizes of the axes of the device mesh besides ``data``.
+      mutable_fields: Dotted names of config fields that may change when a run resumes, because they do not change the
+        result of a step by more than rounding.
+    """
+
+    metrics: Sequence[Metric] = ()
+    facts: Mapping[str, Any] = {}
+    mesh_axes: Mapping[str, int] = {}
+    mutable_fields: frozenset[str] = frozenset()
+
+    @abc.abstractmethod
+    def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
+        """Return the state before the first step, from the seed alone.
+
+        A run that resumes calls it as well, for the structure of the state and for its frozen networks.
+
+        Args:
+          key: Key of the initial values.
+          batch: Batch of one row; only its shapes and dtypes matter.
+
+        Raises:
+          UserError: The networks cannot take such a batch.
+        """
+
+    def init_from_data(self, state: TrainState, batches: Iterator[Batch], key: Key[Array, ""]) -> TrainState:
+        """Return the state of a new run, where its start depends on the data.
+
+        Args:
+          state: State of :meth:`init`.
+          batches: Training batches in training order, on the host.
+          key: Key that no step uses.
+        """
+        del batches, key
+        return state
+
+    @abc.abstractmethod
+    def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        """Take one step; pure, called inside ``jit``.
+
+        Args:
+          state: State before the step.
+          batch: The global batch.
+          key: ``fold_in(key(seed), step)``.
+
+        Returns:
+          The state after the step, with ``log_sums`` and ``frozen`` untouched, and the metrics of the batch. A step
+          counts as failed where ``loss``, or a metric whose name ends in ``gradient_norm``, is not finite.
+        """
+
+    @abc.abstractmethod
+    def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
+        """Return what the metrics consume beside the batch itself; pure, called inside ``jit``.
+
+        Args:
+          state: State to evaluate, without the states of optimizers.
+          batch: Batch with ``valid``, False for rows of padding.
+
+        Returns:
+          Arrays with a row for each image, and scalars.
+        """
+
+    def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
+        """Return how an array of the state is divided over the device mesh; by default every device has all of it.
+
+        Args:
+          path: Names on the way to the array, such as ``("params", "generator", "encoder", "Conv_0", "kernel")``.
+          array: The array, or its shape.
+        """
+        del path, array
+        return PartitionSpec()
+
+    def headline(self, metrics: Mapping[str, Any]) -> str:
+        """Return one line about an evaluation.
+
+        Args:
+          metrics: Results by name.
+        """
+        return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
+
+    def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
+        """Return pictures of an evaluation by name.
+
+        Args:
+          collected: What the collectors among ``metrics`` kept.
+        """
+        del collected
+        return {}

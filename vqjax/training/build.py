@@ -1,0 +1,125 @@
+"""A task from a config, with its model, loss and optimizers, and the state that it starts from."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from vqjax.data import Batch, ImageDataset, augment
+from vqjax.data.batches import first_epoch_batches
+from vqjax.data.reading import example_spec
+from vqjax.errors import UserError
+from vqjax.losses.registry import LOSSES
+from vqjax.models.registry import build_model
+from vqjax.runtime.signature import within
+from vqjax.tasks.registry import TASKS
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Task
+from vqjax.training.optimizer import build_optimizer
+
+# No training step has this number, and a run that is made longer later starts from the same state.
+_DATA_KEY = 2**31 - 1
+
+
+def build_task(config: ConfigDict, images: ImageDataset) -> Task:
+    """Build the task of a config.
+
+    Args:
+      config: A valid config.
+      images: The training images, for losses that need to know them.
+
+    Returns:
+      The task.
+
+    Raises:
+      UserError: A constructor refuses its arguments; the message begins with the group.
+    """
+    model = build_model(config.model, config.quantizer)
+    with within("config.loss"):
+        loss = LOSSES.build(images=images, **config.loss)
+    with within("config.optimizer"):
+        optimizer = _build_optimizers(config.optimizer, config.num_steps)
+    parts = {
+        "model": model.clone(microbatches=config.gradient_accumulation or 1),
+        "loss": loss,
+        "optimizer": optimizer,
+        "augment": partial(augment, flip=config.data.flip, crop_padding=config.data.crop_padding),
+    }
+    with within("config.task"):
+        return TASKS.build(**parts, **config.task)
+
+
+def _build_optimizers(
+    config: Mapping[str, Any] | ConfigDict, num_steps: int
+) -> optax.GradientTransformation | dict[str, optax.GradientTransformation]:
+    """One optimizer, or one for each network."""
+    if "name" in config:
+        return build_optimizer(config, num_steps)
+    optimizers = {}
+    for network, group in config.items():
+        with within(network):
+            optimizers[network] = build_optimizer(group, num_steps)
+    return optimizers
+
+
+def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> None:
+    """Refuse images that the networks of a task cannot take, and networks that memory cannot hold; computes nothing.
+
+    Args:
+      task: The task.
+      key: Key of the initial values.
+      batch: Batch of one row.
+
+    Raises:
+      UserError: The images do not fit the networks, or the networks the memory.
+    """
+    height, width = batch["image"].shape[1:3]
+    try:
+        state = jax.eval_shape(task.init, key, batch)
+    except UserError as error:
+        raise UserError(
+            f"config.model and config.quantizer must fit images of {height} x {width} pixels (config.data.image_size): "
+            f"{error}"
+        ) from error
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    if needed > (available := _memory()):
+        raise UserError(
+            f"config.model and config.quantizer must fit into memory, got {needed / 1e9:.0f} GB for a memory of "
+            f"{available / 1e9:.0f} GB; lower the width of the model or the number of codes."
+        )
+
+
+def _memory() -> int:
+    """Bytes of all devices of this process; of the machine, where a backend does not report its own."""
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sum(of_device.get("bytes_limit", 0) for of_device in statistics) or of_machine
+
+
+def initial_state(task: Task, dataset: ImageDataset, *, seed: int, batch_size: int) -> TrainState:
+    """Return the state before the first step of a new run.
+
+    Args:
+      task: The task.
+      dataset: The training examples.
+      seed: Seed of the run.
+      batch_size: Images per step.
+
+    Returns:
+      The state, on one device.
+    """
+    key = jax.random.key(seed)
+    state = task.init(key, example_batch(dataset))
+    batches = first_epoch_batches(dataset, seed, batch_size)
+    return task.init_from_data(state, batches, jax.random.fold_in(key, _DATA_KEY))
+
+
+def example_batch(dataset: ImageDataset) -> Batch:
+    """Return a batch of one row with the shapes and dtypes of a dataset."""
+    return {name: jnp.zeros((1, *spec.shape), spec.dtype) for name, spec in example_spec(dataset).items()}
