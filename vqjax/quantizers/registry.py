@@ -20,9 +20,6 @@ from vqjax.quantizers import (
     FrozenCodebook,
     GradientCodebook,
     Grouped,
-    GroupedResidualFSQ,
-    GroupedResidualLFQ,
-    GroupedResidualVQ,
     ImplicitCodebook,
     LatentQuantizer,
     LearnedAffine,
@@ -31,10 +28,7 @@ from vqjax.quantizers import (
     ProductVQ,
     RandomProjectionQuantizer,
     Replacement,
-    ResidualFSQ,
-    ResidualLFQ,
-    ResidualSimVQ,
-    ResidualVQ,
+    Residual,
     RunningAffine,
     SimVQ,
     VectorQuantizer,
@@ -101,20 +95,33 @@ def _codebook(update: str, options: dict[str, Any]) -> BaseCodebook:
     return {"ema": EMACodebook, "gradient": GradientCodebook, "none": FrozenCodebook}[update](**own)
 
 
-def _residual_vq(kind: type[ResidualVQ], template: type[VectorQuantizer], **options: Any) -> ResidualVQ:
-    levels, options = _split(options, _RESIDUAL_VQ)
-    if levels.pop("implicit_codebooks", False):
-        levels["implicit_codebooks"] = ImplicitCodebook()
-    return kind(_vector(template, **options), **levels)
+def _residual_vq(template: Callable[..., nn.Module], **options: Any) -> Residual:
+    stages, options = _split(options, _RESIDUAL_VQ)
+    if stages.pop("implicit_codebooks", False):
+        stages["implicit_codebooks"] = ImplicitCodebook()
+    if "code_dim" in stages:
+        stages["codebook_dim"] = stages.pop("code_dim")
+    stages["dropout"] = stages.pop("dropout", 0.0) or None
+    return Residual(template(**options), **stages)
 
 
 def _multi_scale_vq(**options: Any) -> MultiScaleVQ:
     own, options = _split(options, _MULTI_SCALE)
+    own["dropout"] = own.pop("dropout", 0.0) or None
     return MultiScaleVQ(_vector(VectorQuantizer, **options), **own)
 
 
-def _grouped(kind: type[Grouped], template: Callable[..., nn.Module], groups: int, **options: Any) -> Grouped:
-    return kind(template(**options), groups=groups)
+def _grouped(template: Callable[..., nn.Module], groups: int, **options: Any) -> Grouped:
+    return Grouped(template(**options), groups=groups)
+
+
+def _fsq(**options: Any) -> FSQ:
+    options["noise_dropout"] = options.pop("noise_dropout", 0.0) or None
+    return FSQ(**options)
+
+
+def _random_projection(code_dim: int, **options: Any) -> RandomProjectionQuantizer:
+    return RandomProjectionQuantizer(codebook_dim=code_dim, **options)
 
 
 def _split(options: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,7 +140,8 @@ _LEVELS = frozenset({"levels", "num_codebooks"})
 _BITS = frozenset({"bits", "num_codebooks", "entropy_weight", "commitment_weight", "inverse_temperature"})
 _GROUPS = frozenset({"groups"})
 
-_residual_of_vectors = partial(_residual_vq, ResidualVQ, VectorQuantizer)
+_residual_of_vectors = partial(_residual_vq, partial(_vector, VectorQuantizer))
+_residual_fsq, _residual_lfq = partial(_residual_vq, FSQ), partial(_residual_vq, LFQ)
 
 FAMILIES = {
     "vector": Family(
@@ -143,28 +151,24 @@ FAMILIES = {
     "product_vq": Family(_VECTOR | {"heads", "kmeans_init"}, partial(_vector, ProductVQ)),
     "residual_vq": Family(_VECTOR | _RESIDUAL_VQ | {"kmeans_init"}, _residual_of_vectors),
     "grouped_residual_vq": Family(
-        _VECTOR | _RESIDUAL_VQ | _GROUPS | {"kmeans_init"}, partial(_grouped, GroupedResidualVQ, _residual_of_vectors)
+        _VECTOR | _RESIDUAL_VQ | _GROUPS | {"kmeans_init"}, partial(_grouped, _residual_of_vectors)
     ),
     "sim_vq": Family(_LOOKUP, partial(_vector, SimVQ)),
     "residual_sim_vq": Family(
-        _LOOKUP | _RESIDUAL_VQ - {"implicit_codebooks"}, partial(_residual_vq, ResidualSimVQ, SimVQ)
+        _LOOKUP | _RESIDUAL_VQ - {"implicit_codebooks"}, partial(_residual_vq, partial(_vector, SimVQ))
     ),
     "ibq": Family(frozenset({"num_codes", *REGULARIZERS}), partial(_vector, IBQ)),
-    "fsq": Family(_LEVELS | {"bound", "noise_dropout"}, FSQ),
-    "residual_fsq": Family(_RESIDUAL | {"levels"}, ResidualFSQ),
-    "grouped_residual_fsq": Family(
-        _RESIDUAL | {"levels"} | _GROUPS, partial(_grouped, GroupedResidualFSQ, ResidualFSQ)
-    ),
+    "fsq": Family(_LEVELS | {"bound", "noise_dropout"}, _fsq),
+    "residual_fsq": Family(_RESIDUAL | {"levels"}, _residual_fsq),
+    "grouped_residual_fsq": Family(_RESIDUAL | {"levels"} | _GROUPS, partial(_grouped, _residual_fsq)),
     "fsp": Family(_LEVELS, FSP),
     "latent": Family(_LEVELS | {"commitment_weight"}, LatentQuantizer),
     "lfq": Family(_BITS, LFQ),
     "bsq": Family(_BITS, BSQ),
-    "residual_lfq": Family(_BITS - {"num_codebooks"} | _RESIDUAL, ResidualLFQ),
-    "grouped_residual_lfq": Family(
-        _BITS - {"num_codebooks"} | _RESIDUAL | _GROUPS, partial(_grouped, GroupedResidualLFQ, ResidualLFQ)
-    ),
+    "residual_lfq": Family(_BITS - {"num_codebooks"} | _RESIDUAL, _residual_lfq),
+    "grouped_residual_lfq": Family(_BITS - {"num_codebooks"} | _RESIDUAL | _GROUPS, partial(_grouped, _residual_lfq)),
     "binary_mapper": Family(frozenset({"bits", "free_nats"}), BinaryMapper),
-    "random_projection": Family(frozenset({"num_codes", "code_dim", "num_codebooks"}), RandomProjectionQuantizer),
+    "random_projection": Family(frozenset({"num_codes", "code_dim", "num_codebooks"}), _random_projection),
     "multi_scale_vq": Family(_VECTOR | _MULTI_SCALE | {"kmeans_init"}, _multi_scale_vq),
 }
 """The quantizers by their name in a config."""
