@@ -24,7 +24,13 @@ TOKENS, DIM = 16, 6
 LARGE = 65536
 CASES = {
     "LFQ, everything": LFQ(
-        3, num_codebooks=2, scale=0.5, soft_clamp=0.7, orthogonal_rotation=True, commitment_weight=0.3, diversity_gamma=2.0
+        3,
+        num_codebooks=2,
+        scale=0.5,
+        soft_clamp=0.7,
+        orthogonal_rotation=True,
+        commitment_weight=0.3,
+        diversity_gamma=2.0,
     ),
     "LFQ, projected": LFQ(4, num_codebooks=2, bits_per_group=3, inverse_temperature=1.0),
     "BSQ": BSQ(DIM, scale=2.0, soft_clamp=3.0, inverse_temperature=1.0, commitment_weight=0.1),
@@ -324,7 +330,11 @@ def test_indices_that_are_none_decode_to_nan_or_zero():
         (LFQ, {"soft_clamp": 0.5}, r"`soft_clamp` must be at least scale=1.0, .*, got 0.5"),
         (LFQ, {"bits_per_group": 21}, r"`bits_per_group` must be a whole number in \[1, 20\], got 21"),
         (LFQ, {"smallest_probability": 0.0}, r"`smallest_probability` must be in \(0, 1\), .*, got 0.0"),
-        (LFQ, {"bits": 12, "smallest_probability": 1e-5}, r"must be None, got 1e-05; it takes all 12 bits in one group"),
+        (
+            LFQ,
+            {"bits": 12, "smallest_probability": 1e-5},
+            r"must be None, got 1e-05; it takes all 12 bits in one group",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(kind, arguments, message, as_users_run_it):
@@ -335,5 +345,7 @@ def test_wrong_arguments_are_refused_at_construction(kind, arguments, message, a
 def test_wrong_uses_are_named(as_users_run_it):
     with pytest.raises(UserError, match=r"smallest_probability must be 0 with 3 groups of bits, got 0.1"):
         bit_entropies(jnp.zeros((2, 3)), bits_per_group=1, smallest_probability=0.1)
-    with pytest.raises(UserError, match=r"The variables must hold a rotation of 3 features, got none; pass all collections"):
+    with pytest.raises(
+        UserError, match=r"The variables must hold a rotation of 3 features, got none; pass all collections"
+    ):
         LFQ(3, orthogonal_rotation=True).apply({}, jnp.zeros((2, 3)))

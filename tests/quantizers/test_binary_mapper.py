@@ -259,12 +259,24 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message, as_user
     [
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3))), r"`z` must be one logit for each of bits=4 .*, got \(2, 3\)"),
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), method="encode"), r"one logit for each of bits=4"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), jnp.zeros(2, int), method="log_prob"), r"one logit for each of bits=4"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int)), r"z has dtype int32: pass floating-point"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.ones(3, bool)), r"mask is bool\[3\]: pass bool\[2\]"),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros((2, 3)), jnp.zeros(2, int), method="log_prob"),
+            r"one logit for each of bits=4",
+        ),
+        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int)), r"`z` must be floating-point vectors, got int32"),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.ones(3, bool)),
+            r"`mask` must be bool\[2\], .*, got bool\[3\]",
+        ),
         (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), train=True), r"draws random .*pass rngs=\{'quantizer': key\}"),
-        (lambda: MAPPER.apply({}, jnp.zeros(2), method="decode"), r"`indices` must be an array of integers, .* got float32"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.zeros(2), method="log_prob"), r"`indices` must be an array of integers"),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros(2), method="decode"),
+            r"`indices` must be an array of integers, .* got float32",
+        ),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.zeros(2), method="log_prob"),
+            r"`indices` must be an array of integers",
+        ),
     ],
 )
 def test_wrong_inputs_are_named(call, message, as_users_run_it):

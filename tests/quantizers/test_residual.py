@@ -16,19 +16,22 @@ from vqjax import (
     IBQ,
     LFQ,
     BinaryMapper,
+    EMACodebook,
     GradientCodebook,
+    Grouped,
+    ImplicitCodebook,
     LatentQuantizer,
+    ProductVQ,
     RandomProjectionQuantizer,
     Replacement,
+    Residual,
+    ResidualVQ,
     SimVQ,
     UserError,
     VectorQuantizer,
 )
 from vqjax.functional.beam_search import beam_search
-from vqjax.quantizers.codebooks import EMACodebook
-from vqjax.quantizers.grouped import Grouped, ProductVQ
-from vqjax.quantizers.residual import Residual, ResidualVQ, draw_depths
-from vqjax.quantizers.transforms import ImplicitCodebook
+from vqjax.quantizers.residual import draw_depths
 
 KEY = jax.random.key(0)
 Z = jax.random.normal(jax.random.key(1), (8, 6, 4))
@@ -324,20 +327,27 @@ def test_grouped_quantizers_are_their_parts():
         (lambda: ResidualVQ(STAGE, 2, dropout=1.5), "`dropout` must be a probability in (0, 1], or None for none"),
         (lambda: ResidualVQ(STAGE, 2, dropout_min_stages=3), "`dropout_min_stages` must be a whole number in [1, 2]"),
         (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8,)), "`stage_sizes` must be 2 whole numbers"),
-        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 0)), "`num_codes` must be"),
+        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 0)), "`stage_sizes` must be 2 whole numbers of at least 1"),
         (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 4), shared_codebook=True), "a shared codebook has the size"),
         (lambda: ResidualVQ(STAGE, 2, beam_size=0), "`beam_size` must be a whole number of at least 1, got 0"),
         (lambda: ResidualVQ(STAGE.clone(heads=2), 2, beam_size=2), "`quantizer.heads` must be 1 with a beam search"),
         (lambda: ResidualVQ(STAGE.clone(estimator="gumbel_softmax"), 2), "or use gradient='per_stage'"),
         (lambda: Residual(IBQ(8), 2), "or use gradient='per_stage'"),
         (lambda: ResidualVQ(STAGE.clone(codebook_dim=2), 2), "or use gradient='per_stage'"),
+        (lambda: Residual(Grouped(STAGE.clone(codebook_dim=2), 2), 2), "or use gradient='per_stage'"),
         (lambda: ResidualVQ(STAGE, 2, implicit_codebooks=ImplicitCodebook()), "`quantizer.codebook` must be learned"),
         (lambda: ResidualVQ(STAGE.clone(sampling_temperature=1.0), 2, beam_size=2), "sampling_temperature"),
         (lambda: Residual(BinaryMapper(4), 2), "`quantizer` must be a quantizer whose output approximates its input"),
         (lambda: Residual(RandomProjectionQuantizer(4, 4), 2), "`quantizer` must be a quantizer whose output"),
         (lambda: Residual(FSP((4, 4)), 2), "`quantizer` must be a quantizer whose output approximates its input"),
-        (lambda: Residual(Residual(STAGE, 2), 2), "`quantizer` must be a quantizer whose output approximates its input"),
-        (lambda: Residual(LFQ(4), 2, shared_codebook=True), "`shared_codebook` must be False, got True; a LFQ has none"),
+        (
+            lambda: Residual(Residual(STAGE, 2), 2),
+            "`quantizer` must be a quantizer whose output approximates its input",
+        ),
+        (
+            lambda: Residual(LFQ(4), 2, shared_codebook=True),
+            "`shared_codebook` must be False, got True; a LFQ has none",
+        ),
         (lambda: Residual(FSQ((4, 4)), 2).apply({}, Z[..., :2], method="kmeans_init"), "has no codebook to start"),
         (lambda: Grouped(ResidualVQ(STAGE, 2), 0), "`groups` must be a whole number of at least 1, got 0"),
         (lambda: Grouped(ResidualVQ(STAGE, 2), 3).init(KEY, Z), "`groups` must be a divisor of the 4 features of z"),

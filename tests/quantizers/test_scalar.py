@@ -192,7 +192,7 @@ def test_the_rotation_is_undone():
     out = alone.apply({"codebook": {"rotation": jnp.asarray(rotation)}}, z)
     np.testing.assert_array_equal(out.indices, inner.indices)
     np.testing.assert_allclose(out.quantized, inner.quantized @ rotation.T, atol=1e-6)
-    with pytest.raises(UserError, match="hold no rotation"):
+    with pytest.raises(UserError, match="must hold a rotation of 3 features, got none"):
         alone.apply({}, z)
 
 

@@ -222,7 +222,7 @@ def test_values_start_with_zero_among_them():
     values = quantizer.init(KEY, gaussian(1, 3))["params"]["code_values"]
     np.testing.assert_array_equal(values, [-0.5, 0, -0.5, 0, 0.5, -0.5, -0.25, 0, 0.25])
     assert not LatentQuantizer((2, 3), learn_values=False).init(KEY, gaussian(1, 2))
-    with pytest.raises(UserError, match="must hold 9 values .* got none"):
+    with pytest.raises(UserError, match=r"must hold 9 values .* got none"):
         quantizer.apply({}, gaussian(1, 3))
 
 

@@ -82,6 +82,11 @@ class Grouped(Quantizer):
         return self.quantizer.fits_residual
 
     @property
+    def codebook_dim(self) -> int | None:
+        """The template's, where it projects within itself."""
+        return getattr(self.quantizer, "codebook_dim", None)
+
+    @property
     def residual_limits(self) -> tuple[float, ...] | None:
         """The template's, for each group."""
         limits = self.quantizer.residual_limits

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.estimators import chooses_codes, get_estimator
 from vqjax.estimators.jacobian import with_gradient_of
 from vqjax.functional.resampling import adaptive_average_pool, interpolate_linearly
 from vqjax.quantizers.base import QuantizerOutput, int32_indices, zero_where_masked
@@ -146,9 +145,6 @@ class MultiScaleVQ(StagedQuantizer):
         require(
             fixed, "quantizer.codebook.transform", transform, "one without a condition, which the scales do not have"
         )
-        alone = not (self.shared_codebook and chooses_codes(get_estimator(template.estimator)))
-        advice = "a shared codebook is updated with the codes of all scales; or use shared_codebook=False"
-        require(alone, "quantizer.estimator", template.estimator, "one that does not choose the codes", advice)
         self._check_stages("per_scale")
 
     def setup(self) -> None:

@@ -16,6 +16,7 @@ from vqjax.functional.beam_search import beam_search
 from vqjax.functional.metrics import geometry_statistics
 from vqjax.functional.scalar import soft_clamp
 from vqjax.quantizers.base import (
+    Features,
     Indices,
     Mask,
     Quantizer,
@@ -29,6 +30,7 @@ from vqjax.quantizers.codebooks import GradientCodebook
 from vqjax.quantizers.transforms import ImplicitCodebook, takes_condition
 from vqjax.quantizers.validation import (
     check_flags,
+    is_count,
     require,
     require_choice,
     require_count,
@@ -100,17 +102,18 @@ class StagedQuantizer(Quantizer):
         check_flags(self)
         require_choice("gradient", self.gradient, ("total", per_stage))
         require_probability("dropout", self.dropout)
+        estimator, codebook_dim = self.quantizer.estimator, getattr(self.quantizer, "codebook_dim", None)
+        alone = not (self.shared_codebook and chooses_codes(get_estimator(estimator)))
+        advice = "a shared codebook is updated with the codes of all stages; or use shared_codebook=False"
+        require(alone, "quantizer.estimator", estimator, "one that does not choose the codes", advice)
         if self.gradient == per_stage:
             return
-        advice = f"or use gradient={per_stage!r}: a gradient that crosses once does not know"
-        estimator = self.quantizer.estimator
-        crosses_once = not keyword_names(get_estimator(estimator)) & {"codes", "indices", "num_codes"}
-        require(
-            crosses_once, "quantizer.estimator", estimator, "one without indices", f"{advice} the codebook of a stage"
-        )
-        codebook_dim = getattr(self.quantizer, "codebook_dim", None)
-        advice = f"{advice} the projections within a stage, which would not learn; or project around all stages"
-        require(codebook_dim is None, "quantizer.codebook_dim", codebook_dim, "None", advice)
+        names, advice = keyword_names(get_estimator(estimator)), f"or use gradient={per_stage!r}"
+        expected = "one that needs no codebook where the gradient crosses once"
+        require(not names & {"codes", "indices", "num_codes"}, "quantizer.estimator", estimator, expected, advice)
+        expected = "None where the gradient crosses once, as projections within a stage would not learn"
+        advice = f"{advice}, or project around all stages"
+        require(codebook_dim is None, "quantizer.codebook_dim", codebook_dim, expected, advice)
 
     def _draw_depths(self, num_examples: int, num_stages: int, min_stages: int, multiple: int = 1) -> Depths:
         settings = {"probability": self.dropout, "min_stages": min_stages, "multiple": multiple}
@@ -237,8 +240,8 @@ class Residual(StagedQuantizer):
         require_count("dropout_multiple", self.dropout_multiple, largest=self.num_quantizers)
         self._check_features()
         self._check_codebooks()
-        # Stages refuse what does not suit them.
-        for stage in range(self.num_quantizers):
+        # Stages refuse what does not suit them; the first differs from the others where codebooks are implicit.
+        for stage in {0, self.num_quantizers - 1}:
             self._make_stage(stage)
 
     def _check_features(self) -> None:
@@ -259,9 +262,9 @@ class Residual(StagedQuantizer):
             known = isinstance(template, VectorQuantizer) or getattr(self, name) == value
             require(known, name, getattr(self, name), repr(value), f"a {kind} has none; use a VectorQuantizer")
         if self.stage_sizes is not None:
-            given = isinstance(self.stage_sizes, Sequence) and len(self.stage_sizes) == self.num_quantizers
-            expected = f"{self.num_quantizers} whole numbers, one per stage"
-            require(given, "stage_sizes", self.stage_sizes, expected)
+            sizes, expected = self.stage_sizes, f"{self.num_quantizers} whole numbers of at least 1, one per stage"
+            each = isinstance(sizes, Sequence) and all(is_count(size) for size in sizes)
+            require(each and len(sizes) == self.num_quantizers, "stage_sizes", sizes, expected)
             advice = "a shared codebook has the size of the template"
             require(not self.shared_codebook, "stage_sizes", self.stage_sizes, "None", advice)
             # A module has to be hashable, and lists come from configs.
@@ -438,7 +441,7 @@ class Residual(StagedQuantizer):
         """Return what implicit codebooks depend on as an argument: the sum of the codes of the stages above."""
         return {} if self.implicit_codebooks is None or stage == 0 else {"condition": above}
 
-    def _to_code_space(self, z: Vectors) -> Vectors:
+    def _to_code_space(self, z: Vectors) -> Features:
         """Return the input of the first stage, in float32."""
         x = self._project_in(z, self.code_features)
         limits = self.quantizer.residual_limits if self.soft_clamp is None else [self.soft_clamp] * x.shape[-1]
