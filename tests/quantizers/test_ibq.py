@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from helpers.quantizing import CODES, DIM, KEY, every_second, gaussian
 from vqjax import UserError
-from vqjax.estimators import index_backpropagation
+from vqjax.estimators import index_backpropagation, largest_inner_product
 from vqjax.functional import chunks
 from vqjax.functional.regularizers import EntropyPenalty, Orthogonality
 from vqjax.quantizers import IBQ
@@ -26,7 +26,7 @@ run = functools.partial(jax.jit, static_argnames="ibq")
 @pytest.fixture
 def small_parts(monkeypatch):
     """Five parts of seven tokens, the last ones of which are padding."""
-    monkeypatch.setattr(chunks, "LARGEST_CHUNK", 7 * CODES)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 7 * CODES)
 
 
 @run
@@ -67,7 +67,7 @@ def entropy_loss_of_the_authors(z, codes, temperature=0.01):
 
 def test_the_gradient_is_that_of_the_one_hot_form(small_parts):
     z, codes, g = gaussian(*SHAPE, DIM), gaussian(CODES, DIM, seed=1), gaussian(*SHAPE, DIM, seed=2)
-    ours = lambda z, codes: index_backpropagation.index_backpropagation(z, codes, temperature=0.5)[0]  # noqa: E731
+    ours = lambda z, codes: index_backpropagation(z, codes, temperature=0.5)[0]  # noqa: E731
     value, pull = jax.vjp(ours, z, codes)
     _, expected_pull = jax.vjp(lambda z, codes: one_hot_form(z, codes, 0.5)[0], z, codes)
     chex.assert_trees_all_close(pull(g), expected_pull(g), rtol=1e-4, atol=1e-5)
@@ -80,11 +80,11 @@ def test_the_gradient_is_that_of_the_one_hot_form(small_parts):
 
 def test_one_token_moves_every_code_and_parts_change_nothing(monkeypatch):
     z, codes = gaussian(1, DIM), gaussian(CODES, DIM, seed=1)
-    slope = jax.grad(lambda c: jnp.sum(index_backpropagation.index_backpropagation(z, c)[0] ** 2))(codes)
+    slope = jax.grad(lambda c: jnp.sum(index_backpropagation(z, c)[0] ** 2))(codes)
     assert bool(jnp.all(jnp.any(slope != 0, axis=-1)))
-    whole = index_backpropagation.largest_inner_product(gaussian(*SHAPE, DIM), codes)
-    monkeypatch.setattr(chunks, "LARGEST_CHUNK", CODES)
-    np.testing.assert_array_equal(index_backpropagation.largest_inner_product(gaussian(*SHAPE, DIM), codes), whole)
+    whole = largest_inner_product(gaussian(*SHAPE, DIM), codes)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", CODES)
+    np.testing.assert_array_equal(largest_inner_product(gaussian(*SHAPE, DIM), codes), whole)
 
 
 def test_the_loss_is_that_of_the_authors_code():
@@ -213,7 +213,7 @@ def test_a_large_common_part_of_the_codes_costs_no_digits():
     z, codes = gaussian(*SHAPE, DIM), np.asarray(gaussian(CODES, DIM, seed=1)).astype(np.float64)
     shifted = jnp.asarray(np.round(codes * 64) / 64 + 2.0**16, jnp.float32)
     expected = np.argmax(np.asarray(z, np.float64) @ np.asarray(shifted, np.float64).T, axis=-1)
-    np.testing.assert_array_equal(index_backpropagation.largest_inner_product(z, shifted), expected)
+    np.testing.assert_array_equal(largest_inner_product(z, shifted), expected)
 
 
 def test_init_and_invalid_indices():
@@ -228,9 +228,9 @@ def test_init_and_invalid_indices():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_codes": 2**31}, r"`num_codes` must be a whole number in \[1, 2147483647\], got 2147483648"),
-        ({"temperature": 0.0}, r"`temperature` must be a finite number above 0, got 0.0"),
-        ({"commitment_weight": -1.0}, r"`commitment_weight` must be a finite number of at least 0, got -1.0"),
+        ({"num_codes": 2**31}, r"num_codes must be a whole number in \[1, 2147483647\], got 2147483648"),
+        ({"temperature": 0.0}, r"temperature must be a finite number above 0, got 0.0"),
+        ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
     ],
 )
 def test_mistakes_are_named(arguments, message, as_users_run_it):
@@ -244,5 +244,5 @@ def test_wrong_inputs_are_named(as_users_run_it):
         ibq.apply(variables, gaussian(2, 5))
     with pytest.raises(UserError, match=r"must hold codes of shape .*, got no codes"):
         ibq.apply({}, gaussian(2, 4))
-    with pytest.raises(UserError, match=r"`indices` must be an array of integers, .* got float32"):
+    with pytest.raises(UserError, match=r"indices must be an array of integers, .* got float32"):
         ibq.apply(variables, jnp.ones(2), method="decode")

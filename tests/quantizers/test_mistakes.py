@@ -44,14 +44,14 @@ def create(quantizer, z=Z):
     [
         (
             lambda: Grouped(MultiScaleVQ(VectorQuantizer(5), scales=(1, 2)), 2),
-            r"`quantizer` must be a quantizer of single vectors, .*, got MultiScaleVQ",
+            r"quantizer must be a quantizer of single vectors, .*, got MultiScaleVQ",
         ),
-        (lambda: LearnedAffine(-1.0), "`learning_rate_scale` must be a finite number above 0, got -1.0"),
-        (lambda: RunningAffine(2.0), r"`token_decay` must be a number in \[0, 1\), got 2.0"),
-        (lambda: ImplicitCodebook(-1), "`depth` must be a whole number of at least 1, got -1"),
-        (lambda: ProductVQ(4, heads=1), "`heads` must be at least 2, got 1"),
-        (lambda: FSP((4, 4), activation="tan"), "`activation` must be one of .*, got 'tan'"),
-        (lambda: MultiScaleVQ(VectorQuantizer(4), scales=(1, 2), spatial_dims=4), r"`spatial_dims` must be .*, got 4"),
+        (lambda: LearnedAffine(-1.0), "learning_rate_scale must be a finite number above 0, got -1.0"),
+        (lambda: RunningAffine(2.0), r"token_decay must be a number in \[0, 1\), got 2.0"),
+        (lambda: ImplicitCodebook(-1), "depth must be a whole number of at least 1, got -1"),
+        (lambda: ProductVQ(4, heads=1), "heads must be at least 2, got 1"),
+        (lambda: FSP((4, 4), activation="tan"), "activation must be one of .*, got 'tan'"),
+        (lambda: MultiScaleVQ(VectorQuantizer(4), scales=(1, 2), spatial_dims=4), r"spatial_dims must be .*, got 4"),
     ],
 )
 def test_arguments_are_refused_at_construction(make, message):
@@ -63,31 +63,31 @@ def test_arguments_are_refused_at_construction(make, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ResidualVQ(256, 2), "`quantizer` must be a quantizer whose output approximates its input, .* got 256"),
+        (lambda: ResidualVQ(256, 2), "quantizer must be a quantizer whose output approximates its input, .* got 256"),
         (
             lambda: Grouped(LinearTransform(), 2),
-            r"`quantizer` must be a quantizer of single vectors, .*, got LinearTransform\(\.\.\.\)",
+            r"quantizer must be a quantizer of single vectors, .*, got LinearTransform\(\.\.\.\)",
         ),
         (
             lambda: ResidualVQ(LEARNED, 2, implicit_codebooks=LinearTransform()),
-            "`implicit_codebooks` must be .*, got Lin",
+            "implicit_codebooks must be .*, got Lin",
         ),
-        (lambda: MultiScaleVQ(FSQ((4, 4)), scales=(1, 2)), r"`quantizer` must be a VectorQuantizer\(\.\.\.\), got FSQ"),
-        (lambda: VectorQuantizer(4, regularizers=(0.1,)), "`regularizers` must be a tuple of regularizers"),
-        (lambda: ResidualVQ(LEARNED, 2, implicit_codebooks=True), "`implicit_codebooks` must be .*, got True"),
-        (lambda: VectorQuantizer(4, regularizers=Diversity(0.1)), "`regularizers` must be a tuple .*, got Diversity"),
-        (lambda: FrozenCodebook(transform="linear"), "`transform` must be a Flax module, or None, got 'linear'"),
+        (lambda: MultiScaleVQ(FSQ((4, 4)), scales=(1, 2)), r"quantizer must be a VectorQuantizer\(\.\.\.\), got FSQ"),
+        (lambda: VectorQuantizer(4, regularizers=(0.1,)), "regularizers must be a tuple of regularizers"),
+        (lambda: ResidualVQ(LEARNED, 2, implicit_codebooks=True), "implicit_codebooks must be .*, got True"),
+        (lambda: VectorQuantizer(4, regularizers=Diversity(0.1)), "regularizers must be a tuple .*, got Diversity"),
+        (lambda: FrozenCodebook(transform="linear"), "transform must be a Flax module, or None, got 'linear'"),
         (lambda: FrozenCodebook(LinearTransform), "got <class .*; pass an instance such as LinearTransform"),
-        (lambda: VectorQuantizer(4, codebook_init="zeros"), "`codebook_init` must be an initializer .*, got 'zeros'"),
+        (lambda: VectorQuantizer(4, codebook_init="zeros"), "codebook_init must be an initializer .*, got 'zeros'"),
         (
             lambda: VectorQuantizer(4, separate_codebooks="False"),
             "must be True or False, got 'False'",
         ),
-        (lambda: VectorQuantizer(4, axis_name=3), "`axis_name` must be .*, got 3"),
-        (lambda: FSQ((8, 8), hard_clamp="x"), "`hard_clamp` must be True, False or None, got 'x'"),
-        (lambda: Residual(LFQ(4, soft_clamp="x"), 2), "`soft_clamp` must be at least .*, got 'x'"),
-        (lambda: VectorQuantizer(4).init(KEY, [1.0]), "`z` must be an array, got list"),
-        (lambda: VectorQuantizer(4).init(KEY, jnp.ones((2, 3)), True), "`mask` must be an array, got bool"),
+        (lambda: VectorQuantizer(4, axis_name=3), "axis_name must be .*, got 3"),
+        (lambda: FSQ((8, 8), hard_clamp="x"), "hard_clamp must be True, False or None, got 'x'"),
+        (lambda: Residual(LFQ(4, soft_clamp="x"), 2), "soft_clamp must be at least .*, got 'x'"),
+        (lambda: VectorQuantizer(4).init(KEY, [1.0]), "z must be an array, got list"),
+        (lambda: VectorQuantizer(4).init(KEY, jnp.ones((2, 3)), True), "mask must be an array, got bool"),
     ],
 )
 def test_arguments_of_the_wrong_type_are_refused(make, message, as_users_run_it):
@@ -128,10 +128,10 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
     [
         (
             {"method": "assign", "indices": jnp.zeros(3, jnp.int32)},
-            r"`indices` must be integers\[4, 6\], .*int32\[3\]",
+            r"indices must be integers\[4, 6\], .*int32\[3\]",
         ),
-        ({"code_update_weights": jnp.ones(3)}, r"`code_update_weights` must have shape \(5,\), .*, got \(3,\)"),
-        ({"method": "kmeans_init", "iterations": -1}, "`iterations` must be a whole number of at least 0, got -1"),
+        ({"code_update_weights": jnp.ones(3)}, r"code_update_weights must have shape \(5,\), .*, got \(3,\)"),
+        ({"method": "kmeans_init", "iterations": -1}, "iterations must be a whole number of at least 0, got -1"),
     ],
 )
 def test_arrays_that_do_not_fit_the_tokens_or_the_codes_are_refused(arguments, message):
@@ -142,7 +142,7 @@ def test_arrays_that_do_not_fit_the_tokens_or_the_codes_are_refused(arguments, m
 
 def test_projections_to_other_codes_are_refused_in_the_call():
     with pytest.raises(
-        UserError, match="`z` must have 2 features after the projection in the variables, as the codes have, got 3"
+        UserError, match="z must have 2 features after the projection in the variables, as the codes have, got 3"
     ):
         FSQ((5, 5)).apply(create(FSQ((5, 5, 5))), Z)
 

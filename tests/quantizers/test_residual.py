@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from helpers.shares import all_in_ci
+from helpers.shares import all_if_full
 from vqjax import (
     BSQ,
     FSP,
@@ -143,7 +143,7 @@ def test_evaluation_changes_nothing():
     assert_alike(updates["codebook"], variables_of("default")["codebook"], rtol=0)
 
 
-@pytest.mark.parametrize("name", all_in_ci(OPTIONS, 5))
+@pytest.mark.parametrize("name", all_if_full(OPTIONS, 5))
 def test_one_device_and_eight_are_alike(name):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(Z, jax.NamedSharding(mesh, jax.P("data")))
@@ -323,34 +323,34 @@ def test_grouped_quantizers_are_their_parts():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ResidualVQ(STAGE, 0), "`num_quantizers` must be a whole number of at least 1, got 0"),
-        (lambda: ResidualVQ(STAGE, 2, dropout=1.5), "`dropout` must be a probability in (0, 1], or None for none"),
-        (lambda: ResidualVQ(STAGE, 2, dropout_min_stages=3), "`dropout_min_stages` must be a whole number in [1, 2]"),
-        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8,)), "`stage_sizes` must be 2 whole numbers"),
-        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 0)), "`stage_sizes` must be 2 whole numbers of at least 1"),
+        (lambda: ResidualVQ(STAGE, 0), "num_quantizers must be a whole number of at least 1, got 0"),
+        (lambda: ResidualVQ(STAGE, 2, dropout=1.5), "dropout must be a probability in (0, 1], or None for none"),
+        (lambda: ResidualVQ(STAGE, 2, dropout_min_stages=3), "dropout_min_stages must be a whole number in [1, 2]"),
+        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8,)), "stage_sizes must be 2 whole numbers"),
+        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 0)), "stage_sizes must be 2 whole numbers of at least 1"),
         (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 4), shared_codebook=True), "a shared codebook has the size"),
-        (lambda: ResidualVQ(STAGE, 2, beam_size=0), "`beam_size` must be a whole number of at least 1, got 0"),
-        (lambda: ResidualVQ(STAGE.clone(heads=2), 2, beam_size=2), "`quantizer.heads` must be 1 with a beam search"),
+        (lambda: ResidualVQ(STAGE, 2, beam_size=0), "beam_size must be a whole number of at least 1, got 0"),
+        (lambda: ResidualVQ(STAGE.clone(heads=2), 2, beam_size=2), "quantizer.heads must be 1 with a beam search"),
         (lambda: ResidualVQ(STAGE.clone(estimator="gumbel_softmax"), 2), "or use gradient='per_stage'"),
         (lambda: Residual(IBQ(8), 2), "or use gradient='per_stage'"),
         (lambda: ResidualVQ(STAGE.clone(codebook_dim=2), 2), "or use gradient='per_stage'"),
         (lambda: Residual(Grouped(STAGE.clone(codebook_dim=2), 2), 2), "or use gradient='per_stage'"),
-        (lambda: ResidualVQ(STAGE, 2, implicit_codebooks=ImplicitCodebook()), "`quantizer.codebook` must be learned"),
+        (lambda: ResidualVQ(STAGE, 2, implicit_codebooks=ImplicitCodebook()), "quantizer.codebook must be learned"),
         (lambda: ResidualVQ(STAGE.clone(sampling_temperature=1.0), 2, beam_size=2), "sampling_temperature"),
-        (lambda: Residual(BinaryMapper(4), 2), "`quantizer` must be a quantizer whose output approximates its input"),
-        (lambda: Residual(RandomProjectionQuantizer(4, 4), 2), "`quantizer` must be a quantizer whose output"),
-        (lambda: Residual(FSP((4, 4)), 2), "`quantizer` must be a quantizer whose output approximates its input"),
+        (lambda: Residual(BinaryMapper(4), 2), "quantizer must be a quantizer whose output approximates its input"),
+        (lambda: Residual(RandomProjectionQuantizer(4, 4), 2), "quantizer must be a quantizer whose output"),
+        (lambda: Residual(FSP((4, 4)), 2), "quantizer must be a quantizer whose output approximates its input"),
         (
             lambda: Residual(Residual(STAGE, 2), 2),
-            "`quantizer` must be a quantizer whose output approximates its input",
+            "quantizer must be a quantizer whose output approximates its input",
         ),
         (
             lambda: Residual(LFQ(4), 2, shared_codebook=True),
-            "`shared_codebook` must be False, got True; a LFQ has none",
+            "shared_codebook must be False, got True; a LFQ has none",
         ),
         (lambda: Residual(FSQ((4, 4)), 2).apply({}, Z[..., :2], method="kmeans_init"), "has no codebook to start"),
-        (lambda: Grouped(ResidualVQ(STAGE, 2), 0), "`groups` must be a whole number of at least 1, got 0"),
-        (lambda: Grouped(ResidualVQ(STAGE, 2), 3).init(KEY, Z), "`groups` must be a divisor of the 4 features of z"),
+        (lambda: Grouped(ResidualVQ(STAGE, 2), 0), "groups must be a whole number of at least 1, got 0"),
+        (lambda: Grouped(ResidualVQ(STAGE, 2), 3).init(KEY, Z), "groups must be a divisor of the 4 features of z"),
         (lambda: OPTIONS["default"].apply(variables_of("default"), jnp.zeros((2, 4), int), method="decode"), "stages"),
         (lambda: OPTIONS["dropout"].apply(variables_of("dropout"), Z, train=True, mutable=["codebook"]), "rngs"),
         (lambda: OPTIONS["default"].apply(variables_of("default"), Z, train=True), "mutable=['codebook']"),

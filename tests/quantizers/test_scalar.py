@@ -240,15 +240,15 @@ def test_dropout_keeps_the_first_stages():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"levels": 8}, "`levels` must be whole numbers of at least 2, .*, got 8"),
-        ({"levels": ()}, r"`levels` must be whole numbers of at least 2, .*, got \(\)"),
-        ({"levels": (8, 1)}, r"`levels` must be whole numbers of at least 2, .*, got \(8, 1\)"),
-        ({"levels": (4, 2)}, r"`levels` must be at least 3 each, got \(4, 2\); or use bound='symmetric'"),
+        ({"levels": 8}, "levels must be whole numbers of at least 2, .*, got 8"),
+        ({"levels": ()}, r"levels must be whole numbers of at least 2, .*, got \(\)"),
+        ({"levels": (8, 1)}, r"levels must be whole numbers of at least 2, .*, got \(8, 1\)"),
+        ({"levels": (4, 2)}, r"levels must be at least 3 each, got \(4, 2\); or use bound='symmetric'"),
         ({"levels": (8,) * 11}, "fewer than .* codes, not 8589934592, .* an int32 index"),
-        ({"levels": (4,), "num_codebooks": 0}, "`num_codebooks` must be a whole number of at least 1, got 0"),
-        ({"levels": (4,), "bound": "tanh"}, "`bound` must be one of 'paper', 'asymmetric', 'symmetric', got 'tanh'"),
-        ({"levels": (4,), "noise_dropout": 0.5}, "`noise_dropout` must be None, got 0.5; or use bound='symmetric'"),
-        ({"levels": (4,), "bound": "symmetric", "noise_dropout": 2}, "`noise_dropout` must be a probability"),
+        ({"levels": (4,), "num_codebooks": 0}, "num_codebooks must be a whole number of at least 1, got 0"),
+        ({"levels": (4,), "bound": "tanh"}, "bound must be one of 'paper', 'asymmetric', 'symmetric', got 'tanh'"),
+        ({"levels": (4,), "noise_dropout": 0.5}, "noise_dropout must be None, got 0.5; or use bound='symmetric'"),
+        ({"levels": (4,), "bound": "symmetric", "noise_dropout": 2}, "noise_dropout must be a probability"),
         ({"levels": (4,), "bound": "symmetric", "noise_dropout": 0.0}, "or None for none, got 0.0"),
     ],
 )
@@ -260,14 +260,14 @@ def test_mistakes_are_named(as_users_run_it, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_quantizers": 0}, "`num_quantizers` must be a whole number of at least 1, got 0"),
-        ({"gradient": "both"}, "`gradient` must be one of 'total', 'per_stage', got 'both'"),
-        ({"soft_clamp": 2.0}, "`soft_clamp` must be None, got 2.0; stages that clip have a limit of their own"),
-        ({"soft_clamp": -1.0}, "`soft_clamp` must be a finite number above 0, got -1.0"),
-        ({"codebook_dim": 3}, "`codebook_dim` must be None, got 3; codes of FSQ have 2"),
-        ({"beam_size": 2}, "`beam_size` must be 1, got 2; a FSQ has none"),
-        ({"quantizer": FSQ((4, 3), bound="paper")}, "`bound` must be 'symmetric' or left out in Residual"),
-        ({"quantizer": FSQ((3, 3), orthogonal_rotation=True)}, "`orthogonal_rotation` must be False in Residual"),
+        ({"num_quantizers": 0}, "num_quantizers must be a whole number of at least 1, got 0"),
+        ({"gradient": "both"}, "gradient must be one of 'total', 'per_stage', got 'both'"),
+        ({"soft_clamp": 2.0}, "soft_clamp must be None, got 2.0; stages that clip have a limit of their own"),
+        ({"soft_clamp": -1.0}, "soft_clamp must be a finite number above 0, got -1.0"),
+        ({"codebook_dim": 3}, "codebook_dim must be None, got 3; codes of FSQ have 2"),
+        ({"beam_size": 2}, "beam_size must be 1, got 2; a FSQ has none"),
+        ({"quantizer": FSQ((4, 3), bound="paper")}, "bound must be 'symmetric' or left out in Residual"),
+        ({"quantizer": FSQ((3, 3), orthogonal_rotation=True)}, "orthogonal_rotation must be False in Residual"),
     ],
 )
 def test_mistakes_in_residuals_are_named(as_users_run_it, arguments, message):
@@ -277,7 +277,7 @@ def test_mistakes_in_residuals_are_named(as_users_run_it, arguments, message):
 
 def test_other_features_than_in_init_are_named():
     for quantizer in (FSQ((4, 3)), Residual(FSQ((4, 3)), 2)):
-        with pytest.raises(UserError, match="`z` must have 2 features, as the codes have, got 3"):
+        with pytest.raises(UserError, match="z must have 2 features, as the codes have, got 3"):
             quantizer.apply({}, gaussian(5, 3))
 
 

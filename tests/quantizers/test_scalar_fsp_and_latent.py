@@ -271,12 +271,12 @@ def test_eight_devices_have_the_losses_of_one(kind):
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (FSP, {"activation": "relu"}, "`activation` must be one of 'tanh', 'sigmoid', .* got 'relu'"),
-        (FSP, {"moments": "var"}, "`moments` must be one of 'variance', .*, None, got 'var'"),
-        (FSP, {"quantize_rate": 1.5}, r"`quantize_rate` must be a probability in \[0, 1\], got 1.5"),
-        (FSP, {"levels": (1,)}, r"`levels` must be whole numbers of at least 2, .*, got \(1,\)"),
-        (FSP, {"num_codebooks": 0}, "`num_codebooks` must be a whole number of at least 1, got 0"),
-        (LatentQuantizer, {"commitment_weight": -1.0}, "`commitment_weight` must be a finite number of at least 0"),
+        (FSP, {"activation": "relu"}, "activation must be one of 'tanh', 'sigmoid', .* got 'relu'"),
+        (FSP, {"moments": "var"}, "moments must be one of 'variance', .*, None, got 'var'"),
+        (FSP, {"quantize_rate": 1.5}, r"quantize_rate must be a probability in \[0, 1\], got 1.5"),
+        (FSP, {"levels": (1,)}, r"levels must be whole numbers of at least 2, .*, got \(1,\)"),
+        (FSP, {"num_codebooks": 0}, "num_codebooks must be a whole number of at least 1, got 0"),
+        (LatentQuantizer, {"commitment_weight": -1.0}, "commitment_weight must be a finite number of at least 0"),
         (LatentQuantizer, {"levels": (2**16, 2**15)}, "fewer than .* codes, not 2147483648"),
     ],
 )

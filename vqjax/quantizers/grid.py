@@ -154,7 +154,7 @@ class GridQuantizer(Quantizer):
         """
         if self.index_shape and indices.shape[-1:] != self.index_shape:
             raise UserError(
-                f"`indices` must have {self.num_codebooks} codebooks along the last axis, got shape {indices.shape}; "
+                f"indices must have {self.num_codebooks} codebooks along the last axis, got shape {indices.shape}; "
                 "pass them as encode returns them."
             )
         decode = lambda valid: self._to_vectors(self.values(to_levels(valid, self.radices())))  # noqa: E731

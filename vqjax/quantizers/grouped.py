@@ -140,7 +140,7 @@ class Grouped(Quantizer):
         axis = indices.ndim - len(self.index_shape)
         if axis < 0 or indices.shape[axis] != self.groups:
             raise UserError(
-                f"`indices` must have {self.groups} groups along axis {axis - indices.ndim}, got shape "
+                f"indices must have {self.groups} groups along axis {axis - indices.ndim}, got shape "
                 f"{indices.shape}; pass them as encode returns them."
             )
         pieces = zip(self.parts, jnp.moveaxis(indices, axis, 0), strict=True)

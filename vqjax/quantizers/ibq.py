@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.estimators import Estimator
-from vqjax.estimators.index_backpropagation import index_backpropagation, largest_inner_product
+from vqjax.estimators import Estimator, index_backpropagation, largest_inner_product
 from vqjax.functional.codebook import assign
 from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.regularizers import Regularizer

@@ -407,7 +407,7 @@ def split_scales(
     ends = tuple(itertools.accumulate(math.prod(shape) for shape in shapes))
     if indices.ndim < 1 or indices.shape[-1] not in ends:
         raise UserError(
-            f"`indices` must end with a scale, after one of {ends} tokens along the last axis, got shape "
+            f"indices must end with a scale, after one of {ends} tokens along the last axis, got shape "
             f"{indices.shape}; pass them as encode returns them."
         )
     parts = jnp.split(indices, ends[: ends.index(indices.shape[-1])], axis=-1)

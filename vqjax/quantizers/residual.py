@@ -399,7 +399,7 @@ class Residual(StagedQuantizer):
         indices = int32_indices(indices, self.num_codes)
         if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
             raise UserError(
-                f"`indices` must have 1 to {self.num_quantizers} stages along the last axis, got shape "
+                f"indices must have 1 to {self.num_quantizers} stages along the last axis, got shape "
                 f"{indices.shape}; pass them as encode returns them."
             )
         total = self._decode_stage(0, indices[..., 0], None)
