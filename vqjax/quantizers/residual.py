@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Integer, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from vqjax.errors import UserError
 from vqjax.estimators import chooses_codes, get_estimator, keyword_names, straight_through
@@ -482,7 +482,7 @@ class Residual(StagedQuantizer):
             quantizer = self._quantizer_at(stage)
             return quantizer.encode(residuals, **self._condition(stage, sums), top_k=min(count, quantizer.num_codes))
 
-        def codes(stage: int, indices: Indices, sums: Vectors) -> Vectors:
+        def codes(stage: int, indices: Indices, sums: Vectors) -> Float[Array, "*indices dim"]:
             above = jnp.broadcast_to(sums[..., None, :], (*indices.shape, sums.shape[-1]))
             return self._decode_stage(stage, indices, above)
 
