@@ -59,9 +59,7 @@ def compare(scales, spatial_dims, mask=None, rotation=False, shared=True, num_ph
     theirs = make_theirs(
         scales, spatial_dims, rotation_trick=rotation, shared_codebook=shared, share_quant_resi=num_phi or 0
     )
-    vq, variables = make_ours(
-        theirs, scales, spatial_dims, rotation, shared_codebook=shared, num_phi=num_phi
-    )
+    vq, variables = make_ours(theirs, scales, spatial_dims, rotation, shared_codebook=shared, num_phi=num_phi)
     z, g = (gaussian(2, *SPACES[spatial_dims], DIM, seed=seed) for seed in (10, 11))
     x = torch.tensor(z, requires_grad=True)
     quantized, indices, loss = theirs(x, mask=None if mask is None else torch.tensor(mask))
