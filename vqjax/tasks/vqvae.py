@@ -84,11 +84,10 @@ class VQVAETask(Task):
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
         params_key, quantizer_key = jax.random.split(key)
+        model, images = self.model.clone(microbatches=1), to_model_range(batch["image"])
         # As one program: it is cached between starts, unlike hundreds of small ones.
-        init = jax.jit(self.model.init)
-        images = to_model_range(batch["image"])
-        variables = init({"params": params_key, "quantizer": quantizer_key}, images)
-        decoded = jax.eval_shape(lambda variables: self.model.apply(variables, images, method="reconstruct"), variables)
+        variables = jax.jit(model.init)({"params": params_key, "quantizer": quantizer_key}, images)
+        decoded = jax.eval_shape(lambda variables: model.apply(variables, images, method="reconstruct"), variables)
         if decoded.shape != images.shape:
             raise UserError(
                 f"images of {images.shape[1]} x {images.shape[2]} pixels come back from their indices as "

@@ -51,8 +51,10 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
         "optimizer": optimizer,
         "augment": partial(augment, flip=config.data.flip, crop_padding=config.data.crop_padding),
     }
+    # A task takes the parts that it needs.
+    wanted = TASKS.call(config.task.name).others
     with within("config.task"):
-        return TASKS.build(**parts, **config.task)
+        return TASKS.build(**{name: part for name, part in parts.items() if name in wanted}, **config.task)
 
 
 def _build_optimizers(

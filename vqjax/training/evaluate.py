@@ -93,21 +93,23 @@ def report(
     Returns:
       Facts about what was evaluated, by name.
     """
-    groups = {name: config[name].name for name in ("task", "model", "quantizer") if config.get(name)}
+    # The data are named by the dataset itself.
+    groups = {name: group for name, group in config.items() if isinstance(group, ConfigDict) and name != "data"}
     context = {
         "dataset": dataset.name,
         "split": config.data.get(f"{split}_split", split),
         "image_size": config.data.image_size,
         "checkpoint_step": step,
-        **groups,
+        **{name: group.name for name, group in groups.items() if "name" in group},
         **task.facts,
         "seed": config.seed,
     }
     if is_main_process():
+        pictures = task.pictures(result.collected)
         print(terminal_table(result, context), flush=True)
-        write_report(directory, result, context=context, pictures=task.pictures(result.collected))
+        write_report(directory, result, context=context, pictures=pictures)
         print(f"report:  {directory}/report.md")
-        for name in task.pictures(result.collected):
+        for name in pictures:
             print(f"picture: {directory}/{name}.png", flush=True)
     return context
 
