@@ -18,7 +18,7 @@ fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 # What one step has compiled, the next ones read.
-export JAX_COMPILATION_CACHE_DIR="$scratch/compiled" XDG_CACHE_HOME="$scratch/cache"
+export JAX_COMPILATION_CACHE_DIR="$scratch/compiled" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 XDG_CACHE_HOME="$scratch/cache"
 if [ -d ../shared/data/tfds ]; then
   TFDS_DATA_DIR=$(cd ../shared/data/tfds && pwd)
   export TFDS_DATA_DIR
@@ -60,7 +60,7 @@ parity() {
   environment parity constraints.txt -e ".[test,parity]"
   # Without them every comparison would be skipped.
   python -c "import torch, vector_quantize_pytorch"
-  pytest tests/parity "$@"
+  pytest tests/parity
 }
 
 # Train, continue, evaluate.

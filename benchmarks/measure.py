@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from studies.common.document import table
-from vqjax.reporting import atomic_file, strict_json
+from vqjax.reporting import atomic_file, markdown_table, strict_json
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "vector-quantize-pytorch", "dm-haiku")
@@ -103,7 +102,7 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str])
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(strict_json({"benchmark": name, "machine": where, "rows": list(rows)}, indent=1).encode() + b"\n")
-    print(table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]))
+    print(markdown_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]))
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 

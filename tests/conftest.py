@@ -1,8 +1,10 @@
 """Every test runs on eight fake CPU devices, on any machine, and under strict shape promotion.
 
-`pytest` proves the main promises in a few minutes; `pytest --full` runs what is marked `full`, all cases of long lists
-and all random examples too. Compiling takes most of the time, and a third of that goes into optimizing code that runs
-once. That is left out unless the environment asks for a level: XLA_FLAGS=--xla_backend_optimization_level=3.
+`pytest` proves the main promises in a few minutes: it leaves out what is marked `full`, takes a few cases of each
+parametrized test, and few random examples. `pytest --full` and `pytest PATH` leave out nothing.
+
+Compiling takes most of the time, and a third of that goes into optimizing code that runs once. That is left out unless
+the environment asks for a level: XLA_FLAGS=--xla_backend_optimization_level=3.
 """
 
 import os
@@ -30,29 +32,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: runs with --full only")
-    shares.FULL = config.getoption("--full")
+    config.addinivalue_line("markers", "full: not in the share of the tests that `pytest` alone runs")
+    # The workers of pytest-xdist get the options of the process that has started them, and paths in any case.
+    if not hasattr(config, "workerinput") and config.args_source is config.ArgsSource.ARGS:
+        config.option.full = True
+    shares.FULL = config.option.full
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--full"):
-        left_out = [item for item in items if item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _no_traces_outside(tmp_path_factory):
-    """The front doors keep compiled programs in the user's cache; those that tests start keep theirs here."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    if not config.option.full:
+        kept = shares.share(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _compiled_once(tmp_path_factory):
-    """Many tests start the same run: what one has compiled the others read, in both processes of pytest-xdist."""
+    """Many tests start the same run: what one has compiled the others read, in all processes, and no user's cache."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    directory = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

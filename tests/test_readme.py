@@ -1,8 +1,12 @@
 """The examples of README.md and CONTRIBUTING.md run as printed, and the files that they name exist."""
 
+import contextlib
 import re
 from pathlib import Path
+from unittest import mock
 
+import jax
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -30,3 +34,29 @@ def test_every_file_it_names_exists(page):
     folder = (ROOT / page).parent
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
         assert (folder / link).exists(), link
+
+
+def test_the_examples_for_contributors_train_a_model(tmp_path):
+    from vqjax.data.sources import SOURCES
+    from vqjax.losses.registry import LOSSES
+    from vqjax.models.registry import MODELS
+    from vqjax.quantizers.registry import QUANTIZERS
+    from vqjax.tasks.registry import TASKS
+    from vqjax.training.loop import train
+
+    with contextlib.ExitStack() as stack:
+        for registry in (QUANTIZERS, MODELS, LOSSES, SOURCES, TASKS):
+            stack.enter_context(mock.patch.dict(registry))
+        names = run_examples("CONTRIBUTING.md", 8)
+        config = names["get_config"]()
+        config.num_steps, config.batch_size, config.tensorboard = 2, 8, False
+        config.task = {"name": "brightening", "amount": 4}
+        config.data = {"source": "stripes", "image_size": 16, "count": 64}
+        config.model = {"name": "patches", "width": 4}
+        config.quantizer = {"name": "ternary", "features": 4}
+        config.loss = {"name": "l1", "weight": 2.0}
+        metrics = train(config, tmp_path, devices=jax.devices()[:1]).metrics
+    assert metrics["images"] == 8
+    metric, outputs = names["MeanAbsoluteError"](), {"image": np.full((2, 4, 4, 3), 255, np.uint8)}
+    outputs |= {"reconstruction": np.zeros((2, 4, 4, 3), np.float32), "valid": np.array([True, False])}
+    assert metric.compute(metric.update(metric.init(), metric.measure(outputs))) == {"mae_pm1": 1.0}

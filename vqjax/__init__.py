@@ -15,26 +15,19 @@ from vqjax.quantizers import EMACodebook as EMACodebook
 from vqjax.quantizers import FrozenCodebook as FrozenCodebook
 from vqjax.quantizers import GradientCodebook as GradientCodebook
 from vqjax.quantizers import Grouped as Grouped
-from vqjax.quantizers import GroupedResidualFSQ as GroupedResidualFSQ
-from vqjax.quantizers import GroupedResidualLFQ as GroupedResidualLFQ
-from vqjax.quantizers import GroupedResidualVQ as GroupedResidualVQ
 from vqjax.quantizers import ImplicitCodebook as ImplicitCodebook
 from vqjax.quantizers import LatentQuantizer as LatentQuantizer
 from vqjax.quantizers import LearnedAffine as LearnedAffine
 from vqjax.quantizers import LinearTransform as LinearTransform
-from vqjax.quantizers import MaxVecPool as MaxVecPool
 from vqjax.quantizers import MultiScaleVQ as MultiScaleVQ
 from vqjax.quantizers import ProductVQ as ProductVQ
 from vqjax.quantizers import QuantizerOutput as QuantizerOutput
 from vqjax.quantizers import RandomProjectionQuantizer as RandomProjectionQuantizer
 from vqjax.quantizers import Replacement as Replacement
-from vqjax.quantizers import ResidualFSQ as ResidualFSQ
-from vqjax.quantizers import ResidualLFQ as ResidualLFQ
-from vqjax.quantizers import ResidualSimVQ as ResidualSimVQ
+from vqjax.quantizers import Residual as Residual
 from vqjax.quantizers import ResidualVQ as ResidualVQ
 from vqjax.quantizers import RunningAffine as RunningAffine
 from vqjax.quantizers import SimVQ as SimVQ
-from vqjax.quantizers import SoftMaxVecPool as SoftMaxVecPool
 from vqjax.quantizers import VectorQuantizer as VectorQuantizer
 
 # Loaded where they are used: they need Orbax and the configs of the trainer, which `import vqjax` does without.

@@ -10,9 +10,10 @@ from studies.choosing.figures import collapse_figure, himmelblau_figure, surface
 from studies.choosing.runs import PLANE_ESTIMATORS
 from studies.choosing.surfaces import SURFACES
 from studies.choosing.variants import GROUPS, STARTS
-from studies.common.document import table, with_spread, write_filled
+from studies.common.document import with_spread, write_filled
 from studies.common.plotting import save_figure
 from studies.common.records import Record, Results
+from vqjax.reporting import markdown_table
 
 DOCUMENT, FIGURES = "choosing-a-quantizer.md", "choosing"
 """The document and the directory of its figures, from the directory of all documents."""
@@ -96,7 +97,7 @@ def _cost_part(results: Results) -> str:
         [name, str(len(records)), tqdm.format_interval(sum(record.seconds for record in records))]
         for name, records in parts.items()
     ]
-    return table(["part", "runs", "time, compilation included"], rows)
+    return markdown_table(["part", "runs", "time, compilation included"], rows)
 
 
 def _surfaces_part(results: Results) -> str:
@@ -113,7 +114,7 @@ def _surfaces_part(results: Results) -> str:
                 _number(measured["descends"], ".0%"),
             ]
     figures = [_figure(f"surface_{surface}", f"gradient fields, {surface}") for surface in fields]
-    return "\n\n".join([*figures, table(header, [[name, *cells] for name, cells in rows.items()])])
+    return "\n\n".join([*figures, markdown_table(header, [[name, *cells] for name, cells in rows.items()])])
 
 
 def _number(value: float | None, form: str) -> str:
@@ -135,7 +136,7 @@ def _himmelblau_part(results: Results) -> str:
         for record in records
     ]
     figure = _figure("himmelblau", "descents of the first seed")
-    return "\n\n".join([figure, table(["estimator", *columns.values(), "seeds with finite values"], rows)])
+    return "\n\n".join([figure, markdown_table(["estimator", *columns.values(), "seeds with finite values"], rows)])
 
 
 def _finite(record: Record) -> str:
@@ -150,7 +151,7 @@ def _collapse_part(variants: Mapping[str, ByStart] | None, group: str) -> str:
     for start in next(iter(variants.values())):
         rows = [[name, *_collapse_cells(by_start[start])] for name, by_start in variants.items() if by_start[start]]
         columns = [*_COLLAPSE_COLUMNS.values(), "runs that stayed finite"]
-        sections += [f"Initial codes **{start}**:", table(["variant", *columns], rows)]
+        sections += [f"Initial codes **{start}**:", markdown_table(["variant", *columns], rows)]
     return "\n\n".join(sections)
 
 

@@ -10,26 +10,6 @@ from vqjax.errors import UserError
 from vqjax.reporting import atomic_file
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out a Markdown table, the first column aligned left and the others right.
-
-    Args:
-      header: Names of the columns.
-      rows: Cells as text.
-
-    Returns:
-      Lines joined by newlines.
-
-    Example:
-      >>> print(table(["estimator", "PSNR"], [["rotation", "23.0"]]))
-      | estimator | PSNR |
-      | :--- | ---: |
-      | rotation | 23.0 |
-    """
-    lines = [header, [":---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 def mean_and_deviation(values: Sequence[float | int | None]) -> tuple[float, float] | None:
     """Computes the mean and the sample standard deviation (divisor n - 1).
 

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from pathlib import Path
 
-from studies.common.document import table, with_spread, write_filled
+from studies.common.document import with_spread, write_filled
 from studies.common.records import Record, Results
 from studies.quantizers.variants import VARIANTS
+from vqjax.reporting import markdown_table
 
 DOCUMENT = "quantizers.md"
 
@@ -39,7 +40,7 @@ def document_parts(results: Results) -> dict[str, str]:
         records[record.settings["quantizer"]].append(record)
     header = ["class", "source", "use it for", "bits", "µs", "PSNR (dB)", "codes used", "images/s"]
     rows = [_row(name, records[name]) for name in VARIANTS if name in records]
-    return {"measured": table(header, rows) if rows else "Not measured yet: `python -m studies.quantizers`"}
+    return {"measured": markdown_table(header, rows) if rows else "Not measured yet: `python -m studies.quantizers`"}
 
 
 def _row(name: str, records: list[Record]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from studies.common.document import table, with_spread, write_filled
+from studies.common.document import with_spread, write_filled
 from studies.common.records import Record, Results
 from studies.reproduction.figures import COLUMNS, FIGURES, Runs, write_figures
 from studies.reproduction.runs import (
@@ -22,6 +22,7 @@ from studies.reproduction.runs import (
 from studies.reproduction.training import Scale
 from studies.reproduction.variants import PROTOCOLS
 from vqjax.errors import UserError
+from vqjax.reporting import markdown_table
 
 DOCUMENT = "reproduction.md"
 
@@ -171,7 +172,8 @@ def _betas(runs: Runs, scale: Scale, published: Published) -> str:
                 rows += [_row([f"{beta}", chosen.variant], runs[chosen], split) for chosen in of_beta]
         if rows:
             header = ["β", "", *COLUMNS, "seeds"]
-            parts.append(f"{'Training' if split == 'train' else 'Testing'}, last epoch:\n\n{table(header, rows)}")
+            title = f"{'Training' if split == 'train' else 'Testing'}, last epoch:"
+            parts.append(f"{title}\n\n{markdown_table(header, rows)}")
     return "\n\n".join(parts)
 
 
@@ -184,7 +186,7 @@ def _sizes(runs: Runs, scale: Scale, published: Published) -> str:
         if of_size:
             rows += _published_rows(name, of_size[0], scale, "train", published)
             rows += [_row([name, chosen.variant], runs[chosen], "train") for chosen in of_size]
-    return f"Training, last epoch:\n\n{table(['size', '', *COLUMNS, 'seeds'], rows)}" if rows else ""
+    return f"Training, last epoch:\n\n{markdown_table(['size', '', *COLUMNS, 'seeds'], rows)}" if rows else ""
 
 
 def _published_rows(
@@ -222,7 +224,7 @@ def _compared(runs: Runs, configurations: Sequence[Configuration]) -> str:
         for configuration in configurations
         if configuration in runs
     ]
-    return table(["", *measured, "codes used (%)", "seeds"], rows) if rows else ""
+    return markdown_table(["", *measured, "codes used (%)", "seeds"], rows) if rows else ""
 
 
 def _indices(runs: Runs) -> str:
@@ -238,7 +240,7 @@ def _indices(runs: Runs) -> str:
         if configuration in runs and configuration.variant == "faithful"
     ]
     header = ["β", "reconstruction, as the study measures it", "from indices alone", "code's length over the vector's"]
-    return table(header, rows) if rows else ""
+    return markdown_table(header, rows) if rows else ""
 
 
 def _printed(name: str, printed: Sequence[tuple[str, float, list[float]]]) -> str:
@@ -247,7 +249,7 @@ def _printed(name: str, printed: Sequence[tuple[str, float, list[float]]]) -> st
         [row, *(f"{number:g}" for number in numbers), f"{numbers[1] + (1 + beta) * numbers[2]:.4f}"]
         for row, beta, numbers in printed
     ]
-    return table([f"printed in {name}", *COLUMNS, "reconstruction + (1 + β) codebook"], rows)
+    return markdown_table([f"printed in {name}", *COLUMNS, "reconstruction + (1 + β) codebook"], rows)
 
 
 def _identity(study: dict[str, Runs]) -> str:

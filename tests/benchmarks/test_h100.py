@@ -12,7 +12,7 @@ from vqjax import FSQ, LFQ, SimVQ, VectorQuantizer
 pytestmark = pytest.mark.full
 QUANTIZERS = {
     "ema": VectorQuantizer(num_codes=512),
-    "cosine": VectorQuantizer(num_codes=512, metric="cosine"),
+    "cosine": VectorQuantizer(num_codes=512, distance="cosine"),
     "sim_vq": SimVQ(num_codes=512),
     "fsq": FSQ(levels=(8, 5, 5)),
     "lfq": LFQ(bits=9),

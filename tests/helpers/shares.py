@@ -1,15 +1,28 @@
-"""How much of long lists of cases is tried: all of it with ``pytest --full``, a share without."""
+"""The share of the tests that `pytest` alone runs."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
+import pytest
+
 FULL = False
-"""Set by ``tests/conftest.py`` before tests are collected."""
+"""Whether everything runs; set by ``tests/conftest.py`` before tests are collected."""
+
+MOST_CASES = 4
+"""Of a parametrized test."""
 
 
-def all_if_full[Case](cases: Iterable[Case], few: int) -> list[Case]:
-    """All cases with ``--full``; a few, evenly chosen, without."""
-    cases = list(cases)
-    return cases if FULL else cases[:: max(1, len(cases) // few)][:few]
+def share(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """Tests without the mark ``full``, and a few cases of each parametrized one, from its first to its last."""
+    functions: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if not item.get_closest_marker("full"):
+            functions[item.nodeid.partition("[")[0]].append(item)
+    kept: set[pytest.Item] = set()
+    for cases in functions.values():
+        few = min(MOST_CASES, len(cases))
+        kept.update(cases[i * (len(cases) - 1) // max(1, few - 1)] for i in range(few))
+    return kept
 
 
 def examples(full: int, few: int) -> int:

@@ -1,11 +1,11 @@
-"""FSQ, ResidualFSQ, FSP and LatentQuantizer beside vector-quantize-pytorch 1.32."""
+"""FSQ, alone and in Residual, FSP and LatentQuantizer beside vector-quantize-pytorch 1.32."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.quantizers.residual_scalar import ResidualFSQ
+from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.scalar import FSP, FSQ, LatentQuantizer
 
 torch = pytest.importorskip("torch")
@@ -92,8 +92,8 @@ def test_noise_of_theirs_is_in_units_of_the_codes():
 def test_residual_fsq(dim, hard_clamp):
     soft = {} if hard_clamp else {"soft_clamp_input_value": 1.5}
     theirs = peer.ResidualFSQ(levels=list(LEVELS), num_quantizers=3, dim=dim, bound_hard_clamp=hard_clamp, **soft)
-    arguments = {"hard_clamp": hard_clamp, "soft_clamp": None if hard_clamp else 1.5}
-    ours = ResidualFSQ(LEVELS, 3, gradient="per_level", **arguments)
+    template = FSQ(LEVELS) if hard_clamp else FSQ(LEVELS, hard_clamp=False)
+    ours = Residual(template, 3, gradient="per_stage", soft_clamp=None if hard_clamp else 1.5)
     variables = {"params": projections_of(theirs)}
     result, output = compare(ours, variables, theirs, gaussian(2, 100, dim))
     close(ours.apply(variables, result.indices, method="decode"), theirs.get_output_from_indices(output[1]))
@@ -112,7 +112,7 @@ def test_fsp(activation, invert):
 @pytest.mark.parametrize(
     ("name", "of_theirs"),
     [
-        ("none", "none"),
+        (None, "none"),
         ("variance", "var"),
         ("kurtosis", "kurt"),
         ("tanh", "var_tanh"),

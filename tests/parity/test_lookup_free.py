@@ -1,4 +1,4 @@
-"""LFQ, BSQ, ResidualLFQ and BinaryMapper beside vector-quantize-pytorch 1.32: the same inputs, the same numbers."""
+"""LFQ, alone and in Residual, BSQ and BinaryMapper beside vector-quantize-pytorch 1.32: same inputs, same numbers."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from vqjax.functional.binary import bit_entropies
 from vqjax.quantizers.binary import BSQ, LFQ, BinaryMapper
-from vqjax.quantizers.residual_scalar import ResidualLFQ
+from vqjax.quantizers.residual import Residual
 
 torch = pytest.importorskip("torch")
 peer = pytest.importorskip("vector_quantize_pytorch")
@@ -155,7 +155,7 @@ def test_every_option_with_projections(kind):
         num_codebooks=2,
         scale=0.5,
         entropy_weight=0.2,
-        diversity=2.0,
+        diversity_gamma=2.0,
         commitment_weight=0.3,
         soft_clamp=0.7,
         orthogonal_rotation=True,
@@ -169,7 +169,7 @@ def test_every_option_with_projections(kind):
 @pytest.mark.parametrize("num_codebooks", [1, 2])
 def test_masks(num_codebooks):
     # Without the entropy of the batch, for theirs is wrong under a mask: see below.
-    arguments = {"num_codebooks": num_codebooks, "commitment_weight": 0.3, "diversity": 0.0}
+    arguments = {"num_codebooks": num_codebooks, "commitment_weight": 0.3, "diversity_gamma": 0.0}
     ours = LFQ(DIM // num_codebooks, inverse_temperature=1.0, smallest_probability=CLAMP, **arguments)
     theirs = peer.LFQ(
         codebook_size=2**ours.bits, num_codebooks=num_codebooks, commitment_loss_weight=0.3, diversity_gamma=0.0
@@ -200,13 +200,13 @@ def test_defect_their_mask_turns_the_entropy_of_the_batch_into_that_of_the_token
 
 
 @pytest.mark.parametrize("projected", [False, True])
-def test_residual_levels(projected):
-    bits, levels, dim = (4, 2, 5) if projected else (DIM, 3, DIM)
+def test_residual_stages(projected):
+    bits, stages, dim = (4, 2, 5) if projected else (DIM, 3, DIM)
     theirs = peer.ResidualLFQ(
-        dim=dim, codebook_size=2**bits, num_quantizers=levels, soft_clamp_input_value=1.5, commitment_loss_weight=0.2
+        dim=dim, codebook_size=2**bits, num_quantizers=stages, soft_clamp_input_value=1.5, commitment_loss_weight=0.2
     )
     arguments = {"soft_clamp": 1.5, "commitment_weight": 0.2, "smallest_probability": CLAMP}
-    ours = ResidualLFQ(bits, levels, gradient="per_level", **arguments)
+    ours = Residual(LFQ(bits, **arguments), stages, gradient="per_stage")
     z = gaussian(*SHAPE, dim)
     out, _ = compare(ours, theirs, z)
     check_evaluation(ours, theirs, z, out)
@@ -349,23 +349,27 @@ def test_defect_masked_tokens_have_codes_in_theirs():
     assert np.all(out.indices[1:] == -1)
 
 
-def test_defect_08_their_gradient_grows_with_the_levels_ours_does_not():
+def test_defect_08_their_gradient_grows_with_the_stages_ours_does_not():
     z = gaussian(*SHAPE, DIM)
     x = torch.tensor(z, requires_grad=True)
     peer.ResidualLFQ(dim=DIM, codebook_size=2**DIM, num_quantizers=3).train()(x)[0].sum().backward()
     close(x.grad, np.full_like(z, 3.0))
-    total = lambda z: jnp.sum(ResidualLFQ(DIM, 3).apply({}, z).quantized)  # noqa: E731
+    total = lambda z: jnp.sum(Residual(LFQ(DIM), 3).apply({}, z).quantized)  # noqa: E731
     gradient = quickly_compiled(jax.grad(total))(jnp.asarray(z))
     close(gradient, np.ones_like(z))
 
 
 @pytest.mark.parametrize("option", ["spherical", "orthogonal_rotation"])
 def test_defect_their_residual_form_decodes_other_vectors_than_it_returned(option):
-    # Its codebook is that of plain signs whatever the levels do. Ours has neither option.
+    # Its codebook is that of plain signs whatever the stages do.
     z = gaussian(*SHAPE, DIM)
     theirs = peer.ResidualLFQ(dim=DIM, codebook_size=2**DIM, num_quantizers=2, **{option: True}).eval()
     quantized, indices, _ = theirs(torch.tensor(z))
     assert float((theirs.get_output_from_indices(indices) - quantized).abs().max()) > 0.5
+    ours = Residual(BSQ(DIM) if option == "spherical" else LFQ(DIM, orthogonal_rotation=True), 2)
+    variables = ours.init(KEY, jnp.asarray(z))
+    out = ours.apply(variables, jnp.asarray(z))
+    np.testing.assert_array_equal(ours.apply(variables, out.indices, method="decode"), out.quantized)
 
 
 def test_defect_their_binary_mapper_draws_in_evaluation():

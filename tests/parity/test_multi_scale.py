@@ -47,7 +47,7 @@ def make_ours(theirs, scales, spatial_dims, rotation=False, **arguments):
     for number, phi in enumerate(convolutions):
         kernel = np.moveaxis(phi.conv.weight.detach().numpy(), (0, 1), (-1, -2))
         conv = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(phi.conv.bias.detach().numpy())}
-        params[f"refinements_{number}"] = {"convolution": conv}
+        params[f"phi_{number}"] = {"convolution": conv}
     codebook = {}
     for name, state in variables["codebook"].items():
         codebook[name] = state | {"codes": jnp.asarray(gaussian(CODES, DIM, seed=int(name.split("_")[1]) + 1))}
@@ -55,13 +55,11 @@ def make_ours(theirs, scales, spatial_dims, rotation=False, **arguments):
     return vq, {"params": params, "codebook": codebook}
 
 
-def compare(scales, spatial_dims, mask=None, rotation=False, shared=True, refinements=1):
+def compare(scales, spatial_dims, mask=None, rotation=False, shared=True, num_phi=1):
     theirs = make_theirs(
-        scales, spatial_dims, rotation_trick=rotation, shared_codebook=shared, share_quant_resi=refinements
+        scales, spatial_dims, rotation_trick=rotation, shared_codebook=shared, share_quant_resi=num_phi or 0
     )
-    vq, variables = make_ours(
-        theirs, scales, spatial_dims, rotation, shared_codebook=shared, num_refinements=refinements
-    )
+    vq, variables = make_ours(theirs, scales, spatial_dims, rotation, shared_codebook=shared, num_phi=num_phi)
     z, g = (gaussian(2, *SPACES[spatial_dims], DIM, seed=seed) for seed in (10, 11))
     x = torch.tensor(z, requires_grad=True)
     quantized, indices, loss = theirs(x, mask=None if mask is None else torch.tensor(mask))
@@ -91,9 +89,9 @@ def test_a_scale_of_the_size_of_the_input_and_one_beyond():
     compare(((2, 1), (8, 6), (9, 7)), 2)
 
 
-@pytest.mark.parametrize("refinements", [0, 2, 3])
-def test_a_codebook_per_scale_and_several_convolutions(refinements):
-    compare((1, 2, 3, 4), 2, shared=False, refinements=refinements)
+@pytest.mark.parametrize("num_phi", [None, 2, 3])
+def test_a_codebook_per_scale_and_several_convolutions(num_phi):
+    compare((1, 2, 3, 4), 2, shared=False, num_phi=num_phi)
 
 
 @pytest.mark.parametrize("spatial_dims", [1, 2])
@@ -121,4 +119,4 @@ def test_defect_16_their_clusters_see_the_coarsest_scale_only():
     key = {"quantizer": jax.random.key(1)}
     _, started = vq.apply(variables, jnp.asarray(z), method="kmeans_init", mutable=["codebook"], rngs=key)
     assert len(np.unique(theirs.vq._codebook.embed[0].numpy(), axis=0)) < CODES
-    assert len(np.unique(started["codebook"]["levels_0"]["codes"], axis=0)) == CODES
+    assert len(np.unique(started["codebook"]["stages_0"]["codes"], axis=0)) == CODES

@@ -1,4 +1,4 @@
-"""ResidualVQ and GroupedResidualVQ beside vector-quantize-pytorch 1.32: the same state and inputs, the same numbers."""
+"""ResidualVQ, alone and in Grouped, beside vector-quantize-pytorch 1.32: same state and inputs, same numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 
 from vqjax import VectorQuantizer
-from vqjax.quantizers import EMA
-from vqjax.quantizers.grouped import GroupedResidualVQ
+from vqjax.quantizers import EMACodebook
+from vqjax.quantizers.grouped import Grouped
 from vqjax.quantizers.residual import ResidualVQ
 from vqjax.quantizers.transforms import ImplicitCodebook
 
 torch = pytest.importorskip("torch")
 peer = pytest.importorskip("vector_quantize_pytorch")
 
-LEVELS, CODES, DIM = 4, 16, 8
-LEVEL = VectorQuantizer(
-    num_codes=CODES, codebook_update=EMA(smoothing=1e-5, start="one_token"), decay=0.8, commitment_weight=1.0
-)
+STAGES, CODES, DIM = 4, 16, 8
+AVERAGES = EMACodebook(decay=0.8, smoothing=1e-5, start="one_token")
+STAGE = VectorQuantizer(num_codes=CODES, codebook=AVERAGES, commitment_weight=1.0)
 
 
 def gaussian(*shape, seed=0, scale=1.0):
@@ -47,25 +46,25 @@ def inject(theirs, codebooks):
 def our_state(codebooks):
     ones = {"counts": jnp.ones, "relative_usage": jnp.ones}
     return {
-        f"levels_{number}": {"codes": jnp.asarray(codes), "sums": jnp.asarray(codes)}
+        f"stages_{number}": {"codes": jnp.asarray(codes), "sums": jnp.asarray(codes)}
         | {name: make(len(codes)) for name, make in ones.items()}
         for number, codes in enumerate(codebooks)
     }
 
 
-def codebooks_of(sizes=(CODES,) * LEVELS, dim=DIM):
+def codebooks_of(sizes=(CODES,) * STAGES, dim=DIM):
     return [gaussian(size, dim, seed=number, scale=0.7**number) for number, size in enumerate(sizes)]
 
 
-def level_losses(out, levels=LEVELS):
-    return [out.metrics[f"quantization_error_{number}"] for number in range(levels)]
+def stage_losses(out, stages=STAGES):
+    return [out.metrics[f"quantization_error_{number}"] for number in range(stages)]
 
 
-@pytest.mark.parametrize("sizes", [(CODES,) * LEVELS, (16, 8, 4)])
+@pytest.mark.parametrize("sizes", [(CODES,) * STAGES, (16, 8, 4)])
 def test_moving_averages_over_three_steps(sizes):
     codebooks = codebooks_of(sizes)
     theirs = their_residual(codebooks)
-    module = ResidualVQ(LEVEL, len(sizes), level_sizes=sizes)
+    module = ResidualVQ(STAGE, len(sizes), stage_sizes=sizes)
     variables = {"codebook": our_state(codebooks)}
     for step in range(3):
         z = gaussian(2, 32, DIM, seed=10 + step)
@@ -74,10 +73,10 @@ def test_moving_averages_over_three_steps(sizes):
         variables = variables | updates
         np.testing.assert_array_equal(out.indices, indices)
         close(out.quantized, quantized)
-        close(level_losses(out, len(sizes)), losses)
+        close(stage_losses(out, len(sizes)), losses)
         close(out.loss, losses.sum())
         for number, level in enumerate(theirs.layers):
-            close(variables["codebook"][f"levels_{number}"]["codes"], level._codebook.embed[0])
+            close(variables["codebook"][f"stages_{number}"]["codes"], level._codebook.embed[0])
     theirs.eval()
     close(
         module.apply(variables, jnp.asarray(indices.numpy()), method="decode"), theirs.get_output_from_indices(indices)
@@ -85,32 +84,32 @@ def test_moving_averages_over_three_steps(sizes):
 
 
 @pytest.mark.parametrize("rotation", [False, True])
-def test_defect_08_the_gradient_of_the_per_level_form_grows_with_the_levels_ours_does_not(rotation):
+def test_defect_08_the_gradient_of_the_per_stage_form_grows_with_the_stages_ours_does_not(rotation):
     codebooks, z, cotangent = codebooks_of(), gaussian(2, 32, DIM, seed=10), gaussian(2, 32, DIM, seed=11)
     theirs = their_residual(codebooks, rotation_trick=rotation)
     x = torch.tensor(z, requires_grad=True)
     (theirs(x)[0] * torch.tensor(cotangent)).sum().backward()
     gradients = {}
-    for form in ("per_level", "total"):
-        level = LEVEL.clone(estimator="rotation" if rotation else "straight_through")
-        module = ResidualVQ(level, LEVELS, gradient=form)
+    for form in ("per_stage", "total"):
+        stage = STAGE.clone(estimator="rotation" if rotation else "straight_through")
+        module = ResidualVQ(stage, STAGES, gradient=form)
         value = lambda z, m=module: jnp.sum(m.apply({"codebook": our_state(codebooks)}, z).quantized * cotangent)  # noqa: E731
         gradients[form] = jax.grad(value)(jnp.asarray(z))
-    close(gradients["per_level"], x.grad, rtol=1e-4, atol=1e-4 if rotation else 1e-5)
+    close(gradients["per_stage"], x.grad, rtol=1e-4, atol=1e-4 if rotation else 1e-5)
     if not rotation:
-        close(LEVELS * gradients["total"], x.grad)
+        close(STAGES * gradients["total"], x.grad)
 
 
-def test_projection_around_all_levels():
+def test_projection_around_all_stages():
     codebooks, z = codebooks_of(dim=4), gaussian(2, 32, DIM, seed=10)
-    theirs = peer.ResidualVQ(dim=DIM, codebook_size=CODES, codebook_dim=4, num_quantizers=LEVELS).eval()
+    theirs = peer.ResidualVQ(dim=DIM, codebook_size=CODES, codebook_dim=4, num_quantizers=STAGES).eval()
     inject(theirs, codebooks)
     params = {
         f"{name}_{part}": jnp.asarray(getattr(getattr(theirs, name), torch_part).detach().numpy().T)
         for name in ("project_in", "project_out")
         for part, torch_part in (("kernel", "weight"), ("bias", "bias"))
     }
-    module = ResidualVQ(LEVEL, LEVELS, code_dim=4)
+    module = ResidualVQ(STAGE, STAGES, codebook_dim=4)
     out = module.apply({"params": params, "codebook": our_state(codebooks)}, jnp.asarray(z))
     quantized, indices, _ = theirs(torch.tensor(z))
     np.testing.assert_array_equal(out.indices, indices)
@@ -122,16 +121,16 @@ def test_implicit_codebooks():
     theirs = peer.ResidualVQ(
         dim=DIM,
         codebook_size=CODES,
-        num_quantizers=LEVELS,
+        num_quantizers=STAGES,
         implicit_neural_codebook=True,
         mlp_kwargs={"dim_hidden": 12},
     )
     inject(theirs, codebooks)
-    params = {f"levels_{number}": {"codes": jnp.asarray(codes)} for number, codes in enumerate(codebooks)}
+    params = {f"stages_{number}": {"codes": jnp.asarray(codes)} for number, codes in enumerate(codebooks)}
     for number, mlp in enumerate(theirs.mlps):
-        params[f"levels_{number + 1}"]["codebook_transform"] = our_network(mlp)
+        params[f"stages_{number + 1}"]["codebook_transform"] = our_network(mlp)
     module = ResidualVQ(
-        LEVEL.clone(codebook_update="gradient"), LEVELS, implicit_codebooks=ImplicitCodebook(depth=4, hidden=12)
+        STAGE.clone(codebook="gradient"), STAGES, implicit_codebooks=ImplicitCodebook(depth=4, hidden=12)
     )
     state = {
         name: {"offsets": jnp.zeros((CODES, DIM)), "relative_usage": jnp.ones(CODES)} for name in our_state(codebooks)
@@ -157,13 +156,13 @@ def our_network(mlp):
 
 
 def test_groups():
-    theirs = peer.GroupedResidualVQ(dim=2 * DIM, groups=2, codebook_size=CODES, num_quantizers=LEVELS, decay=0.8)
+    theirs = peer.GroupedResidualVQ(dim=2 * DIM, groups=2, codebook_size=CODES, num_quantizers=STAGES, decay=0.8)
     codebooks = [codebooks_of(), [codes[::-1].copy() for codes in codebooks_of()]]
     for part, codes in zip(theirs.rvqs, codebooks, strict=True):
         inject(part, codes)
     state = {f"parts_{number}": our_state(codes) for number, codes in enumerate(codebooks)}
     z = gaussian(2, 32, 2 * DIM, seed=10)
-    module = GroupedResidualVQ(ResidualVQ(LEVEL, LEVELS), 2)
+    module = Grouped(ResidualVQ(STAGE, STAGES), 2)
     out, _ = module.apply({"codebook": state}, jnp.asarray(z), train=True, mutable=["codebook"])
     quantized, indices, losses = theirs(torch.tensor(z))
     np.testing.assert_array_equal(jnp.moveaxis(out.indices, -2, 0), indices)
@@ -171,11 +170,11 @@ def test_groups():
     close(out.loss, losses.sum())
 
 
-def test_defect_01_their_beam_search_scores_the_sum_over_levels_ours_what_is_left():
+def test_defect_01_their_beam_search_scores_the_sum_over_stages_ours_what_is_left():
     codebooks, z = codebooks_of(), gaussian(3, 32, DIM, seed=10)
     theirs = their_residual(codebooks, beam_size=8, rotation_trick=False).eval()
     their_error = np.mean((theirs(torch.tensor(z))[0].detach().numpy() - z) ** 2)
-    module = ResidualVQ(LEVEL, LEVELS, beam_size=8)
+    module = ResidualVQ(STAGE, STAGES, beam_size=8)
     ours = module.apply({"codebook": our_state(codebooks)}, jnp.asarray(z))
     assert np.mean((np.asarray(ours.quantized) - z) ** 2) < their_error
 
@@ -185,22 +184,22 @@ def test_defect_01_their_beam_search_moves_a_frozen_codebook_ours_does_not():
     theirs = their_residual(codebooks, beam_size=8, rotation_trick=False)
     theirs(torch.tensor(z), freeze_codebook=True)
     assert np.max(np.abs(theirs.layers[0]._codebook.embed[0].numpy() - codebooks[0])) > 0.1
-    module = ResidualVQ(LEVEL.clone(codebook_update="none"), LEVELS, beam_size=8)
+    module = ResidualVQ(STAGE.clone(codebook="frozen"), STAGES, beam_size=8)
     state = {name: {"codes": level["codes"]} for name, level in our_state(codebooks).items()}
     _, updates = module.apply({"codebook": state}, jnp.asarray(z), train=True, mutable=["codebook"])
-    np.testing.assert_array_equal(updates["codebook"]["levels_0"]["codes"], codebooks[0])
+    np.testing.assert_array_equal(updates["codebook"]["stages_0"]["codes"], codebooks[0])
 
 
-def test_defect_15_their_shared_codebook_decays_once_per_level():
+def test_defect_15_their_shared_codebook_decays_once_per_stage():
     codes = codebooks_of()[0]
-    theirs = peer.ResidualVQ(dim=DIM, codebook_size=CODES, num_quantizers=LEVELS, shared_codebook=True, decay=0.8)
-    inject(theirs, [codes] * LEVELS)
+    theirs = peer.ResidualVQ(dim=DIM, codebook_size=CODES, num_quantizers=STAGES, shared_codebook=True, decay=0.8)
+    inject(theirs, [codes] * STAGES)
     z = gaussian(2, 32, DIM, seed=10)
     _, indices, _ = theirs.train()(torch.tensor(z))
-    state = {"levels_0": our_state([codes])["levels_0"]}
-    module = ResidualVQ(LEVEL, LEVELS, shared_codebook=True)
+    state = {"stages_0": our_state([codes])["stages_0"]}
+    module = ResidualVQ(STAGE, STAGES, shared_codebook=True)
     out, updates = module.apply({"codebook": state}, jnp.asarray(z), train=True, mutable=["codebook"])
     np.testing.assert_array_equal(out.indices, indices)
     total = 0.8 * CODES + 0.2 * indices.numel()
-    assert float(updates["codebook"]["levels_0"]["counts"].sum()) == pytest.approx(total, rel=1e-5)
+    assert float(updates["codebook"]["stages_0"]["counts"].sum()) == pytest.approx(total, rel=1e-5)
     assert abs(float(theirs.layers[0]._codebook.cluster_size.sum()) - total) > 1

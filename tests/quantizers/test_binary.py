@@ -1,4 +1,4 @@
-"""LFQ, BSQ and ResidualLFQ: the definition in float64 NumPy, every option, the global batch, and memory."""
+"""LFQ and BSQ, alone and in the stages of Residual: the definition in float64 NumPy, every option, devices, memory."""
 
 import functools
 import math
@@ -18,18 +18,25 @@ from vqjax.errors import UserError
 from vqjax.functional import chunks
 from vqjax.functional.binary import bit_entropies, group_sizes, product_distribution
 from vqjax.quantizers.binary import BSQ, LFQ
-from vqjax.quantizers.residual_scalar import ResidualLFQ
+from vqjax.quantizers.residual import Residual
 
 TOKENS, DIM = 16, 6
 LARGE = 65536
 CASES = {
     "LFQ, everything": LFQ(
-        3, num_codebooks=2, scale=0.5, soft_clamp=0.7, orthogonal_rotation=True, commitment_weight=0.3, diversity=2.0
+        3,
+        num_codebooks=2,
+        scale=0.5,
+        soft_clamp=0.7,
+        orthogonal_rotation=True,
+        commitment_weight=0.3,
+        diversity_gamma=2.0,
     ),
     "LFQ, projected": LFQ(4, num_codebooks=2, bits_per_group=3, inverse_temperature=1.0),
     "BSQ": BSQ(DIM, scale=2.0, soft_clamp=3.0, inverse_temperature=1.0, commitment_weight=0.1),
-    "residual": ResidualLFQ(DIM, num_quantizers=2, soft_clamp=1.5, inverse_temperature=1.0),
-    "residual, per level": ResidualLFQ(4, num_quantizers=2, gradient="per_level", commitment_weight=0.2),
+    "residual": Residual(LFQ(DIM, soft_clamp=1.5, inverse_temperature=1.0), 2),
+    "residual, per stage": Residual(LFQ(4, commitment_weight=0.2), 2, gradient="per_stage"),
+    "residual, rotated": Residual(LFQ(3, num_codebooks=2, orthogonal_rotation=True), 2),
 }
 # Compiling takes most of the time of these tests.
 quickly_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -151,23 +158,23 @@ def test_spherical_codes_have_unit_length_and_zero_vectors_no_gradient():
     assert bool(jnp.all(jnp.isfinite(gradient)))
 
 
-def test_residual_levels_halve_the_error_and_the_gradient_crosses_once():
+def test_residual_stages_halve_the_error_and_the_gradient_crosses_once():
     z = jnp.asarray(np.random.default_rng(0).uniform(-2, 2, size=(TOKENS, DIM)), jnp.float32)
 
     @functools.partial(quickly_compiled, static_argnames="gradient")
     def quantize(z, gradient):
-        module = ResidualLFQ(DIM, num_quantizers=3, gradient=gradient)
+        module = Residual(LFQ(DIM), 3, gradient=gradient)
         value, pull = jax.vjp(lambda z: module.apply({}, z).quantized, z)
         return value, pull(jnp.ones_like(z))[0]
 
-    for gradient, crossings in (("total", 1.0), ("per_level", 3.0)):
+    for gradient, crossings in (("total", 1.0), ("per_stage", 3.0)):
         value, pulled = quantize(z, gradient)
         assert float(jnp.max(jnp.abs(value - z))) <= 2**-2
         np.testing.assert_array_equal(pulled, jnp.full_like(z, crossings))
 
 
-def test_dropped_levels_have_index_minus_one():
-    module = ResidualLFQ(DIM, num_quantizers=3, dropout=1.0, fewest_levels=1)
+def test_dropped_stages_have_index_minus_one():
+    module = Residual(LFQ(DIM), 3, dropout=1.0, dropout_min_stages=1)
     out, gradient = run(module, {}, gaussian(TOKENS, DIM))
     depths = np.sum(np.asarray(out.indices) >= 0, axis=-1)
     assert set(depths.tolist()) == {1, 2, 3}
@@ -238,7 +245,7 @@ def test_eight_devices_have_the_entropy_of_the_global_batch(name):
     split = NamedSharding(mesh, P("data"))
     assert_same(run(module, variables, jax.device_put(z, split), jax.device_put(mask, split)), expected)
 
-    mapped = module.clone(axis_name="data")
+    mapped = with_axis(module, "data")
 
     def step(variables, z, mask):
         def loss(z):
@@ -253,6 +260,12 @@ def test_eight_devices_have_the_entropy_of_the_global_batch(name):
     step = quickly_compiled(jax.shard_map(step, mesh=mesh, **specs))
     (indices, gradient), (value, found) = step(variables, z, mask)
     assert_same((expected[0].replace(indices=indices, loss=value, metrics=found), gradient), expected)
+
+
+def with_axis(module, name):
+    if isinstance(module, Residual):
+        return module.clone(quantizer=with_axis(module.quantizer, name))
+    return module.clone(axis_name=name)
 
 
 def assert_same(actual, expected):
@@ -308,17 +321,20 @@ def test_indices_that_are_none_decode_to_nan_or_zero():
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (LFQ, {"bits": 31}, r"bits=31 is not allowed: use a whole number in \[1, 30\]"),
-        (LFQ, {"num_codebooks": 0}, r"num_codebooks=0 is not allowed"),
-        (BSQ, {"scale": 0.0}, r"scale=0.0 is not allowed: use a finite number above 0"),
-        (LFQ, {"inverse_temperature": float("inf")}, r"inverse_temperature=inf is not allowed"),
-        (LFQ, {"diversity": -1.0}, r"diversity=-1.0 is not allowed"),
-        (LFQ, {"soft_clamp": 0.5}, r"soft_clamp=0.5 is not allowed: use a number of at least scale=1.0"),
-        (LFQ, {"bits_per_group": 21}, r"bits_per_group=21 is not allowed: use a whole number in \[1, 20\]"),
-        (LFQ, {"bits": 12, "smallest_probability": 1e-5}, r"smallest_probability=1e-05 .* all 12 bits .* one group"),
-        (ResidualLFQ, {"num_quantizers": 0}, r"num_quantizers=0 is not allowed"),
-        (ResidualLFQ, {"num_quantizers": 2, "gradient": "each"}, r"gradient='each' is not allowed"),
-        (ResidualLFQ, {"num_quantizers": 2, "bits": 0}, r"bits=0 is not allowed"),
+        (LFQ, {"bits": 31}, r"bits must be a whole number in \[1, 30\], got 31"),
+        (LFQ, {"bits": 0}, r"bits must be a whole number in \[1, 30\], got 0"),
+        (LFQ, {"num_codebooks": 0}, r"num_codebooks must be a whole number of at least 1, got 0"),
+        (BSQ, {"scale": 0.0}, r"scale must be a finite number above 0, got 0.0"),
+        (LFQ, {"inverse_temperature": float("inf")}, r"inverse_temperature must be a finite number .*, got inf"),
+        (LFQ, {"diversity_gamma": -1.0}, r"diversity_gamma must be a finite number of at least 0, got -1.0"),
+        (LFQ, {"soft_clamp": 0.5}, r"soft_clamp must be at least scale=1.0, .*, got 0.5"),
+        (LFQ, {"bits_per_group": 21}, r"bits_per_group must be a whole number in \[1, 20\], got 21"),
+        (LFQ, {"smallest_probability": 0.0}, r"smallest_probability must be in \(0, 1\), .*, got 0.0"),
+        (
+            LFQ,
+            {"bits": 12, "smallest_probability": 1e-5},
+            r"must be None, got 1e-05; it takes all 12 bits in one group",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(kind, arguments, message, as_users_run_it):
@@ -329,5 +345,7 @@ def test_wrong_arguments_are_refused_at_construction(kind, arguments, message, a
 def test_wrong_uses_are_named(as_users_run_it):
     with pytest.raises(UserError, match=r"smallest_probability must be 0 with 3 groups of bits, got 0.1"):
         bit_entropies(jnp.zeros((2, 3)), bits_per_group=1, smallest_probability=0.1)
-    with pytest.raises(UserError, match=r"The variables hold no rotation: create them with init"):
+    with pytest.raises(
+        UserError, match=r"The variables must hold a rotation of 3 features, got none; pass all collections"
+    ):
         LFQ(3, orthogonal_rotation=True).apply({}, jnp.zeros((2, 3)))

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from helpers.quantizing import KEY, gaussian
 from vqjax.errors import UserError
+from vqjax.functional.binary import product_distribution
 from vqjax.quantizers.binary import BinaryMapper
 
 TOKENS, BITS = 16, 4
@@ -71,12 +72,9 @@ def test_what_is_drawn_depends_on_the_key_alone():
     np.testing.assert_array_equal(likelier.indices, run(MAPPER, logits, train=False)[0].indices)
 
 
-def test_the_distribution_itself_is_what_infinitely_many_draws_would_return():
+def test_the_product_distribution_is_that_of_the_definition():
     logits = gaussian(TOKENS, BITS)
-    found = quickly_compiled(lambda z: MAPPER.apply({}, z, method="bypass"))(logits)
-    np.testing.assert_allclose(found, distribution(logits), rtol=1e-5)
-    half = jax.eval_shape(lambda z: MAPPER.apply({}, z, method="bypass"), logits.astype(jnp.bfloat16))
-    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(quickly_compiled(product_distribution)(logits), distribution(logits), rtol=1e-5)
 
 
 def test_there_are_no_variables_and_init_needs_no_draws():
@@ -106,7 +104,7 @@ def test_the_gradient_is_that_of_the_distribution_whatever_was_drawn():
     up, down = (distribution(np.asarray(logits, np.float64) + s * direction) for s in (1e-5, -1e-5))
     slope = np.sum((up - down) * np.asarray(COTANGENT)) / 2e-5
     np.testing.assert_allclose(np.sum(np.asarray(gradients[0]) * direction), slope, rtol=1e-4)
-    total = lambda x: jnp.sum(MAPPER.apply({}, x, method="bypass") @ COTANGENT)  # noqa: E731
+    total = lambda x: jnp.sum(product_distribution(x) @ COTANGENT)  # noqa: E731
     exact = quickly_compiled(jax.grad(total))(logits)
     np.testing.assert_allclose(gradients[0], exact, rtol=1e-5, atol=1e-6)
 
@@ -240,15 +238,15 @@ def test_a_mapped_axis_has_the_loss_of_the_global_batch_and_draws_of_its_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bits": 17}, r"bits=17 is not allowed: use a whole number in \[1, 16\]: the output has 2\*\*bits features"),
-        ({"bits": 0}, r"bits=0 is not allowed"),
-        ({"bits": 4.0}, r"bits=4.0 is not allowed"),
-        ({"bits": True}, r"bits=True is not allowed"),
-        ({"free_nats": -1.0}, r"free_nats=-1.0 is not allowed: use a finite number of at least 0"),
-        ({"free_nats": float("inf")}, r"free_nats=inf is not allowed"),
-        ({"temperature": 0.0}, r"temperature=0.0 is not allowed: use a finite number above 0"),
-        ({"temperature": float("nan")}, r"temperature=nan is not allowed"),
-        ({"temperature": "cold"}, r"temperature='cold' is not allowed"),
+        ({"bits": 17}, r"bits must be a whole number in \[1, 16\], got 17; the output has 2\*\*bits features"),
+        ({"bits": 0}, r"bits must be .*, got 0"),
+        ({"bits": 4.0}, r"bits must be .*, got 4.0"),
+        ({"bits": True}, r"bits must be .*, got True"),
+        ({"free_nats": -1.0}, r"free_nats must be a finite number of at least 0, got -1.0"),
+        ({"free_nats": float("inf")}, r"free_nats must be .*, got inf"),
+        ({"temperature": 0.0}, r"temperature must be a finite number above 0, got 0.0"),
+        ({"temperature": float("nan")}, r"temperature must be .*, got nan"),
+        ({"temperature": "cold"}, r"temperature must be .*, got 'cold'"),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(arguments, message, as_users_run_it):
@@ -259,9 +257,12 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message, as_user
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MAPPER.apply({}, jnp.zeros((2, 3))), r"z has 3 features, but bits=4: pass one logit per bit"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), method="encode"), r"z has 3 features, but bits=4"),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), jnp.zeros(2, int), method="log_prob"), r"z has 3 features"),
+        (lambda: MAPPER.apply({}, jnp.zeros((2, 3))), r"z must be one logit for each of bits=4 .*, got \(2, 3\)"),
+        (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), method="encode"), r"one logit for each of bits=4"),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros((2, 3)), jnp.zeros(2, int), method="log_prob"),
+            r"one logit for each of bits=4",
+        ),
         (lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int)), r"z must be floating-point vectors, got int32"),
         (
             lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.ones(3, bool)),
@@ -270,11 +271,11 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message, as_user
         (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), train=True), r"draws random .*pass rngs=\{'quantizer': key\}"),
         (
             lambda: MAPPER.apply({}, jnp.zeros(2), method="decode"),
-            r"indices must be .* integers, .*, got float32",
+            r"indices must be an array of integers, .* got float32",
         ),
         (
             lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.zeros(2), method="log_prob"),
-            r"indices must be .* integers, .*, got float32",
+            r"indices must be an array of integers",
         ),
     ],
 )

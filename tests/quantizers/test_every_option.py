@@ -1,6 +1,6 @@
 """Properties of every combination of options: random examples of shape, dtype, mask and data.
 
-More than a thousand with --full, every 25th of them without.
+More than a thousand with --full, a few of them without.
 """
 
 import functools
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from helpers.shares import all_if_full, examples
+from helpers.shares import examples
 from vqjax import EMACodebook, FrozenCodebook, GradientCodebook, Replacement, VectorQuantizer
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio, keyword_names
 from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
@@ -74,7 +74,7 @@ every_run = settings(deadline=None, derandomize=True, suppress_health_check=list
 @functools.cache
 def quantizer(name):
     vq = VectorQuantizer(num_codes=CODES, **(CASES | RANDOM_CASES)[name])
-    return vq, vq.init(jax.random.key(3), jnp.ones((2, DIM)))
+    return vq, jax.jit(vq.init)(jax.random.key(3), jnp.ones((2, DIM)))
 
 
 @functools.partial(jax.jit, static_argnames=("vq", "train"))
@@ -106,7 +106,7 @@ def assert_equal(tree, other, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), tree, other)
 
 
-@settings(every_run, max_examples=examples(400, 6))
+@settings(every_run, max_examples=examples(400, 4))
 @given(
     name=any_case,
     shape_and_dtype=st.sampled_from(INPUTS),
@@ -128,7 +128,7 @@ def test_evaluation_is_the_decoded_codes_and_changes_nothing(name, shape_and_dty
     assert_finite((out, gradient))
 
 
-@settings(every_run, max_examples=examples(300, 5))
+@settings(every_run, max_examples=examples(300, 4))
 @given(name=any_case, seed=st.integers(0, 2**16), scale=st.sampled_from([0.0, 1e-4, 1.0, 1e4]))
 def test_two_training_steps_stay_finite_and_keep_the_state_in_float32(name, seed, scale):
     vq, variables = quantizer(name)
@@ -153,7 +153,7 @@ def test_training_looks_up_in_the_codebook_before_its_update(name, seed):
     np.testing.assert_allclose(gradient, same, rtol=1e-5, atol=1e-6)
 
 
-@settings(every_run, max_examples=examples(300, 5))
+@settings(every_run, max_examples=examples(300, 4))
 @given(name=every_case, seed=st.integers(0, 2**16), rubbish=st.sampled_from([0.0, 1e3, np.nan]))
 def test_masked_tokens_are_as_if_they_were_not_there(name, seed, rubbish):
     vq, variables = quantizer(name)
@@ -171,7 +171,7 @@ def test_masked_tokens_are_as_if_they_were_not_there(name, seed, rubbish):
     assert_equal(after, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", all_if_full(sorted(CASES | RANDOM_CASES), 9))
+@pytest.mark.parametrize("name", sorted(CASES | RANDOM_CASES))
 def test_eight_devices_do_what_one_does(name):
     vq, variables = quantizer(name)
     mesh = Mesh(np.asarray(jax.devices()), ("data",))

@@ -223,16 +223,14 @@ def test_init_and_invalid_indices():
     decoded = ibq.apply(variables, jnp.array([-1, 0, CODES, -2], jnp.int8), method="decode")
     assert np.asarray(jnp.isnan(decoded).all(axis=-1)).tolist() == [False, False, True, True]
     assert not np.any(decoded[0])
-    z = gaussian(*SHAPE, DIM)
-    np.testing.assert_array_equal(ibq.apply(variables, z, method="bypass"), z)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_codes": 2**31}, r"num_codes=2147483648 is not allowed: use a whole number of at least 1"),
-        ({"temperature": 0.0}, r"temperature=0.0 is not allowed: use a finite number above 0"),
-        ({"commitment_weight": -1.0}, r"commitment_weight=-1.0 is not allowed: use a finite number of at least 0"),
+        ({"num_codes": 2**31}, r"num_codes must be a whole number in \[1, 2147483647\], got 2147483648"),
+        ({"temperature": 0.0}, r"temperature must be a finite number above 0, got 0.0"),
+        ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
     ],
 )
 def test_mistakes_are_named(arguments, message, as_users_run_it):
@@ -242,9 +240,9 @@ def test_mistakes_are_named(arguments, message, as_users_run_it):
 
 def test_wrong_inputs_are_named(as_users_run_it):
     ibq, variables = IBQ(CODES), variables_of(gaussian(CODES, DIM))
-    with pytest.raises(UserError, match=r"z has 5 features and num_codes=12, .* pass z of 4 features"):
+    with pytest.raises(UserError, match=r"must hold codes of shape \(12, 5\), got codes of shape \(12, 4\)"):
         ibq.apply(variables, gaussian(2, 5))
-    with pytest.raises(UserError, match=r"hold no codes: create them with init"):
+    with pytest.raises(UserError, match=r"must hold codes of shape .*, got no codes"):
         ibq.apply({}, gaussian(2, 4))
-    with pytest.raises(UserError, match=r"indices must be an array of integers, .*, got float32"):
+    with pytest.raises(UserError, match=r"indices must be an array of integers, .* got float32"):
         ibq.apply(variables, jnp.ones(2), method="decode")

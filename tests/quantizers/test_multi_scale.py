@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from helpers.quantizing import gaussian
 from vqjax import UserError, VectorQuantizer
 from vqjax.estimators import diveq, rotation
-from vqjax.quantizers import EMA, LearnedAffine
+from vqjax.quantizers import EMACodebook, FrozenCodebook, GradientCodebook, LearnedAffine
 from vqjax.quantizers.multi_scale import MultiScaleVQ
 
 CODES, DIM, KEY = 16, 4, jax.random.key(3)
@@ -23,10 +23,10 @@ SCALES, TOKENS = (1, 2, (4, 3)), 1 + 4 + 12
 Z = gaussian(4, 6, 5, DIM)
 OPTIONS = [
     {},
-    {"shared_codebook": False, "num_refinements": 0, "gradient": "per_scale"},
-    {"scales": (1, 3), "refinement": 0.3, "num_refinements": 2},
-    {"scales": (1, (6, 5)), "refinement": 0.0, "quantizer": VectorQuantizer(CODES, metric="cosine")},
-    {"scales": (2, 8), "quantizer": VectorQuantizer(CODES, code_dim=2), "gradient": "per_scale"},
+    {"shared_codebook": False, "num_phi": None, "gradient": "per_scale"},
+    {"scales": (1, 3), "phi_weight": 0.3, "num_phi": 2},
+    {"scales": (1, (6, 5)), "phi_weight": None, "quantizer": VectorQuantizer(CODES, distance="cosine")},
+    {"scales": (2, 8), "quantizer": VectorQuantizer(CODES, codebook_dim=2), "gradient": "per_scale"},
 ]
 
 
@@ -158,16 +158,16 @@ def test_defect_12_decode_takes_the_size_of_the_input():
 def test_defect_16_clusters_are_of_the_tokens_of_all_scales():
     # The peer clusters the first scale alone: with scale 1, as many different codes as there are examples.
     vq, variables = make()
-    codes = start(vq, variables, Z)["codebook"]["levels_0"]["codes"]
+    codes = start(vq, variables, Z)["codebook"]["stages_0"]["codes"]
     assert len(np.unique(codes, axis=0)) == CODES > len(Z)
     before, after = (evaluate(vq, v, Z).metrics["quantization_error"] for v in (variables, start(vq, variables, Z)))
     assert float(after) < float(before)
 
 
 def test_a_codebook_per_scale_starts_from_what_the_clusters_before_leave():
-    vq, variables = make(scales=(1, 2), shared_codebook=False, refinement=0.0)
+    vq, variables = make(scales=(1, 2), shared_codebook=False, phi_weight=None)
     started = start(vq, variables, jnp.tile(Z, (8, 1, 1, 1)) + 5)["codebook"]
-    means = [np.abs(np.mean(started[f"levels_{i}"]["codes"])) for i in range(2)]
+    means = [np.abs(np.mean(started[f"stages_{i}"]["codes"])) for i in range(2)]
     assert means[0] > 4
     assert means[1] < 1
 
@@ -190,15 +190,13 @@ def test_the_encoder_gradient_does_not_grow_with_the_scales(scales):
 
 
 def test_learned_codes_learn_by_their_loss_and_by_synchronization():
-    template = VectorQuantizer(
-        CODES, codebook_update="gradient", synchronization=0.5, codebook_transform=LearnedAffine()
-    )
+    template = VectorQuantizer(CODES, codebook=GradientCodebook(sync_nu=0.5, transform=LearnedAffine()))
     vq, variables = make(template)
     _, of_params, expected, out = gradients(vq, variables, Z, gaussian(*Z.shape, seed=2))
-    codes, plain = (tree["params"]["levels_0"]["codes"] for tree in (of_params, expected))
+    codes, plain = (tree["params"]["stages_0"]["codes"] for tree in (of_params, expected))
     np.testing.assert_allclose(codes, 0.5 * plain, rtol=1e-4, atol=1e-6)
     by_loss = jax.jit(jax.grad(lambda v: vq.apply(variables | {"params": v}, Z).loss))(variables["params"])
-    assert all(np.any(x) for x in jax.tree.leaves(by_loss["levels_0"]))
+    assert all(np.any(x) for x in jax.tree.leaves(by_loss["stages_0"]))
     np.testing.assert_array_equal(decode(vq, variables, out.indices, (6, 5)), out.quantized)
 
 
@@ -221,10 +219,10 @@ def test_the_loss_is_the_mean_of_the_scales():
 
 def test_a_shared_codebook_is_updated_once_with_the_tokens_of_all_scales():
     decay = 0.8
-    vq, variables = make(VectorQuantizer(CODES, decay=decay, codebook_update=EMA(smoothing=0.0)))
+    vq, variables = make(VectorQuantizer(CODES, codebook=EMACodebook(decay=decay)))
     out, after = train(vq, variables, Z)
     counts = np.bincount(np.asarray(out.indices).ravel(), minlength=CODES)
-    before, state = (v["codebook"]["levels_0"] for v in (variables, after))
+    before, state = (v["codebook"]["stages_0"] for v in (variables, after))
     np.testing.assert_allclose(state["counts"], decay * before["counts"] + (1 - decay) * counts, rtol=1e-5)
     share = counts[counts > 0] / counts.sum()
     np.testing.assert_allclose(out.metrics["perplexity"], np.exp(-np.sum(share * np.log(share))), rtol=1e-5)
@@ -232,23 +230,23 @@ def test_a_shared_codebook_is_updated_once_with_the_tokens_of_all_scales():
 
 
 def test_codebooks_per_scale_are_updated_with_the_tokens_of_their_scale():
-    template = VectorQuantizer(CODES, decay=0.8)
+    template = VectorQuantizer(CODES, codebook=EMACodebook(decay=0.8))
     vq, variables = make(template, shared_codebook=False)
     out, after = train(vq, variables, Z)
     for number, part in enumerate(vq.split(out.indices)):
         counts = np.bincount(np.asarray(part).ravel(), minlength=CODES)
-        before, state = (v["codebook"][f"levels_{number}"] for v in (variables, after))
+        before, state = (v["codebook"][f"stages_{number}"] for v in (variables, after))
         np.testing.assert_allclose(state["counts"], 0.8 * before["counts"] + 0.2 * counts, rtol=1e-5)
 
 
 def test_each_scale_has_a_transform_of_its_own():
-    template = VectorQuantizer(CODES, codebook_update="none", codebook_transform=LearnedAffine())
+    template = VectorQuantizer(CODES, codebook=FrozenCodebook(transform=LearnedAffine()))
     _, variables = make(template, shared_codebook=False)
-    assert {f"levels_{i}" for i in range(3)} < set(variables["params"])
+    assert {f"stages_{i}" for i in range(3)} < set(variables["params"])
 
 
 def test_dropout_keeps_the_first_scales_of_each_example():
-    vq, variables = make(dropout=0.8, fewest_scales=1)
+    vq, variables = make(dropout=0.8, dropout_min_scales=1)
     depths = set()
     for seed in range(4):
         out, after = train(vq, variables, Z, key=jax.random.key(seed))
@@ -260,7 +258,7 @@ def test_dropout_keeps_the_first_scales_of_each_example():
             np.testing.assert_array_equal(tokens[:end], encode(vq, variables, Z)[example, :end])
         np.testing.assert_array_equal(out.quantized, decode(vq, variables, out.indices, (6, 5)))
         kept = np.asarray(out.indices)[np.asarray(out.indices) >= 0]
-        before, state = (v["codebook"]["levels_0"]["counts"] for v in (variables, after))
+        before, state = (v["codebook"]["stages_0"]["counts"] for v in (variables, after))
         np.testing.assert_allclose(jnp.sum(state), 0.99 * jnp.sum(before) + 0.01 * kept.size, rtol=1e-5)
     assert depths == {1, 2, 3}
     np.testing.assert_array_equal(evaluate(vq, variables, Z).indices, encode(vq, variables, Z))
@@ -297,7 +295,7 @@ def test_masked_positions_have_no_influence_and_no_gradient(gradient):
 
 
 def test_a_padded_map_has_the_token_of_the_map():
-    vq, variables = make(scales=(1,), refinement=0.0)
+    vq, variables = make(scales=(1,), phi_weight=None)
     padded = jnp.pad(Z[:, :4], ((0, 0), (0, 2), (0, 0), (0, 0)), constant_values=9.0)
     mask = jnp.broadcast_to((jnp.arange(6) < 4)[None, :, None], (4, 6, 5))
     out, expected = evaluate(vq, variables, padded, mask), evaluate(vq, variables, Z[:, :4])
@@ -360,19 +358,19 @@ def step(vq, variables, z, mask, average=lambda x: x):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scales": ()}, "use at least one scale"),
-        ({"scales": (2, 1)}, "no size may decrease"),
+        ({"scales": ()}, "scales must be at least one scale"),
+        ({"scales": (2, 1)}, "scales must be from coarse to fine"),
         ({"scales": (1, (2, 2, 2))}, "or 2 of them, one per axis of space"),
-        ({"spatial_dims": 4}, "spatial_dims=4 is not allowed: use 1, 2 or 3"),
-        ({"refinement": 1.5}, "refinement=1.5"),
-        ({"num_refinements": 4}, r"use a whole number in \[1, 3\]"),
-        ({"gradient": "per_level"}, "use 'total' or 'per_scale'"),
-        ({"dropout": 2.0}, "use a probability"),
-        ({"fewest_scales": 4}, "fewest_scales=4"),
+        ({"spatial_dims": 4}, r"spatial_dims must be a whole number in \[1, 3\], got 4"),
+        ({"phi_weight": 1.5}, r"phi_weight must be a number in \(0, 1\]"),
+        ({"num_phi": 4}, r"num_phi must be a whole number in \[1, 3\], got 4"),
+        ({"gradient": "per_stage"}, "gradient must be one of 'total', 'per_scale', got 'per_stage'"),
+        ({"dropout": 2.0}, "dropout must be a probability"),
+        ({"dropout_min_scales": 4}, r"dropout_min_scales must be a whole number in \[1, 3\], got 4"),
         ({"quantizer": VectorQuantizer(CODES, heads=2)}, "a token of a scale has one index"),
-        ({"quantizer": VectorQuantizer(CODES, code_dim=2)}, "use gradient='per_scale', or project outside"),
-        ({"quantizer": VectorQuantizer(CODES, estimator="gumbel_softmax")}, "use shared_codebook=False"),
-        ({"quantizer": VectorQuantizer(CODES, estimator="dynamic_straight_through")}, "crosses all scales at once"),
+        ({"quantizer": VectorQuantizer(CODES, codebook_dim=2)}, "or use gradient='per_scale'"),
+        ({"quantizer": VectorQuantizer(CODES, estimator="gumbel_softmax")}, "or use shared_codebook=False"),
+        ({"quantizer": VectorQuantizer(CODES, estimator="dynamic_straight_through")}, "or use gradient='per_scale'"),
     ],
 )
 def test_mistakes_are_refused_where_they_are_made(arguments, message, as_users_run_it):
@@ -382,11 +380,11 @@ def test_mistakes_are_refused_where_they_are_made(arguments, message, as_users_r
 
 def test_wrong_inputs_are_named(as_users_run_it):
     vq, variables = make()
-    with pytest.raises(UserError, match="it needs 2 axes of space"):
+    with pytest.raises(UserError, match="z must be a map with 2 axes of space"):
         vq.apply(variables, gaussian(5, DIM))
-    with pytest.raises(UserError, match=r"its last axis has to end with a scale, one of \(1, 5, 17\)"):
+    with pytest.raises(UserError, match=r"indices must end with a scale, after one of \(1, 5, 17\) tokens"):
         vq.apply(variables, jnp.zeros((2, 6), int), method="decode")
-    with pytest.raises(UserError, match="shape=0 is not allowed"):
+    with pytest.raises(UserError, match="shape must be a whole number of at least 1, or 2 of them"):
         vq.apply(variables, jnp.zeros((2, 5), int), 0, method="decode")
-    with pytest.raises(UserError, match="decode takes integers"):
+    with pytest.raises(UserError, match="indices must be an array of integers"):
         vq.apply(variables, jnp.zeros((2, 5)), method="decode")

@@ -2,7 +2,7 @@
 
 The numbers are those of a list of twenty. Some stand in the tests of their class: 1 (beam search), 8 (gradients) and 15
 (shared codebooks) in test_residual.py, 5 (entropy over devices) in test_lookup_free.py, and of 16 what concerns indices
-(test_finite_scalar.py), learned values (test_perturbation_and_latent.py) and clusters (test_multi_scale.py).
+(test_finite_scalar.py), learned values (test_scalar_fsp_and_latent.py) and clusters (test_multi_scale.py).
 """
 
 import functools
@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from helpers.quantizing import gaussian, replacing
-from vqjax import EMACodebook, GradientCodebook, GroupedResidualVQ, Replacement, ResidualVQ, UserError, VectorQuantizer
+from vqjax import EMACodebook, GradientCodebook, Grouped, Replacement, ResidualVQ, UserError, VectorQuantizer
 from vqjax.estimators import gumbel_softmax
 from vqjax.functional.regularizers import Orthogonality
 from vqjax.quantizers import RunningAffine
@@ -46,9 +46,9 @@ def test_defect_02_a_mask_of_all_true_changes_no_loss(arguments):
     assert float(nothing.loss) == 0
 
 
-def test_defect_03_an_image_goes_through_groups_of_levels():
+def test_defect_03_an_image_goes_through_groups_of_stages():
     template = ResidualVQ(VectorQuantizer(num_codes=CODES), num_quantizers=2)
-    vq = GroupedResidualVQ(template, groups=2)
+    vq = Grouped(template, groups=2)
     image = gaussian(1, 5, 3, DIM)
     variables = vq.init(KEY, image)
     out = vq.apply(variables, image)

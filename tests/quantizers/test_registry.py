@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.shares import all_if_full
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens
@@ -65,7 +64,7 @@ def passes(model, variables, images, key):
     return gradient, metrics, indices, direct, model.apply(trained, indices, method="decode")
 
 
-@pytest.mark.parametrize("name", all_if_full(RECIPES, 8))
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_quantizer_trains_and_gives_images_from_its_tokens(name):
     # Convolutions would take most of the time to compile.
     model = VQVAE(nn.Dense(8 if name == "binary_mapper" else 4), build(**recipe(name)), nn.Dense(3))

@@ -1,4 +1,4 @@
-"""FSQ and ResidualFSQ: the contract of every quantizer, and what each option promises."""
+"""FSQ, alone and in the stages of Residual: the contract of every quantizer, and each option."""
 
 import functools
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.quantizing import KEY, every_second, gaussian
 from vqjax.errors import UserError
-from vqjax.functional.scalar import bounded
-from vqjax.quantizers.residual_scalar import ResidualFSQ
+from vqjax.functional.scalar import bounded, soft_clamp
+from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.scalar import FSQ
 
 DIM, SHAPE = 6, (2, 4, 6)
@@ -24,8 +24,9 @@ QUANTIZERS = {
     "clamped": FSQ(LEVELS, hard_clamp=True),
     "rotated": FSQ((5, 5, 5), num_codebooks=2, orthogonal_rotation=True),
     "projected": FSQ((8, 5), num_codebooks=2, bound="symmetric", hard_clamp=True, orthogonal_rotation=True),
-    "residual": ResidualFSQ(LEVELS, 3),
-    "residual projected": ResidualFSQ((5, 5), 2, gradient="per_level", hard_clamp=False, soft_clamp=2.0),
+    "residual": Residual(FSQ(LEVELS), 3),
+    "residual projected": Residual(FSQ((5, 5), hard_clamp=False), 2, gradient="per_stage", soft_clamp=2.0),
+    "residual codebooks": Residual(FSQ((3, 4, 5), num_codebooks=2), 2),
 }
 every = pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 ALL = jnp.ones(SHAPE[:-1], bool)
@@ -102,7 +103,7 @@ def test_lower_precision(name):
 
 
 def test_indices_that_are_none():
-    for quantizer in (FSQ((4, 3)), ResidualFSQ((4, 3), 2)):
+    for quantizer in (FSQ((4, 3)), Residual(FSQ((4, 3)), 2)):
         indices = jnp.array([-1, 0, 12, -2])
         indices = indices if isinstance(quantizer, FSQ) else jnp.stack([indices, jnp.zeros_like(indices)], -1)
         vectors = quantizer.apply({}, indices, method="decode")
@@ -191,44 +192,44 @@ def test_the_rotation_is_undone():
     out = alone.apply({"codebook": {"rotation": jnp.asarray(rotation)}}, z)
     np.testing.assert_array_equal(out.indices, inner.indices)
     np.testing.assert_allclose(out.quantized, inner.quantized @ rotation.T, atol=1e-6)
-    with pytest.raises(UserError, match="hold no rotation"):
+    with pytest.raises(UserError, match="must hold a rotation of 3 features, got none"):
         alone.apply({}, z)
 
 
-def test_each_step_leaves_one_part_in_so_many():
+def test_each_stage_divides_what_is_left_by_the_number_of_levels():
     z = gaussian(50, 2) * 3
-    for steps in (1, 2, 3):
-        quantizer = ResidualFSQ((4, 5), steps)
-        inside = quantizer.apply({}, z, method="bypass")
+    inside = soft_clamp(z, (4 / 3, 5 / 4))
+    for stages in (1, 2, 3):
+        quantizer = Residual(FSQ((4, 5)), stages)
         left = np.abs(np.asarray(inside - quantizer.apply({}, z).quantized)).max(axis=0)
-        largest = np.array([4, 5]) ** (1.0 - steps) / np.array([3, 4])
+        largest = np.array([4, 5]) ** (1.0 - stages) / np.array([3, 4])
         assert (left <= largest + 1e-6).all()
         assert (left > largest / 2).all()
 
 
-def test_fewer_steps_give_the_coarser_vector():
+def test_fewer_stages_give_the_coarser_vector():
     z = gaussian(8, DIM)
-    indices = ResidualFSQ(LEVELS, 3).apply({}, z, method="encode")
-    coarse = ResidualFSQ(LEVELS, 2).apply({}, z)
-    np.testing.assert_array_equal(ResidualFSQ(LEVELS, 3).apply({}, indices[:, :2], method="decode"), coarse.quantized)
+    three, two = (Residual(FSQ(LEVELS), stages) for stages in (3, 2))
+    indices = three.apply({}, z, method="encode")
+    np.testing.assert_array_equal(three.apply({}, indices[:, :2], method="decode"), two.apply({}, z).quantized)
 
 
-def test_the_gradient_does_not_grow_with_the_steps_unless_asked_for():
+def test_the_gradient_does_not_grow_with_the_stages_unless_asked_for():
     z = np.asarray(gaussian(50, 2) / 3)
 
     def gradient(**arguments):
-        quantizer = ResidualFSQ((4, 5), 3, **arguments)
+        quantizer = Residual(FSQ((4, 5)), 3, **arguments)
         return np.asarray(jax.grad(lambda z: jnp.sum(quantizer.apply({}, z).quantized))(jnp.asarray(z)))
 
     limit = np.array([4 / 3, 5 / 4])
     np.testing.assert_allclose(gradient(), 1 - np.tanh(z / limit) ** 2, rtol=1e-4)
-    ratio = gradient(gradient="per_level") / gradient()
-    assert set(np.unique(ratio.round(3))) <= {1, 2, 3}  # less than 3 where a step clips
+    ratio = gradient(gradient="per_stage") / gradient()
+    assert set(np.unique(ratio.round(3))) <= {1, 2, 3}  # less than 3 where a stage clips
     assert np.mean(ratio.round(3) == 3) > 0.5
 
 
-def test_dropout_keeps_the_first_steps():
-    quantizer = ResidualFSQ(LEVELS, 4, dropout=0.7, fewest_levels=2)
+def test_dropout_keeps_the_first_stages():
+    quantizer = Residual(FSQ(LEVELS), 4, dropout=0.7, dropout_min_stages=2)
     out = quantizer.apply({}, gaussian(40, 3, DIM), train=True, rngs={"quantizer": KEY})
     depths = np.sum(np.asarray(out.indices) != -1, axis=-1)
     assert (depths == depths[:, :1]).all()
@@ -239,15 +240,16 @@ def test_dropout_keeps_the_first_steps():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"levels": 8}, "levels=8 is not allowed: use whole numbers of at least 2"),
-        ({"levels": ()}, r"levels=\(\) is not allowed"),
-        ({"levels": (8, 1)}, r"levels=\(8, 1\) is not allowed"),
-        ({"levels": (4, 2)}, "Use bound='symmetric', or at least 3 levels"),
-        ({"levels": (8,) * 11}, "8589934592 codes, and an int32 index"),
-        ({"levels": (4,), "num_codebooks": 0}, "num_codebooks=0 is not allowed"),
-        ({"levels": (4,), "bound": "tanh"}, "bound='tanh' is not allowed: use one of 'paper', 'asymmetric'"),
-        ({"levels": (4,), "noise_dropout": 0.5}, "noise_dropout=0.5 is not allowed with bound='asymmetric'"),
-        ({"levels": (4,), "bound": "symmetric", "noise_dropout": 2}, "use a probability"),
+        ({"levels": 8}, "levels must be whole numbers of at least 2, .*, got 8"),
+        ({"levels": ()}, r"levels must be whole numbers of at least 2, .*, got \(\)"),
+        ({"levels": (8, 1)}, r"levels must be whole numbers of at least 2, .*, got \(8, 1\)"),
+        ({"levels": (4, 2)}, r"levels must be at least 3 each, got \(4, 2\); or use bound='symmetric'"),
+        ({"levels": (8,) * 11}, "fewer than .* codes, not 8589934592, .* an int32 index"),
+        ({"levels": (4,), "num_codebooks": 0}, "num_codebooks must be a whole number of at least 1, got 0"),
+        ({"levels": (4,), "bound": "tanh"}, "bound must be one of 'paper', 'asymmetric', 'symmetric', got 'tanh'"),
+        ({"levels": (4,), "noise_dropout": 0.5}, "noise_dropout must be None, got 0.5; or use bound='symmetric'"),
+        ({"levels": (4,), "bound": "symmetric", "noise_dropout": 2}, "noise_dropout must be a probability"),
+        ({"levels": (4,), "bound": "symmetric", "noise_dropout": 0.0}, "or None for none, got 0.0"),
     ],
 )
 def test_mistakes_are_named(as_users_run_it, arguments, message):
@@ -258,23 +260,25 @@ def test_mistakes_are_named(as_users_run_it, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"levels": (8, 0)}, r"levels=\(8, 0\) is not allowed"),
-        ({"num_quantizers": 0}, "num_quantizers=0 is not allowed"),
-        ({"gradient": "both"}, "gradient='both' is not allowed"),
-        ({"soft_clamp": 2.0}, "soft_clamp=2.0 is not allowed with hard_clamp=True"),
-        ({"soft_clamp": -1.0, "hard_clamp": False}, "soft_clamp=-1.0 is not allowed: use a finite number"),
+        ({"num_quantizers": 0}, "num_quantizers must be a whole number of at least 1, got 0"),
+        ({"gradient": "both"}, "gradient must be one of 'total', 'per_stage', got 'both'"),
+        ({"soft_clamp": 2.0}, "soft_clamp must be None, got 2.0; stages that clip have a limit of their own"),
+        ({"soft_clamp": -1.0}, "soft_clamp must be a finite number above 0, got -1.0"),
+        ({"codebook_dim": 3}, "codebook_dim must be None, got 3; codes of FSQ have 2"),
+        ({"beam_size": 2}, "beam_size must be 1, got 2; a FSQ has none"),
+        ({"quantizer": FSQ((4, 3), bound="paper")}, "bound must be 'symmetric' or left out in Residual"),
+        ({"quantizer": FSQ((3, 3), orthogonal_rotation=True)}, "orthogonal_rotation must be False in Residual"),
     ],
 )
 def test_mistakes_in_residuals_are_named(as_users_run_it, arguments, message):
     with pytest.raises(UserError, match=message):
-        ResidualFSQ(**{"levels": (4, 3), "num_quantizers": 2} | arguments)
+        Residual(**{"quantizer": FSQ((4, 3)), "num_quantizers": 2} | arguments)
 
 
 def test_other_features_than_in_init_are_named():
-    with pytest.raises(UserError, match="z has 3 features, but the codebook is made for 2"):
-        FSQ((4, 3)).apply({}, gaussian(5, 3))
-    with pytest.raises(UserError, match="z has 3 features, but the codes have 2"):
-        ResidualFSQ((4, 3), 2).apply({}, gaussian(5, 3))
+    for quantizer in (FSQ((4, 3)), Residual(FSQ((4, 3)), 2)):
+        with pytest.raises(UserError, match="z must have 2 features, as the codes have, got 3"):
+            quantizer.apply({}, gaussian(5, 3))
 
 
 def test_a_list_of_levels_is_as_good_as_a_tuple():

@@ -13,5 +13,6 @@ def test_notes_are_wrapped_within_the_width():
     }
 
 
-def test_a_bar_in_a_note_does_not_start_a_column():
-    assert markdown_table([("a", "1", "x | y")]).splitlines()[-1] == "| a | 1 | x \\| y |"
+def test_a_bar_in_a_cell_does_not_start_a_column():
+    lines = markdown_table(["|q|", "", ""], [["a", "1", "x | y"]], left=(0, 2)).splitlines()
+    assert lines == [r"| \|q\| |  |  |", "| :--- | ---: | :--- |", r"| a | 1 | x \| y |"]

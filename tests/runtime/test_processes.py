@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from helpers.shares import all_if_full
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE
 from vqjax.data import to_model_range
@@ -133,7 +132,7 @@ def test_eight_devices_train_like_one(config, of_one, tmp_path):
     assert_same_run(of_one, tmp_path / "eight", config.data.name)
 
 
-@pytest.mark.parametrize("number", all_if_full([2, 4], 1))
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_path, number):
     """Each reads its own rows of every batch."""
     workdir = tmp_path / "run"
@@ -154,7 +153,8 @@ def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_pat
     assert_same_run(of_one, workdir, config.data.name)
 
 
-@pytest.mark.parametrize("number", all_if_full([2, 4], 1))
+@pytest.mark.full
+@pytest.mark.parametrize("number", [2, 4])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, number):
     """And no step is lost."""
     workdir = tmp_path / "run"
@@ -166,12 +166,14 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, nu
         assert f"stopped at step {load_tokenizer(workdir).step};" in error.splitlines()[-1]
 
 
+@pytest.mark.full
 def test_processes_without_a_common_directory_are_told(config, of_one, tmp_path):
     for status, error in end(start(2, config, tmp_path / "nothing", of_one)):
         assert status == 2
         assert "error: process 1 has another newest checkpoint than process 0. Pass the same" in error
 
 
+@pytest.mark.full
 def test_processes_with_two_new_directories_are_told(config, tmp_path):
     """Bug: they waited for each other inside of the first save."""
     for status, error in end(start(2, config, tmp_path / "one", tmp_path / "other")):
@@ -179,6 +181,7 @@ def test_processes_with_two_new_directories_are_told(config, tmp_path):
         assert "error: process 1 has another --workdir than process 0. Pass the same" in error
 
 
+@pytest.mark.full
 def test_processes_with_other_arguments_are_told(config, tmp_path):
     """Bug: each trained with its own learning rate, and the first one's config was kept with what came of it."""
     other = config.copy_and_resolve_references()

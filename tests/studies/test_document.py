@@ -1,6 +1,6 @@
 import pytest
 
-from studies.common.document import fill, mean_and_deviation, skeleton, table, with_spread
+from studies.common.document import fill, mean_and_deviation, skeleton, with_spread
 from vqjax.errors import UserError
 
 TEXT = "# Title\n<!-- generated: a -->\n<!-- end -->\nBy hand \\1.\n<!-- generated: b -->\nold\n<!-- end -->\n"
@@ -22,10 +22,6 @@ def test_a_missing_part_is_named():
 
 def test_a_skeleton_can_be_filled():
     assert "<!-- generated: b -->\nnumbers\n<!-- end -->" in fill(skeleton("T", ["a", "b"]), {"b": "numbers"})
-
-
-def test_cells_may_hold_the_column_separator():
-    assert table(["|q|"], [["1"]]).splitlines()[0] == r"| \|q\| |"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_sigint_before_there_is_anything_to_save_ends_the_run_at_once(images_fil
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.full
 def test_a_run_nobody_listens_to_goes_on(finished, images_file, tmp_path):
     """Bug: train.py 2>&1 | head -1 ended the run at its second line."""
     shutil.copytree(finished, tmp_path / "run")
@@ -200,6 +201,7 @@ def test_another_model_is_refused_and_the_run_is_left_as_it_was(finished, images
     assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*")) == before
 
 
+@pytest.mark.full
 def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_checkpoint(finished, images_file, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)

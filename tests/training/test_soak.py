@@ -1,6 +1,6 @@
 """A run that is killed, damaged and started again, over and over, ends bit for bit as if it had been left alone.
 
-``pytest --full tests/training/test_soak.py --kills=200 --soak_seed=1`` for more of them, and others.
+``pytest tests/training/test_soak.py --kills=200 --soak_seed=1`` for more of them, and others.
 """
 
 import random

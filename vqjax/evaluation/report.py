@@ -78,7 +78,8 @@ def terminal_table(result: EvaluationResult, context: Mapping[str, Any]) -> str:
 def _markdown(result: EvaluationResult, facts: Mapping[str, Any], pictures: Iterable[str]) -> str:
     context = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     images = "\n\n".join(f"![{name}]({name}.png)" for name in pictures)
-    return f"# Evaluation\n\n{context}\n\n{markdown_table(_rows(result))}\n\n{images}\n"
+    table = markdown_table(("metric", "value", "protocol"), _rows(result), left=(0, 2))
+    return f"# Evaluation\n\n{context}\n\n{table}\n\n{images}\n"
 
 
 def _rows(result: EvaluationResult) -> list[tuple[str, str, str]]:

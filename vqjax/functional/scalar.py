@@ -250,7 +250,6 @@ class Moments(NamedTuple):
 
 
 MOMENTS = {
-    "none": None,
     "variance": Moments(1.0),
     "kurtosis": Moments(1.0, shape=True),
     "tanh": Moments(0.8225),

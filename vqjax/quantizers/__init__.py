@@ -1,5 +1,6 @@
 """Quantizers: Flax modules over :mod:`vqjax.functional`."""
 
+from vqjax.quantizers.base import Quantizer as Quantizer
 from vqjax.quantizers.base import QuantizerOutput as QuantizerOutput
 from vqjax.quantizers.binary import BSQ as BSQ
 from vqjax.quantizers.binary import LFQ as LFQ
@@ -9,21 +10,14 @@ from vqjax.quantizers.codebooks import FrozenCodebook as FrozenCodebook
 from vqjax.quantizers.codebooks import GradientCodebook as GradientCodebook
 from vqjax.quantizers.codebooks import Replacement as Replacement
 from vqjax.quantizers.grouped import Grouped as Grouped
-from vqjax.quantizers.grouped import GroupedResidualFSQ as GroupedResidualFSQ
-from vqjax.quantizers.grouped import GroupedResidualLFQ as GroupedResidualLFQ
-from vqjax.quantizers.grouped import GroupedResidualVQ as GroupedResidualVQ
 from vqjax.quantizers.ibq import IBQ as IBQ
 from vqjax.quantizers.multi_scale import MultiScaleVQ as MultiScaleVQ
-from vqjax.quantizers.pooling import MaxVecPool as MaxVecPool
-from vqjax.quantizers.pooling import SoftMaxVecPool as SoftMaxVecPool
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer as RandomProjectionQuantizer
 from vqjax.quantizers.registry import QUANTIZERS as QUANTIZERS
 from vqjax.quantizers.registry import build as build
 from vqjax.quantizers.registry import defaults as defaults
-from vqjax.quantizers.residual import ResidualSimVQ as ResidualSimVQ
+from vqjax.quantizers.residual import Residual as Residual
 from vqjax.quantizers.residual import ResidualVQ as ResidualVQ
-from vqjax.quantizers.residual_scalar import ResidualFSQ as ResidualFSQ
-from vqjax.quantizers.residual_scalar import ResidualLFQ as ResidualLFQ
 from vqjax.quantizers.scalar import FSP as FSP
 from vqjax.quantizers.scalar import FSQ as FSQ
 from vqjax.quantizers.scalar import LatentQuantizer as LatentQuantizer

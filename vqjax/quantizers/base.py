@@ -126,6 +126,10 @@ class Quantizer(nn.Module):
         """Start the codebook from clusters; refused by quantizers without one."""
         raise UserError(f"{type(self).__name__} has no codebook to start from clusters; leave kmeans_init out.")
 
+    def bypass(self, z: Vectors) -> Vectors:
+        """Return what an infinitely fine codebook would return; refused by quantizers without one."""
+        raise UserError(f"{type(self).__name__} has no codebook to bypass; use a VectorQuantizer.")
+
     @property
     def _batch_axis(self) -> str | None:
         """The mapped axis of the statistics; None in ``init``, which runs outside of the mapped function."""
@@ -252,127 +256,3 @@ def int32_indices(indices: Integer[Array | np.ndarray, "*indices"], num_codes: i
     clip = np.clip if isinstance(indices, np.ndarray) else jnp.clip
     lowest = -2 if jnp.issubdtype(indices.dtype, jnp.signedinteger) else 0
     return jnp.asarray(clip(indices, lowest, num_codes), jnp.int32)
-
-
-def minus_one_where_masked(indices: Int[Array, "*batch"], mask: Bool[Array, "*batch"] | None) -> Int[Array, "*batch"]:
-    """Indices, with -1 where the mask is False."""
-    return indices if mask is None else jnp.where(mask, indices, -1)
-
-
-def flatten(
-    vectors: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None
-) -> tuple[Float[Array, "tokens dim"], Bool[Array, " tokens"] | None]:
-    """Vectors and mask with all leading axes in one."""
-    return vectors.reshape(-1, vectors.shape[-1]), None if mask is None else mask.reshape(-1)
-
-
-def create_projections(module: nn.Module, outer: int, inner: int) -> None:
-    """Creates kernels and biases of both directions, in a compact method.
-
-    Args:
-      module: Gets ``project_in_kernel``, ``project_in_bias`` and the same of ``project_out`` in ``params``.
-      outer: Features of the model.
-      inner: Features of the quantizer.
-    """
-    for name, shape in (("project_in", (outer, inner)), ("project_out", (inner, outer))):
-        module.param(f"{name}_kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        module.param(f"{name}_bias", nn.initializers.zeros, shape[-1:], jnp.float32)
-
-
-def has_projections(module: nn.Module) -> bool:
-    """Whether the variables hold projections."""
-    return module.has_variable("params", "project_in_kernel")
-
-
-def outer_features(module: nn.Module) -> int:
-    """The features of the model that the projections were made for."""
-    return module.get_variable("params", "project_in_kernel").shape[0]
-
-
-def inner_features(module: nn.Module) -> int:
-    """The features of the codes that the projections were made for."""
-    return module.get_variable("params", "project_in_kernel").shape[1]
-
-
-def project(module: nn.Module, name: str, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch features"]:
-    """Applies one of the two maps in float32.
-
-    Args:
-      module: Has the variables.
-      name: ``"project_in"`` or ``"project_out"``.
-      x: Vectors.
-
-    Returns:
-      Vectors of the other space.
-    """
-    kernel, bias = (module.get_variable("params", f"{name}_{part}") for part in ("kernel", "bias"))
-    if kernel is None or kernel.shape[0] != x.shape[-1]:
-        found = "is missing" if kernel is None else f"has shape {kernel.shape}"
-        raise UserError(
-            f"The projection {name} of {x.shape[-1]} features {found} in the variables: create them with init(key, z) "
-            "of a quantizer with the same settings, and pass all collections on to apply."
-        )
-    x = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
-    return x + jnp.broadcast_to(bias, x.shape)
-
-
-def mapped_axis(module: nn.Module) -> str | None:
-    """The axis of the statistics; none in ``init``, which runs outside of the mapped function."""
-    return None if module.is_initializing() else module.axis_name
-
-
-def draw_key(module: nn.Module, cause: str) -> Array:
-    """A key of the stream ``quantizer``, another one on each device of a mapped axis.
-
-    Args:
-      module: A quantizer with the field ``axis_name``.
-      cause: What random numbers are drawn for, for the message where there is no such stream.
-
-    Returns:
-      A random key.
-
-    Raises:
-      UserError: No stream ``quantizer``.
-    """
-    if not module.has_rng("quantizer"):
-        raise UserError(f"{cause} draws random numbers: pass rngs={{'quantizer': key}} to apply.")
-    key = module.make_rng("quantizer")
-    return key if module.axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(module.axis_name))
-
-
-def create_rotation(module: nn.Module, features: int) -> None:
-    """Draws ``codebook["rotation"]`` of a module, in ``init``."""
-    draw = nn.initializers.orthogonal()
-    module.variable(
-        "codebook", "rotation", lambda: draw(module.make_rng("quantizer"), (features, features), jnp.float32)
-    )
-
-
-def rotate(
-    module: nn.Module, x: Float[Array, "*batch features"], inverse: bool = False
-) -> Float[Array, "*batch features"]:
-    """Rotates features by the module's rotation, or back.
-
-    Args:
-      module: Has been through :func:`create_rotation`.
-      x: Features.
-      inverse: Rotate back.
-
-    Returns:
-      Features of the same lengths.
-
-    Raises:
-      UserError: The variables hold no rotation.
-    """
-    if not module.has_variable("codebook", "rotation"):
-        raise UserError(
-            "The variables hold no rotation: create them with init(key, z), and pass all collections on to apply, not "
-            "params alone."
-        )
-    rotation = module.get_variable("codebook", "rotation")
-    if rotation.shape[0] != x.shape[-1]:
-        raise UserError(
-            f"The rotation in the variables has shape {rotation.shape}, and codes have {x.shape[-1]} features: use the "
-            "settings it was made with, or initialize anew."
-        )
-    return jnp.matmul(x, rotation.T if inverse else rotation, precision=jax.lax.Precision.HIGHEST)

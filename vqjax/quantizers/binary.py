@@ -1,15 +1,13 @@
-"""The quantizers whose codes are signs: lookup-free quantization, and the same on the unit sphere."""
+"""Binary quantizers: signs as codes, looked up by no search (LFQ), on the sphere (BSQ), or drawn (binary mapper)."""
 
 import math
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from vqjax.errors import UserError
 from vqjax.estimators import straight_through
 from vqjax.estimators.jacobian import with_gradient_of
 from vqjax.functional.binary import (
@@ -21,22 +19,20 @@ from vqjax.functional.binary import (
     product_distribution,
     to_signs,
 )
-from vqjax.functional.metrics import index_statistics, masked_mean
+from vqjax.functional.metrics import index_statistics
 from vqjax.functional.mixed_radix import to_index, to_levels
 from vqjax.functional.norms import normalize
 from vqjax.functional.scalar import soft_clamp
-from vqjax.quantizers.base import (
-    QuantizerOutput,
-    create_rotation,
-    decode_valid,
-    draw_key,
-    mapped_axis,
-    minus_one_where_masked,
-    rotate,
-    zero_where_masked,
+from vqjax.quantizers.base import Quantizer, QuantizerOutput, Scalar, decode_valid, zero_where_masked
+from vqjax.quantizers.grid import Features, GridCodes, GridQuantizer, Levels, TokenMask
+from vqjax.quantizers.validation import (
+    check_flags,
+    is_number,
+    require,
+    require_count,
+    require_positive,
+    require_weight,
 )
-from vqjax.quantizers.grid import Choice, Features, GridQuantizer, Levels, TokenMask
-from vqjax.quantizers.validation import check_flags, check_input, is_count, is_number, is_weight, requirement
 
 
 class LFQ(GridQuantizer):
@@ -45,8 +41,8 @@ class LFQ(GridQuantizer):
     .. math:: q_j = s\,\mathrm{sign}(x_j),\quad i = \sum_j 2^{b-1-j}\, [x_j > 0]
 
     with ``scale`` :math:`s` and :math:`b` bits (``sign(0)`` is -1; the first feature is the highest bit, as in
-    vector-quantize-pytorch). The gradient crosses straight through. The loss asks tokens to decide and the batch to
-    use all codes:
+    vector-quantize-pytorch). The gradient crosses straight through. The loss draws each token to one code and the
+    batch to all of them:
 
     .. math:: w\,\Big(\frac1N\sum_n H(p_n) - \gamma\, H\Big(\frac1N\sum_n p_n\Big)\Big) +
       \beta\, |x - \mathrm{sg}(q)|^2,\quad p_n(c) = \mathrm{softmax}_c(2\, x_n \cdot c / \tau)
@@ -56,6 +52,9 @@ class LFQ(GridQuantizer):
     :func:`vqjax.functional.binary.bit_entropies`). An input with another number of features than
     ``num_codebooks * bits`` is projected there and back by two linear maps.
 
+    ``Residual(LFQ(bits), n)`` halves ``scale`` and ``soft_clamp`` from stage to stage: its codes divide
+    ``[-2 s, 2 s]`` evenly into :math:`2^n` values per feature.
+
     Variables:
       None, unless there are projections (in ``params``) or a rotation (``codebook["rotation"]``, never trained).
 
@@ -64,16 +63,16 @@ class LFQ(GridQuantizer):
       num_codebooks: Parts into which the features are split, each with an index of its own (along a last axis).
       scale: :math:`s`, the distance of each feature of a code from zero.
       entropy_weight: :math:`w`.
-      diversity: :math:`\gamma`.
+      diversity_gamma: :math:`\gamma`.
       inverse_temperature: :math:`1/\tau`.
       commitment_weight: :math:`\beta`; the mean is over tokens and features.
-      bits_per_group: Most bits whose joint distribution the second entropy is taken of, up to 20; by default 10.
-        Groups are as few and as equal as possible; with several, their entropies are added, which is exact where
-        groups are independent over the batch, and an upper bound elsewhere.
+      bits_per_group: Largest number of bits whose joint distribution the second entropy is taken of, up to 20; by
+        default 10. Groups are as few and as equal as possible; with several, their entropies are added, which is
+        exact where groups are independent over the batch, and an upper bound elsewhere.
       soft_clamp: Bounds features by :math:`c \tanh(x/c)` before they are quantized; at least ``scale``.
       orthogonal_rotation: Rotate features by a fixed random rotation before they are quantized, and codes back.
       smallest_probability: 1e-5 reproduces the entropies of vector-quantize-pytorch, which bounds probabilities
-        within logarithms; needs all bits in one group, and a value per token and code.
+        within logarithms; needs all bits in one group, and a value per token and code. None for exact entropies.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Not needed, and wrong,
         under plain ``jit``. Average gradients over the axis.
 
@@ -100,18 +99,35 @@ class LFQ(GridQuantizer):
     num_codebooks: int = 1
     scale: float = 1.0
     entropy_weight: float = 0.1
-    diversity: float = 1.0
+    diversity_gamma: float = 1.0
     inverse_temperature: float = 100.0
     commitment_weight: float = 0.0
     bits_per_group: int | None = None
     soft_clamp: float | None = None
     orthogonal_rotation: bool = False
-    smallest_probability: float = 0.0
+    smallest_probability: float | None = None
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_arguments(self)
+        require_count("bits", self.bits, largest=30, advice="indices are int32")
+        for name in ("scale", "inverse_temperature"):
+            require_positive(name, getattr(self, name))
+        for name in ("entropy_weight", "diversity_gamma", "commitment_weight"):
+            require_weight(name, getattr(self, name))
+        if self.bits_per_group is not None:
+            advice = "a group holds a probability for each of its codes"
+            require_count("bits_per_group", self.bits_per_group, largest=20, advice=advice)
+        clamp, probability = self.soft_clamp, self.smallest_probability
+        in_range = clamp is None or (is_number(clamp) and self.scale <= clamp < math.inf)
+        require(in_range, "soft_clamp", clamp, f"at least scale={self.scale}, so that codes can be reached, or None")
+        in_range = probability is None or (is_number(probability) and 0 < probability < 1)
+        require(in_range, "smallest_probability", probability, "in (0, 1), such as 1e-5, or None")
+        one_group = len(group_sizes(self.bits, self._largest_group)) == 1
+        advice = (
+            f"it takes all {self.bits} bits in one group; leave it out, or set bits_per_group={self.bits} (up to 20)"
+        )
+        require(one_group or probability is None, "smallest_probability", probability, "None", advice)
 
     @property
     def length(self) -> float:
@@ -121,47 +137,55 @@ class LFQ(GridQuantizer):
     def radices(self) -> tuple[int, ...]:
         return (2,) * self.bits
 
-    def choose(self, x: Features, train: bool) -> Choice:
+    def at_stage(self, stage: int) -> "LFQ":
+        shrink = 2.0**-stage
+        clamp = None if self.soft_clamp is None else self.soft_clamp * shrink
+        return self.clone(parent=None, name=None, scale=self.scale * shrink, soft_clamp=clamp)
+
+    def create_variables(self) -> None:
+        if self.orthogonal_rotation:
+            self._create_rotation()
+
+    def preprocess(self, x: Features) -> Features:
+        if self.soft_clamp is not None:
+            x = soft_clamp(x, [self.soft_clamp] * self.bits)
+        return self._rotate(x) if self.orthogonal_rotation else x
+
+    def postprocess(self, values: Features) -> Features:
+        return self._rotate(values, inverse=True) if self.orthogonal_rotation else values
+
+    def quantize(self, x: Features, train: bool) -> GridCodes:
         # The first feature of a grid is the lowest digit of an index; here it is the highest.
         levels = jnp.flip((x > 0).astype(jnp.int32), axis=-1)
-        return Choice(levels, straight_through(x, self.values(levels)))
+        return GridCodes(levels, straight_through(x, self.values(levels)))
 
     def values(self, levels: Levels) -> Features:
         return to_signs(jnp.flip(levels, axis=-1) > 0, self.length)
 
-    def create(self) -> None:
-        if self.orthogonal_rotation:
-            create_rotation(self, self.bits)
-
-    def enter(self, x: Features) -> Features:
-        if self.soft_clamp is not None:
-            x = soft_clamp(x, [self.soft_clamp] * self.bits)
-        return rotate(self, x) if self.orthogonal_rotation else x
-
-    def leave(self, values: Features) -> Features:
-        return rotate(self, values, inverse=True) if self.orthogonal_rotation else values
-
-    def losses(
-        self, x: Features, codes: Features, mask: TokenMask
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    def losses(self, x: Features, codes: Features, mask: TokenMask) -> tuple[Scalar, dict[str, Scalar]]:
         per_token, batch = self._entropies(x, mask)
-        commitment = self._mean(jnp.mean(jnp.square(x - codes), axis=-1), mask)
-        loss = self.entropy_weight * (per_token - self.diversity * batch) + self.commitment_weight * commitment
+        commitment = self._squared_distance(x, codes, mask)
+        loss = self.entropy_weight * (per_token - self.diversity_gamma * batch) + self.commitment_weight * commitment
         return loss, {"token_entropy": per_token, "batch_entropy": batch, "commitment_loss": commitment}
 
-    def _entropies(self, x: Features, mask: TokenMask) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def _entropies(self, x: Features, mask: TokenMask) -> tuple[Scalar, Scalar]:
+        """Return the entropies of tokens and of the batch, means over codebooks."""
         logits = 4 * self.inverse_temperature * self.length * x
         settings = {
-            "bits_per_group": _largest_group(self),
-            "axis_name": mapped_axis(self),
-            "smallest_probability": self.smallest_probability,
+            "bits_per_group": self._largest_group,
+            "axis_name": self._batch_axis,
+            "smallest_probability": self.smallest_probability or 0.0,
         }
-        of_codebooks = [
+        by_codebook = [
             bit_entropies(logits[..., c, :], mask=None if mask is None else mask[..., c], **settings)
             for c in range(self.num_codebooks)
         ]
-        per_token, batch = (sum(values) / self.num_codebooks for values in zip(*of_codebooks, strict=True))
+        per_token, batch = (sum(values) / self.num_codebooks for values in zip(*by_codebook, strict=True))
         return per_token, batch
+
+    @property
+    def _largest_group(self) -> int:
+        return LARGEST_GROUP if self.bits_per_group is None else self.bits_per_group
 
 
 class BSQ(LFQ):
@@ -192,41 +216,8 @@ class BSQ(LFQ):
     def length(self) -> float:
         return self.scale / math.sqrt(self.bits)
 
-    def enter(self, x: Features) -> Features:
-        return normalize(super().enter(x)) * self.scale
-
-
-def _largest_group(lfq: LFQ) -> int:
-    return LARGEST_GROUP if lfq.bits_per_group is None else lfq.bits_per_group
-
-
-def _check_arguments(lfq: LFQ) -> None:
-    check_flags(lfq)
-    require = requirement(lfq)
-    require(is_count(lfq.bits) and lfq.bits <= 30, "bits", "use a whole number in [1, 30], as indices are int32.")
-    require(is_count(lfq.num_codebooks), "num_codebooks", "use a whole number of at least 1.")
-    for name in ("scale", "inverse_temperature"):
-        value = getattr(lfq, name)
-        require(is_number(value) and 0 < value < math.inf, name, "use a finite number above 0.")
-    for name in ("entropy_weight", "diversity", "commitment_weight"):
-        require(is_weight(getattr(lfq, name)), name, "use a finite number of at least 0.")
-    require(
-        lfq.bits_per_group is None or (is_count(lfq.bits_per_group) and lfq.bits_per_group <= 20),
-        "bits_per_group",
-        "use a whole number in [1, 20], as a group holds a probability for each of its codes, or None.",
-    )
-    require(
-        lfq.soft_clamp is None or (is_number(lfq.soft_clamp) and lfq.scale <= lfq.soft_clamp < math.inf),
-        "soft_clamp",
-        f"use a number of at least scale={lfq.scale}, so that codes can be reached, or None.",
-    )
-    probability = lfq.smallest_probability
-    require(is_number(probability) and 0 <= probability < 1, "smallest_probability", "use 0, or 1e-5.")
-    require(
-        probability == 0 or len(group_sizes(lfq.bits, _largest_group(lfq))) == 1,
-        "smallest_probability",
-        f"all {lfq.bits} bits have to be in one group. Use 0, or bits_per_group={lfq.bits} where that is at most 20.",
-    )
+    def preprocess(self, x: Features) -> Features:
+        return normalize(super().preprocess(x)) * self.scale
 
 
 Logits = Float[Array, "*batch bits"]
@@ -235,8 +226,8 @@ Bits = Bool[Array, "*batch bits"]
 Mask = Bool[Array, "*batch"] | None
 
 
-class BinaryMapper(nn.Module):
-    r"""Draws bits with the given logits, and returns the one-hot vector of the code that they are.
+class BinaryMapper(Quantizer):
+    r"""Draws bits with the given logits, and returns the one-hot vector of their code.
 
     .. math:: b_j \sim \mathrm{Bernoulli}(\sigma(l_j / T)),\quad i = \sum_j 2^j b_j
 
@@ -246,12 +237,12 @@ class BinaryMapper(nn.Module):
     .. math:: \frac1N \sum_n \max(0,\ \mathrm{bits} \cdot \log 2 - H(p_n) - \kappa)
 
     There are no variables. Training draws from the stream ``quantizer``; ``train=False`` takes the likelier bits
-    (vector-quantize-pytorch draws there too, unless told otherwise).
+    (vector-quantize-pytorch draws there too by default).
 
     Attributes:
       bits: Features of the input, 1 to 16; the output has ``2**bits`` features per token, all but one of them zero.
       free_nats: :math:`\kappa`, by default one bit.
-      temperature: :math:`T` of the draw; neither the gradient nor the loss sees it.
+      temperature: :math:`T` of the draw; neither the gradient nor the loss depends on it.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed; each device draws its
         own bits. Not needed, and wrong, under plain ``jit``. Average gradients over the axis.
 
@@ -272,6 +263,8 @@ class BinaryMapper(nn.Module):
     Source: Fleuret, 2025 (arXiv 2510.17558).
     """
 
+    fits_residual = False
+
     bits: int
     free_nats: float = math.log(2)
     temperature: float = 1.0
@@ -279,26 +272,35 @@ class BinaryMapper(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_mapper(self)
+        check_flags(self)
+        advice = (
+            "the output has 2**bits features per token, 256 KiB at 16 bits; for more codes use LFQ or BSQ, whose "
+            "output has one feature per bit"
+        )
+        require_count("bits", self.bits, largest=16, advice=advice)
+        require_weight("free_nats", self.free_nats)
+        require_positive("temperature", self.temperature)
 
     @property
     def num_codes(self) -> int:
         """The number of codes, and of features of the output."""
         return 2 ** int(self.bits)
 
-    @property
-    def num_codebooks(self) -> int:
-        """Of a token: one."""
-        return 1
-
-    def __call__(self, z: Logits, mask: Mask = None, train: bool = False) -> QuantizerOutput:
-        """Draws a code for each token.
+    def __call__(
+        self,
+        z: Logits,
+        mask: Mask = None,
+        train: bool = False,
+        condition: Float[Array, "*batch features"] | None = None,
+    ) -> QuantizerOutput:
+        """Draw a code for each token.
 
         Args:
           z: Logits of the bits along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in loss or statistics, receive no gradient, and come
             back as zero vectors with index -1.
           train: Draw the bits, instead of taking the likelier ones.
+          condition: None; the codes do not depend on one.
 
         Returns:
           One-hot vectors of ``2**bits`` features in the input's dtype, int32 indices, the loss, and the metrics
@@ -306,27 +308,22 @@ class BinaryMapper(nn.Module):
           batch).
 
         Raises:
-          UserError: ``z`` or ``mask`` of the wrong kind; no ``quantizer`` key in training.
+          UserError: An input of the wrong kind; no ``quantizer`` key in training.
         """
-        self._check(z, mask)
+        self._check_input(z, mask, condition)
         logits = zero_where_masked(z, mask).astype(jnp.float32)
         draws = train and not self.is_initializing()
-        indices = self._indices_of(self._drawn(logits) if draws else logits > 0)
+        indices = self._to_indices(self._draw(logits) if draws else logits > 0)
         one_hot = jax.nn.one_hot(indices, self.num_codes, dtype=jnp.float32)
         quantized = with_gradient_of(one_hot, product_distribution(logits)).astype(z.dtype)
         kl = self.bits * math.log(2) - independent_entropy(logits)
-        loss = masked_mean(jax.nn.relu(kl - self.free_nats), mask, mapped_axis(self))
-        statistics = index_statistics(indices, self.num_codes, mask, mapped_axis(self))
-        metrics = {"kl": masked_mean(kl, mask, mapped_axis(self))} | statistics
-        return QuantizerOutput(
-            zero_where_masked(quantized, mask),
-            minus_one_where_masked(indices, mask),
-            loss,
-            jax.lax.stop_gradient(metrics),
-        )
+        loss = self._mean(jax.nn.relu(kl - self.free_nats), mask)
+        statistics = index_statistics(indices, self.num_codes, mask, self._batch_axis)
+        metrics = jax.lax.stop_gradient({"kl": self._mean(kl, mask)} | statistics)
+        return QuantizerOutput(zero_where_masked(quantized, mask), self._mask_indices(indices, mask), loss, metrics)
 
     def encode(self, z: Logits, mask: Mask = None) -> Int[Array, "*batch"]:
-        """Returns the index of the likeliest code.
+        """Return the index of the likeliest code.
 
         Args:
           z: Logits of the bits along the last axis.
@@ -335,11 +332,11 @@ class BinaryMapper(nn.Module):
         Returns:
           int32 indices.
         """
-        self._check(z, mask)
-        return minus_one_where_masked(self._indices_of(z > 0), mask)
+        self._check_input(z, mask)
+        return self._mask_indices(self._to_indices(z > 0), mask)
 
     def decode(self, indices: Integer[Array | np.ndarray, "*batch"]) -> Codes:
-        """Returns the one-hot vectors of indices.
+        """Return the one-hot vectors of indices.
 
         Args:
           indices: Of any integer dtype, in ``[0, 2**bits)``; -1 (a masked token) becomes the zero vector, anything
@@ -351,7 +348,7 @@ class BinaryMapper(nn.Module):
         return decode_valid(partial(jax.nn.one_hot, num_classes=self.num_codes), indices, self.num_codes)
 
     def log_prob(self, z: Logits, indices: Integer[Array | np.ndarray, "*batch"]) -> Float[Array, "*batch"]:
-        """Logarithm of the probability of a code, differentiable in the logits.
+        """Return the logarithm of the probability of a code, differentiable in the logits.
 
         Args:
           z: Logits of the bits along the last axis.
@@ -360,49 +357,20 @@ class BinaryMapper(nn.Module):
         Returns:
           float32 nats.
         """
-        self._check(z, None)
+        self._check_input(z, None)
         logits = z.astype(jnp.float32)
 
-        def found(indices: Int[Array, "*batch"]) -> Float[Array, "*batch 1"]:
-            return log_probability(logits, to_levels(indices, (2,) * self.bits) > 0)[..., None]
+        def log_probability_of(valid: Int[Array, "*batch"]) -> Float[Array, "*batch 1"]:
+            return log_probability(logits, to_levels(valid, (2,) * self.bits) > 0)[..., None]
 
-        return decode_valid(found, indices, self.num_codes)[..., 0]
+        return decode_valid(log_probability_of, indices, self.num_codes)[..., 0]
 
-    def bypass(self, z: Logits) -> Codes:
-        """The distribution over codes that training draws from at ``temperature=1``.
+    def _draw(self, logits: Logits) -> Bits:
+        return jax.random.bernoulli(self._draw_key("train=True"), jax.nn.sigmoid(logits / self.temperature))
 
-        Args:
-          z: Logits of the bits along the last axis.
-
-        Returns:
-          ``2**bits`` probabilities per token in the input's dtype, with the plain gradient.
-        """
-        self._check(z, None)
-        return product_distribution(z.astype(jnp.float32)).astype(z.dtype)
-
-    def _drawn(self, logits: Logits) -> Bits:
-        return jax.random.bernoulli(draw_key(self, "train=True"), jax.nn.sigmoid(logits / self.temperature))
-
-    def _indices_of(self, bits: Bits) -> Int[Array, "*batch"]:
+    def _to_indices(self, bits: Bits) -> Int[Array, "*batch"]:
         return to_index(bits.astype(jnp.int32), (2,) * self.bits)
 
-    def _check(self, z: Logits, mask: Mask) -> None:
-        check_input(z, mask)
-        if z.shape[-1] != self.bits:
-            raise UserError(f"z has {z.shape[-1]} features, but bits={self.bits}: pass one logit per bit.")
-
-
-def _check_mapper(mapper: BinaryMapper) -> None:
-    require = requirement(mapper)
-    require(
-        is_count(mapper.bits) and mapper.bits <= 16,
-        "bits",
-        "use a whole number in [1, 16]: the output has 2**bits features per token, 256 KiB at 16 bits. For more "
-        "codes use LFQ or BSQ, whose output has one feature per bit.",
-    )
-    require(is_weight(mapper.free_nats), "free_nats", "use a finite number of at least 0, such as 0.69 for one bit.")
-    require(
-        is_number(mapper.temperature) and 0 < mapper.temperature < math.inf,
-        "temperature",
-        "use a finite number above 0.",
-    )
+    def _check_input(self, z: Logits, mask: Mask, condition: Float[Array, "*batch features"] | None = None) -> None:
+        super()._check_input(z, mask, condition)
+        require(z.shape[-1] == self.bits, "z", z.shape, f"one logit for each of bits={self.bits} along the last axis")

@@ -1,4 +1,4 @@
-"""The common part of quantizers whose codes are a grid: every feature is quantized by itself, nothing is looked up."""
+"""Base class of the quantizers whose codes are a grid: each feature is quantized on its own, nothing is looked up."""
 
 import math
 from typing import NamedTuple
@@ -10,78 +10,73 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.functional.metrics import index_statistics, masked_mean
+from vqjax.functional.metrics import index_statistics
 from vqjax.functional.mixed_radix import to_index, to_levels
-from vqjax.quantizers.base import (
-    QuantizerOutput,
-    create_projections,
-    decode_valid,
-    has_projections,
-    inner_features,
-    mapped_axis,
-    minus_one_where_masked,
-    outer_features,
-    project,
-    zero_where_masked,
-)
-from vqjax.quantizers.validation import check_input
+from vqjax.quantizers.base import Indices, Mask, Quantizer, QuantizerOutput, Scalar, decode_valid, zero_where_masked
+from vqjax.quantizers.validation import check_flags, require_count
 
 Vectors = Float[Array, "*batch dim"]
 Features = Float[Array, "*tokens features"]
 Levels = Int[Array, "*tokens features"]
-Mask = Bool[Array, "*batch"] | None
 TokenMask = Bool[Array, "*tokens"] | None
 
 
-class Choice(NamedTuple):
-    """What a quantizer makes of features.
+class GridCodes(NamedTuple):
+    """The codes of features.
 
     Attributes:
       levels: int32 level of every feature, in ``[0, radix)``.
-      quantized: What the quantizer returns for them, with its gradient: the values of the levels bit for bit, except
-        where noise is asked for in training.
+      quantized: Their values bit for bit, with the gradient to the features; in training perhaps with noise.
     """
 
     levels: Levels
     quantized: Features
 
 
-class GridQuantizer(nn.Module):
-    """Base of the quantizers whose codes are all combinations of the levels of their features.
+class GridQuantizer(Quantizer):
+    """Base class of the quantizers whose codes are all combinations of the levels of their features.
 
-    A subclass has the fields ``num_codebooks`` and ``axis_name``, and says what is its own: :meth:`radices`,
-    :meth:`choose`, :meth:`values` and, where it has them, :meth:`create`, :meth:`enter`, :meth:`leave` and
-    :meth:`losses`. An input with ``num_codebooks * len(radices)`` features is quantized as it is; one with another
-    number is projected there and back by two linear maps. With several codebooks the indices get a last axis.
+    A subclass has the fields ``num_codebooks`` and ``axis_name``, and defines :meth:`radices`, :meth:`quantize`,
+    :meth:`values` and, as needed, :meth:`create_variables`, :meth:`preprocess`, :meth:`postprocess`, :meth:`latents`
+    and :meth:`losses`. An input with ``num_codebooks * len(radices)`` features is quantized as it is; any other is
+    projected to that number and back by two linear maps. Each codebook has an index; with several, indices get a
+    last axis.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flags(self)
+        require_count("num_codebooks", self.num_codebooks)
 
     def radices(self) -> tuple[int, ...]:
         """The number of levels of each feature of a codebook; the first feature varies fastest in an index."""
         raise NotImplementedError
 
-    def choose(self, x: Features, train: bool) -> Choice:
-        """Quantizes features in float32; gradients cross here."""
+    def quantize(self, x: Features, train: bool) -> GridCodes:
+        """Quantize preprocessed features; the gradient crosses here."""
         raise NotImplementedError
 
     def values(self, levels: Levels) -> Features:
-        """The code of levels; the very operations that :meth:`choose` uses, so that both agree bit for bit."""
+        """Return the values of levels by the operations of :meth:`quantize`, so that both agree bit for bit."""
         raise NotImplementedError
 
-    def create(self) -> None:
-        """Creates variables of its own, in ``init``."""
+    def create_variables(self) -> None:
+        """Create variables other than projections, in ``init``."""
 
-    def enter(self, x: Features) -> Features:
-        """What happens to features before they are quantized (bounds, rotations, normalization)."""
+    def preprocess(self, x: Features) -> Features:
+        """Prepare features for quantization (bounds, rotations, normalization)."""
         return x
 
-    def leave(self, values: Features) -> Features:
-        """What happens to codes before they are returned (the inverse of a rotation)."""
+    def postprocess(self, values: Features) -> Features:
+        """Finish codes before they are returned (the inverse of a rotation)."""
         return values
 
-    def losses(
-        self, x: Features, codes: Features, mask: TokenMask
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The weighted loss and its unweighted terms; ``codes`` carry the gradient of :meth:`values` alone."""
+    def latents(self, x: Features) -> Features:
+        """Return preprocessed features in the space of the codes, for the quantization error."""
+        return x
+
+    def losses(self, x: Features, codes: Features, mask: TokenMask) -> tuple[Scalar, dict[str, Scalar]]:
+        """Return the weighted loss and its unweighted terms; ``codes`` carry the gradient of :meth:`values` alone."""
         return jnp.zeros(()), {}
 
     @property
@@ -89,44 +84,52 @@ class GridQuantizer(nn.Module):
         """The number of codes of one codebook."""
         return math.prod(self.radices())
 
+    @property
+    def code_features(self) -> int:
+        """The number of features of all codebooks."""
+        return self.num_codebooks * len(self.radices())
+
+    @property
+    def index_shape(self) -> tuple[int, ...]:
+        """An axis of codebooks, where there are several."""
+        return () if self.num_codebooks == 1 else (self.num_codebooks,)
+
     @nn.compact
-    def __call__(self, z: Vectors, mask: Mask = None, train: bool = False) -> QuantizerOutput:
-        """Quantizes vectors.
+    def __call__(
+        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Vectors | None = None
+    ) -> QuantizerOutput:
+        """Quantize vectors.
 
         Args:
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in losses or statistics, receive no gradient, and
             come back as zero vectors with index -1.
           train: Draw the noise of training, where there is such.
+          condition: None; the codes do not depend on one.
 
         Returns:
-          Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``perplexity`` and ``usage`` (of
-          this batch, mean over codebooks) and each term of the loss.
+          Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``relative_error``,
+          ``perplexity`` and ``usage`` (of this batch, mean over codebooks) and each term of the loss.
 
         Raises:
-          UserError: ``z`` or ``mask`` of the wrong kind; no ``quantizer`` key where noise is drawn.
+          UserError: An input of the wrong kind; no ``quantizer`` key where noise is drawn.
         """
-        check_input(z, mask)
+        self._check_input(z, mask, condition)
         if self.is_initializing():
-            if z.shape[-1] != self._features:
-                create_projections(self, z.shape[-1], self._features)
-            self.create()
-        self._check_features(z)
-        x = self._features_of(zero_where_masked(z, mask))
-        choice = self.choose(x, train and not self.is_initializing())
-        codes = self.values(choice.levels)
+            self._create_projections(z.shape[-1], self.code_features)
+            self.create_variables()
+        x = self._to_features(zero_where_masked(z, mask))
+        levels, quantized = self.quantize(x, train and not self.is_initializing())
+        codes = self.values(levels)
         token_mask = None if mask is None else jnp.broadcast_to(mask[..., None], x.shape[:-1])
         loss, terms = self.losses(x, codes, token_mask)
-        error = jnp.mean(jnp.square(x - codes), axis=-1)
-        metrics = {"quantization_error": self._mean(error, token_mask)} | terms | self._statistics(choice, token_mask)
-        quantized = zero_where_masked(self._vectors_of(choice.quantized).astype(z.dtype), mask)
-        indices = minus_one_where_masked(
-            self._indices_of(choice.levels), mask if self.num_codebooks == 1 else token_mask
-        )
+        metrics = self._errors(self.latents(x), codes, token_mask) | terms | self._statistics(levels, token_mask)
+        quantized = zero_where_masked(self._to_vectors(quantized).astype(z.dtype), mask)
+        indices = self._mask_indices(self._to_indices(levels), mask)
         return QuantizerOutput(quantized, indices, loss, jax.lax.stop_gradient(metrics))
 
-    def encode(self, z: Vectors, mask: Mask = None) -> Int[Array, "*indices"]:
-        """Returns the index of each vector's code.
+    def encode(self, z: Vectors, mask: Mask = None) -> Indices:
+        """Return the index of each vector's code.
 
         Args:
           z: Vectors along the last axis.
@@ -135,16 +138,12 @@ class GridQuantizer(nn.Module):
         Returns:
           int32 indices; with several codebooks, along a new last axis.
         """
-        check_input(z, mask)
-        self._check_features(z)
-        x = self._features_of(zero_where_masked(z, mask))
-        indices = self._indices_of(self.choose(x, train=False).levels)
-        if mask is not None and self.num_codebooks > 1:
-            mask = jnp.broadcast_to(mask[..., None], indices.shape)
-        return minus_one_where_masked(indices, mask)
+        self._check_input(z, mask)
+        x = self._to_features(zero_where_masked(z, mask))
+        return self._mask_indices(self._to_indices(self.quantize(x, train=False).levels), mask)
 
     def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Vectors:
-        """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
+        """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
           indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector, anything
@@ -153,69 +152,50 @@ class GridQuantizer(nn.Module):
         Returns:
           Vectors in float32.
         """
-        if self.num_codebooks > 1 and indices.shape[-1:] != (self.num_codebooks,):
+        if self.index_shape and indices.shape[-1:] != self.index_shape:
             raise UserError(
-                f"indices has shape {indices.shape}: its last axis has to be the {self.num_codebooks} codebooks."
+                f"indices must have {self.num_codebooks} codebooks along the last axis, got shape {indices.shape}; "
+                "pass them as encode returns them."
             )
-        decode = lambda valid: self._vectors_of(self.values(to_levels(valid, self.radices())))  # noqa: E731
+        decode = lambda valid: self._to_vectors(self.values(to_levels(valid, self.radices())))  # noqa: E731
         indices = indices[..., None] if self.num_codebooks == 1 else indices
         return decode_valid(decode, indices, self.num_codes, several=True)
 
-    def bypass(self, z: Vectors) -> Vectors:
-        """What infinitely many levels would return: everything but the quantization.
+    def _to_features(self, z: Vectors) -> Features:
+        """Return preprocessed features in float32, with an axis of codebooks before the last one."""
+        z = self._project_in(z, self.code_features)
+        return self.preprocess(z.reshape(*z.shape[:-1], self.num_codebooks, len(self.radices())))
 
-        Args:
-          z: Vectors along the last axis.
+    def _to_vectors(self, values: Features) -> Vectors:
+        values = self.postprocess(values)
+        return self._project_out(values.reshape(*values.shape[:-2], self.code_features))
 
-        Returns:
-          Vectors in the input's dtype, with the plain gradient.
-        """
-        check_input(z, None)
-        self._check_features(z)
-        return self._vectors_of(self._features_of(z)).astype(z.dtype)
-
-    @property
-    def _features(self) -> int:
-        return self.num_codebooks * len(self.radices())
-
-    def _check_features(self, z: Vectors) -> None:
-        inner = inner_features(self) if has_projections(self) else self._features
-        if inner != self._features:
-            raise UserError(
-                f"The codebook has {self._features} features, but the projections in the variables were made for "
-                f"{inner}: use the settings they were made with, or initialize anew."
-            )
-        expected = outer_features(self) if has_projections(self) else self._features
-        if z.shape[-1] != expected:
-            made_for = "the projections in the variables were" if has_projections(self) else "the codebook is"
-            raise UserError(
-                f"z has {z.shape[-1]} features, but {made_for} made for {expected}: pass z of {expected} features, "
-                "or initialize anew and pass all collections on to apply."
-            )
-
-    def _features_of(self, z: Vectors) -> Features:
-        """In float32, with an axis of codebooks before the last one."""
-        z = z.astype(jnp.float32)
-        if has_projections(self):
-            z = project(self, "project_in", z)
-        return self.enter(z.reshape(*z.shape[:-1], self.num_codebooks, len(self.radices())))
-
-    def _vectors_of(self, values: Features) -> Vectors:
-        values = self.leave(values)
-        values = values.reshape(*values.shape[:-2], self._features)
-        return project(self, "project_out", values) if has_projections(self) else values
-
-    def _indices_of(self, levels: Levels) -> Int[Array, "*indices"]:
+    def _to_indices(self, levels: Levels) -> Indices:
         indices = to_index(levels, self.radices())
         return indices[..., 0] if self.num_codebooks == 1 else indices
 
-    def _mean(self, values: Float[Array, "*tokens"], mask: TokenMask) -> Float[Array, ""]:
-        return masked_mean(values, mask, mapped_axis(self))
-
-    def _statistics(self, choice: Choice, mask: TokenMask) -> dict[str, Float[Array, ""]]:
-        indices = to_index(choice.levels, self.radices())
-        found = [
-            index_statistics(indices[..., c], self.num_codes, None if mask is None else mask[..., c], mapped_axis(self))
+    def _statistics(self, levels: Levels, mask: TokenMask) -> dict[str, Scalar]:
+        indices = to_index(levels, self.radices())
+        by_codebook = [
+            index_statistics(indices[..., c], self.num_codes, None if mask is None else mask[..., c], self._batch_axis)
             for c in range(self.num_codebooks)
         ]
-        return jax.tree.map(lambda *values: sum(values) / len(values), *found)
+        return jax.tree.map(lambda *values: sum(values) / len(values), *by_codebook)
+
+    def _create_rotation(self) -> None:
+        """Draw ``codebook["rotation"]`` of the features of a codebook, in ``init``."""
+        draw, features = nn.initializers.orthogonal(), len(self.radices())
+        self.variable(
+            "codebook", "rotation", lambda: draw(self.make_rng("quantizer"), (features, features), jnp.float32)
+        )
+
+    def _rotate(self, x: Features, inverse: bool = False) -> Features:
+        """Rotate features by the stored rotation, or back."""
+        rotation = self.get_variable("codebook", "rotation")
+        if rotation is None or rotation.shape[0] != x.shape[-1]:
+            found = "none" if rotation is None else f"one of shape {rotation.shape}"
+            raise UserError(
+                f"The variables must hold a rotation of {x.shape[-1]} features, got {found}; pass all collections of "
+                "init(key, z) of a quantizer with the same settings to apply, not params alone."
+            )
+        return jnp.matmul(x, rotation.T if inverse else rotation, precision=jax.lax.Precision.HIGHEST)

@@ -1,34 +1,23 @@
-"""IBQ: a codebook of parameters that all learn from every token."""
+"""Index backpropagation quantization: a codebook whose codes all learn from every token."""
 
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.estimators.index_backpropagation import index_backpropagation, largest_inner_product
+from vqjax.estimators import Estimator, index_backpropagation, largest_inner_product
 from vqjax.functional.codebook import assign
-from vqjax.functional.metrics import geometry_statistics, masked_mean, perplexity, usage
+from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.regularizers import Regularizer
-from vqjax.quantizers.base import (
-    QuantizerOutput,
-    decode_valid,
-    flatten,
-    mapped_axis,
-    minus_one_where_masked,
-    zero_where_masked,
-)
-from vqjax.quantizers.validation import check_input, is_count, is_number, is_weight, requirement
-
-Vectors = Float[Array, "*batch dim"]
-Mask = Bool[Array, "*batch"] | None
+from vqjax.quantizers.base import Mask, Quantizer, QuantizerOutput, Scalar, Vectors, decode_valid, zero_where_masked
+from vqjax.quantizers.validation import check_flags, require_count, require_positive, require_weight
 
 
-class IBQ(nn.Module):
+class IBQ(Quantizer):
     r"""Index backpropagation quantization: the gradient of the choice reaches the encoder and all codes.
 
     The code :math:`q = e_i,\ i = \arg\max_k z \cdot e_k` is the output bit for bit; its gradient is that of
@@ -86,51 +75,55 @@ class IBQ(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require = requirement(self)
-        require(is_count(self.num_codes) and self.num_codes < 2**31, "num_codes", "use a whole number of at least 1.")
-        of_softmax = is_number(self.temperature) and 0 < self.temperature < math.inf
-        require(of_softmax, "temperature", "use a finite number above 0, such as 1.0.")
+        check_flags(self)
+        require_count("num_codes", self.num_codes, largest=2**31 - 1)
+        require_positive("temperature", self.temperature)
         for name in ("quantization_weight", "commitment_weight", "codebook_weight"):
-            require(is_weight(getattr(self, name)), name, "use a finite number of at least 0, such as 0.25.")
+            require_weight(name, getattr(self, name))
 
     @property
-    def num_codebooks(self) -> int:
-        """Of a token: one."""
-        return 1
+    def estimator(self) -> Estimator:
+        """Index backpropagation, which chooses the codes itself."""
+        return index_backpropagation
 
     @nn.compact
-    def __call__(self, z: Vectors, mask: Mask = None, train: bool = False) -> QuantizerOutput:
-        """Quantizes vectors.
+    def __call__(
+        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Vectors | None = None
+    ) -> QuantizerOutput:
+        """Quantize vectors.
 
         Args:
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in losses or statistics, receive no gradient, and
             come back as zero vectors with index -1.
           train: Changes nothing: there is neither noise nor state.
+          condition: None; the codes do not depend on one.
 
         Returns:
-          Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``quantization_loss``,
-          ``commitment_loss`` and ``codebook_loss`` (unweighted; equal in value, different in gradient),
-          ``perplexity`` and ``usage`` of this batch, ``norm_ratio`` (mean |q|/|z|), ``angle`` (mean, radians), and
-          each regularizer by its name.
+          Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``relative_error``,
+          ``quantization_loss``, ``commitment_loss`` and ``codebook_loss`` (unweighted; equal in value, different in
+          gradient), ``perplexity`` and ``usage`` of this batch, ``norm_ratio`` (mean |q|/|z|), ``angle`` (mean,
+          radians), and each regularizer by its name.
 
         Raises:
-          UserError: A ``z`` or ``mask`` of the wrong kind.
+          UserError: An input of the wrong kind.
         """
-        check_input(z, mask)
+        self._check_input(z, mask, condition)
         if self.is_initializing():
             self.param("codes", self.codebook_init, (self.num_codes, z.shape[-1]), jnp.float32)
         codes = self._codes(z.shape[-1])
         vectors = zero_where_masked(z, mask).astype(jnp.float32)
         quantized, indices = index_backpropagation(vectors, codes, temperature=float(self.temperature))
         loss, metrics = self._losses(vectors, quantized, indices, mask)
-        metrics |= geometry_statistics(vectors, quantized, mask, mapped_axis(self))
+        metrics |= self._errors(vectors, quantized, mask) | geometry_statistics(
+            vectors, quantized, mask, self._batch_axis
+        )
         quantized = zero_where_masked(quantized.astype(z.dtype), mask)
-        indices = minus_one_where_masked(indices, mask)
+        indices = self._mask_indices(indices, mask)
         return QuantizerOutput(quantized, indices, loss, jax.lax.stop_gradient(metrics))
 
     def encode(self, z: Vectors, mask: Mask = None) -> Int[Array, "*batch"]:
-        """Returns the index of each vector's code.
+        """Return the index of each vector's code.
 
         Args:
           z: Vectors along the last axis.
@@ -139,12 +132,12 @@ class IBQ(nn.Module):
         Returns:
           int32 indices in ``[0, num_codes)``.
         """
-        check_input(z, mask)
+        self._check_input(z, mask)
         codes = self._codes(z.shape[-1])
-        return minus_one_where_masked(largest_inner_product(zero_where_masked(z, mask), codes), mask)
+        return self._mask_indices(largest_inner_product(zero_where_masked(z, mask), codes), mask)
 
     def decode(self, indices: Integer[Array | np.ndarray, "*batch"]) -> Vectors:
-        """Returns the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
+        """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
           indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector, anything
@@ -155,57 +148,37 @@ class IBQ(nn.Module):
         """
         return decode_valid(lambda valid: self._codes()[valid], indices, self.num_codes)
 
-    def bypass(self, z: Vectors) -> Vectors:
-        """What an infinitely fine codebook would return: the vectors as they are.
-
-        Args:
-          z: Vectors along the last axis.
-
-        Returns:
-          The same vectors.
-        """
-        check_input(z, None)
-        return z
-
     def _codes(self, features: int | None = None) -> Float[Array, "codes dim"]:
-        if not self.has_variable("params", "codes"):
-            raise UserError("The variables hold no codes: create them with init(key, z), and pass params on to apply.")
+        """Return the codes, of the given number of features where there is an input."""
         codes = self.get_variable("params", "codes")
-        if codes.shape != (self.num_codes, codes.shape[-1] if features is None else features):
-            if features is None:
-                given, then = f"num_codes={self.num_codes}", "use the settings they were made with"
-            else:
-                given, then = (
-                    f"z has {features} features and num_codes={self.num_codes}",
-                    f"pass z of {codes.shape[-1]} features",
-                )
+        found = "no codes" if codes is None else f"codes of shape {codes.shape}"
+        expected = (self.num_codes, "dim" if features is None else features)
+        if codes is None or codes.shape != (self.num_codes, features or codes.shape[-1]):
             raise UserError(
-                f"{given}, but the codes in the variables have shape {codes.shape}: {then}, or initialize anew."
+                f"The variables must hold codes of shape {expected}, got {found}; pass z and params of init(key, z) of "
+                "a quantizer with the same settings to apply."
             )
         return codes
 
-    def _distance(self, x: Vectors, y: Vectors, mask: Mask) -> Float[Array, ""]:
-        return masked_mean(jnp.mean(jnp.square(x - y), axis=-1), mask, mapped_axis(self))
-
     def _losses(
         self, z: Vectors, quantized: Vectors, indices: Int[Array, "*batch"], mask: Mask
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        axis_name, codes = mapped_axis(self), self._codes()
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """Return the weighted loss, and its unweighted terms and the use of the codes."""
+        codes = self._codes()
         chosen = codes[indices]
         terms = {
-            "quantization_loss": self._distance(z, quantized, mask),
-            "commitment_loss": self._distance(z, jax.lax.stop_gradient(chosen), mask),
-            "codebook_loss": self._distance(jax.lax.stop_gradient(z), chosen, mask),
+            "quantization_loss": self._squared_distance(z, quantized, mask),
+            "commitment_loss": self._squared_distance(z, jax.lax.stop_gradient(chosen), mask),
+            "codebook_loss": self._squared_distance(jax.lax.stop_gradient(z), chosen, mask),
         }
         weights = [self.quantization_weight, self.commitment_weight, self.codebook_weight]
-        tokens, token_mask = flatten(z, mask)
+        tokens, token_mask = z.reshape(-1, z.shape[-1]), None if mask is None else mask.reshape(-1)
         counts = assign(tokens, indices.reshape(-1), self.num_codes, token_mask).counts
-        counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
+        counts = counts if self._batch_axis is None else jax.lax.psum(counts, self._batch_axis)
         for regularizer in self.regularizers:
             # "cosine" is the plain inner product of what is given.
-            settings = {"axis_name": axis_name, "distance": "cosine"}
+            settings = {"axis_name": self._batch_axis, "distance": "cosine"}
             terms[regularizer.name] = regularizer(tokens, codes, counts, token_mask, **settings)
             weights.append(regularizer.weight)
         loss = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))
-        statistics = {"perplexity": perplexity(counts), "usage": usage(counts)}
-        return loss, {"quantization_error": terms["quantization_loss"]} | terms | statistics
+        return loss, terms | {"perplexity": perplexity(counts), "usage": usage(counts)}

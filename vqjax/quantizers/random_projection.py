@@ -1,42 +1,39 @@
-"""BEST-RQ: targets for self-supervised learning, from a quantizer that is random and stays so."""
+"""The random-projection quantizer (BEST-RQ): fixed random labels for self-supervised learning."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Float, Integer
 
 from vqjax.errors import UserError
-from vqjax.quantizers.base import QuantizerOutput, zero_where_masked
-from vqjax.quantizers.validation import check_flags, check_input, is_count
+from vqjax.quantizers.base import Indices, Mask, Quantizer, QuantizerOutput, Vectors, zero_where_masked
+from vqjax.quantizers.validation import check_flags, require_count
 from vqjax.quantizers.vector import VectorQuantizer
-
-Vectors = Float[Array, "*batch dim"]
-Mask = Bool[Array, "*batch"] | None
 
 _random_projections = nn.initializers.glorot_normal(in_axis=-2, out_axis=-1, batch_axis=0)
 # Divided by their length, normal vectors are uniform on the sphere.
 _random_directions = nn.initializers.normal(1.0)
 
 
-class RandomProjectionQuantizer(nn.Module):
-    r"""Looks up random projections of the input among random unit codes; nothing is ever trained.
+class RandomProjectionQuantizer(Quantizer):
+    r"""Looks up random projections of the input among random unit codes; nothing is trained.
 
     .. math:: i_c = \arg\max_k \frac{P_c^T \hat z}{|P_c^T \hat z|} \cdot e_{ck},\quad
       \hat z = \frac{z - \mathrm{mean}(z)}{\sqrt{\mathrm{var}(z) + 10^{-5}}}
 
-    Its indices are labels that a model learns to predict from masked speech or other features. It makes targets, so
+    Its indices are labels that a model learns to predict from masked speech or other features. They are targets, so
     no gradient reaches the input, and the loss is zero.
 
     Variables:
       All in the collection ``codebook``, float32 and fixed from ``init`` on: ``projections``
-      ``[num_codebooks, dim, code_dim]`` (Xavier normal) and ``quantizer/codes`` ``[num_codes, code_dim]``, with
-      several codebooks ``[num_codebooks, num_codes, code_dim]``. Keep them with the model: another draw is another
+      ``[num_codebooks, dim, codebook_dim]`` (Xavier normal) and ``quantizer/codes`` ``[num_codes, codebook_dim]``, with
+      several codebooks ``[num_codebooks, num_codes, codebook_dim]``. Keep them with the model: another draw is another
       set of labels.
 
     Attributes:
       num_codes: Size of each codebook.
-      code_dim: Features of a projection and of a code.
+      codebook_dim: Features of a projection and of a code.
       num_codebooks: Number of projections, each with a codebook of its own. With several, indices get a last axis.
       standardize: Give each vector mean 0 and variance 1 over its features first (layer normalization without
         parameters). Without it, feature means that all tokens share make most tokens choose the same codes.
@@ -50,7 +47,7 @@ class RandomProjectionQuantizer(nn.Module):
       >>> import jax
       >>> from vqjax import RandomProjectionQuantizer
       >>> frames = jax.random.normal(jax.random.key(0), (2, 50, 80))
-      >>> targets = RandomProjectionQuantizer(num_codes=64, code_dim=16, num_codebooks=4)
+      >>> targets = RandomProjectionQuantizer(num_codes=64, codebook_dim=16, num_codebooks=4)
       >>> variables = targets.init(jax.random.key(1), frames)
       >>> out = targets.apply(variables, frames)
       >>> out.indices.shape, out.quantized.shape, sorted(variables)
@@ -59,8 +56,10 @@ class RandomProjectionQuantizer(nn.Module):
     Source: Chiu et al., ICML 2022 (arXiv 2202.01855), Section 3.
     """
 
+    fits_residual = False
+
     num_codes: int
-    code_dim: int
+    codebook_dim: int
     num_codebooks: int = 1
     standardize: bool = True
     axis_name: str | None = None
@@ -68,10 +67,8 @@ class RandomProjectionQuantizer(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flags(self)
-        for name in ("num_codes", "code_dim", "num_codebooks"):
-            value = getattr(self, name)
-            if not is_count(value) or value >= 2**31:
-                raise UserError(f"{name}={value!r} is not allowed: use a whole number of at least 1.")
+        for name in ("num_codes", "codebook_dim", "num_codebooks"):
+            require_count(name, getattr(self, name))
 
     def setup(self) -> None:
         self.quantizer = VectorQuantizer(
@@ -86,34 +83,44 @@ class RandomProjectionQuantizer(nn.Module):
             separate_codebooks=self.num_codebooks > 1,
         )
 
+    @property
+    def index_shape(self) -> tuple[int, ...]:
+        """An axis of codebooks, where there are several."""
+        return () if self.num_codebooks == 1 else (self.num_codebooks,)
+
     @nn.compact
-    def __call__(self, z: Vectors, mask: Mask = None, train: bool = False) -> QuantizerOutput:
-        """Quantizes vectors.
+    def __call__(
+        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Vectors | None = None
+    ) -> QuantizerOutput:
+        """Quantize vectors.
 
         Args:
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in statistics, and come back as zero vectors with
             index -1.
           train: Changes nothing.
+          condition: None; the codes do not depend on one.
 
         Returns:
-          The unit codes of all codebooks side by side, ``[..., num_codebooks * code_dim]`` (not the input's
-          dimension), without gradient; indices; a loss of zero; and the metrics ``quantization_error``, ``angle``
-          (mean, radians), ``perplexity`` and ``usage`` of this batch (mean over codebooks).
+          The unit codes of all codebooks side by side, ``[..., num_codebooks * codebook_dim]`` (not the input's
+          dimension), without gradient; indices; a loss of zero; and the metrics ``quantization_error``,
+          ``relative_error``, ``angle`` (mean, radians), ``perplexity`` and ``usage`` of this batch (mean over
+          codebooks).
 
         Raises:
-          UserError: A ``z`` or ``mask`` of the wrong kind.
+          UserError: An input of the wrong kind.
         """
-        check_input(z, mask)
+        self._check_input(z, mask, condition)
         if self.is_initializing():
-            shape = (self.num_codebooks, z.shape[-1], self.code_dim)
+            shape = (self.num_codebooks, z.shape[-1], self.codebook_dim)
             self.variable("codebook", "projections", _random_projections, self.make_rng("quantizer"), shape)
-        out = self.quantizer(jax.lax.stop_gradient(self._project(z, mask)), mask)
-        metrics = {name: out.metrics[name] for name in ("quantization_error", "angle", "perplexity", "usage")}
+        out = self.quantizer(jax.lax.stop_gradient(self._project_randomly(z, mask)), mask)
+        names = ("quantization_error", "relative_error", "angle", "perplexity", "usage")
+        metrics = {name: out.metrics[name] for name in names}
         return QuantizerOutput(out.quantized.astype(z.dtype), out.indices, jnp.zeros(()), metrics)
 
-    def encode(self, z: Vectors, mask: Mask = None) -> Int[Array, "*indices"]:
-        """Returns the indices of each vector's codes: the labels.
+    def encode(self, z: Vectors, mask: Mask = None) -> Indices:
+        """Return the indices of each vector's codes: the labels.
 
         Args:
           z: Vectors along the last axis.
@@ -122,45 +129,30 @@ class RandomProjectionQuantizer(nn.Module):
         Returns:
           int32 indices in ``[0, num_codes)``; with several codebooks, along a new last axis.
         """
-        check_input(z, mask)
-        return self.quantizer.encode(self._project(z, mask), mask)
+        self._check_input(z, mask)
+        return self.quantizer.encode(self._project_randomly(z, mask), mask)
 
     def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Float[Array, "*batch features"]:
-        """Returns the unit codes of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
+        """Return the unit codes of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
           indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector, anything
             else NaN. With several codebooks, their axis is the last one.
 
         Returns:
-          Vectors of ``num_codebooks * code_dim`` features in float32.
+          Vectors of ``num_codebooks * codebook_dim`` features in float32.
         """
         return self.quantizer.decode(indices)
 
-    def bypass(self, z: Vectors) -> Float[Array, "*batch features"]:
-        """What infinitely fine codebooks would return: the projections, each of unit length.
-
-        Args:
-          z: Vectors along the last axis.
-
-        Returns:
-          Vectors of ``num_codebooks * code_dim`` features in the input's dtype, without gradient.
-        """
-        check_input(z, None)
-        return self.quantizer.bypass(jax.lax.stop_gradient(self._project(z, None))).astype(z.dtype)
-
-    def _project(self, z: Vectors, mask: Mask) -> Float[Array, "*batch features"]:
-        """In float32, all projections side by side."""
-        if not self.has_variable("codebook", "projections"):
-            raise UserError(
-                "The variables hold no projections: create them with init(key, z), and pass all collections on to "
-                "apply."
-            )
+    def _project_randomly(self, z: Vectors, mask: Mask) -> Float[Array, "*batch features"]:
+        """Return all projections side by side, in float32."""
         projections = self.get_variable("codebook", "projections")
-        if projections.shape != (self.num_codebooks, z.shape[-1], self.code_dim):
+        expected = (self.num_codebooks, z.shape[-1], self.codebook_dim)
+        if projections is None or projections.shape != expected:
+            found = "none" if projections is None else f"ones of shape {projections.shape}"
             raise UserError(
-                f"z has {z.shape[-1]} features, but the projections in the variables have shape {projections.shape}: "
-                f"pass z of {projections.shape[1]} features, or initialize anew."
+                f"The variables must hold projections of shape {expected} for z of {z.shape[-1]} features, got "
+                f"{found}; pass the input and all collections of init(key, z) to apply."
             )
         z = zero_where_masked(z, mask).astype(jnp.float32)
         if self.standardize:

@@ -37,17 +37,17 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "residual_sim_vq": _residual(defaults("sim_vq", num_codes=16, **_STRAIGHT)),
         "ibq": defaults("ibq", num_codes=256, regularizers={"entropy_penalty": {"weight": 0.05}}),
         "fsq": defaults("fsq", levels=(8, 6, 5)),
-        "residual_fsq": defaults("residual_fsq", levels=(4, 4), num_quantizers=2),
-        "grouped_residual_fsq": _grouped(defaults("residual_fsq", levels=(4,), num_quantizers=2)),
+        "residual_fsq": _residual(defaults("fsq", levels=(4, 4))),
+        "grouped_residual_fsq": _grouped(_residual(defaults("fsq", levels=(4,)))),
         "fsp": defaults("fsp", levels=(8, 6, 5)),
         "latent": defaults("latent", levels=(8, 6, 5)),
         "lfq": defaults("lfq", bits=8, **_BOUNDED_BITS),
         "bsq": defaults("bsq", bits=8),
-        "residual_lfq": defaults("residual_lfq", bits=4, num_quantizers=2, **_BOUNDED_BITS),
-        "grouped_residual_lfq": _grouped(defaults("residual_lfq", bits=2, num_quantizers=2, **_BOUNDED_BITS)),
+        "residual_lfq": _residual(defaults("lfq", bits=4, **_BOUNDED_BITS)),
+        "grouped_residual_lfq": _grouped(_residual(defaults("lfq", bits=2, **_BOUNDED_BITS))),
         # One logit per bit: the model's latent_dim has to be the same. No price for information, as for a code.
         "binary_mapper": defaults("binary_mapper", bits=8, free_nats=8 * math.log(2)),
-        "random_projection": defaults("random_projection", num_codes=256, code_dim=16),
+        "random_projection": defaults("random_projection", num_codes=256, codebook_dim=16),
         # The last scale has to be the side of the latent grid.
         "multi_scale_vq": defaults("multi_scale_vq", quantizer=_vq(256), scales=(1, 2, 4, 8)),
     }

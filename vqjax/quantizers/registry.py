@@ -19,8 +19,7 @@ from vqjax.quantizers.grouped import Grouped
 from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
-from vqjax.quantizers.residual import ResidualVQ
-from vqjax.quantizers.residual_scalar import ResidualFSQ, ResidualLFQ
+from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.scalar import FSP, FSQ, LatentQuantizer
 from vqjax.quantizers.transforms import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
 from vqjax.quantizers.vector import ProductVQ, SimVQ, VectorQuantizer
@@ -44,9 +43,7 @@ QUANTIZERS = Registry(
         "product_vq": ProductVQ,
         "sim_vq": SimVQ,
         "ibq": IBQ,
-        "residual_vq": ResidualVQ,
-        "residual_fsq": ResidualFSQ,
-        "residual_lfq": ResidualLFQ,
+        "residual_vq": Residual,
         "grouped": Grouped,
         "multi_scale_vq": MultiScaleVQ,
         "fsq": FSQ,

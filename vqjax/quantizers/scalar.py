@@ -1,14 +1,12 @@
-"""Finite scalar quantization: no codebook to learn, each feature is bounded and rounded."""
+"""Scalar quantizers: each feature takes one of a few values of its own, fixed (FSQ, FSP) or learned (latent)."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.estimators import straight_through
@@ -27,12 +25,40 @@ from vqjax.functional.scalar import (
     unit_variance,
     values_at,
 )
-from vqjax.quantizers.base import create_rotation, draw_key, mapped_axis, rotate
-from vqjax.quantizers.grid import Choice, Features, GridQuantizer, Levels, TokenMask, Vectors
-from vqjax.quantizers.validation import check_flags, check_input, is_count, is_number, is_weight, requirement
+from vqjax.quantizers.base import Scalar
+from vqjax.quantizers.grid import Features, GridCodes, GridQuantizer, Levels, TokenMask
+from vqjax.quantizers.validation import (
+    is_count,
+    is_number,
+    require,
+    require_choice,
+    require_probability,
+    require_weight,
+)
 
 
-class FSQ(GridQuantizer):
+class LevelQuantizer(GridQuantizer):
+    """Base class of the grids that are given by the number of levels of each feature."""
+
+    levels: Sequence[int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        valid = isinstance(self.levels, Sequence) and self.levels and all(is_count(n) and n > 1 for n in self.levels)
+        expected = "whole numbers of at least 2, one per feature, such as (8, 5, 5)"
+        require(bool(valid), "levels", self.levels, expected)
+        # A module has to be hashable, and lists come from configs.
+        object.__setattr__(self, "levels", tuple(int(count) for count in self.levels))
+        advice = "an int32 index cannot hold more; use fewer levels or features, and more codebooks or quantizers"
+        require(
+            self.num_codes < 2**31, "levels", self.levels, f"of fewer than 2**31 codes, not {self.num_codes}", advice
+        )
+
+    def radices(self) -> tuple[int, ...]:
+        return self.levels
+
+
+class FSQ(LevelQuantizer):
     r"""Finite scalar quantization: squashes each feature and rounds it to one of a few values.
 
     The codes are all :math:`\prod_j L_j` combinations of the values of ``len(levels)`` features; none of them is
@@ -41,7 +67,7 @@ class FSQ(GridQuantizer):
     first feature varies fastest, in integers and so exact for every size.
 
     An input with ``num_codebooks * len(levels)`` features is quantized as it is, any other is projected there and
-    back.
+    back. ``Residual(FSQ(levels), n)`` refines each value by symmetric grids, see :class:`FSQStage`.
 
     Variables:
       Projections, in ``params``. With ``orthogonal_rotation``, ``rotation`` in the collection ``codebook``: drawn
@@ -53,9 +79,10 @@ class FSQ(GridQuantizer):
       num_codebooks: Groups of features with an index each; above 1 the indices get a last axis.
       bound: ``"asymmetric"``: even numbers of levels include zero and one more value below it than above.
         ``"paper"``: the same by the listing in the paper. ``"symmetric"``: evenly spaced from -1 to 1.
-      hard_clamp: Clip to [-1, 1] in place of the hyperbolic tangent, for inputs that are bounded already.
+      hard_clamp: Clip to [-1, 1] in place of the hyperbolic tangent, for inputs that are bounded already. None clips
+        in the stages of :class:`Residual` alone, where the sum of codes converges to the input only so.
       noise_dropout: Probability in training with which a value is not the code, but one moved by uniform noise of up
-        to half a step, within [-1, 1]; indices are those of the code. With ``bound="symmetric"``.
+        to half a step, within [-1, 1]; indices are those of the code. With ``bound="symmetric"``; None for no noise.
       orthogonal_rotation: Mix the features of a codebook by a random rotation before, and undo it after. Useful with
         the same number of levels for all.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which the metrics are those of the global batch.
@@ -80,102 +107,109 @@ class FSQ(GridQuantizer):
     2411.19842), Section 3.2.
     """
 
-    levels: Sequence[int]
     num_codebooks: int = 1
     bound: Literal["paper", "asymmetric", "symmetric"] = "asymmetric"
-    hard_clamp: bool = False
-    noise_dropout: float = 0.0
+    hard_clamp: bool | None = None
+    noise_dropout: float | None = None
     orthogonal_rotation: bool = False
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        freeze_levels(self)
-        _check(self)
+        require_choice("bound", self.bound, BOUNDS)
+        require(self.hard_clamp in (None, True, False), "hard_clamp", self.hard_clamp, "True, False or None")
+        require_probability("noise_dropout", self.noise_dropout)
+        # The border between two levels would be far from zero, and that of noise within the range.
+        symmetric = self.bound == "symmetric"
+        require(symmetric or 2 not in self.levels, "levels", self.levels, "at least 3 each", "or use bound='symmetric'")
+        advice = "or use bound='symmetric', whose outermost values are the ends of the range"
+        require(symmetric or self.noise_dropout is None, "noise_dropout", self.noise_dropout, "None", advice)
 
-    def radices(self) -> tuple[int, ...]:
-        return self.levels
+    @property
+    def residual_limits(self) -> tuple[float, ...] | None:
+        """Half a step beyond the outermost values, where stages clip: what the first one leaves, the others reach."""
+        if self.hard_clamp is False:
+            return None
+        return tuple(1 + 1 / (count - 1) for count in self.levels) * self.num_codebooks
 
-    def create(self) -> None:
+    def at_stage(self, stage: int) -> "FSQStage":
+        require(self.bound != "paper", "bound", self.bound, "'symmetric' or left out in Residual")
+        require(self.noise_dropout is None, "noise_dropout", self.noise_dropout, "None in Residual")
+        require(not self.orthogonal_rotation, "orthogonal_rotation", True, "False in Residual")
+        settings = {"num_codebooks": self.num_codebooks, "axis_name": self.axis_name}
+        return FSQStage(self.levels, stage, self.hard_clamp is not False, **settings, parent=None)
+
+    def create_variables(self) -> None:
         if self.orthogonal_rotation:
-            create_rotation(self, len(self.levels))
+            self._create_rotation()
 
-    def enter(self, x: Features) -> Features:
-        if self.orthogonal_rotation:
-            x = rotate(self, x)
-        return bounded(x, self.levels, self.bound, self.hard_clamp)
+    def preprocess(self, x: Features) -> Features:
+        x = self._rotate(x) if self.orthogonal_rotation else x
+        return bounded(x, self.levels, self.bound, bool(self.hard_clamp))
 
-    def leave(self, values: Features) -> Features:
-        return rotate(self, values, inverse=True) if self.orthogonal_rotation else values
+    def postprocess(self, values: Features) -> Features:
+        return self._rotate(values, inverse=True) if self.orthogonal_rotation else values
 
-    def choose(self, x: Features, train: bool) -> Choice:
+    def quantize(self, x: Features, train: bool) -> GridCodes:
         levels = rounded_levels(x, self.levels, self.bound)
         values = self.values(levels)
-        if train and self.noise_dropout > 0:
+        if train and self.noise_dropout is not None:
             values = self._with_noise(values)
-        return Choice(levels, straight_through(x, values))
+        return GridCodes(levels, straight_through(x, values))
 
     def values(self, levels: Levels) -> Features:
         return values_at(levels, level_values(self.levels, self.bound), self.levels)
 
     def _with_noise(self, values: Features) -> Features:
-        where_key, noise_key = jax.random.split(draw_key(self, f"noise_dropout={self.noise_dropout}"))
+        where_key, noise_key = jax.random.split(self._draw_key(f"noise_dropout={self.noise_dropout}"))
         half_step = jnp.broadcast_to(1 / (np.asarray(self.levels, np.float32) - 1), values.shape)
         noise = half_step * jax.random.uniform(noise_key, values.shape, minval=-1.0)
         moved = jnp.clip(values + noise, -1.0, 1.0)
         return jnp.where(jax.random.bernoulli(where_key, float(self.noise_dropout), values.shape), moved, values)
 
 
-def freeze_levels(module: nn.Module) -> None:
-    """Checks the field ``levels`` and makes it a tuple, so that the module can be hashed.
+class FSQStage(LevelQuantizer):
+    r"""A stage of ``Residual(FSQ(levels), n)``: rounds to a grid :math:`L` times finer than that of the stage before.
 
-    Args:
-      module: A quantizer with so many values per feature.
+    .. math:: q_i = s_i\, Q(r_i / s_i),\quad s_i = L^{-i}
 
-    Raises:
-      UserError: Not a sequence of whole numbers of at least 2, or too many codes for an int32 index.
+    for :math:`i = 0, 1, \dots` and each feature by itself, where :math:`Q` rounds to :math:`L` values evenly spaced
+    from -1 to 1. Stage :math:`i` leaves at most :math:`s_i/(L-1)` of each feature if :math:`Q` clips. With a
+    hyperbolic tangent in it the sum of codes does not converge to the input.
+
+    Attributes:
+      levels: :math:`L`, the number of values of each feature.
+      stage: :math:`i`.
+      hard_clamp: Clip to [-1, 1] in place of the hyperbolic tangent.
+      num_codebooks: Groups of features with an index each.
+      axis_name: See :class:`FSQ`.
+
+    Source: Mentzer et al., 2023 (arXiv 2309.15505), within Zeghidour et al., 2021 (arXiv 2107.03312), Algorithm 1.
     """
-    levels = module.levels
-    if not isinstance(levels, Sequence) or not levels or not all(is_count(count) and count > 1 for count in levels):
-        raise UserError(
-            f"levels={levels!r} is not allowed: use whole numbers of at least 2, one per feature, such as (8, 5, 5)."
-        )
-    levels = tuple(int(count) for count in levels)
-    if math.prod(levels) >= 2**31:
-        raise UserError(
-            f"levels={levels!r} is not allowed: these are {math.prod(levels)} codes, and an int32 index tells less "
-            "than 2**31 apart. Use fewer levels or features, and more codebooks or quantizers."
-        )
-    object.__setattr__(module, "levels", levels)
 
+    stage: int
+    hard_clamp: bool
+    num_codebooks: int = 1
+    axis_name: str | None = None
 
-def check_codebooks(module: nn.Module) -> None:
-    """Refuses a number of codebooks that is none, and flags that are none."""
-    check_flags(module)
-    requirement(module)(is_count(module.num_codebooks), "num_codebooks", "use a whole number of at least 1.")
+    def quantize(self, x: Features, train: bool) -> GridCodes:
+        scale = jnp.broadcast_to(jnp.asarray(self._scales(), jnp.float32), x.shape)
+        x = bounded(x / scale, self.levels, "symmetric", self.hard_clamp)
+        levels = rounded_levels(x, self.levels, "symmetric")
+        return GridCodes(levels, straight_through(scale * x, self.values(levels)))
 
+    def values(self, levels: Levels) -> Features:
+        values = level_values(self.levels, "symmetric") * np.repeat(self._scales(), self.levels)
+        return values_at(levels, values.astype(np.float32), self.levels)
 
-def _check(fsq: FSQ) -> None:
-    check_codebooks(fsq)
-    requirement(fsq)(fsq.bound in BOUNDS, "bound", f"use one of {', '.join(map(repr, BOUNDS))}.")
-    if 2 in fsq.levels and fsq.bound != "symmetric":
-        raise UserError(
-            f"levels={fsq.levels!r} is not allowed with bound={fsq.bound!r}, which would put the border between two "
-            "levels far from zero. Use bound='symmetric', or at least 3 levels."
-        )
-    in_range = is_number(fsq.noise_dropout) and 0 <= fsq.noise_dropout <= 1
-    requirement(fsq)(in_range, "noise_dropout", "use a probability in [0, 1].")
-    if fsq.noise_dropout > 0 and fsq.bound != "symmetric":
-        raise UserError(
-            f"noise_dropout={fsq.noise_dropout!r} is not allowed with bound={fsq.bound!r}: use bound='symmetric', "
-            "whose outermost values are the ends of the range."
-        )
+    def _scales(self) -> Float[np.ndarray, " features"]:
+        return np.asarray(self.levels, np.float64) ** -self.stage
 
 
 _EPSILON = float(np.finfo(np.float32).eps)
 
 
-class FSP(GridQuantizer):
+class FSP(LevelQuantizer):
     r"""Finite scalar perturbation: each feature goes through a distribution function and into one of equal bins.
 
     .. math:: p = F(z),\quad l = \lfloor p L \rfloor,\quad \hat p = \frac{l + 1/2}{L},\quad
@@ -183,7 +217,7 @@ class FSP(GridQuantizer):
 
     In training most values are not the code: :math:`\hat p` is then :math:`p` plus uniform noise of up to half a bin,
     so that the decoder sees the range of values that a code stands for. The gradient crosses bins and noise unchanged.
-    The loss asks for features whose moments are those of :math:`F`, since only then all bins are used alike.
+    The loss draws the moments of the features to those of :math:`F`, since only then all bins are used alike.
 
     An input with ``num_codebooks * len(levels)`` features is quantized as it is, any other is projected there and
     back.
@@ -197,8 +231,8 @@ class FSP(GridQuantizer):
       quantize_rate: Probability with which a value is the code in training too.
       invert: Return :math:`F^{-1}(\hat p)`, in the space of the input and with its gradient passed on unchanged,
         instead of numbers of unit variance.
-      moments: What the loss asks for, a name from :data:`vqjax.functional.scalar.MOMENTS`; its statistics are those of
-        the unmasked tokens of the global batch.
+      moments: Moments that the loss draws the features to, a name from :data:`vqjax.functional.scalar.MOMENTS`, or
+        None for no loss; its statistics are those of the unmasked tokens of the global batch.
       num_codebooks: Groups of features with an index each; above 1 the indices get a last axis.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which the batch is split. Not needed, and wrong, under
         plain ``jit``.
@@ -219,35 +253,32 @@ class FSP(GridQuantizer):
     Source: Finite scalar perturbation, 2026 (arXiv 2602.17133).
     """
 
-    levels: Sequence[int]
     activation: str = "tanh"
     quantize_rate: float = 0.0
     invert: bool = False
-    moments: str = "tanh"
+    moments: str | None = "tanh"
     num_codebooks: int = 1
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        freeze_levels(self)
-        check_codebooks(self)
-        for name, known in (("activation", DISTRIBUTIONS), ("moments", MOMENTS)):
-            value = getattr(self, name)
-            named = isinstance(value, str) and value in known
-            requirement(self)(named, name, f"use one of {', '.join(map(repr, known))}.")
+        require_choice("activation", self.activation, DISTRIBUTIONS)
+        require_choice("moments", self.moments, (*MOMENTS, None))
         in_range = is_number(self.quantize_rate) and 0 <= self.quantize_rate <= 1
-        requirement(self)(in_range, "quantize_rate", "use a probability in [0, 1].")
+        require(in_range, "quantize_rate", self.quantize_rate, "a probability in [0, 1]")
 
-    def radices(self) -> tuple[int, ...]:
-        return self.levels
+    @property
+    def fits_residual(self) -> bool:
+        """True where the codes live in the space of the input."""
+        return self.invert
 
-    def choose(self, x: Features, train: bool) -> Choice:
+    def quantize(self, x: Features, train: bool) -> GridCodes:
         p = DISTRIBUTIONS[self.activation].cdf(x)
         levels = bins(p, self.levels)
         values = self.values(levels)
         if train and self.quantize_rate < 1:
             values = self._with_noise(p, values)
-        return Choice(levels, straight_through(self._in_space_of_codes(x), values))
+        return GridCodes(levels, straight_through(self.latents(x), values))
 
     def values(self, levels: Levels) -> Features:
         # Evaluated once and not within the program, whose compiler may round differently each time.
@@ -255,26 +286,16 @@ class FSP(GridQuantizer):
             values = np.asarray(self._code_of(bin_centers(self.levels)))
         return values_at(levels, values, self.levels)
 
-    def losses(
-        self, x: Features, codes: Features, mask: TokenMask
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        error = self._mean(jnp.mean(jnp.square(self._in_space_of_codes(x) - codes), axis=-1), mask)
-        moments = MOMENTS[self.moments]
-        if moments is None:
-            return jnp.zeros(()), {"quantization_error": error}
-        features = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-        of_tokens: Bool[Array, "*tokens"] | None = None if mask is None else mask[..., 0]
-        loss = moments_loss(features, moments, of_tokens, mapped_axis(self))
-        return loss, {"quantization_error": error, "moments_loss": loss}
-
-    def bypass(self, z: Vectors) -> Vectors:
-        check_input(z, None)
-        self._check_features(z)
-        return self._vectors_of(self._in_space_of_codes(self._features_of(z))).astype(z.dtype)
-
-    def _in_space_of_codes(self, x: Features) -> Features:
-        # The loss is for the features before the distribution function, so this cannot be done where they enter.
+    def latents(self, x: Features) -> Features:
+        # Not in `preprocess`: the loss is for the features before the distribution function.
         return x if self.invert else unit_variance(DISTRIBUTIONS[self.activation].cdf(x))
+
+    def losses(self, x: Features, codes: Features, mask: TokenMask) -> tuple[Scalar, dict[str, Scalar]]:
+        if self.moments is None:
+            return jnp.zeros(()), {}
+        features = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+        loss = moments_loss(features, MOMENTS[self.moments], None if mask is None else mask[..., 0], self._batch_axis)
+        return loss, {"moments_loss": loss}
 
     def _code_of(self, p: Float[Array | np.ndarray, "*shape"]) -> Float[Array | np.ndarray, "*shape"]:
         if not self.invert:
@@ -282,12 +303,12 @@ class FSP(GridQuantizer):
         return DISTRIBUTIONS[self.activation].inverse(jnp.clip(jnp.asarray(p), _EPSILON, 1 - _EPSILON))
 
     def _with_noise(self, p: Features, values: Features) -> Features:
-        where_key, noise_key = jax.random.split(draw_key(self, f"quantize_rate={self.quantize_rate}, below 1,"))
+        where_key, noise_key = jax.random.split(self._draw_key(f"quantize_rate={self.quantize_rate}, below 1,"))
         noisy = self._code_of(perturbed(noise_key, p, self.levels))
         return jnp.where(jax.random.bernoulli(where_key, float(self.quantize_rate), p.shape), values, noisy)
 
 
-class LatentQuantizer(GridQuantizer):
+class LatentQuantizer(LevelQuantizer):
     r"""Replaces each feature by the nearest one of a few learned values of that feature.
 
     .. math:: q_j = v_{j l},\quad l = \arg\min_m |z_j - v_{j m}|
@@ -335,7 +356,6 @@ class LatentQuantizer(GridQuantizer):
     Source: Hsu et al., 2023 (arXiv 2305.18378).
     """
 
-    levels: Sequence[int]
     num_codebooks: int = 1
     commitment_weight: float = 0.1
     quantization_weight: float = 0.1
@@ -344,50 +364,39 @@ class LatentQuantizer(GridQuantizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        freeze_levels(self)
-        check_codebooks(self)
-        for name in ("commitment_weight", "quantization_weight"):
-            requirement(self)(is_weight(getattr(self, name)), name, "use a finite number of at least 0.")
+        require_weight("commitment_weight", self.commitment_weight)
+        require_weight("quantization_weight", self.quantization_weight)
 
-    def radices(self) -> tuple[int, ...]:
-        return self.levels
-
-    def create(self) -> None:
+    def create_variables(self) -> None:
         if self.learn_values:
-            self.param("code_values", lambda key: jnp.asarray(_initial_values(self.levels)))
+            self.param("code_values", lambda key: jnp.asarray(self._initial_values()))
 
-    def choose(self, x: Features, train: bool) -> Choice:
+    def quantize(self, x: Features, train: bool) -> GridCodes:
         levels = nearest_levels(x, self._values(), self.levels)
-        return Choice(levels, straight_through(x, self.values(levels)))
+        return GridCodes(levels, straight_through(x, self.values(levels)))
 
     def values(self, levels: Levels) -> Features:
         return values_at(levels, self._values(), self.levels)
 
-    def losses(
-        self, x: Features, codes: Features, mask: TokenMask
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    def losses(self, x: Features, codes: Features, mask: TokenMask) -> tuple[Scalar, dict[str, Scalar]]:
         constant, constant_codes = jax.lax.stop_gradient((x, codes))
-        commitment = self._mean(jnp.mean(jnp.square(x - constant_codes), axis=-1), mask)
-        quantization = self._mean(jnp.mean(jnp.square(constant - codes), axis=-1), mask)
+        commitment = self._squared_distance(x, constant_codes, mask)
+        quantization = self._squared_distance(constant, codes, mask)
         loss = self.commitment_weight * commitment + self.quantization_weight * quantization
         return loss, {"commitment_loss": commitment, "quantization_loss": quantization}
 
     def _values(self) -> Float[Array, " values"]:
         if not self.learn_values:
-            return jnp.asarray(_initial_values(self.levels))
-        if not self.has_variable("params", "code_values"):
-            raise UserError(
-                "The variables hold no values: create them with init(key, z), and pass all collections on to apply."
-            )
+            return jnp.asarray(self._initial_values())
         values = self.get_variable("params", "code_values")
-        if values.shape != (sum(self.levels),):
+        if values is None or values.shape != (sum(self.levels),):
+            found = "none" if values is None else str(values.shape[0])
             raise UserError(
-                f"levels={self.levels!r} have {sum(self.levels)} values, but the variables hold {values.shape[0]}: use "
-                "the settings they were made with, or initialize anew."
+                f"The variables must hold {sum(self.levels)} values for levels={self.levels!r}, got {found}; pass all "
+                "collections of init(key, z) of a quantizer with the same settings to apply."
             )
         return values.astype(jnp.float32)
 
-
-def _initial_values(levels: Sequence[int]) -> Float[np.ndarray, " values"]:
-    """Evenly spaced, with zero among them."""
-    return np.concatenate([np.arange(count) / (count - count % 2) - 0.5 for count in levels]).astype(np.float32)
+    def _initial_values(self) -> Float[np.ndarray, " values"]:
+        """Return evenly spaced values, with zero among them."""
+        return np.concatenate([np.arange(n) / (n - n % 2) - 0.5 for n in self.levels]).astype(np.float32)

@@ -1,10 +1,9 @@
 """Argument validation of the quantizers."""
 
 import dataclasses
-import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,22 +22,6 @@ def check_flags(module: nn.Module) -> None:
         if field.name == "axis_name":
             named = value is None or isinstance(value, str)
             require(named, field.name, value, "the name that pmap or shard_map gave the axis, or None")
-
-
-def check_template(module: nn.Module) -> None:
-    """Refuses templates of levels that are no quantizers by a codebook.
-
-    Args:
-      module: Has the field ``quantizer``.
-
-    Raises:
-      UserError: Its template has no options of a ``VectorQuantizer``.
-    """
-    template = module.quantizer
-    known = isinstance(template, nn.Module) and {"num_codes", "codebook"} <= {
-        field.name for field in dataclasses.fields(template)
-    }
-    requirement(module)(known, "quantizer", "use a VectorQuantizer(num_codes=...), which says what a level is.")
 
 
 def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> None:
@@ -73,19 +56,6 @@ def is_fraction(value: object) -> bool:
 def is_count(value: object) -> bool:
     """Return True for a whole number of at least one."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
-
-
-def requirement(module: nn.Module) -> Callable[[bool, str, str], None]:
-    """A function ``require(valid, name, allowed)`` that refuses the module's field ``name`` where it is not valid."""
-    return functools.partial(_require, module)
-
-
-def _require(module: nn.Module, valid: bool, name: str, allowed: str) -> None:
-    if not valid:
-        value = getattr(module, name)
-        # A module shows all its attributes, line by line.
-        shown = f"{type(value).__name__}(...)" if isinstance(value, nn.Module) else repr(value)
-        raise UserError(f"{name}={shown} is not allowed: {allowed}")
 
 
 def require(valid: bool, name: str, value: object, expected: str, advice: str | None = None) -> None:

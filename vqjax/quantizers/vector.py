@@ -54,10 +54,12 @@ Indices = Int[Array, "*indices"]
 Scalar = Float[Array, ""]
 Codes = Float[Array, "*codebooks codes dim"]
 
-# Where codes live: latents after projection, split into heads, and normalization.
+# Where codes are looked up: after projection, split into heads (each a token of its own), and normalization.
 Latents = Float[Array, "*tokens code_dim"]
 TokenMask = Bool[Array, "*tokens"] | None
-Keys = Key[Array, "*codebooks"]
+TokenIndices = Int[Array, "*tokens"]
+Counts = Float[Array, "*codebooks codes"]
+Keys = Key[Array, "*codebooks"] | None
 
 # Uniform with variance 1/dim, so that a code's expected squared length is one for any dim and number of codes.
 unit_scale_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=1, out_axis=0)
@@ -74,7 +76,7 @@ class Lookup(NamedTuple):
     """
 
     quantized: Latents
-    indices: Int[Array, "*tokens"]
+    indices: TokenIndices
     codes: Latents
 
 
@@ -322,9 +324,8 @@ class VectorQuantizer(Quantizer):
         loss, metrics = self._losses(latents, lookup.codes, codes, counts, token_mask)
         metrics |= self._measure(variables, latents, lookup.codes, counts, token_mask, metrics["commitment_loss"])
         if train and update:
-            metrics |= self._update_codebook(
-                variables, latents, lookup.indices, counts, token_mask, code_update_weights
-            )
+            batch = latents, lookup.indices, counts, token_mask
+            metrics |= self._update_codebook(variables, *batch, code_update_weights)
         quantized = lookup.quantized
         if self.sync_nu:
             # The difference is zero, and carries a gradient to the codes.
@@ -528,26 +529,16 @@ class VectorQuantizer(Quantizer):
 
     def _check_given(self, z: Vectors, indices: Indices | None, weights: Array | None) -> None:
         """Refuse indices and weights that do not fit the tokens and the codebook."""
-        expected = (*z.shape[:-1], *self.index_shape)
         if indices is not None:
-            require(
-                not chooses_codes(get_estimator(self.estimator)),
-                "indices",
-                f"{indices.dtype}{list(indices.shape)}",
-                "None",
-                f"estimator={self.estimator!r} chooses the codes itself",
-            )
-            whole = jnp.issubdtype(indices.dtype, jnp.integer)
-            if indices.shape != expected or not whole:
-                raise UserError(
-                    f"indices must be integers{list(expected)}, one per token, got {indices.dtype}"
-                    f"{list(indices.shape)}."
-                )
+            expected, given = (*z.shape[:-1], *self.index_shape), f"{indices.dtype}{list(indices.shape)}"
+            if indices.shape != expected or not jnp.issubdtype(indices.dtype, jnp.integer):
+                raise UserError(f"indices must be integers{list(expected)}, one per token, got {given}.")
+            if chooses_codes(get_estimator(self.estimator)):
+                chooses = f"estimator={self.estimator!r} chooses the codes itself"
+                raise UserError(f"indices must be None, got {given}; {chooses}.")
         expected = (self.heads, self.num_codes) if self.separate_codebooks else (self.num_codes,)
         if weights is not None and weights.shape not in (expected, expected[-1:]):
-            raise UserError(
-                f"code_update_weights must have shape {expected}, one weight per code, got {weights.shape}."
-            )
+            raise UserError(f"code_update_weights must have shape {expected}, one per code, got {weights.shape}.")
 
     def _require_mutable(self, what: str) -> None:
         if not self.is_mutable_collection("codebook"):
@@ -589,9 +580,7 @@ class VectorQuantizer(Quantizer):
     def _codes_at(self, variables: Variables, indices: Indices, condition: Condition) -> Latents:
         return self._codebook.codes_at(variables, indices, unit_norm=self._unit_norm, condition=condition)
 
-    def _look_up(
-        self, latents: Latents, codes: Codes, mask: TokenMask, keys: Keys | None, indices: Indices | None
-    ) -> Lookup:
+    def _look_up(self, latents: Latents, codes: Codes, mask: TokenMask, keys: Keys, indices: Indices | None) -> Lookup:
         """Choose a code for each latent unless it is given, and let the gradient cross."""
         if not self.separate_codebooks:
             return self._look_up_in(latents, codes, mask, keys, indices)
@@ -604,8 +593,8 @@ class VectorQuantizer(Quantizer):
         latents: Latents,
         codes: Float[Array, "codes dim"],
         mask: TokenMask,
-        key: Key[Array, ""] | None,
-        indices: Int[Array, "*tokens"] | None,
+        key: Keys,
+        indices: TokenIndices | None,
     ) -> Lookup:
         """Look up in one codebook."""
         estimator = self._estimator(key)
@@ -626,7 +615,7 @@ class VectorQuantizer(Quantizer):
         latents: Latents,
         condition: Condition,
         mask: TokenMask,
-        key: Key[Array, ""] | None,
+        key: Keys,
         indices: Indices | None,
     ) -> Lookup:
         """Look each latent up in a codebook of its own."""
@@ -635,26 +624,19 @@ class VectorQuantizer(Quantizer):
         # Only the chosen codes have a gradient, and are made as decode makes them.
         return self._cross(latents, self._codes_at(variables, indices, condition), indices, mask, key)
 
-    def _cross(
-        self,
-        latents: Latents,
-        chosen: Latents,
-        indices: Int[Array, "*tokens"],
-        mask: TokenMask,
-        key: Key[Array, ""] | None,
-    ) -> Lookup:
+    def _cross(self, latents: Latents, chosen: Latents, indices: TokenIndices, mask: TokenMask, key: Keys) -> Lookup:
         """Give the chosen codes the gradient of the estimator."""
         estimator = self._estimator(key)
         settings = {"indices": indices, "num_codes": self.num_codes, "mask": mask, "key": key}
         quantized = estimator(latents, chosen, **_select(estimator, axis_name=self._batch_axis, **settings))
         return Lookup(quantized, indices, chosen)
 
-    def _estimator(self, key: Key[Array, ""] | None) -> Estimator:
+    def _estimator(self, key: Keys) -> Estimator:
         """Return the estimator; noise is for training, so without a key straight-through in place of a noisy one."""
         estimator = get_estimator(self.estimator)
         return straight_through if key is None and "key" in keyword_names(estimator) else estimator
 
-    def _draw_lookup_keys(self) -> Keys | None:
+    def _draw_lookup_keys(self) -> Keys:
         """Draw the keys of a lookup, where it is random."""
         if self.sampling_temperature is not None:
             return self._draw_keys("sampling_temperature")
@@ -666,7 +648,7 @@ class VectorQuantizer(Quantizer):
         key = self._draw_key(cause, per_device=per_device)
         return jax.random.split(key, self.heads) if self.separate_codebooks else key
 
-    def _nearest(self, latents: Latents, codes: Float[Array, "codes dim"]) -> Int[Array, "*tokens"]:
+    def _nearest(self, latents: Latents, codes: Float[Array, "codes dim"]) -> TokenIndices:
         return nearest_codes(latents, codes, shards=self.codebook_shards)
 
     def _search(self, search: Callable, latents: Latents, codes: Array) -> Indices:
@@ -674,19 +656,14 @@ class VectorQuantizer(Quantizer):
             return search(latents, codes)
         return jnp.moveaxis(jax.vmap(search, in_axes=(-2, 0))(latents, codes), 0, latents.ndim - 2)
 
-    def _assign(self, latents: Array, mask: Array | None, indices: Int[Array, "*tokens"]) -> Assignment:
+    def _assign(self, latents: Array, mask: Array | None, indices: TokenIndices) -> Assignment:
         """Count and sum the grouped latents of each code over the global batch."""
         indices = jnp.moveaxis(indices, -1, 0).reshape(self.heads, -1) if self.separate_codebooks else indices.ravel()
         batch = per_codebook(partial(assign, num_codes=self.num_codes), latents)(latents, indices, mask=mask)
         return batch if self._batch_axis is None else jax.lax.psum(batch, self._batch_axis)
 
     def _losses(
-        self,
-        latents: Latents,
-        chosen: Latents,
-        codes: Codes | None,
-        counts: Float[Array, "*codebooks codes"],
-        mask: TokenMask,
+        self, latents: Latents, chosen: Latents, codes: Codes | None, counts: Counts, mask: TokenMask
     ) -> tuple[Scalar, dict[str, Scalar]]:
         """Return the weighted loss, and each term without its weight by name."""
         commitment = self._squared_distance(latents, jax.lax.stop_gradient(chosen), mask)
@@ -701,12 +678,7 @@ class VectorQuantizer(Quantizer):
         return loss, metrics
 
     def _regularize(
-        self,
-        regularizer: Regularizer,
-        latents: Latents,
-        codes: Codes,
-        counts: Float[Array, "*codebooks codes"],
-        mask: TokenMask,
+        self, regularizer: Regularizer, latents: Latents, codes: Codes, counts: Counts, mask: TokenMask
     ) -> Scalar:
         """Return the value of a regularizer, the mean over codebooks."""
         value = partial(regularizer, axis_name=self._batch_axis, distance=self.distance)
@@ -716,13 +688,7 @@ class VectorQuantizer(Quantizer):
         return jnp.mean(jax.vmap(value)(latents, codes, counts, mask))
 
     def _measure(
-        self,
-        variables: Variables,
-        latents: Latents,
-        chosen: Latents,
-        counts: Float[Array, "*codebooks codes"],
-        mask: TokenMask,
-        error: Scalar,
+        self, variables: Variables, latents: Latents, chosen: Latents, counts: Counts, mask: TokenMask, error: Scalar
     ) -> dict[str, Scalar]:
         """Return the metrics that are not losses."""
         latents, error = jax.lax.stop_gradient((latents, error))
@@ -738,8 +704,8 @@ class VectorQuantizer(Quantizer):
         self,
         variables: Variables,
         latents: Latents,
-        indices: Int[Array, "*tokens"],
-        counts: Float[Array, "*codebooks codes"],
+        indices: TokenIndices,
+        counts: Counts,
         mask: TokenMask,
         weights: Array | None,
     ) -> dict[str, Scalar]:

@@ -2,7 +2,7 @@
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 HEADER = ("metric", "value", "protocol")
 
@@ -40,21 +40,23 @@ def metrics_table(rows: Sequence[tuple[str, str, str]], *, width: int | None = N
     return "\n".join(f"{name:<{name_width}}  {value:>{value_width}}  {note}".rstrip() for name, value, note in table)
 
 
-def markdown_table(rows: Sequence[tuple[str, str, str]]) -> str:
-    """Lay out (name, value, protocol) rows as a Markdown table.
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+    """Lay out a Markdown table.
 
     Args:
-      rows: The name, the value as it is printed, and the protocol.
+      header: Names of the columns.
+      rows: Cells as text.
+      left: Columns aligned at their left edge; all others at their right.
 
     Returns:
       Lines joined by newlines.
 
     Example:
-      >>> print(markdown_table([("psnr", "24.10", "dB, mean over images")]))
-      | metric | value | protocol |
-      | :--- | ---: | :--- |
-      | psnr | 24.10 | dB, mean over images |
+      >>> print(markdown_table(["estimator", "PSNR"], [["rotation", "23.0"]]))
+      | estimator | PSNR |
+      | :--- | ---: |
+      | rotation | 23.0 |
     """
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [HEADER, *rows]]
-    lines = [f"| {' | '.join(row)} |" for row in escaped]
-    return "\n".join([lines[0], "| :--- | ---: | :--- |", *lines[1:]])
+    edges = [":---" if column in left else "---:" for column in range(len(header))]
+    lines = [header, edges, *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
