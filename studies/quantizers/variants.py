@@ -32,12 +32,12 @@ VARIANTS = {
         use="many vectors from small codebooks, side by side",
     ),
     "residual_vq": Variant(
-        "ResidualVQ",
+        "Residual(VectorQuantizer)",
         source="Zeghidour 2021",
         use="variable bit rates; audio",
     ),
     "grouped_residual_vq": Variant(
-        "GroupedResidualVQ",
+        "Grouped(Residual(VectorQuantizer))",
         source="Yang 2023",
         use="residual stages for wide vectors",
     ),
@@ -47,7 +47,7 @@ VARIANTS = {
         use="large codebooks without dead codes",
     ),
     "residual_sim_vq": Variant(
-        "ResidualSimVQ",
+        "Residual(SimVQ)",
         source="Zhu 2024",
         use="the same, in stages",
     ),
@@ -62,12 +62,12 @@ VARIANTS = {
         use="nothing to learn, no collapse; few features",
     ),
     "residual_fsq": Variant(
-        "ResidualFSQ",
+        "Residual(FSQ)",
         source="Mentzer 2023; Zeghidour 2021",
         use="the same at higher rates",
     ),
     "grouped_residual_fsq": Variant(
-        "GroupedResidualFSQ",
+        "Grouped(Residual(FSQ))",
         source="Yang 2023; Mentzer 2023",
         use="the same for wide vectors",
     ),
@@ -92,12 +92,12 @@ VARIANTS = {
         use="the same with a bounded error",
     ),
     "residual_lfq": Variant(
-        "ResidualLFQ",
+        "Residual(LFQ)",
         source="Yu 2023; Zeghidour 2021",
         use="bits in stages",
     ),
     "grouped_residual_lfq": Variant(
-        "GroupedResidualLFQ",
+        "Grouped(Residual(LFQ))",
         source="Yang 2023; Yu 2023",
         use="the same for wide vectors",
     ),

@@ -161,21 +161,6 @@ def test_alternating_steps_bring_the_codes_to_the_tokens():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: EMACodebook(transform=LinearTransform()), "without parameters where codes are moving averages"),
-        (
-            lambda: GradientCodebook(transform=LinearTransform(), replace=Replacement()),
-            r"transform must be invertible .* where codes are replaced, got LinearTransform",
-        ),
-    ],
-)
-def test_codebooks_refuse_transforms_that_do_not_suit_them(make, message):
-    with pytest.raises(UserError, match=message):
-        make()
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"regularizers": (Orthogonality(1.0),)}, "moving averages and frozen codebooks would undo Orthogonality"),

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from helpers.quantizing import CODES, DIM, KEY, create, gaussian, replacing
-from vqjax import UserError, VectorQuantizer
+from vqjax import FrozenCodebook, LinearTransform, UserError, VectorQuantizer
 
 
 def all_of_it(vq, variables, z):
@@ -60,6 +60,23 @@ def test_inside_a_linen_model(wrap):
     assert all(np.any(g) for g in jax.tree.leaves(gradient["Dense_0"]))
     # Once, also where the forward pass is computed twice.
     np.testing.assert_allclose(jnp.sum(changed["codebook"]["vq"]["counts"]), 0.01 * 20, rtol=1e-5)
+
+
+class Borrower(nn.Module):
+    """A model that makes quantizer and transform where it uses them."""
+
+    @nn.compact
+    def __call__(self, z):
+        codebook = FrozenCodebook(transform=LinearTransform())
+        return nn.remat(VectorQuantizer)(num_codes=CODES, codebook=codebook, name="vq")(z).quantized
+
+
+def test_a_transform_belongs_to_its_quantizer_wherever_it_is_made():
+    variables = Borrower().init(KEY, gaussian(20, DIM))
+    assert jax.tree.map(jnp.shape, variables) == {
+        "params": {"vq": {"codebook_transform": {"linear": {"kernel": (DIM, DIM)}}}},
+        "codebook": {"vq": {"codes": (CODES, DIM)}},
+    }
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
