@@ -35,6 +35,7 @@ save_file(
     },
     "quantizer.safetensors",
 )
-imported = vqjax.importing.from_vector_quantize_pytorch(vq, "quantizer.safetensors")
+arguments = {"dim": 4, "codebook_size": 32}
+_, imported = vqjax.importing.vector_quantize_pytorch("quantizer.safetensors", arguments)
 np.testing.assert_array_equal(imported["codebook"]["codes"], codes)
 print("the package works with its own dependencies")

@@ -4,10 +4,14 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks.h100 import compile_for_h100
 from vqjax import FSQ, LFQ, SimVQ, VectorQuantizer
+from vqjax.data.arrays import ArrayDataset
+from vqjax.training.build import build_task
+from vqjax.training.config import base_config, validate
 
 pytestmark = pytest.mark.full
 QUANTIZERS = {
@@ -38,7 +42,28 @@ def test_a_training_step_of_a_quantizer(name):
 
         return jax.grad(loss, has_aux=True)(z)
 
-    program = compile_for_h100(step, jax.eval_shape(vq.init, keys, z), z)
+    check(compile_for_h100(step, jax.eval_shape(vq.init, keys, z), z))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("task", ["vqvae", "alternating", "decoder_gradient"])
+def test_a_training_step_of_a_task(task, dtype):
+    config = base_config()
+    config.num_steps, config.task = 1, {"name": task}
+    config.model = {"name": "residual", "width": 32, "dtype": dtype}
+    codebook = {"name": "gradient", "weight": 0.0} if task == "alternating" else "ema"
+    config.quantizer = {"name": "vq", "num_codes": 64, "codebook": codebook}
+    images = np.zeros((16, 32, 32, 3), np.uint8)
+    task = build_task(validate(config), ArrayDataset("black", images, image_size=32))
+    state = jax.eval_shape(lambda: task.init(jax.random.key(0), {"image": jnp.asarray(images[:1])}))
+
+    def step(state, batch):
+        return task.train_step(state, batch, jax.random.fold_in(jax.random.key(0), state.step))
+
+    check(compile_for_h100(step, state, {"image": images}))
+
+
+def check(program):
     text = program.as_text()
     assert not re.search(r"\b(f64|s64)\[\d", text)
     assert not _TO_THE_HOST.search(text)

@@ -8,7 +8,7 @@ import pytest
 FULL = False
 """Whether everything runs; set by ``tests/conftest.py`` before tests are collected."""
 
-MOST_CASES = 4
+MOST_CASES = 3
 """Of a parametrized test."""
 
 

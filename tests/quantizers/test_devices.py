@@ -127,6 +127,7 @@ def test_a_codebook_divided_over_devices_trains_as_a_whole_one(codebook, monkeyp
     assert not [shapes for shapes in crossing if f"[{CODES},{DIM}]" in shapes or f"[{TOKENS},{DIM}]" in shapes]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_kmeans_of_a_sharded_batch_draws_the_same_tokens(distance):
     vq = VectorQuantizer(CODES, distance=distance)
@@ -167,6 +168,7 @@ def test_a_mapped_axis_is_the_global_batch(codebook, monkeypatch):
     assert_same_step(jax.jit(run)(variables, *batch()), expected)
 
 
+@pytest.mark.full
 def test_averaging_gradients_over_the_devices_of_pmap_is_enough():
     # The devices hold between 0 and 16 unmasked tokens: a mean of means would weigh them alike.
     mapped = VectorQuantizer(CODES, axis_name="data", codebook="gradient")

@@ -187,6 +187,7 @@ def test_eight_devices_do_what_one_does(name):
     np.testing.assert_allclose(gradient_one, gradient_eight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["default", "learned", "separate codebooks", "affine, running", "accumulation"])
 def test_rematerialization_repeats_neither_value_nor_update(name):
     vq, variables = quantizer(name)

@@ -41,6 +41,7 @@ def run_of(images_file: Path) -> list[str]:
     return [*TINY, f"--config.data.name={images_file}", "--config.num_steps=60", "--config.checkpoint_every=7"]
 
 
+@pytest.mark.full
 def test_sigterm_saves_and_ends_with_its_exit_status(images_file, tmp_path):
     process = start("train.py", f"--workdir={tmp_path}", *run_of(images_file), "--config.num_steps=1000000")
     for line in process.stderr:

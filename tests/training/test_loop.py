@@ -168,12 +168,14 @@ def test_several_steps_per_dispatch_are_the_same_steps(finished, config, tmp_pat
     chex.assert_trees_all_close(variables(finished), variables(tmp_path), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_streamed_images_train_like_resident_ones(finished, config, tmp_path):
     config.data.resident_limit_mb = 0
     train(config, tmp_path, devices=ONE_DEVICE)
     chex.assert_trees_all_equal(variables(finished), variables(tmp_path))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_batch_in_parts_trains_like_a_whole_one(finished, config, tmp_path, devices):
     """One codebook update for each optimizer step: use, replacement and drawn codes see the whole batch."""

@@ -102,6 +102,7 @@ def test_a_log_line_of_skipped_steps_alone_has_no_numbers(config, tmp_path, over
     assert all(loss is not None and skipped == 0 for step, (loss, skipped) in losses.items() if step != 7)
 
 
+@pytest.mark.full
 def test_a_run_that_can_only_skip_ends(config, tmp_path, overflow, monkeypatch):
     monkeypatch.setattr(nonfinite, "MOST_IN_A_ROW", 4)
     overflow(*range(4, 8))
