@@ -17,7 +17,7 @@ from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 from vqjax.tasks.vqvae import VQVAETask, image_metrics
 
-DECODER_GRADIENTS = {"exact": exact_gradient, "hessian": hessian_gradient}
+DECODER_GRADIENTS = {"hessian": hessian_gradient, "exact": exact_gradient}
 """Gradients of the encoder that need the decoder's loss, by name."""
 
 
