@@ -6,8 +6,16 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
+
+from vqjax.data.sources import SOURCES
+from vqjax.losses.registry import LOSSES
+from vqjax.models.registry import MODELS
+from vqjax.quantizers.registry import QUANTIZERS
+from vqjax.tasks.registry import TASKS
+from vqjax.training.config import GROUPS
+from vqjax.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 PAGES = [str(page.relative_to(ROOT)) for place in ("", "docs/", "benchmarks/") for page in ROOT.glob(f"{place}*.md")]
@@ -37,17 +45,11 @@ def test_every_file_it_names_exists(page):
 
 
 def test_the_examples_for_contributors_train_a_model(tmp_path):
-    from vqjax.data.sources import SOURCES
-    from vqjax.losses.registry import LOSSES
-    from vqjax.models.registry import MODELS
-    from vqjax.quantizers.registry import QUANTIZERS
-    from vqjax.tasks.registry import TASKS
-    from vqjax.training.loop import train
-
     with contextlib.ExitStack() as stack:
-        for registry in (QUANTIZERS, MODELS, LOSSES, SOURCES, TASKS):
+        for registry in (QUANTIZERS, MODELS, LOSSES, SOURCES, TASKS, GROUPS["data"]):
             stack.enter_context(mock.patch.dict(registry))
         names = run_examples("CONTRIBUTING.md", 8)
+        GROUPS["data"].update(SOURCES)
         config = names["get_config"]()
         config.num_steps, config.batch_size, config.tensorboard = 2, 8, False
         config.task = {"name": "brightening", "amount": 4}
@@ -57,6 +59,7 @@ def test_the_examples_for_contributors_train_a_model(tmp_path):
         config.loss = {"name": "l1", "weight": 2.0}
         metrics = train(config, tmp_path, devices=jax.devices()[:1]).metrics
     assert metrics["images"] == 8
-    metric, outputs = names["MeanAbsoluteError"](), {"image": np.full((2, 4, 4, 3), 255, np.uint8)}
-    outputs |= {"reconstruction": np.zeros((2, 4, 4, 3), np.float32), "valid": np.array([True, False])}
-    assert metric.compute(metric.update(metric.init(), metric.measure(outputs))) == {"mae_pm1": 1.0}
+    metric = names["MeanAbsoluteError"]()
+    outputs = {"image": jnp.full((2, 4, 4, 3), 255, jnp.uint8), "reconstruction": jnp.zeros((2, 4, 4, 3))}
+    measured = metric.measure(outputs | {"valid": jnp.array([True, False])})
+    assert metric.compute(metric.update(metric.init(), measured)) == {"mae_pm1": 1.0}

@@ -7,7 +7,7 @@ import pytest
 
 from helpers.arrays import gaussian
 from helpers.searching import CODES, DATA, DIM, TOKENS, data, distances, equal_codes, wrong
-from vqjax import VectorQuantizer
+from vqjax import EMACodebook, GradientCodebook, Replacement, VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.functional import chunks
 from vqjax.functional import search as nearest
@@ -147,9 +147,9 @@ def test_no_array_of_tokens_by_codes_is_made(backend, largest, monkeypatch):
     assert largest_array(lambda *arguments: nearest_codes(*arguments), z, codes) == largest
 
 
-@pytest.mark.parametrize("codebook_update", ["ema", "gradient"])
-def test_no_array_of_tokens_by_codes_is_made_in_a_training_step(codebook_update):
-    vq = VectorQuantizer(num_codes=2**14, codebook_update=codebook_update, replace_dead_codes=True)
+@pytest.mark.parametrize("codebook", [EMACodebook, GradientCodebook])
+def test_no_array_of_tokens_by_codes_is_made_in_a_training_step(codebook):
+    vq = VectorQuantizer(num_codes=2**14, codebook=codebook(replace=Replacement()))
     z, key = jax.ShapeDtypeStruct((2**16, 8), jnp.float32), jax.random.key(0)
     variables = jax.eval_shape(vq.init, key, z)
 

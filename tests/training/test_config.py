@@ -152,6 +152,7 @@ def build_parts(config):
             "config.task: The codes must not move twice",
         ),
         ("random_projection", {"task.kmeans_init": True}, "config.task.kmeans_init must be False"),
+        ("residual_fsq", {"task.kmeans_init": True}, "config.task.kmeans_init must be False"),
         ("vq", {"optimizer.warmup_steps": 99}, "config.optimizer.warmup_steps must be at most config.num_steps=10"),
     ],
 )

@@ -141,7 +141,7 @@ def test_every_choice_of_every_group_can_run(group, options):
     start_of(ConfigDict(config))
 
 
-@pytest.mark.parametrize(("options", "name", "value"), wrong_configs(), ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("options", "name", "value"), list(wrong_configs()), ids=lambda value: str(value)[:30])
 def test_a_wrong_value_in_a_config_file_is_refused(options, name, value):
     fields = copy.deepcopy(valid_config() | options)
     *groups, field = name.split(".")

@@ -24,7 +24,8 @@ def _grouped(quantizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _residual(quantizer: dict[str, Any]) -> dict[str, Any]:
-    return defaults("residual_vq", quantizer=quantizer, num_quantizers=2)
+    name = "residual_vq" if quantizer["name"] == "vq" else "residual"
+    return defaults(name, quantizer=quantizer, num_quantizers=2)
 
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(

@@ -44,6 +44,7 @@ QUANTIZERS = Registry(
         "sim_vq": SimVQ,
         "ibq": IBQ,
         "residual_vq": Residual,
+        "residual": Residual,  # by the name of the class, for stages that are not a VectorQuantizer
         "grouped": Grouped,
         "multi_scale_vq": MultiScaleVQ,
         "fsq": FSQ,
@@ -62,6 +63,5 @@ QUANTIZERS = Registry(
 _PARTS["quantizer"] = QUANTIZERS
 # A codebook has parts of its own.
 _PARTS["codebook"] = Registry(CODEBOOKS, _PARTS)
-
 
 defaults, build = QUANTIZERS.defaults, QUANTIZERS.build

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from vqjax.errors import UserError
 from vqjax.evaluation import Metric, Pictures, tokenizer_metrics
 from vqjax.models import VQVAE
 from vqjax.models.tokenizer import NETWORK
+from vqjax.quantizers.base import Quantizer
 from vqjax.reporting import comparison_sheet
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
@@ -65,9 +67,9 @@ class VQVAETask(Task):
     mutable_fields: ClassVar = frozenset({"quantizer.codebook_shards"})
 
     def __post_init__(self) -> None:
-        quantizer = type(self.model.quantizer)
-        if self.kmeans_init and not hasattr(quantizer, "kmeans_init"):
-            raise UserError(f"kmeans_init must be False for the quantizer {quantizer.__name__}, got True.")
+        if self.kmeans_init and not _starts_from_clusters(self.model.quantizer):
+            name = type(self.model.quantizer).__name__
+            raise UserError(f"kmeans_init must be False for the quantizer {name}, got True.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay must be above 0 and below 1, or None, got {self.ema_decay}.")
 
@@ -186,3 +188,11 @@ def image_metrics(reconstruction: Array, images: Array) -> Metrics:
     error = jnp.mean(jnp.square(reconstruction - images))
     # Pixels span 2, so their peak signal is 2 squared.
     return {"reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}
+
+
+def _starts_from_clusters(quantizer: nn.Module) -> bool:
+    """Whether a quantizer, or the template of its stages or groups, has a codebook that k-means can start."""
+    if getattr(type(quantizer), "kmeans_init", Quantizer.kmeans_init) is Quantizer.kmeans_init:
+        return False
+    template = getattr(quantizer, "quantizer", None)
+    return template is None or _starts_from_clusters(template)
