@@ -49,7 +49,7 @@ def test_the_published_document_is_that_of_the_published_records():
 
 def test_the_table_holds_the_records(finished, tmp_path):
     rows = document_parts(finished)["measured"].splitlines()[2:]
-    assert [re.search(r"`(\w+)`", row)[1] for row in rows] == ["ResidualVQ", "FSQ"]
+    assert [re.search(r"`(.+?)`", row)[1] for row in rows] == ["Residual(VectorQuantizer)", "FSQ"]
     record = finished.records()[0]
     assert record.measured["microseconds_per_vector"] > 0
     results = Results(tmp_path / "results.jsonl")
