@@ -80,8 +80,8 @@ def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
       The module, without variables.
 
     Example:
-      >>> build_model(Variant({"decay": 0.8}), Setting()).quantizer.decay
-      0.8
+      >>> build_model(Variant({"distance": "cosine"}), Setting()).quantizer.distance
+      'cosine'
     """
     return VQVAE(
         SonnetEncoder(width=setting.width, latent_dim=setting.latent_dim),

@@ -95,13 +95,16 @@ class FaithfulQuantizer(nn.Module):
         mirrored = z + jax.lax.stop_gradient(_mirrored(z, chosen) - z)
         return QuantizerOutput(mirrored, indices, loss, jax.lax.stop_gradient(metrics))
 
-    def bypass(self, z: Vectors) -> Vectors:
-        """Returns the input, as without quantization."""
-        return z
+    def encode(self, z: Vectors) -> Int[Array, "*batch"]:
+        """Returns the indices of the nearest codes."""
+        return nearest_codes(z, self._codes())
 
     def decode(self, indices: Int[Array, "*batch"]) -> Vectors:
         """Returns the codes, which are all that indices can carry; the call returns other vectors."""
-        return (self.get_variable("params", "codes") + self.get_variable("codebook", "offsets"))[indices]
+        return self._codes()[indices]
+
+    def _codes(self) -> Float[Array, "codes dim"]:
+        return self.get_variable("params", "codes") + self.get_variable("codebook", "offsets")
 
 
 def initial_codes(key: Array, shape: tuple[int, int], dtype: object = float) -> Float[Array, "codes dim"]:

@@ -44,7 +44,7 @@ class Variant(NamedTuple):
         Returns:
           The module.
         """
-        encoder = ResidualEncoder(self.width, self.num_scalings, code_dim=self.latent_dim)
+        encoder = ResidualEncoder(self.width, self.num_scalings, latent_dim=self.latent_dim)
         decoder = ResidualDecoder(self.width, self.num_scalings)
         return VQVAE(encoder, self.quantizer(num_codes, commitment_weight), decoder)
 

@@ -109,7 +109,7 @@ def test_test_images_move_the_codebook_of_faithful_runs_alone(small):
         training = Training(VARIANTS[name], SIZE, 0.25, TINY, random_images())
         before = training._start(0)
         after, _, _ = training._test_epoch(before)
-        codebooks = (state.collections["codebook"]["quantizer"] for state in (before, after))
+        codebooks = (state.variables["generator"]["codebook"]["quantizer"] for state in (before, after))
         moved = any(np.any(one != other) for one, other in zip(*(book.values() for book in codebooks), strict=True))
         assert moved == (name == "faithful")
 
