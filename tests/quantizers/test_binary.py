@@ -189,6 +189,7 @@ def test_the_output_is_the_decoded_codes_bit_for_bit(name, seed, scale):
     check_output(name, gaussian(TOKENS // 2, DIM, seed=seed) * scale)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["LFQ, projected", "residual"])
 def test_half_precision_and_any_leading_axes(name):
     check_output(name, gaussian(2, 2, 2, DIM).astype(jnp.bfloat16))
@@ -296,6 +297,7 @@ def test_the_entropy_of_the_global_batch_is_not_the_mean_over_devices():
     assert float(local) < float(batch[0]) - 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("module", [LFQ(18), BSQ(18, bits_per_group=18)])
 def test_a_quarter_of_a_million_codes_train_within_two_gibibytes(module):
     # A float32 per token and code would be 64 GiB.

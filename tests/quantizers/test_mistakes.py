@@ -189,6 +189,7 @@ def test_small_integers_of_numpy_do_not_overflow(as_users_run_it):
     assert BinaryMapper(np.int8(8)).num_codes == Residual(LFQ(np.int8(8)), 2).num_codes == 256
 
 
+@pytest.mark.full
 def test_a_quantizer_of_maps_is_an_nnx_module():
     module = MultiScaleVQ(VectorQuantizer(5), scales=(1,), phi_weight=None)
     quantizer = vqjax.nnx.Quantizer(module, dim=8, rngs=nnx.Rngs(0))

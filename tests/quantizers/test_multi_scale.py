@@ -384,6 +384,7 @@ def test_mistakes_are_refused_where_they_are_made(arguments, message, as_users_r
         MultiScaleVQ(**({"quantizer": VectorQuantizer(CODES), "scales": SCALES} | arguments))
 
 
+@pytest.mark.full
 def test_wrong_inputs_are_named(as_users_run_it):
     vq, variables = make()
     with pytest.raises(UserError, match="z must be a map with 2 axes of space"):
