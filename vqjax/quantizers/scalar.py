@@ -79,8 +79,8 @@ class FSQ(LevelQuantizer):
       num_codebooks: Groups of features with an index each; above 1 the indices get a last axis.
       bound: ``"asymmetric"``: even numbers of levels include zero and one more value below it than above.
         ``"paper"``: the same by the listing in the paper. ``"symmetric"``: evenly spaced from -1 to 1.
-      hard_clamp: Clip to [-1, 1] in place of the hyperbolic tangent, for inputs that are bounded already. None clips
-        in the stages of :class:`Residual` alone, where the sum of codes converges to the input only so.
+      hard_clamp: Clip to [-1, 1] in place of the hyperbolic tangent, for inputs that are bounded already. None: only in
+        the stages of :class:`Residual`, whose sum converges to the input only then.
       noise_dropout: Probability in training with which a value is not the code, but one moved by uniform noise of up
         to half a step, within [-1, 1]; indices are those of the code. With ``bound="symmetric"``; None for no noise.
       orthogonal_rotation: Mix the features of a codebook by a random rotation before, and undo it after. Useful with
