@@ -4,11 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from helpers.searching import CODES, DATA, DIM, TOKENS, data, equal_codes, wrong
 from vqjax.errors import UserError
 from vqjax.functional import hopper
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(mosaic_gpu, "InterpretGPUParams"), reason="the oldest supported jax cannot simulate kernels for GPUs"
+)
 
 
 def search(z, codes):
