@@ -16,7 +16,7 @@ COLUMNS = ("config", "steps", "seconds", "seconds after the first step", "images
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", default="configs/cifar10.py:sonnet", help="as for train.py")
     parser.add_argument("--steps", type=int, default=1562, help="by default an epoch of CIFAR-10 in batches of 32")
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def measure(config: str, steps: int, batch_size: int, *overrides: str) -> dict[str, Any]:
-    """Times one run, from the command to its end.
+    """Time one run, from the command to its end.
 
     Args:
       config: As for ``train.py``.

@@ -38,7 +38,7 @@ _LARGE = "65536x16384x256"
 
 
 class Verdict(NamedTuple):
-    """What a part has found.
+    """Results of a part.
 
     Attributes:
       passed: Whether it reached what is expected of a GPU; None where there is nothing to reach.
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the parts and their findings; run nothing")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="all by default")
@@ -99,7 +99,7 @@ def _backend() -> str:
 
 
 def _run(names: Sequence[str], results: Path, toy: bool, minutes: float | None) -> None:
-    """Runs the parts that are not finished, each in a process of its own."""
+    """Run the parts that are not finished, each in a process of its own."""
     end = time.monotonic() + 60 * (float("inf") if minutes is None else minutes)
     # A stopped campaign leaves no part running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -131,7 +131,7 @@ def _available(need: str) -> bool:
 
 @contextlib.contextmanager
 def _process_group(command: Sequence[str]) -> Iterator[subprocess.Popen]:
-    """Starts a command that ends together with all that it has started."""
+    """Start a command that ends together with all that it has started."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         yield process
@@ -142,7 +142,7 @@ def _process_group(command: Sequence[str]) -> Iterator[subprocess.Popen]:
 
 
 def _measure(name: str, results: Path, toy: bool) -> None:
-    """Runs one part and writes what it has found."""
+    """Run one part and write its results."""
     part, began = PARTS[name], time.perf_counter()
     rows = part.measure(toy)
     verdict = part.decide(rows)

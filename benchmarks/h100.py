@@ -39,7 +39,7 @@ def h100(num_devices: int = 1) -> topologies.TopologyDescription:
 
 
 def compile_for_h100(function: Callable[..., Any], *arguments: Any) -> Compiled:
-    """Compiles a function for one H100.
+    """Compile a function for one H100.
 
     Args:
       function: What ``jax.jit`` takes.

@@ -37,7 +37,7 @@ class Timing(NamedTuple):
 def by_turns(
     contenders: Mapping[str, Callable[[], object]], seconds: float = 6.0, fewest: int = 5
 ) -> dict[str, Timing]:
-    """Times functions in turns, so that other work on the machine affects all of them alike.
+    """Time functions in turns, so that other work on the machine affects all of them alike.
 
     Args:
       contenders: Functions that return when their work is done; each is called once before, which compiles it.
@@ -90,7 +90,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Prints a table, and writes ``benchmarks/results/NAME-PLATFORM.json``, or ``NAME-PLATFORM-huge_pages.json``.
+    """Print a table, and write ``benchmarks/results/NAME-PLATFORM.json``, or ``NAME-PLATFORM-huge_pages.json``.
 
     Args:
       name: Of the benchmark.

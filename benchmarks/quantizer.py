@@ -28,7 +28,7 @@ COLUMNS = ("case", "contender", "ms", "spread (ms)", "ours is faster by", "tempo
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help="TOKENSxCODESxDIM[:bfloat16]; by default those of the device")
     cases = parser.parse_args().cases or CASES["cpu" if jax.default_backend() == "cpu" else "gpu"]
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def measure(case: str) -> list[dict[str, Any]]:
-    """Times all contenders on one shape.
+    """Time all contenders on one shape.
 
     Args:
       case: ``TOKENSxCODESxDIM`` with an optional ``:dtype``.

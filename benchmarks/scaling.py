@@ -29,12 +29,12 @@ COLUMNS = ("varied", "tokens", "codes", "dim", "devices", "ms", "ns per token", 
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     report("scaling", measure_all(), COLUMNS)
 
 
 def measure_all() -> list[dict[str, Any]]:
-    """Times all sizes, and all numbers of devices that are there."""
+    """Time all sizes, and all numbers of devices that are there."""
     rows = [measure(name, CENTER | {name: value}) for name, values in VARIED.items() for value in values]
     rows.append(measure("largest codebook", LARGEST_CODEBOOK))
     counts = [2**power for power in range(jax.device_count().bit_length())]
@@ -42,7 +42,7 @@ def measure_all() -> list[dict[str, Any]]:
 
 
 def measure(varied: str, sizes: dict[str, int]) -> dict[str, Any]:
-    """Times one shape on one device.
+    """Time one shape on one device.
 
     Args:
       varied: Which size differs from the center.
@@ -59,7 +59,7 @@ def measure(varied: str, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def measure_devices(count: int) -> dict[str, Any]:
-    """Times the shape of the center with the batch split over devices.
+    """Time the shape of the center with the batch split over devices.
 
     Args:
       count: Number of devices.

@@ -32,7 +32,7 @@ _CHECKED = 4096
 
 
 def main() -> None:
-    """Measures the cases of the command line and prints a table."""
+    """Measure the cases of the command line and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help="TOKENSxCODESxDIM; by default those of the device")
     rows = []
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(case: str) -> list[dict[str, Any]]:
-    """Times the search on one shape.
+    """Time the search on one shape.
 
     Args:
       case: ``TOKENSxCODESxDIM``.
@@ -113,7 +113,7 @@ def _all_distances_at_once(z: jax.Array, codes: jax.Array) -> jax.Array:
 
 
 def _wrong_codes(z: jax.Array, codes: jax.Array, indices: jax.Array) -> str:
-    """Counts tokens with a code that is nearer in float64 by more than the precision of float32."""
+    """Count tokens with a code that is nearer in float64 by more than the precision of float32."""
     chosen = np.asarray(indices)[:_CHECKED]
     points, table = np.asarray(z, np.float64)[:_CHECKED], np.asarray(codes, np.float64)
     squares = np.sum(table**2, -1)

@@ -17,14 +17,14 @@ _ONE_STEP = fields({"num_steps": 1, "log_every": 1, "tensorboard": False})
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=["configs/quickstart.py"], help="as for train.py")
     report("startup", [row for config in parser.parse_args().configs for row in measure(config)], COLUMNS)
 
 
 def measure(config: str, *overrides: str) -> list[dict[str, Any]]:
-    """Starts one config three times, the first time with an empty compilation cache.
+    """Start one config three times, the first time with an empty compilation cache.
 
     Args:
       config: As for ``train.py``.

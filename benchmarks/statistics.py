@@ -20,7 +20,7 @@ COLUMNS = ("case", "tokens per code", "contender", "ms", "spread (ms)", "scatter
 
 
 def main() -> None:
-    """Measures the cases of the command line and prints a table."""
+    """Measure the cases of the command line and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help="TOKENSxCODESxDIM; several by default")
     rows = []
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def measure(case: str, tokens_per_code: str) -> list[dict[str, Any]]:
-    """Times all contenders on one shape.
+    """Time all contenders on one shape.
 
     Args:
       case: ``TOKENSxCODESxDIM``.
@@ -75,7 +75,7 @@ def measure(case: str, tokens_per_code: str) -> list[dict[str, Any]]:
 
 
 def sorted_segments(z: jax.Array, indices: jax.Array, num_codes: int) -> Assignment:
-    """Sorts the tokens by code and sums each segment."""
+    """Sort the tokens by code and sum each segment."""
     order = jnp.argsort(indices)
     segments = {"segment_ids": indices[order], "num_segments": num_codes, "indices_are_sorted": True}
     counts = jax.ops.segment_sum(jnp.ones_like(indices), **segments)
@@ -83,7 +83,7 @@ def sorted_segments(z: jax.Array, indices: jax.Array, num_codes: int) -> Assignm
 
 
 def one_hot_products(z: jax.Array, indices: jax.Array, num_codes: int) -> Assignment:
-    """Multiplies one-hot rows with the latents, in chunks of tokens."""
+    """Multiply one-hot rows with the latents, in chunks of tokens."""
 
     def of_chunk(tokens: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
         chosen = jax.nn.one_hot(tokens[:, 0].astype(jnp.int32), num_codes) * counted[:, None]

@@ -24,7 +24,7 @@ _SIDE_OF_LARGE_PRODUCT = 2048
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", choices=[*BATCH_SIZES, []], help="both by default")
     rows = []
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def measure(name: str, batch_size: int | None = None) -> list[dict[str, Any]]:
-    """Times all contenders on one model.
+    """Time all contenders on one model.
 
     Args:
       name: A key of ``BATCH_SIZES``.

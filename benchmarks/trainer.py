@@ -28,7 +28,7 @@ class Training(NamedTuple):
 
 
 def start(workdir: Path, *arguments: str, script: str = "train.py", **environment: str) -> subprocess.Popen:
-    """Starts the trainer; its progress can be read from ``stderr``."""
+    """Start the trainer; its progress can be read from ``stderr``."""
     return subprocess.Popen(
         [sys.executable, script, f"--workdir={workdir}", *arguments],
         cwd=ROOT,
@@ -50,7 +50,7 @@ def fields(values: Mapping[str, object]) -> list[str]:
 
 
 def train(workdir: Path, *arguments: str, echo: bool = False, **environment: str) -> Training:
-    """Runs the trainer to its end.
+    """Run the trainer to its end.
 
     Args:
       workdir: Directory of the run.

@@ -22,7 +22,7 @@ from vqjax.training.cli import run
 def study(
     results: Results, parts: Sequence[str], training: collapse.Setting, seeds: int, variants: Sequence[str]
 ) -> None:
-    """Makes the runs that are missing.
+    """Make the runs that are missing.
 
     Args:
       results: Records of the study.
@@ -51,7 +51,7 @@ def study(
 
 
 def report(results: Results, docs: Path) -> None:
-    """Rebuilds figures and document from the records, and prints their paths.
+    """Rebuild figures and document from the records, and print their paths.
 
     Args:
       results: Records of the study.

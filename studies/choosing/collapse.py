@@ -44,7 +44,7 @@ class Experiment:
         )
 
     def run(self, initial_scale: float, seed: int, on_step: OnStep) -> dict[str, Any]:
-        """Trains with one seed, and evaluates on the eval split.
+        """Train with one seed, and evaluate on the eval split.
 
         Args:
           initial_scale: Factor on the library's initial codes.
@@ -69,7 +69,7 @@ class Experiment:
 
 
 def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
-    """Builds the autoencoder of a variant.
+    """Build the autoencoder of a variant.
 
     Args:
       variant: The variant, which gives the quantizer's arguments.
@@ -91,7 +91,7 @@ def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
 
 
 def scaled_codes(scale: float) -> Callable[..., Array]:
-    """Returns an initializer of codes with an expected squared length of ``scale ** 2``.
+    """Return an initializer of codes with an expected squared length of ``scale ** 2``.
 
     Args:
       scale: Factor on the library's initial codes.

@@ -30,7 +30,7 @@ _ROW_INCHES = 0.42
 
 
 def surface_figure(surface_name: str, records: Sequence[Record]) -> Any:
-    """Draws one panel per estimator: Voronoi regions, codes, and the steps that points would take.
+    """Draw one panel per estimator: Voronoi regions, codes, and the steps that points would take.
 
     Args:
       surface_name: A key of ``SURFACES``.
@@ -56,7 +56,7 @@ def surface_figure(surface_name: str, records: Sequence[Record]) -> Any:
 
 
 def himmelblau_figure(records: Sequence[Record]) -> Any:
-    """Draws one panel per estimator: the paths of points and codes of the first seed.
+    """Draw one panel per estimator: the paths of points and codes of the first seed.
 
     Args:
       records: Descents in the order of the panels.
@@ -78,7 +78,7 @@ def himmelblau_figure(records: Sequence[Record]) -> Any:
 
 
 def collapse_figure(records: Mapping[str, Mapping[str, Sequence[Record]]]) -> Any:
-    """Draws PSNR, codes used and perplexity of every training: a row per variant, a dot per run.
+    """Draw PSNR, codes used and perplexity of every training: a row per variant, a dot per run.
 
     Args:
       records: Runs by variant and initial codes, in the order of rows and of colors.

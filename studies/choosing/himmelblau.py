@@ -49,7 +49,7 @@ class Position(NamedTuple):
 
 
 def himmelblau(p: Float[Array, "*batch 2"]) -> Float[Array, "*batch"]:
-    r"""Evaluates Himmelblau's function, which has four minima of value zero.
+    r"""Evaluate Himmelblau's function, which has four minima of value zero.
 
     .. math:: f(x, y) = (x^2 + y - 11)^2 + (x + y^2 - 7)^2
 
@@ -68,7 +68,7 @@ def himmelblau(p: Float[Array, "*batch 2"]) -> Float[Array, "*batch"]:
 
 
 def start(seed: Int[Array, ""] | int, setting: Setting) -> Position:
-    """Draws random points and codes.
+    """Draw random points and codes.
 
     Args:
       seed: The only source of randomness.
@@ -84,7 +84,7 @@ def start(seed: Int[Array, ""] | int, setting: Setting) -> Position:
 
 
 def step(name: str, position: Position, key: Array, setting: Setting) -> Position:
-    """Moves the points against the gradient that reaches them, and updates the codebook.
+    """Move the points against the gradient that reaches them, and update the codebook.
 
     Args:
       name: Name of the estimator, see :func:`studies.choosing.surfaces.reaching_gradient`.
@@ -102,7 +102,7 @@ def step(name: str, position: Position, key: Array, setting: Setting) -> Positio
 
 
 def measure_descent(name: str, setting: Setting) -> dict[str, Any]:
-    """Descends from the start of every seed.
+    """Descend from the start of every seed.
 
     Args:
       name: Name of the estimator.

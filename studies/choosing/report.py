@@ -34,7 +34,7 @@ ByStart = Mapping[str, Sequence[Record]]
 
 
 def write_figures(results: Results, docs: Path) -> list[Path]:
-    """Draws all figures that there are records for.
+    """Draw all figures that there are records for.
 
     Args:
       results: Records of the study.
@@ -60,7 +60,7 @@ def write_figures(results: Results, docs: Path) -> list[Path]:
 
 
 def write_document(results: Results, docs: Path) -> Path:
-    """Fills the generated parts of the document, which is created if missing.
+    """Fill the generated parts of the document, which is created if missing.
 
     Args:
       results: Records of the study.
@@ -75,7 +75,7 @@ def write_document(results: Results, docs: Path) -> Path:
 
 
 def document_parts(results: Results) -> dict[str, str]:
-    """Makes the generated parts of the document.
+    """Make the generated parts of the document.
 
     Args:
       results: Records of the study.

@@ -22,7 +22,7 @@ PLANE_ESTIMATORS = ("exact", *ESTIMATORS, *(name for name in DECODER_GRADIENTS i
 
 
 def surface_runs() -> list[Run]:
-    """Lists the gradient fields: one run per surface and estimator."""
+    """List the gradient fields: one run per surface and estimator."""
     return [
         Run(
             f"surfaces/{slug(surface)}--{slug(name)}",
@@ -34,12 +34,12 @@ def surface_runs() -> list[Run]:
 
 
 def himmelblau_runs(setting: himmelblau.Setting) -> list[Run]:
-    """Lists the descents: one run per estimator, with all its seeds."""
+    """List the descents: one run per estimator, with all its seeds."""
     return [Run(f"himmelblau/{slug(name)}", {"estimator": name} | setting._asdict()) for name in PLANE_ESTIMATORS]
 
 
 def collapse_runs(setting: collapse.Setting, seeds: int, chosen: Sequence[str] | None = None) -> list[Run]:
-    """Lists the trainings.
+    """List the trainings.
 
     Args:
       setting: Settings that all runs have in common.
@@ -64,7 +64,7 @@ def collapse_runs(setting: collapse.Setting, seeds: int, chosen: Sequence[str] |
 
 
 def make_fields(runs: Sequence[Run], results: Results) -> None:
-    """Measures gradient fields.
+    """Measure gradient fields.
 
     Args:
       runs: Runs of :func:`surface_runs`.
@@ -74,7 +74,7 @@ def make_fields(runs: Sequence[Run], results: Results) -> None:
 
 
 def make_descents(runs: Sequence[Run], results: Results, setting: himmelblau.Setting) -> None:
-    """Descends on Himmelblau's function.
+    """Descend on Himmelblau's function.
 
     Args:
       runs: Runs of :func:`himmelblau_runs`.
@@ -90,7 +90,7 @@ def make_collapses(
     setting: collapse.Setting,
     load_splits: Callable[[int], Splits] = photo_splits,
 ) -> None:
-    """Trains and evaluates the autoencoders.
+    """Train and evaluate the autoencoders.
 
     Args:
       runs: Runs of :func:`collapse_runs`.
@@ -113,7 +113,7 @@ def make_collapses(
 
 
 def _execute(runs: Sequence[Run], results: Results, measure: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
-    """Makes runs of about a second each, with one line per run and the remaining time."""
+    """Make runs of about a second each, with one line per run and the remaining time."""
     began = time.monotonic()
     for done, run in enumerate(runs):
         started = time.monotonic()

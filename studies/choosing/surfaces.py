@@ -49,7 +49,7 @@ SURFACES = {
 
 
 def fixed_codes(half_width: float) -> Codes:
-    """Returns sixteen codes, one at a random place in each cell of a 4 x 4 grid.
+    """Return sixteen codes, one at a random place in each cell of a 4 x 4 grid.
 
     Args:
       half_width: Half the side of the square that the codes cover.
@@ -69,7 +69,7 @@ def fixed_codes(half_width: float) -> Codes:
 
 
 def grid_points(half_width: float, side: int = GRID_SIDE) -> Points:
-    """Returns the centers of ``side * side`` equal cells of the square, row by row.
+    """Return the centers of ``side * side`` equal cells of the square, row by row.
 
     Args:
       half_width: Half the side of the square.
@@ -89,7 +89,7 @@ def grid_points(half_width: float, side: int = GRID_SIDE) -> Points:
 def reaching_gradient(
     name: str, value: Callable[[Points], Float[Array, " points"]], z: Points, codes: Codes, key: Array
 ) -> Points:
-    """Computes the gradient that reaches points when a function is evaluated at their codes.
+    """Compute the gradient that reaches points when a function is evaluated at their codes.
 
     Args:
       name: Name of an estimator, or of a gradient that needs the function itself (``"exact"``, ``"hessian"``).
@@ -121,7 +121,7 @@ def reaching_gradient(
 
 
 def measure_field(name: str, surface: Surface) -> dict[str, Any]:
-    """Measures the gradient field of one estimator on one surface, averaged over draws of its noise.
+    """Measure the gradient field of one estimator on one surface, averaged over draws of its noise.
 
     Args:
       name: See :func:`reaching_gradient`.

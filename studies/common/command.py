@@ -6,7 +6,7 @@ from vqjax.errors import UserError, did_you_mean
 
 
 def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]:
-    """Checks names that were given on the command line.
+    """Check names that were given on the command line.
 
     Args:
       names: Names as given; an empty list stands for all.
@@ -33,7 +33,7 @@ def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]
 
 
 def check_positive(**counts: int) -> None:
-    """Refuses counts below 1.
+    """Refuse counts below 1.
 
     Args:
       **counts: Values by the names of their flags.

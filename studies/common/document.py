@@ -11,7 +11,7 @@ from vqjax.reporting import atomic_file
 
 
 def mean_and_deviation(values: Sequence[float | int | None]) -> tuple[float, float] | None:
-    """Computes the mean and the sample standard deviation (divisor n - 1).
+    """Compute the mean and the sample standard deviation (divisor n - 1).
 
     Args:
       values: One number per seed; None for a run without a finite number.
@@ -30,13 +30,13 @@ def mean_and_deviation(values: Sequence[float | int | None]) -> tuple[float, flo
 
 
 def with_spread(values: Sequence[float | int | None]) -> str:
-    """Formats mean ± sample standard deviation, with two digits of the deviation.
+    """Format mean ± sample standard deviation, with two digits of the deviation.
 
     Args:
       values: One number per seed; None for a run without a finite number.
 
     Returns:
-      Text for a table; a dash if there is no finite number.
+      Text for a table; a dash where no number is finite.
 
     Example:
       >>> with_spread([23.01, 22.87, 23.4]), with_spread([184, 190, 171]), with_spread([0.0094]), with_spread([None])
@@ -59,7 +59,7 @@ def with_spread(values: Sequence[float | int | None]) -> str:
 
 
 def fill(document: str, parts: Mapping[str, str]) -> str:
-    """Replaces the generated parts of a document.
+    """Replace the generated parts of a document.
 
     Args:
       document: Markdown with ``<!-- generated: NAME -->`` and ``<!-- end -->`` around each part.
@@ -94,7 +94,7 @@ def fill(document: str, parts: Mapping[str, str]) -> str:
 
 
 def write_filled(path: Path, title: str, parts: Mapping[str, str]) -> None:
-    """Fills the generated parts of a document on disk; a missing document is created from these parts alone.
+    """Fill the generated parts of a document on disk; a missing document is created from these parts alone.
 
     Args:
       path: The document.
@@ -107,7 +107,7 @@ def write_filled(path: Path, title: str, parts: Mapping[str, str]) -> None:
 
 
 def skeleton(title: str, names: Sequence[str]) -> str:
-    """Makes an empty document of generated parts.
+    """Make an empty document of generated parts.
 
     Args:
       title: Its heading.

@@ -29,7 +29,7 @@ _STYLE = {
 
 
 def matplotlib_module(name: str) -> ModuleType:
-    """Imports a module of matplotlib.
+    """Import a module of matplotlib.
 
     Args:
       name: Such as ``"figure"``.
@@ -47,7 +47,7 @@ def matplotlib_module(name: str) -> ModuleType:
 
 
 def new_figure(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Any, Any]:
-    """Creates a figure of equal panels in the common style.
+    """Create a figure of equal panels in the common style.
 
     Args:
       width: Width in inches.
@@ -65,7 +65,7 @@ def new_figure(width: float, height: float, rows: int, columns: int, **options: 
 
 
 def save_figure(path: str | os.PathLike[str], figure: Any) -> None:
-    """Writes a figure as PNG; equal figures give equal bytes.
+    """Write a figure as PNG; equal figures give equal bytes.
 
     Args:
       path: The file to write.

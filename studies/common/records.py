@@ -67,7 +67,7 @@ class Results:
         self.path = Path(path)
 
     def records(self, group: str | None = None) -> list[Record]:
-        """Reads the records.
+        """Read the records.
 
         Args:
           group: First part of the names of the runs; all by default.
@@ -82,7 +82,7 @@ class Results:
         return [record for record in records if group is None or record.run.startswith(f"{group}/")]
 
     def unfinished(self, runs: Iterable[Run]) -> list[Run]:
-        """Leaves out the runs that have a record.
+        """Leave out the runs that have a record.
 
         Args:
           runs: Runs of the study.
@@ -109,7 +109,7 @@ class Results:
         return unfinished
 
     def add(self, run: Run, measured: Mapping[str, Any], seconds: float) -> None:
-        """Adds the record of a finished run, completely or not at all.
+        """Add the record of a finished run, completely or not at all.
 
         Args:
           run: The run; a record of the same name is replaced.
@@ -137,7 +137,7 @@ class Results:
 
 
 def slug(name: str) -> str:
-    """Replaces everything but lower-case letters and digits by underscores.
+    """Replace everything but lower-case letters and digits by underscores.
 
     Example:
       >>> slug("rotation, scale of at most 1")
@@ -148,7 +148,7 @@ def slug(name: str) -> str:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Makes other processes wait before they change a file of the directory."""
+    """Make other processes wait before they change a file of the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     # The file itself cannot carry the lock: every change puts another one in its place.
     descriptor = os.open(directory, os.O_RDONLY)

@@ -121,7 +121,7 @@ class PhotographTraining:
         self._step = jax.jit(self._take_step, donate_argnums=0)
 
     def start(self, seed: int, model: VQVAE | None = None) -> TrainState:
-        """Creates the state before the first step.
+        """Create the state before the first step.
 
         Args:
           seed: Seed of parameters and codes.
@@ -134,7 +134,7 @@ class PhotographTraining:
         return initial_state(task, self._photographs.splits.train, seed=seed, batch_size=self._setting.batch_size)
 
     def run(self, state: TrainState, seed: int, on_step: OnStep) -> Outcome:
-        """Trains, and evaluates on the eval split.
+        """Train, and evaluate on the eval split.
 
         Args:
           state: State before the first step; its memory is donated.
@@ -173,7 +173,7 @@ class PhotographTraining:
 
 
 def load_photographs(load_splits: Callable[[int], Splits], image_size: int) -> Photographs:
-    """Loads the images once for all runs.
+    """Load the images once for all runs.
 
     Args:
       load_splits: Gives the splits for an image size, such as :func:`vqjax.data.photos.photo_splits`.
@@ -195,7 +195,7 @@ def make_trainings(
     prepare: Callable[[Any, Photographs], Callable[[Mapping[str, Any], OnStep], dict[str, Any]]],
     load_splits: Callable[[int], Splits] = photo_splits,
 ) -> None:
-    """Makes the trainings of a study, with one progress line for all of them.
+    """Make the trainings of a study, with one progress line for all of them.
 
     Args:
       runs: Runs to make; those of one variant follow one another.

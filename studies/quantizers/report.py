@@ -12,7 +12,7 @@ DOCUMENT = "quantizers.md"
 
 
 def write_document(results: Results, docs: Path) -> Path:
-    """Fills the generated part of the document, which is created if missing.
+    """Fill the generated part of the document, which is created if missing.
 
     Args:
       results: Records of the study.
@@ -27,7 +27,7 @@ def write_document(results: Results, docs: Path) -> Path:
 
 
 def document_parts(results: Results) -> dict[str, str]:
-    """Makes the generated part of the document.
+    """Make the generated part of the document.
 
     Args:
       results: Records of the study.

@@ -23,7 +23,7 @@ _REPETITIONS = 21
 
 
 def quantizer_runs(setting: TrainingSetting, seeds: int, chosen: Sequence[str] = tuple(VARIANTS)) -> list[Run]:
-    """Lists the trainings.
+    """List the trainings.
 
     Args:
       setting: Settings that all runs have in common.
@@ -70,7 +70,7 @@ def make_runs(
     setting: TrainingSetting,
     load_splits: Callable[[int], Splits] = photo_splits,
 ) -> None:
-    """Trains, evaluates and times.
+    """Train, evaluate and time.
 
     Args:
       runs: Runs of :func:`quantizer_runs`.
@@ -98,7 +98,7 @@ def make_runs(
 
 
 def microseconds_per_vector(model: VQVAE, setting: TrainingSetting) -> float:
-    """Times a training step of a quantizer alone: forward, gradients to input and parameters, update of its state.
+    """Time a training step of a quantizer alone: forward, gradients to input and parameters, update of its state.
 
     Args:
       model: An autoencoder with the quantizer.

@@ -28,7 +28,7 @@ _DRAWN = ("reconstruction", "perplexity", "total")
 def write_figures(
     records: Path, docs: Path, study: dict[str, Runs], published: dict[str, dict[str, Any]]
 ) -> list[Path]:
-    """Draws the figures of every scale that has the records.
+    """Draw the figures of every scale that has the records.
 
     Args:
       records: Directory of the records, with ``snapshots``.

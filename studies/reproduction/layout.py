@@ -18,7 +18,7 @@ _DECIMALS = 2
 
 
 def tsne_module() -> ModuleType:
-    """Imports ``sklearn.manifold``.
+    """Import ``sklearn.manifold``.
 
     Returns:
       The module.
@@ -33,7 +33,7 @@ def tsne_module() -> ModuleType:
 
 
 def lay_out(codes: Float[np.ndarray, "codes dim"], earlier: Layout | None) -> Layout:
-    """Places codes in the plane by t-SNE.
+    """Place codes in the plane by t-SNE.
 
     Args:
       codes: The codebook.
@@ -58,7 +58,7 @@ def lay_out(codes: Float[np.ndarray, "codes dim"], earlier: Layout | None) -> La
 
 
 def aligned(layout: Layout, reference: Layout) -> Layout:
-    """Rotates and mirrors a layout so that each code comes as close as possible to its earlier place.
+    """Rotate and mirror a layout so that each code comes as close as possible to its earlier place.
 
     Args:
       layout: Layout of t-SNE, whose orientation is arbitrary.

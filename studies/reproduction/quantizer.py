@@ -54,7 +54,7 @@ class FaithfulQuantizer(nn.Module):
 
     @nn.compact
     def __call__(self, z: Vectors, mask: None = None, train: bool = False) -> QuantizerOutput:
-        """Quantizes vectors, and moves the averages wherever they are mutable.
+        """Quantize vectors, and move the averages wherever they are mutable.
 
         Args:
           z: Vectors along the last axis.
@@ -96,11 +96,11 @@ class FaithfulQuantizer(nn.Module):
         return QuantizerOutput(mirrored, indices, loss, jax.lax.stop_gradient(metrics))
 
     def encode(self, z: Vectors) -> Int[Array, "*batch"]:
-        """Returns the indices of the nearest codes."""
+        """Return the indices of the nearest codes."""
         return nearest_codes(z, self._codes())
 
     def decode(self, indices: Int[Array, "*batch"]) -> Vectors:
-        """Returns the codes, which are all that indices can carry; the call returns other vectors."""
+        """Return the codes, which are all that indices can carry; the call returns other vectors."""
         return self._codes()[indices]
 
     def _codes(self) -> Float[Array, "codes dim"]:
@@ -108,7 +108,7 @@ class FaithfulQuantizer(nn.Module):
 
 
 def initial_codes(key: Array, shape: tuple[int, int], dtype: object = float) -> Float[Array, "codes dim"]:
-    """Draws the initial codes of the study: uniform within one over the number of codes.
+    """Draw the initial codes of the study: uniform within one over the number of codes.
 
     Args:
       key: Random key.

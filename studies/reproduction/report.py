@@ -43,7 +43,7 @@ class Published(NamedTuple):
     runs: dict[str, dict[str, Any]]
 
     def at(self, configuration: Configuration, epochs: int, split: str) -> list[list[float]]:
-        """Returns the four numbers of each stored run of a configuration after a number of epochs."""
+        """Return the four numbers of each stored run of a configuration after a number of epochs."""
         return [
             run[split][epochs - 1]
             for run in self.runs.values()
@@ -54,7 +54,7 @@ class Published(NamedTuple):
 
 
 def write_document(records: Path, docs: Path) -> list[Path]:
-    """Rebuilds document and figures from the records.
+    """Rebuild document and figures from the records.
 
     Args:
       records: Directory of the records: ``results.jsonl``, ``snapshots`` and ``published.json``.
@@ -74,7 +74,7 @@ def write_document(records: Path, docs: Path) -> list[Path]:
 
 
 def read_published(path: Path) -> Published:
-    """Reads the published results of the CIFAR-10 study.
+    """Read the published results of the CIFAR-10 study.
 
     Args:
       path: ``published.json``; need not exist.
@@ -89,7 +89,7 @@ def read_published(path: Path) -> Published:
 
 
 def by_configuration(results: Results, scale: Scale) -> Runs:
-    """Groups the records of a scale by configuration.
+    """Group the records of a scale by configuration.
 
     Args:
       results: Records of the study.
@@ -112,7 +112,7 @@ def by_configuration(results: Results, scale: Scale) -> Runs:
 
 
 def document_parts(study: dict[str, Runs], published: Published, figures: Sequence[Path]) -> dict[str, str]:
-    """Makes the generated parts of the document.
+    """Make the generated parts of the document.
 
     Args:
       study: Runs by scale.

@@ -53,7 +53,7 @@ PICTURED = tuple(Configuration(name) for name in PROTOCOLS)
 
 
 def table_runs(scale: Scale, tables: Iterable[str], betas: Sequence[float] = BETAS) -> list[Run]:
-    """Lists the runs of tables, the first seed of all configurations first.
+    """List the runs of tables, the first seed of all configurations first.
 
     Args:
       scale: Size of the runs.
@@ -73,7 +73,7 @@ def table_runs(scale: Scale, tables: Iterable[str], betas: Sequence[float] = BET
 
 
 def run_of(scale: Scale, configuration: Configuration, seed: int) -> Run:
-    """Describes one run.
+    """Describe one run.
 
     Args:
       scale: Size of the run.
@@ -89,12 +89,12 @@ def run_of(scale: Scale, configuration: Configuration, seed: int) -> Run:
 
 
 def configuration_of(settings: Mapping[str, Any]) -> Configuration:
-    """Reads the configuration from the settings of a run."""
+    """Read the configuration from the settings of a run."""
     return Configuration(*(settings[name] for name in Configuration._fields))
 
 
 def snapshot_path(records: Path, scale: Scale, configuration: Configuration | None, epoch: int = 0) -> Path:
-    """Returns the path of the reconstructions after an epoch.
+    """Return the path of the reconstructions after an epoch.
 
     Args:
       records: Directory of the records.
@@ -110,7 +110,7 @@ def snapshot_path(records: Path, scale: Scale, configuration: Configuration | No
 
 
 def identity_error(epochs: Sequence[dict[str, dict[str, float]]], commitment_weight: float) -> float:
-    """Compares the totals of a faithful run with reconstruction + (1 + beta) codebook.
+    """Compare the totals of a faithful run with reconstruction + (1 + beta) codebook.
 
     Args:
       epochs: Means under ``train`` and ``test``.
@@ -134,7 +134,7 @@ def identity_error(epochs: Sequence[dict[str, dict[str, float]]], commitment_wei
 
 
 def load_cifar10() -> Cifar10:
-    """Reads CIFAR-10 into memory.
+    """Read CIFAR-10 into memory.
 
     Returns:
       The images.
@@ -151,7 +151,7 @@ def load_cifar10() -> Cifar10:
 def make_runs(
     runs: Sequence[Run], records: Path, scale: Scale, workdir: Path, load: Callable[[], Cifar10] = load_cifar10
 ) -> None:
-    """Makes the runs that are not finished, with one progress line for all of them.
+    """Make the runs that are not finished, with one progress line for all of them.
 
     Args:
       runs: Runs of :func:`table_runs`.

@@ -138,7 +138,7 @@ class Training:
         on_step: Callable[[int, dict[str, float]], None],
         on_snapshot: Callable[[Snapshot], Layout] | None = None,
     ) -> dict[str, Any]:
-        """Trains for all epochs, testing after each; continues an interrupted run.
+        """Train for all epochs, testing after each; continues an interrupted run.
 
         Args:
           seed: Seed of parameters, codes and the order of images.
@@ -246,7 +246,7 @@ class Training:
 
 
 def snapshot_epochs(epochs: int) -> list[int]:
-    """Lists the epochs that figures show, from 0: the first, those after each quarter, the last.
+    """List the epochs that figures show, from 0: the first, those after each quarter, the last.
 
     Example:
       >>> snapshot_epochs(100), snapshot_epochs(1)
@@ -264,7 +264,7 @@ class _Task(VQVAETask):
 
 
 def initialize_like_pytorch(params: PyTree, key: Array) -> PyTree:
-    """Draws the parameters of all convolutions as PyTorch does: uniform within one over the root of the fan-in.
+    """Draw the parameters of all convolutions as PyTorch does: uniform within one over the root of the fan-in.
 
     Args:
       params: Parameters of an autoencoder; those of its quantizer are kept.

@@ -35,7 +35,7 @@ class Variant(NamedTuple):
     latent_dim: int | None = None
 
     def model(self, num_codes: int, commitment_weight: float) -> VQVAE:
-        """Builds the autoencoder.
+        """Build the autoencoder.
 
         Args:
           num_codes: Size of the codebook.

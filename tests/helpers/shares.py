@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 FULL = False
-"""Whether everything runs; set by ``tests/conftest.py`` before tests are collected."""
+"""True where everything runs; set by ``tests/conftest.py`` before tests are collected."""
 
 MOST_CASES = 3
 """Of a parametrized test."""

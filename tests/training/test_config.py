@@ -131,7 +131,7 @@ def test_values_out_of_range_are_refused(field, value, message):
 
 
 def build_parts(config):
-    """What a run looks at before it reads images."""
+    """The checks of a run before it reads images."""
     side = config.data.image_size
     images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
     check_fits(build_task(config, images), jax.random.key(0), example_batch(images))

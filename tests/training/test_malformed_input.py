@@ -121,7 +121,7 @@ def wrong_configs() -> Iterator[tuple[dict[str, Any], str, Any]]:
 
 
 def start_of(config: Any) -> None:
-    """What a run looks at before it writes anything; black images stand for those of the sources."""
+    """The checks of a run before it writes anything; black images stand for those of the sources."""
     config = validate(config)
     side = config.data.image_size
     images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)

@@ -150,7 +150,7 @@ def stack(examples: Sequence[Example]) -> Example:
 
 
 def first_epoch_batches(dataset: ImageDataset, seed: int, batch_size: int) -> Iterator[Batch]:
-    """Yields whole batches of the first epoch in training order, from the readable images alone.
+    """Yield whole batches of the first epoch in training order, from the readable images alone.
 
     Args:
       dataset: The examples.

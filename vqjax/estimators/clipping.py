@@ -15,7 +15,7 @@ _SCALED_BY_NORM_RATIO = ("rotation", "rotation_normalized", "reflection")
 
 
 def clip_norm_ratio(estimator: str | Estimator, max_ratio: float) -> Estimator:
-    r"""Clips the factor :math:`|q|/|z|` of an estimator that scales gradients by it.
+    r"""Clip the factor :math:`|q|/|z|` of an estimator that scales gradients by it.
 
     The gradient of a short latent with a long code is amplified without bound; clipping keeps its direction and limits
     the factor.
@@ -56,7 +56,7 @@ def clip_norm_ratio(estimator: str | Estimator, max_ratio: float) -> Estimator:
 
 
 def _check_scales(estimator: Estimator) -> None:
-    """Refuses the named estimators without the factor, and those that choose codes; other callables are trusted."""
+    """Refuse the named estimators without the factor, and those that choose codes; other callables are trusted."""
     bare = estimator
     while isinstance(bare, functools.partial):
         bare = bare.func

@@ -14,7 +14,7 @@ DecoderLoss = Callable[[PyTree, Vectors], tuple[Float[Array, ""], Any]]
 
 
 def exact_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vectors) -> tuple[Float[Array, ""], Any]:
-    r"""Computes the loss at the codes, with the encoder's gradient taken at its latents.
+    r"""Compute the loss at the codes, with the encoder's gradient taken at its latents.
 
     .. math:: L = L(q),\quad \partial L/\partial\theta = \nabla_\theta L(q),\quad \partial L/\partial y = \nabla L(y)
 
@@ -44,7 +44,7 @@ def exact_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vec
 
 
 def hessian_gradient(decoder_loss: DecoderLoss, params: PyTree, y: Vectors, q: Vectors) -> tuple[Float[Array, ""], Any]:
-    r"""Computes the loss at the codes, with the encoder's gradient extrapolated from there by the Hessian.
+    r"""Compute the loss at the codes, with the encoder's gradient extrapolated from there by the Hessian.
 
     .. math:: \partial L/\partial y = \nabla L(q) + \nabla^2 L(q)\,(y - q)
 

@@ -13,7 +13,7 @@ from vqjax.functional.search import nearest_codes
 
 
 def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: float = 1e-3) -> Vectors:
-    r"""Quantizes by DiVeQ: the code, up to noise, is reached by a differentiable length along a constant direction.
+    r"""Quantize by DiVeQ: the code, up to noise, is reached by a differentiable length along a constant direction.
 
     .. math:: q' = z + |q - z|\; \mathrm{sg}\!\left(\frac{v}{|v|}\right),\quad v = q - z + \sigma n,\ n \sim N(0, I)
 
@@ -46,7 +46,7 @@ def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: float = 1e-3
 
 
 def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
-    r"""Quantizes by DiVeQ without noise: the value is the code bit for bit.
+    r"""Quantize by DiVeQ without noise: the value is the code bit for bit.
 
     .. math:: \partial q'/\partial z = I - d d^T,\quad \partial q'/\partial q = d d^T,\quad d = (q - z)/|q - z|
 
@@ -73,7 +73,7 @@ def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
 def space_filling_diveq(
     z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], variance: float = 1e-3
 ) -> tuple[Vectors, Int[Array, "*batch"]]:
-    r"""Quantizes by space-filling DiVeQ, to a random point on a line between consecutive codes.
+    r"""Quantize by space-filling DiVeQ, to a random point on a line between consecutive codes.
 
     With one :math:`\lambda_i \sim U(0, 1)` per line and the line whose point is nearest,
 
@@ -123,7 +123,7 @@ def space_filling_diveq(
 
 
 def _step(z: Vectors, q: Vectors, key: Array | None, variance: float) -> Vectors:
-    """Returns the step from ``z`` to ``q``, with the gradient of its length alone; without a key, no noise."""
+    """Return the step from ``z`` to ``q``, with the gradient of its length alone; without a key, no noise."""
     difference = q - z
     noisy = jax.lax.stop_gradient(difference)
     if key is not None:
@@ -138,7 +138,7 @@ def _check_variance(variance: float) -> None:
 
 
 def noise_substitution(z: Vectors, q: Vectors, *, key: Key[Array, ""]) -> Vectors:
-    r"""Quantizes by noise substitution (NSVQ): the error is replaced by noise of the same length.
+    r"""Quantize by noise substitution (NSVQ): the error is replaced by noise of the same length.
 
     .. math:: q' = z + |z - q|\, n/|n|,\quad n \sim N(0, I)
 

@@ -18,7 +18,7 @@ _MAX_LENGTH = 1e15
 def gumbel_softmax(
     z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], temperature: float = 1.0
 ) -> tuple[Vectors, Int[Array, "*batch"]]:
-    r"""Draws a code, with the gradient of the soft mixture of all codes.
+    r"""Draw a code, with the gradient of the soft mixture of all codes.
 
     .. math::
       p = \mathrm{softmax}\big((-|z - e_k|^2 + g_k)/\tau\big),\quad i = \arg\max_k p_k,\quad
@@ -77,5 +77,5 @@ def gumbel_softmax(
 
 
 def _shrink(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """Returns the factor that brings the largest component to at most ``_MAX_LENGTH``."""
+    """Return the factor that brings the largest component to at most ``_MAX_LENGTH``."""
     return jax.lax.stop_gradient(jnp.minimum(1.0, _MAX_LENGTH / jnp.max(jnp.abs(x))))

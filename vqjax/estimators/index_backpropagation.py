@@ -14,7 +14,7 @@ Codes = Float[Array, "codes dim"]
 
 
 def largest_inner_product(z: Vectors, codes: Codes) -> Int[Array, "*batch"]:
-    r"""Finds the code with the largest inner product with each latent.
+    r"""Find the code with the largest inner product with each latent.
 
     .. math:: i(z) = \arg\max_k\, z \cdot (e_k - m),\quad m = \mathrm{mean}_k\, e_k
 
@@ -47,7 +47,7 @@ def largest_inner_product(z: Vectors, codes: Codes) -> Int[Array, "*batch"]:
 def index_backpropagation(
     z: Vectors, codes: Codes, *, temperature: float = 1.0
 ) -> tuple[Vectors, Int[Array, "*batch"]]:
-    r"""Chooses codes by inner product, with a straight-through gradient of the index instead of the vector.
+    r"""Choose codes by inner product, with a straight-through gradient of the index instead of the vector.
 
     .. math::
       q = \sum_k \big(h_k + p_k - \mathrm{sg}(p_k)\big)\, e_k,\quad h = \mathrm{onehot}\big(\arg\max_k z \cdot e_k\big),

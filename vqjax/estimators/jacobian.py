@@ -15,7 +15,7 @@ LinearMap = Callable[[Vectors, Vectors, Vectors], Vectors]
 
 
 def with_jacobian(linear_map: LinearMap, z: Vectors, q: Vectors) -> Vectors:
-    """Returns ``q`` with ``linear_map(z, q, tangent)`` as its derivative with respect to ``z``.
+    """Return ``q`` with ``linear_map(z, q, tangent)`` as its derivative with respect to ``z``.
 
     The derivative is a custom rule instead of ``q + mapped - stop_gradient(mapped)``: that sum rounds, and the value
     must be the code bit for bit. Where no gradient is taken, the map costs nothing.
@@ -36,7 +36,7 @@ def with_jacobian(linear_map: LinearMap, z: Vectors, q: Vectors) -> Vectors:
 
 
 def with_gradient_of(value: Float[Array, "*shape"], carrier: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Returns ``value`` bit for bit, with the derivative of ``carrier``."""
+    """Return ``value`` bit for bit, with the derivative of ``carrier``."""
 
     @jax.custom_jvp
     def take(value: Array, carrier: Array) -> Array:
@@ -50,7 +50,7 @@ def with_gradient_of(value: Float[Array, "*shape"], carrier: Float[Array, "*shap
 
 
 def with_scaled_gradient(x: Vectors, factor: Float[Array, "*batch 1"]) -> Vectors:
-    """Returns ``x`` in float32, with its gradient multiplied by ``factor``, which is held constant."""
+    """Return ``x`` in float32, with its gradient multiplied by ``factor``, which is held constant."""
     x = x.astype(jnp.float32)
     constant, factor = jax.lax.stop_gradient((x, factor))
     # The first term is the value; the second is zero and carries the gradient.
@@ -58,7 +58,7 @@ def with_scaled_gradient(x: Vectors, factor: Float[Array, "*batch 1"]) -> Vector
 
 
 def length(x: Vectors) -> Float[Array, "*batch 1"]:
-    """Computes Euclidean lengths, differentiably for vectors of any size; the gradient at the zero vector is zero."""
+    """Compute Euclidean lengths, differentiably for vectors of any size; the gradient at the zero vector is zero."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
     scale = jnp.where(largest > 0, largest, 1.0)
     squared = jnp.sum(jnp.square(x / scale), axis=-1, keepdims=True)

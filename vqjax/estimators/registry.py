@@ -26,7 +26,7 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def get_estimator(estimator: str | Estimator) -> Estimator:
-    """Looks up an estimator by name; returns a callable unchanged.
+    """Look up an estimator by name; return a callable unchanged.
 
     Args:
       estimator: A key of ``ESTIMATORS``, or any callable ``(z, q) -> q'``.
@@ -51,7 +51,7 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
 
 
 def keyword_names(estimator: Estimator) -> frozenset[str]:
-    """Returns the names by which arguments can be passed to an estimator.
+    """Return the names by which arguments can be passed to an estimator.
 
     Args:
       estimator: An estimator, or a ``functools.partial`` of one.
@@ -67,7 +67,7 @@ def keyword_names(estimator: Estimator) -> frozenset[str]:
 
 
 def chooses_codes(estimator: Estimator) -> bool:
-    """Returns whether an estimator receives the codebook and chooses the codes itself.
+    """Return whether an estimator receives the codebook and chooses the codes itself.
 
     Args:
       estimator: An estimator.

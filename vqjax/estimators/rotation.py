@@ -11,7 +11,7 @@ from vqjax.functional.norms import length_and_direction
 
 
 def rotation(z: Vectors, q: Vectors) -> Vectors:
-    r"""Applies the rotation trick: the code is reached by a rotation and a rescaling that are held constant.
+    r"""Apply the rotation trick: the code is reached by a rotation and a rescaling that are held constant.
 
     .. math::
       q' = \lambda R z,\quad \lambda = |q|/|z|,\quad
@@ -39,7 +39,7 @@ def rotation(z: Vectors, q: Vectors) -> Vectors:
 
 
 def rotation_unscaled(z: Vectors, q: Vectors) -> Vectors:
-    r"""Applies the rotation trick without the rescaling: the gradient keeps its length.
+    r"""Apply the rotation trick without the rescaling: the gradient keeps its length.
 
     .. math:: \partial q' / \partial z = R
 
@@ -62,7 +62,7 @@ def rotation_unscaled(z: Vectors, q: Vectors) -> Vectors:
 
 
 def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
-    r"""Applies the rotation trick of the paper's VQGAN code, whose gradient has no radial part.
+    r"""Apply the rotation trick of the paper's VQGAN code, whose gradient has no radial part.
 
     That code divides ``z`` by its length and differentiates the division, :math:`q' = |q|\, R\, (z/|z|)`. The gradient
     is that of :func:`rotation`, projected onto the tangent space of the sphere through ``z``.
@@ -88,7 +88,7 @@ def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
 
 
 def scaled_rotation(scale: float | Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> Estimator:
-    r"""Makes an estimator of the general family, a rotation times any scale.
+    r"""Make an estimator of the general family, a rotation times any scale.
 
     .. math:: \partial q' / \partial z = \gamma(z, q)\, R
 
@@ -123,7 +123,7 @@ def scaled_rotation(scale: float | Callable[[Vectors, Vectors], Float[Array, "*b
 def _scaled_rotation_map(
     scale: Callable[[Vectors, Vectors], Float[Array, "*batch 1"]], *, radial: bool = True
 ) -> LinearMap:
-    """Returns the Jacobian of the rotation trick as a map of tangents; ``radial=False`` drops their part along z."""
+    """Return the Jacobian of the rotation trick as a map of tangents; ``radial=False`` drops their part along z."""
 
     def rotate(z: Vectors, q: Vectors, tangent: Vectors) -> Vectors:
         z_length, u = length_and_direction(z)
@@ -139,7 +139,7 @@ def _scaled_rotation_map(
 
 
 def reflection(z: Vectors, q: Vectors) -> Vectors:
-    r"""Applies one Householder reflection and a rescaling: the rotation's mirror image, of determinant -1.
+    r"""Apply one Householder reflection and a rescaling: the rotation's mirror image, of determinant -1.
 
     .. math::
       \partial q' / \partial z = (|q|/|z|)\,(I - 2 w w^T),\quad w = (u - \hat q)/|u - \hat q|

@@ -9,7 +9,7 @@ from vqjax.functional.norms import length_and_direction
 
 
 def straight_through(z: Vectors, q: Vectors) -> Vectors:
-    r"""Returns the codes, and passes their gradient to the latents unchanged.
+    r"""Return the codes, and pass their gradient to the latents unchanged.
 
     .. math:: \partial q' / \partial z = I
 
@@ -40,7 +40,7 @@ def dynamic_straight_through(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> Vectors:
-    r"""Returns the codes, and passes their gradient weighted by how close each latent is to its code.
+    r"""Return the codes, and pass their gradient weighted by how close each latent is to its code.
 
     .. math:: \partial q'/\partial z = \frac{\min_{j:\, i_j = i} |z_j - q|^2}{|z - q|^2}\, I \preceq I
 

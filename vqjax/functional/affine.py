@@ -24,7 +24,7 @@ class FeatureStatistics(NamedTuple):
 def feature_statistics(
     z: Float[Array, "tokens dim"], mask: Bool[Array, " tokens"] | None = None, axis_name: str | None = None
 ) -> FeatureStatistics:
-    """Computes mean and variance of each feature over the global batch.
+    """Compute mean and variance of each feature over the global batch.
 
     Args:
       z: Latents.
@@ -55,7 +55,7 @@ def feature_statistics(
 
 
 def update_statistics(old: FeatureStatistics, new: FeatureStatistics, decay: float) -> FeatureStatistics:
-    """Updates moving averages of the statistics by one batch.
+    """Update moving averages of the statistics by one batch.
 
     Args:
       old: Moving averages before the batch.
@@ -77,7 +77,7 @@ def update_statistics(old: FeatureStatistics, new: FeatureStatistics, decay: flo
 def match_statistics(
     x: Float[Array, "rows dim"], source: FeatureStatistics, target: FeatureStatistics
 ) -> Float[Array, "rows dim"]:
-    r"""Maps vectors from one mean and variance to another.
+    r"""Map vectors from one mean and variance to another.
 
     .. math:: (x - \mu_s)\,\sigma_t/\sigma_s + \mu_t,\quad \sigma = \sqrt{\max(\text{variance}, 10^{-5})}
 

@@ -19,7 +19,7 @@ def beam_search(
     codes_of: Codes,
     depths: Int[Array, "*batch"] | None = None,
 ) -> Int[Array, "*batch stages"]:
-    r"""Searches for the codes of all stages whose sum is closest to a vector.
+    r"""Search for the codes of all stages whose sum is closest to a vector.
 
     After each stage the ``beam_size`` partial sums :math:`s` with the smallest :math:`|x - s|^2` are kept; after the
     last one, the best. The search minimizes the final residual, not the sum over stages.
@@ -71,7 +71,7 @@ def _best(
     paths: Int[Array, "*batch beams candidates stages"],
     beam_size: int,
 ) -> tuple[Float[Array, "*batch kept dim"], Int[Array, "*batch kept stages"]]:
-    """Keeps the sums and paths of smallest error, over all candidates of all beams."""
+    """Keep the sums and paths of smallest error, over all candidates of all beams."""
     batch, count = error.shape[:-2], error.shape[-2] * error.shape[-1]
     _, kept = jax.lax.top_k(-error.reshape(*batch, count), min(beam_size, count))
 

@@ -19,7 +19,7 @@ Logits = Float[Array, "*batch bits"]
 
 
 def to_signs(bits: Bits, length: float = 1.0) -> Float[Array, "*batch bits"]:
-    """Returns the code of bits: ``length`` where a bit is set, ``-length`` elsewhere.
+    """Return the code of bits: ``length`` where a bit is set, ``-length`` elsewhere.
 
     Args:
       bits: One bit per feature.
@@ -37,7 +37,7 @@ def to_signs(bits: Bits, length: float = 1.0) -> Float[Array, "*batch bits"]:
 
 
 def log_probability(logits: Logits, bits: Bits) -> Float[Array, "*batch"]:
-    r"""Computes the logarithm of the probability of independent bits.
+    r"""Compute the logarithm of the probability of independent bits.
 
     .. math:: \log p(b) = \sum_j \log \sigma((2 b_j - 1)\, l_j)
 
@@ -57,7 +57,7 @@ def log_probability(logits: Logits, bits: Bits) -> Float[Array, "*batch"]:
 
 
 def independent_entropy(logits: Logits) -> Float[Array, "*batch"]:
-    r"""Computes the entropy of independent bits, the sum of theirs.
+    r"""Compute the entropy of independent bits, the sum of theirs.
 
     .. math:: H = \sum_j \log(1 + e^{-|l_j|}) + |l_j|\, \sigma(-|l_j|)
 
@@ -79,7 +79,7 @@ def independent_entropy(logits: Logits) -> Float[Array, "*batch"]:
 
 
 def product_distribution(logits: Logits) -> Float[Array, "*batch codes"]:
-    r"""Computes the probability of every code of independent bits.
+    r"""Compute the probability of every code of independent bits.
 
     .. math:: p(b) = \prod_j \sigma((2 b_j - 1)\, l_j)
 
@@ -103,7 +103,7 @@ def product_distribution(logits: Logits) -> Float[Array, "*batch codes"]:
 
 
 def group_sizes(bits: int, largest: int) -> list[int]:
-    """Splits bits into the fewest groups of at most ``largest``, as equal as possible.
+    """Split bits into the fewest groups of at most ``largest``, as equal as possible.
 
     Example:
       >>> group_sizes(18, 10), group_sizes(13, 5)
@@ -121,7 +121,7 @@ def bit_entropies(
     axis_name: str | None = None,
     smallest_probability: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""Computes the entropies of tokens' distributions over the codes of independent bits, over the global batch.
+    r"""Compute the entropies of tokens' distributions over the codes of independent bits, over the global batch.
 
     .. math:: \frac1N\sum_n H(p_n)\ \ \text{and}\ \ \sum_g H\Big(\frac1N\sum_n p_n^{(g)}\Big),\quad
       p_n^{(g)}(b) = \prod_{j\in g} \sigma((2 b_j - 1)\, l_{nj})
@@ -194,7 +194,7 @@ def bit_entropies(
 def _summed_distribution(
     logits: Float[Array, "tokens bits"], weights: Float[Array, " tokens"]
 ) -> Float[Array, " codes"]:
-    """Sums the product distributions of all tokens, as a product of the distributions of their low and high bits."""
+    """Sum the product distributions of all tokens, as a product of the distributions of their low and high bits."""
     low, high = jnp.split(logits, [-(-logits.shape[-1] // 2)], axis=-1)
     high = product_distribution(high) * weights[:, None]
     return jnp.matmul(high.T, product_distribution(low), precision=jax.lax.Precision.HIGHEST).reshape(-1)

@@ -11,14 +11,14 @@ CHUNK_ELEMENTS = 2**23
 
 
 def chunk_size(numbers_per_row: int) -> int:
-    """Returns how many rows of ``numbers_per_row`` values fit into a chunk; at least 1."""
+    """Return how many rows of ``numbers_per_row`` values fit into a chunk; at least 1."""
     return max(1, CHUNK_ELEMENTS // numbers_per_row)
 
 
 def sum_in_chunks(
     sums: Callable, tokens: Float[Array, "tokens dim"], weights: Float[Array, " tokens"], numbers_per_token: int
 ) -> tuple[Array, ...]:
-    """Sums a function of the tokens over chunks of them.
+    """Sum a function of the tokens over chunks of them.
 
     Args:
       sums: Maps ``[tokens, dim]`` and their weights to a tuple of sums over these tokens. Tokens of weight 0, with
@@ -58,7 +58,7 @@ def map_in_chunks(
     numbers_per_token: int,
     max_elements: int | None = None,
 ) -> PyTree[Array]:
-    """Maps a function of tokens over chunks of them.
+    """Map a function of tokens over chunks of them.
 
     Args:
       function: Maps float32 tokens ``[tokens, dim]`` to a result per token, or a tree of results.

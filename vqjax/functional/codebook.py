@@ -48,7 +48,7 @@ class Assignment(NamedTuple):
 
 
 def init_codebook(codes: Float[Array, "codes dim"], start: str = "empty") -> Codebook:
-    """Returns the initial state for the given codes.
+    """Return the initial state for the given codes.
 
     With counts and sums of zero the moving average needs no bias correction: a code's first batch moves it to the
     mean of its latents, and its initial value only decides which latents those are.
@@ -81,7 +81,7 @@ def init_codebook(codes: Float[Array, "codes dim"], start: str = "empty") -> Cod
 
 
 def assign(z: Latents, indices: Int[Array, " tokens"], num_codes: int, mask: Mask | None = None) -> Assignment:
-    """Counts and sums the latents of each code.
+    """Count and sum the latents of each code.
 
     Args:
       z: Latents of the batch.
@@ -114,7 +114,7 @@ def ema_update(
     unit_norm: bool = False,
     smoothing: float = 0.0,
 ) -> Codebook:
-    r"""Updates counts, sums and codes by one batch.
+    r"""Update counts, sums and codes by one batch.
 
     .. math::
       N_k \leftarrow \gamma_k N_k + (1-\gamma_k)\, n_k,\quad M_k \leftarrow \gamma_k M_k + (1-\gamma_k)\, s_k,\quad
@@ -171,7 +171,7 @@ def ema_update(
 def update_relative_usage(
     relative_usage: Float[Array, " codes"], counts: Float[Array, " codes"], *, decay: float
 ) -> Float[Array, " codes"]:
-    """Updates the moving average of each code's relative usage by one batch.
+    """Update the moving average of each code's relative usage by one batch.
 
     Args:
       relative_usage: Relative usage before the batch; one is average use.
@@ -192,7 +192,7 @@ def update_relative_usage(
 
 
 def update_idle(idle: Int[Array, " codes"], counts: Float[Array, " codes"]) -> Int[Array, " codes"]:
-    """Updates the number of batches since each code was last used.
+    """Update the number of batches since each code was last used.
 
     Args:
       idle: Batches since the last use, before this batch.
@@ -210,7 +210,7 @@ def update_idle(idle: Int[Array, " codes"], counts: Float[Array, " codes"]) -> I
 
 
 def dead_codes(relative_usage: Float[Array, " codes"], threshold: float) -> Bool[Array, " codes"]:
-    """Finds the codes whose usage has fallen below a fraction of the average.
+    """Find the codes whose usage has fallen below a fraction of the average.
 
     Args:
       relative_usage: Relative usage of each code; one is average use.
@@ -228,7 +228,7 @@ def dead_codes(relative_usage: Float[Array, " codes"], threshold: float) -> Bool
 
 
 def unused_codes(idle: Int[Array, " codes"], unused_after: int) -> Bool[Array, " codes"]:
-    """Finds the codes that no token has chosen for a number of batches.
+    """Find the codes that no token has chosen for a number of batches.
 
     Args:
       idle: Batches since the last use.
@@ -248,7 +248,7 @@ def unused_codes(idle: Int[Array, " codes"], unused_after: int) -> Bool[Array, "
 
 
 def sample_latents(key: Key[Array, ""], z: Latents, count: int, mask: Mask | None = None) -> Float[Array, "count dim"]:
-    """Draws latents without replacement, starting over once all have been drawn.
+    """Draw latents without replacement, starting over once all have been drawn.
 
     Args:
       key: Random key. The same key draws the same rows for any number of devices.
@@ -281,7 +281,7 @@ def replace_codes(
     z: Latents,
     mask: Mask | None = None,
 ) -> Codebook:
-    """Replaces codes by random latents of the batch, and resets their statistics.
+    """Replace codes by random latents of the batch, and reset their statistics.
 
     Count and sum are reset to zero with the code: stale ones would pull it back at its next update. Its relative
     usage is reset to one, so it takes ``log(threshold) / log(decay)`` batches without a token until the code can be

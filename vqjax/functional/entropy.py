@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def entropy(p: Float[Array, "*batch codes"], smallest_probability: float = 0.0) -> Float[Array, "*batch"]:
-    r"""Computes :math:`-\sum_k p_k \log \max(p_k, \epsilon)`.
+    r"""Compute :math:`-\sum_k p_k \log \max(p_k, \epsilon)`.
 
     Args:
       p: Probabilities along the last axis. Several distributions side by side add up.
@@ -29,7 +29,7 @@ def entropy(p: Float[Array, "*batch codes"], smallest_probability: float = 0.0) 
 def global_entropy(
     entropy_of: Callable[[Array], Float[Array, ""]], mean_p: Float[Array, " codes"], axis_name: str | None
 ) -> Float[Array, ""]:
-    """Computes the entropy of a mean distribution over all devices of a mapped axis.
+    """Compute the entropy of a mean distribution over all devices of a mapped axis.
 
     Args:
       entropy_of: Entropy of one distribution, such as :func:`entropy`.

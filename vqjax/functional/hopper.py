@@ -28,7 +28,7 @@ _PADDING_HALF_SQUARE = 3e38
 def nearest_codes(
     z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], *, interpret: bool = False
 ) -> Int[Array, "*batch"]:
-    """Finds the code with the smallest Euclidean distance to each latent, on one Hopper GPU.
+    """Find the code with the smallest Euclidean distance to each latent, on one Hopper GPU.
 
     Returns what :func:`vqjax.functional.nearest_codes` returns, for arrays on one device.
 
@@ -84,7 +84,7 @@ def _check_device() -> None:
 
 
 def _bfloat16_parts(x: Float[Array, "rows columns"]) -> list[BFloat16[Array, "rows columns"]]:
-    """Splits float32 into three numbers of eight bits each, whose sum it is."""
+    """Split float32 into three numbers of eight bits each, whose sum it is."""
     parts = []
     for _ in range(3):
         # XLA may leave out a conversion to bfloat16 and back; this rounding stays.
@@ -95,7 +95,7 @@ def _bfloat16_parts(x: Float[Array, "rows columns"]) -> list[BFloat16[Array, "ro
 
 
 def _multiple(number: int, of: int) -> int:
-    """Rounds up to a multiple."""
+    """Round up to a multiple."""
     return -(-number // of) * of
 
 
@@ -106,7 +106,7 @@ def _padded(x: BFloat16[Array, "rows columns"], rows: int, columns: int) -> BFlo
 def _largest_product(
     left: BFloat16[Array, "tokens features"], right: BFloat16[Array, "features codes"], interpret: bool
 ) -> Int[Array, " tokens"]:
-    """Returns the first column of ``right`` with the largest product, per row of ``left``; sizes are whole tiles."""
+    """Return the first column of ``right`` with the largest product, per row of ``left``; sizes are whole tiles."""
     num_tokens, features = left.shape
     num_codes = right.shape[1]
     tile = (_TOKENS_PER_TILE, _CODES_PER_TILE)

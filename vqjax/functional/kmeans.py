@@ -19,7 +19,7 @@ def kmeans(
     mask: Mask | None = None,
     start: str | Float[Array, "codes dim"] = "random",
 ) -> Codebook:
-    """Initializes a codebook with the clusters of a batch (Lloyd's algorithm).
+    """Initialize a codebook with the clusters of a batch (Lloyd's algorithm).
 
     A cluster that receives no token keeps its previous mean. With fewer tokens than codes some codes start equal;
     the lowest of them gets the tokens, and the others are left to dead-code replacement. To cluster several batches,
@@ -65,7 +65,7 @@ def kmeans(
 def kmeans_plus_plus(
     key: Key[Array, ""], z: Latents, count: int, mask: Mask | None = None
 ) -> Float[Array, "count dim"]:
-    r"""Draws latents that are far from each other.
+    r"""Draw latents that are far from each other.
 
     Each is drawn with a probability proportional to the squared distance to the nearest of those before it.
 

@@ -13,7 +13,7 @@ _MAX_HISTOGRAM = 2**20
 
 
 def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
-    r"""Computes the effective number of codes in use.
+    r"""Compute the effective number of codes in use.
 
     .. math:: \exp\big(-\sum_k p_k \log p_k\big),\quad p_k = n_k / \sum_j n_j
 
@@ -33,7 +33,7 @@ def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
 
 
 def exact_perplexity(counts: Int[np.ndarray, " num_codes"]) -> float:
-    """Computes :func:`perplexity` of integer counts in double precision, with NumPy.
+    """Compute :func:`perplexity` of integer counts in double precision, with NumPy.
 
     Args:
       counts: Tokens per code; at least one is above zero.
@@ -51,7 +51,7 @@ def exact_perplexity(counts: Int[np.ndarray, " num_codes"]) -> float:
 
 
 def usage(counts: Float[Array, " codes"]) -> Float[Array, ""]:
-    """Computes the share of codes that received at least one token.
+    """Compute the share of codes that received at least one token.
 
     Args:
       counts: Tokens per code.
@@ -73,7 +73,7 @@ def index_statistics(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """Computes :func:`perplexity` and :func:`usage` of indices, for any number of codes.
+    """Compute :func:`perplexity` and :func:`usage` of indices, for any number of codes.
 
     Codes whose counts would not fit in memory are counted by sorting the indices.
 
@@ -113,7 +113,7 @@ def index_statistics(
 def masked_mean(
     values: Float[Array, "*batch"], mask: Bool[Array, "*batch"] | None, axis_name: str | None = None
 ) -> Float[Array, ""]:
-    """Computes the mean over unmasked tokens; zero where there are none.
+    """Compute the mean over unmasked tokens; zero where there are none.
 
     Args:
       values: One value per token.
@@ -143,7 +143,7 @@ def geometry_statistics(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """Compares codes with their latents in length and angle.
+    """Compare codes with their latents in length and angle.
 
     Args:
       z: Latents, any leading axes.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Int, Integer
 
 
 def to_index(levels: Int[Array, "*batch features"], radices: Sequence[int]) -> Int[Array, "*batch"]:
-    r"""Joins the levels of all features into one index; the first feature varies fastest.
+    r"""Join the levels of all features into one index; the first feature varies fastest.
 
     .. math:: i = \sum_j l_j \prod_{m<j} L_m
 
@@ -31,7 +31,7 @@ def to_index(levels: Int[Array, "*batch features"], radices: Sequence[int]) -> I
 
 
 def to_levels(index: Integer[Array, "*batch"], radices: Sequence[int]) -> Int[Array, "*batch features"]:
-    """Splits an index into the levels of all features; the inverse of :func:`to_index`.
+    """Split an index into the levels of all features; the inverse of :func:`to_index`.
 
     Args:
       index: Indices in ``[0, prod(radices))``, of any integer dtype.

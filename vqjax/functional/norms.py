@@ -11,7 +11,7 @@ MIN_LENGTH = 1e-6
 def length_and_direction(
     x: Float[Array, "*batch dim"],
 ) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch dim"]]:
-    """Splits vectors into Euclidean length and unit direction, in float32.
+    """Split vectors into Euclidean length and unit direction, in float32.
 
     The largest component is divided out first, so that squares neither overflow nor underflow.
 
@@ -35,7 +35,7 @@ def length_and_direction(
 
 
 def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    """Scales vectors to unit length, differentiably; vectors shorter than ``MIN_LENGTH`` become zero.
+    """Scale vectors to unit length, differentiably; vectors shorter than ``MIN_LENGTH`` become zero.
 
     The gradient of a vector that is too short is zero: the true one grows without bound as the length shrinks.
 

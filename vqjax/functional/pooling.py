@@ -15,7 +15,7 @@ Inside = Bool[Array, "*batch rows columns positions"]
 
 
 def max_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1) -> Pooled:
-    r"""Keeps the longest vector of each window.
+    r"""Keep the longest vector of each window.
 
     .. math:: y = x_j,\quad j = \arg\max_{j \in \text{window}} |x_j|_2
 
@@ -49,7 +49,7 @@ def max_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0
 
 
 def softmax_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1) -> Pooled:
-    r"""Averages the vectors of each window, with weights that grow with their length.
+    r"""Average the vectors of each window, with weights that grow with their length.
 
     .. math:: y = \sum_{j \in \text{window}} w_j x_j,\quad w = \mathrm{sg}\big(\mathrm{softmax}_j |x_j|_2\big)
 
@@ -80,7 +80,7 @@ def softmax_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int
 
 
 def _windows(x: Image, window: int, stride: int, padding: int, dilation: int) -> tuple[Windows, Lengths, Inside]:
-    """Returns the vectors of each window, their lengths (held constant), and which positions are inside of the map."""
+    """Return the vectors of each window, their lengths (held constant), and which positions are inside of the map."""
     for name, value, least in (("window", window, 1), ("stride", stride, 1), ("dilation", dilation, 1)):
         _check_whole(name, value, least)
     _check_whole("padding", padding, 0)

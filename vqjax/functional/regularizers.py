@@ -19,7 +19,7 @@ Mask = Bool[Array, "*batch"] | None
 
 
 def orthogonality(codes: Float[Array, "codes dim"], active: Bool[Array, " codes"] | None = None) -> Float[Array, ""]:
-    r"""Measures how far unit codes are from being orthogonal to each other.
+    r"""Measure how far unit codes are from being orthogonal to each other.
 
     .. math:: \frac{1}{K^2} |\hat E \hat E^T|_F^2 - \frac1K,\quad \hat e_k = e_k/|e_k|
 
@@ -57,7 +57,7 @@ def assignment_entropies(
     mask: Mask = None,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""Computes the entropies of the soft assignment of latents to codes, over the global batch.
+    r"""Compute the entropies of the soft assignment of latents to codes, over the global batch.
 
     .. math:: \frac1N\sum_n H(p_n)\ \ \text{and}\ \ H\Big(\frac1N\sum_n p_n\Big),\quad
       p_n = \mathrm{softmax}_k(s_{nk}/\tau)
@@ -132,7 +132,7 @@ class Regularizer(Protocol):
         axis_name: str | None = None,
         distance: str = "euclidean",
     ) -> Float[Array, ""]:
-        """Computes the term without its weight.
+        """Compute the term without its weight.
 
         Args:
           z: Latents, any leading axes.
@@ -182,7 +182,7 @@ class Orthogonality:
         axis_name: str | None = None,
         distance: str = "euclidean",
     ) -> Float[Array, ""]:
-        """Computes the term without its weight."""
+        """Compute the term without its weight."""
         return orthogonality(codes, counts > 0 if self.active_only else None)
 
 
@@ -207,7 +207,7 @@ class _EntropyRegularizer:
         axis_name: str | None = None,
         distance: str = "euclidean",
     ) -> Float[Array, ""]:
-        """Computes the term without its weight."""
+        """Compute the term without its weight."""
         settings = {"inverse_temperature": self.inverse_temperature, "distance": distance}
         return self._combine(*assignment_entropies(z, codes, mask=mask, axis_name=axis_name, **settings))
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 def adaptive_average_pool(
     x: Float[Array, "*space dim"], shape: Sequence[int], mask: Bool[Array, "*space"] | None = None
 ) -> tuple[Float[Array, "*pooled dim"], Bool[Array, "*pooled"] | None]:
-    r"""Averages over windows whose sizes follow from the output shape.
+    r"""Average over windows whose sizes follow from the output shape.
 
     .. math::
       y_i = \frac{\sum_{j \in W_i} m_j x_j}{\sum_{j \in W_i} m_j},\quad
@@ -74,24 +74,24 @@ def interpolate_linearly(x: Float[Array, "*space dim"], shape: Sequence[int]) ->
 
 
 def _space(x: Array, shape: Sequence[int]) -> tuple[int, ...]:
-    """Returns the sizes of the spatial axes."""
+    """Return the sizes of the spatial axes."""
     return x.shape[x.ndim - 1 - len(shape) : -1]
 
 
 def _windows(size: int, target: int) -> np.ndarray:
-    """Returns True where a position (row) lies in a window (column)."""
+    """Return True where a position (row) lies in a window (column)."""
     number, position = np.arange(target)[None, :], np.arange(size)[:, None]
     return (position >= number * size // target) & (position < -(-(number + 1) * size // target))
 
 
 def _linear_weights(size: int, target: int) -> np.ndarray:
-    """Returns the weight of each position (row) in each output point (column)."""
+    """Return the weight of each position (row) in each output point (column)."""
     points = np.clip((np.arange(target) + 0.5) * (size / target) - 0.5, 0, size - 1)
     return np.maximum(1 - np.abs(points[None, :] - np.arange(size)[:, None]), 0)
 
 
 def _contract(x: Array, matrices: Sequence[np.ndarray]) -> Array:
-    """Multiplies each spatial axis by its matrix, in at least float32."""
+    """Multiply each spatial axis by its matrix, in at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for axis, matrix in enumerate(matrices, start=x.ndim - 1 - len(matrices)):
         # An axis that keeps its size would only be copied.

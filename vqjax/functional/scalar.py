@@ -26,7 +26,7 @@ Values = Float[Array | np.ndarray, " values"]
 
 
 def bounded(z: Features, radices: Sequence[int], bound: str = "asymmetric", hard_clamp: bool = False) -> Features:
-    r"""Bounds features to the range of their codes, differentiably.
+    r"""Bound features to the range of their codes, differentiably.
 
     ``"symmetric"`` is :math:`\tanh z`. The other two shift even numbers of levels by half a step, so that zero is a
     code; with :math:`h = \lfloor L/2 \rfloor`,
@@ -69,7 +69,7 @@ def bounded(z: Features, radices: Sequence[int], bound: str = "asymmetric", hard
 
 
 def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric") -> Levels:
-    """Rounds each feature to the nearest level of an even grid.
+    """Round each feature to the nearest level of an even grid.
 
     Args:
       x: Features as returned by :func:`bounded`.
@@ -96,13 +96,13 @@ def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric
 
 
 def clipped_levels(position: Features, radices: Sequence[int]) -> Levels:
-    """Converts whole numbers to int32 levels, clipped to ``[0, radices)``."""
+    """Convert whole numbers to int32 levels, clipped to ``[0, radices)``."""
     largest = jnp.broadcast_to(jnp.asarray(radices, jnp.int32) - 1, position.shape)
     return jnp.clip(position.astype(jnp.int32), 0, largest)
 
 
 def level_values(radices: Sequence[int], bound: str = "asymmetric") -> Float[np.ndarray, " values"]:
-    r"""Returns the values of all levels, one feature after the other.
+    r"""Return the values of all levels, one feature after the other.
 
     .. math:: \frac{l - h}{h},\ h = \lfloor L/2 \rfloor \quad\text{or, for "symmetric",}\quad \frac{2l - (L-1)}{L-1}
 
@@ -128,7 +128,7 @@ def level_values(radices: Sequence[int], bound: str = "asymmetric") -> Float[np.
 
 
 def values_at(levels: Levels, values: Values, radices: Sequence[int]) -> Features:
-    """Looks up the values of levels.
+    """Look up the values of levels.
 
     A table instead of arithmetic on the level: compilers fuse products with sums and replace divisions, differently in
     each program, and a code must have the same bits in all of them.
@@ -152,7 +152,7 @@ def values_at(levels: Levels, values: Values, radices: Sequence[int]) -> Feature
 
 
 def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Levels:
-    """Finds the level whose value is nearest to each feature, for values that need not lie on an even grid.
+    """Find the level whose value is nearest to each feature, for values that need not lie on an even grid.
 
     Args:
       x: Features.
@@ -178,7 +178,7 @@ def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Level
 
 
 def soft_clamp(x: Features, limits: Sequence[int] | Sequence[float]) -> Features:
-    r"""Limits features smoothly: :math:`c \tanh(x / c)`.
+    r"""Limit features smoothly: :math:`c \tanh(x / c)`.
 
     Args:
       x: Features.
@@ -197,12 +197,12 @@ def soft_clamp(x: Features, limits: Sequence[int] | Sequence[float]) -> Features
 
 
 def per_feature(numbers: Sequence[int] | Sequence[float] | np.ndarray, like: Features) -> Features:
-    """Broadcasts one number per feature to the shape of ``like``, in float32."""
+    """Broadcast one number per feature to the shape of ``like``, in float32."""
     return jnp.broadcast_to(jnp.asarray(numbers, jnp.float32), like.shape)
 
 
 def _starts(radices: Sequence[int]) -> np.ndarray:
-    """Returns the position of each feature's first value."""
+    """Return the position of each feature's first value."""
     return np.cumsum([0, *radices[:-1]])
 
 
@@ -260,7 +260,7 @@ MOMENTS = {
 
 
 def bins(p: Probabilities, radices: Sequence[int]) -> Int[Array, "*batch features"]:
-    """Finds the bin that each probability lies in.
+    """Find the bin that each probability lies in.
 
     Args:
       p: Probabilities in [0, 1].
@@ -278,7 +278,7 @@ def bins(p: Probabilities, radices: Sequence[int]) -> Int[Array, "*batch feature
 
 
 def bin_centers(radices: Sequence[int]) -> Float[np.ndarray, " values"]:
-    """Returns the centers of all bins, one feature after the other.
+    """Return the centers of all bins, one feature after the other.
 
     Args:
       radices: The number of bins of each feature.
@@ -294,7 +294,7 @@ def bin_centers(radices: Sequence[int]) -> Float[np.ndarray, " values"]:
 
 
 def perturbed(key: Key[Array, ""], p: Probabilities, radices: Sequence[int]) -> Probabilities:
-    """Adds uniform noise of up to half a bin; probabilities that would leave (0, 1) stay where they are.
+    """Add uniform noise of up to half a bin; probabilities that would leave (0, 1) stay where they are.
 
     Args:
       key: Random key.
@@ -315,7 +315,7 @@ def perturbed(key: Key[Array, ""], p: Probabilities, radices: Sequence[int]) -> 
 
 
 def unit_variance(p: Array | np.ndarray) -> Array | np.ndarray:
-    r"""Scales uniformly distributed probabilities to mean 0 and variance 1.
+    r"""Scale uniformly distributed probabilities to mean 0 and variance 1.
 
     .. math:: \sqrt{12}\, (p - \tfrac12)
 
@@ -339,7 +339,7 @@ def moments_loss(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    r"""Penalizes the distance of a batch's moments from their targets.
+    r"""Penalize the distance of a batch's moments from their targets.
 
     .. math:: \frac1d \sum_j 0.1\, \mu_j^2 + 0.07\, (\sigma_j^2 - \sigma^2)^2
       \;[\,+\; 0.06\, \gamma_j^2 + 0.05\, \kappa_j^2\,]

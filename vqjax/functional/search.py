@@ -21,7 +21,7 @@ Nearest = tuple[Float[Array, " tokens"], Int[Array, " tokens"]]
 def nearest_codes(
     z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], *, shards: int = 1
 ) -> Int[Array, "*batch"]:
-    r"""Finds the code with the smallest Euclidean distance to each latent.
+    r"""Find the code with the smallest Euclidean distance to each latent.
 
     .. math:: i(z) = \arg\min_k \tfrac12 |e_k - m|^2 - (z - m) \cdot (e_k - m),\quad m = \mathrm{mean}_k\, e_k
 
@@ -66,7 +66,7 @@ def nearest_codes(
 
 
 def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], k: int) -> Int[Array, "*batch k"]:
-    """Finds the ``k`` nearest codes of each latent.
+    """Find the ``k`` nearest codes of each latent.
 
     Args:
       z: Latents, any leading axes, any floating-point dtype.
@@ -99,7 +99,7 @@ def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes di
 
 
 def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"]) -> Int[Array, "*batch"]:
-    """Finds the nearest code of each latent in a codebook of its own.
+    """Find the nearest code of each latent in a codebook of its own.
 
     Args:
       z: Latents, any leading axes, any floating-point dtype.
@@ -120,7 +120,7 @@ def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch
 def nearest_k_own_codes(
     z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"], k: int
 ) -> Int[Array, "*batch k"]:
-    """Finds the ``k`` nearest codes of each latent in a codebook of its own.
+    """Find the ``k`` nearest codes of each latent in a codebook of its own.
 
     Args:
       z: Latents, any leading axes, any floating-point dtype.
@@ -147,7 +147,7 @@ def nearest_k_own_codes(
 def similarity(
     z: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], distance: str
 ) -> Float[Array, "tokens codes"]:
-    r"""Computes :math:`-|z - e_k|` (not squared), or the inner product, which is the cosine of unit vectors.
+    r"""Compute :math:`-|z - e_k|` (not squared), or the inner product, which is the cosine of unit vectors.
 
     The scale is that of vector-quantize-pytorch, so temperatures carry over.
 
@@ -185,7 +185,7 @@ def sample_codes(
     temperature: float,
     distance: str = "euclidean",
 ) -> Int[Array, "*batch"]:
-    r"""Draws a code for each latent, nearer codes with higher probability.
+    r"""Draw a code for each latent, nearer codes with higher probability.
 
     .. math:: p(k) = \mathrm{softmax}_k(s_k/\tau),\quad s_k = -|z - e_k| \ \text{or the cosine}
 
@@ -225,7 +225,7 @@ def sample_codes(
 def centered(
     z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"]
 ) -> tuple[Float[Array, "tokens dim"], Float[Array, "codes dim"]]:
-    """Subtracts the mean of the codes from latents and codes, in float32 and without gradient."""
+    """Subtract the mean of the codes from latents and codes, in float32 and without gradient."""
     z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
     center = jnp.mean(codes, axis=0)
     tokens = (z - jnp.expand_dims(center, tuple(range(z.ndim - 1)))).reshape(-1, z.shape[-1])
@@ -249,7 +249,7 @@ def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"
 
 
 def _even_chunk(number: int, largest: int) -> int:
-    """Returns the size of at most ``largest`` that pads the last chunk least."""
+    """Return the size of at most ``largest`` that pads the last chunk least."""
     return -(-number // -(-number // largest))
 
 
@@ -276,7 +276,7 @@ def _search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]
 
 
 def _minimum(scores: Float[Array, "tokens codes"]) -> Nearest:
-    """Returns the smallest score and the lowest index that has it."""
+    """Return the smallest score and the lowest index that has it."""
     # Two plain minima, which XLA vectorizes on CPUs; its argmin it does not.
     smallest = jnp.min(scores, axis=-1)
     index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)

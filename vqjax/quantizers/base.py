@@ -103,7 +103,7 @@ class Quantizer(nn.Module):
 
     @property
     def residual_limits(self) -> tuple[float, ...] | None:
-        """Limits within which :class:`Residual` keeps each feature of its input by a soft clamp; None for none."""
+        """Limit within which :class:`Residual` keeps each feature of its input by a soft clamp; None for none."""
         return None
 
     def at_stage(self, stage: int) -> "Quantizer":

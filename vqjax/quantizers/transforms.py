@@ -230,15 +230,15 @@ def _statistics_of(x: Latents, mask: Bool[Array, "*batch tokens"] | None, axis_n
 
 
 def takes_condition(transform: nn.Module | None) -> bool:
-    """Returns True for a transform that gives each token a codebook of its own."""
+    """Return True for a transform that gives each token a codebook of its own."""
     return isinstance(transform, nn.Module) and "condition" in inspect.signature(type(transform).__call__).parameters
 
 
 def has_inverse(transform: nn.Module | None) -> bool:
-    """Returns True for a transform that maps looked-up codes back to stored ones."""
+    """Return True for a transform that maps looked-up codes back to stored ones."""
     return hasattr(transform, "to_base")
 
 
 def is_learned(transform: nn.Module | None) -> bool:
-    """Returns True for a transform that a gradient moves, rather than running statistics."""
+    """Return True for a transform that a gradient moves, rather than running statistics."""
     return transform is not None and not hasattr(transform, "update")
