@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from helpers.quantizing import CODES, KEY, every_second, gaussian, train
+from helpers.quantizing import CODES, KEY, check_eight_devices, every_second, gaussian, train
 from vqjax import UserError
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
 
@@ -108,26 +106,7 @@ def test_a_common_offset_collapses_the_labels_unless_features_are_standardized()
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_eight_devices_are_one(mapped):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    alone, variables = random_projection(3)
-    z = gaussian(32, FEATURES)
-    mask = jnp.arange(32) > 5
-
-    def step(vq, average, variables, z, mask):
-        out = vq.apply(variables, z, mask)
-        return average((out.loss, out.metrics)), (out.indices, out.quantized)
-
-    expected = jax.jit(lambda *a: step(alone, lambda x: x, *a))(variables, z, mask)
-    if mapped:
-        specs = {"in_specs": (P(), P("data"), P("data")), "out_specs": (P(), P("data"))}
-        average = lambda x: jax.lax.pmean(x, "data")  # noqa: E731
-        of_part = functools.partial(step, alone.clone(axis_name="data"), average)
-        actual = jax.jit(jax.shard_map(of_part, mesh=mesh, **specs))(variables, z, mask)
-    else:
-        whole, split = (NamedSharding(mesh, spec) for spec in (P(), P("data")))
-        placed = jax.device_put(z, split), jax.device_put(mask, split)
-        actual = jax.jit(lambda *a: step(alone, lambda x: x, *a))(jax.device_put(variables, whole), *placed)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
+    check_eight_devices(*random_projection(3), gaussian(32, FEATURES), mapped)
 
 
 @pytest.mark.parametrize(

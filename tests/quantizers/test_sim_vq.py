@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from helpers.quantizing import CODES, DIM, KEY, every_second, gaussian, train
+from helpers.quantizing import CODES, DIM, KEY, check_eight_devices, every_second, gaussian, train
 from vqjax import FrozenCodebook, VectorQuantizer
 from vqjax.quantizers import LinearTransform
 from vqjax.quantizers.vector import SimVQ
@@ -115,23 +113,4 @@ def test_decoded_indices_are_the_output(seed, dtype, masked):
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_eight_devices_are_one(mapped):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    alone, variables = simvq()
-    z = gaussian(32, DIM)
-    mask = jnp.arange(32) > 5
-
-    def step(vq, average, variables, z, mask):
-        out = vq.apply(variables, z, mask)
-        return average((out.loss, out.metrics)), (out.indices, out.quantized)
-
-    expected = jax.jit(lambda *a: step(alone, lambda x: x, *a))(variables, z, mask)
-    if mapped:
-        specs = {"in_specs": (P(), P("data"), P("data")), "out_specs": (P(), P("data"))}
-        average = lambda x: jax.lax.pmean(x, "data")  # noqa: E731
-        of_part = functools.partial(step, alone.clone(axis_name="data"), average)
-        actual = jax.jit(jax.shard_map(of_part, mesh=mesh, **specs))(variables, z, mask)
-    else:
-        whole, split = (NamedSharding(mesh, spec) for spec in (P(), P("data")))
-        placed = jax.device_put(z, split), jax.device_put(mask, split)
-        actual = jax.jit(lambda *a: step(alone, lambda x: x, *a))(jax.device_put(variables, whole), *placed)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-6)
+    check_eight_devices(*simvq(), gaussian(32, DIM), mapped)
