@@ -28,7 +28,7 @@ from benchmarks import epoch, quantizer, scaling, search, startup, statistics, t
 from benchmarks.measure import RESULTS, machine
 from benchmarks.peers.available import installed
 from benchmarks.trainer import ROOT, fields, start, train
-from vqjax.reporting import atomic_file, strict_json
+from vqjax.runtime.files import atomic_file, strict_json
 
 Rows = list[dict[str, Any]]
 _PUBLISHED_ERROR = 0.056

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vqjax.reporting import atomic_file, markdown_table, strict_json
+from vqjax.reporting import markdown_table
+from vqjax.runtime.files import atomic_file, strict_json
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "vector-quantize-pytorch", "dm-haiku")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vqjax.errors import UserError
-from vqjax.reporting import atomic_file
+from vqjax.runtime.files import atomic_file
 
 
 def mean_and_deviation(values: Sequence[float | int | None]) -> tuple[float, float] | None:

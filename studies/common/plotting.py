@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from vqjax.errors import UserError
-from vqjax.reporting import atomic_file
+from vqjax.runtime.files import atomic_file
 
 INK = "#333333"
 BLUE, ORANGE = "#2b6cb0", "#d9730d"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.reporting import atomic_file, strict_json
+from vqjax.runtime.files import atomic_file, strict_json
 
 _SIGNIFICANT_DIGITS = 6
 

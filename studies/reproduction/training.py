@@ -22,8 +22,8 @@ from vqjax.errors import UserError
 from vqjax.evaluation.metrics import psnr
 from vqjax.functional.metrics import perplexity, usage
 from vqjax.models.tokenizer import NETWORK
-from vqjax.reporting import atomic_file, strict_json
 from vqjax.runtime.compilation import compiler_options
+from vqjax.runtime.files import atomic_file, strict_json
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.vqvae import VQVAETask
 from vqjax.training.build import initial_state
