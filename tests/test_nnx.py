@@ -230,6 +230,7 @@ def test_scan_over_batches_is_a_loop_over_batches():
     np.testing.assert_allclose(codes_of(scanned), codes_of(looped), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.full
 def test_vmap_makes_independent_quantizers():
     @nnx.vmap
     def create(rngs):

@@ -78,6 +78,7 @@ def test_half_precision_is_float32_inside_and_rounded_once(name, dtypes):
         np.testing.assert_allclose(gradient.astype(F32), exact, rtol=0.03, atol=0.03)
 
 
+@pytest.mark.full
 @names
 def test_jit_scan_and_vmap_change_nothing(name):
     run = functools.partial(quantize, ESTIMATORS[name])

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 
 from helpers.arrays import gaussian, pulled_back
@@ -31,6 +32,7 @@ def test_dynamic_straight_through_trusts_the_closest_token_of_each_code():
     assert float(jnp.max(jnp.abs(to_q))) == 0
 
 
+@pytest.mark.full
 def test_dynamic_straight_through_compares_tokens_of_all_devices():
     z, indices = gaussian(16, DIM), jnp.arange(16) % 2
     q = CODEBOOK[indices]

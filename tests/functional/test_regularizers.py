@@ -54,6 +54,7 @@ def test_parts_and_whole_agree_in_value_and_gradient(monkeypatch):
         np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_the_batch_entropy_is_global_over_devices_and_so_is_its_gradient():
     # vector-quantize-pytorch takes the entropy per process: two with 1 and 2 tokens give two answers.
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

@@ -8,7 +8,7 @@ import pytest
 FULL = False
 """True where everything runs; set by ``tests/conftest.py`` before tests are collected."""
 
-MOST_CASES = 3
+MOST_CASES = 2
 """Of a parametrized test."""
 
 

@@ -120,6 +120,7 @@ def test_the_methods_agree_with_the_call(name):
     np.testing.assert_array_equal(model.apply(variables, images, method="reconstruct"), decoded)
 
 
+@pytest.mark.full
 def test_masked_images_take_no_part():
     model, variables, images = small(
         "sonnet", codebook={"name": "ema", "dead_code_threshold": 0.99, "replace": {"below": 0.99}}

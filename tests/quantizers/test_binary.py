@@ -183,6 +183,7 @@ def test_dropped_stages_have_index_minus_one():
     assert bool(jnp.all(jnp.isfinite(gradient)))
 
 
+@pytest.mark.full
 @examples
 @given(name=any_case, seed=st.integers(0, 2**16), scale=st.sampled_from([0.0, 1e-4, 1.0, 1e4]))
 def test_the_output_is_the_decoded_codes_bit_for_bit(name, seed, scale):
@@ -208,6 +209,7 @@ def check_output(name, z):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((out, gradient)))
 
 
+@pytest.mark.full
 @examples
 @given(name=any_case, seed=st.integers(0, 2**16), rubbish=st.sampled_from([0.0, np.nan]))
 def test_masked_tokens_are_as_if_they_were_not_there(name, seed, rubbish):
@@ -235,6 +237,7 @@ def test_a_batch_without_valid_tokens_is_finite(name):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(out))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["LFQ, everything", "residual"])
 def test_eight_devices_have_the_entropy_of_the_global_batch(name):
     # vector-quantize-pytorch discards the sum over processes, and divides by their number all the same.

@@ -16,6 +16,8 @@ from vqjax.errors import UserError
 from vqjax.functional.binary import product_distribution
 from vqjax.quantizers.binary import BinaryMapper
 
+pytestmark = pytest.mark.full
+
 TOKENS, BITS = 16, 4
 MAPPER = BinaryMapper(BITS)
 COTANGENT = gaussian(2**BITS, seed=9)

@@ -19,6 +19,8 @@ from vqjax.functional import chunks
 from vqjax.functional.regularizers import EntropyPenalty, Orthogonality
 from vqjax.quantizers import IBQ
 
+pytestmark = pytest.mark.full
+
 SHAPE = (4, 8)  # of the tokens, in nearly every test: one compilation each
 run = functools.partial(jax.jit, static_argnames="ibq")
 

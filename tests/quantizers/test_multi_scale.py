@@ -203,6 +203,7 @@ def test_learned_codes_learn_by_their_loss_and_by_synchronization():
     np.testing.assert_array_equal(decode(vq, variables, out.indices, (6, 5)), out.quantized)
 
 
+@pytest.mark.full
 def test_an_estimator_that_draws_noise_draws_it_in_training_only():
     vq, variables = make(VectorQuantizer(CODES, estimator=functools.partial(diveq, variance=1.0)))
     first, again = (train(vq, variables, Z, key=jax.random.key(seed))[0] for seed in (0, 1))
@@ -328,6 +329,7 @@ def test_evaluation_changes_nothing_and_draws_nothing():
         vq.apply(variables, Z, train=True, rngs={"quantizer": KEY})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mapped", [False, True])
 def test_eight_devices_train_as_one(mapped):
     z = gaussian(8, 6, 5, DIM)

@@ -14,6 +14,8 @@ from helpers.quantizing import CODES, KEY, check_eight_devices, every_second, ga
 from vqjax import UserError
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
 
+pytestmark = pytest.mark.full
+
 SHAPE, FEATURES, CODE_DIM = (4, 8), 6, 5
 few = settings(deadline=None, derandomize=True, max_examples=5, suppress_health_check=list(HealthCheck))
 fixed = pytest.mark.parametrize("num_codebooks", [1, 3])

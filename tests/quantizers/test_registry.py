@@ -81,6 +81,7 @@ def test_every_quantizer_trains_and_gives_images_from_its_tokens(name):
     np.testing.assert_allclose(decoded, direct, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["residual_vq", "multi_scale_vq"])
 def test_tokens_of_a_trained_run_give_its_reconstructions(name, config, tmp_path):
     config.quantizer = recipe(name)

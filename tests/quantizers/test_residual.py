@@ -128,6 +128,7 @@ def test_masked_tokens_change_nothing(name):
     assert_alike(first, second, rtol=0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["default", "beam", "grouped"])
 def test_any_leading_axes_give_the_same(name):
     module, variables = OPTIONS[name], variables_of(name)
@@ -194,6 +195,7 @@ def test_decay_of_a_shared_codebook_does_not_depend_on_the_number_of_stages():
     np.testing.assert_allclose(counts, expected, rtol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_beam_search_beats_greedy_on_what_is_left(train, batch):

@@ -228,6 +228,7 @@ def test_the_gradient_does_not_grow_with_the_stages_unless_asked_for():
     assert np.mean(ratio.round(3) == 3) > 0.5
 
 
+@pytest.mark.full
 def test_dropout_keeps_the_first_stages():
     quantizer = Residual(FSQ(LEVELS), 4, dropout=0.7, dropout_min_stages=2)
     out = quantizer.apply({}, gaussian(40, 3, DIM), train=True, rngs={"quantizer": KEY})

@@ -16,6 +16,8 @@ from vqjax.errors import UserError
 from vqjax.functional.scalar import DISTRIBUTIONS, MOMENTS, Moments, moments_loss, unit_variance
 from vqjax.quantizers.scalar import FSP, LatentQuantizer
 
+pytestmark = pytest.mark.full
+
 SHAPE, LEVELS = (2, 4, 4), (4, 3, 5, 2)
 QUANTIZERS = {
     "tanh": FSP(LEVELS),

@@ -17,6 +17,8 @@ from vqjax import FrozenCodebook, VectorQuantizer
 from vqjax.quantizers import LinearTransform
 from vqjax.quantizers.vector import SimVQ
 
+pytestmark = pytest.mark.full
+
 SHAPE = (4, 8)
 few = settings(deadline=None, derandomize=True, max_examples=5, suppress_health_check=list(HealthCheck))
 

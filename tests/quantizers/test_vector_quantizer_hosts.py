@@ -28,6 +28,7 @@ def test_jit_and_checkpoint_change_nothing(distance, codebook):
     chex.assert_trees_all_close(remat(vq, variables, z), expected, atol=1e-6)
 
 
+@pytest.mark.full
 def test_vmap_over_codebooks(as_users_run_it):
     vq, _ = create()
     z = gaussian(3, 20, DIM)

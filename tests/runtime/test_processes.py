@@ -127,12 +127,14 @@ def assert_same_run(one: Path, other: Path, images_file: str) -> None:
     assert [json.loads(line)["step"] for line in logs[0]] == [json.loads(line)["step"] for line in logs[1]]
 
 
+@pytest.mark.full
 def test_eight_devices_train_like_one(config, of_one, tmp_path):
     train(config, tmp_path / "eight", devices=jax.devices())
     assert_same_run(of_one, tmp_path / "eight", config.data.name)
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("number", [2, 4])
 def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_path, number):
     """Each reads its own rows of every batch."""
     workdir = tmp_path / "run"
@@ -153,6 +155,7 @@ def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_pat
     assert_same_run(of_one, workdir, config.data.name)
 
 
+@pytest.mark.full
 @pytest.mark.full
 @pytest.mark.parametrize("number", [2, 4])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, number):

@@ -19,6 +19,8 @@ from studies.common.records import Results, Run
 from studies.common.training import load_photographs
 from vqjax.errors import UserError
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 TINY = collapse.Setting(steps=11, batch_size=4, image_size=16, width=8, latent_dim=4, num_codes=16)
 DESCENT = himmelblau.Setting(steps=4, num_points=8, num_codes=4, seeds=2)

@@ -14,6 +14,8 @@ from studies.quantizers.runs import make_runs, quantizer_runs
 from studies.quantizers.variants import VARIANTS
 from vqjax.quantizers.recipes import RECIPES
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 TINY = TrainingSetting(steps=11, batch_size=4, image_size=16, width=8, latent_dim=4)
 NAMES = ["fsq", "residual_vq"]

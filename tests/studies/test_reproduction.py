@@ -24,6 +24,8 @@ from studies.reproduction.training import Cifar10, Scale, Training, snapshot_epo
 from studies.reproduction.variants import ESTIMATORS, PROTOCOLS, VARIANTS
 from vqjax.errors import UserError
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 TINY = Scale("small", epochs=3, training_images=32, test_images=16, seeds=1)
 SIZE = 16

@@ -60,6 +60,7 @@ def test_steps_that_cannot_work_are_refused(quantizer, options, message):
         AlternatingTask(model_of(quantizer), optax.sgd(0.1), squared_error, **options)
 
 
+@pytest.mark.full
 def test_a_run_with_every_remedy_resumes_and_ends(config, tmp_path):
     config.quantizer = quantizers.defaults(
         "vq",

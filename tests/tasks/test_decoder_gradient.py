@@ -58,6 +58,7 @@ def test_the_exact_gradient_is_that_of_the_autoencoder_without_quantization(batc
     np.testing.assert_allclose(metrics["reconstruction_mse"], squared_error(quantized, images), rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["hessian", "exact"])
 def test_the_decoder_learns_from_the_codes_whatever_the_encoder_learns_from(batch, name):
     _, expected, _ = take_step(VQVAETask(MODEL, optax.sgd(RATE), squared_error), batch)

@@ -167,6 +167,7 @@ def test_help_of_a_command_describes_every_flag(name):
     assert f"vqjax {name} {COMMANDS[name].example}" in out
 
 
+@pytest.mark.full
 def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
     run = [*run_of(images_file), "--config.num_steps=2"]
     status, out, err = call("vqjax", "train", f"--workdir={tmp_path}/run", *run)

@@ -143,7 +143,7 @@ def test_a_run_needs_a_directory_that_can_be_named():
         usable_workdir(os.fsdecode(b"/tmp/\xff"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_a_signal_saves_the_step_it_arrived_in(finished, config, tmp_path, monkeypatch, number):
     stage = ResidentFeed.stage
 
@@ -196,6 +196,7 @@ def test_a_batch_in_parts_needs_rows_for_every_device(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_where_codes_are_searched_does_not_bind_a_run_to_its_devices(finished, config, tmp_path):
     """It trains alike; and the bug: a run on four devices could neither continue nor be evaluated on one."""
     workdir = tmp_path / "run"

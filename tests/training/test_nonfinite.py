@@ -37,7 +37,7 @@ def overflow(monkeypatch):
     return at
 
 
-@pytest.mark.parametrize("steps_per_dispatch", [1, 4])
+@pytest.mark.parametrize("steps_per_dispatch", [1, pytest.param(4, marks=pytest.mark.full)])
 def test_the_run_ends_and_names_the_step_its_images_and_the_checkpoint(config, tmp_path, overflow, steps_per_dispatch):
     """Not the step at which somebody looked, which may be many later."""
     overflow(6)
@@ -56,7 +56,7 @@ def test_the_run_ends_and_names_the_step_its_images_and_the_checkpoint(config, t
     assert load_tokenizer(tmp_path).step == 5
 
 
-@pytest.mark.parametrize("steps_per_dispatch", [1, 4])
+@pytest.mark.parametrize("steps_per_dispatch", [1, pytest.param(4, marks=pytest.mark.full)])
 def test_a_step_that_is_skipped_leaves_nothing_behind(config, tmp_path, overflow, capsys, steps_per_dispatch):
     overflow(6)
     config.nonfinite, config.steps_per_dispatch, config.num_steps = "skip", steps_per_dispatch, 7
@@ -81,6 +81,7 @@ def test_a_run_that_stopped_goes_on_without_the_step(config, tmp_path, overflow)
     assert load_tokenizer(tmp_path).step == 12
 
 
+@pytest.mark.full
 def test_nothing_is_made_of_a_state_that_is_not_finite(config, tmp_path, overflow):
     """Bug: an evaluation before the next line of the log drew a picture of nothing and logged it."""
     overflow(6)
@@ -91,6 +92,7 @@ def test_nothing_is_made_of_a_state_that_is_not_finite(config, tmp_path, overflo
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
+@pytest.mark.full
 def test_a_log_line_of_skipped_steps_alone_has_no_numbers(config, tmp_path, overflow):
     """Bug: it ended the run, and every run that was to continue it."""
     overflow(6)
