@@ -11,9 +11,10 @@ from pathlib import Path
 
 from studies.choosing import collapse, himmelblau
 from studies.choosing import runs as choosing_runs
-from studies.choosing.report import PARTS, write_document, write_figures
+from studies.choosing.report import DOCUMENT, PARTS, document_parts, write_figures
 from studies.choosing.variants import GROUPS
 from studies.common.command import check_positive, chosen
+from studies.common.document import write_document
 from studies.common.plotting import matplotlib_module
 from studies.common.records import Results
 from vqjax.training.cli import run
@@ -57,7 +58,8 @@ def report(results: Results, docs: Path) -> None:
       results: Records of the study.
       docs: Directory of all documents.
     """
-    for path in [*write_figures(results, docs), write_document(results, docs)]:
+    document = write_document(docs / DOCUMENT, "Choosing a quantizer: results", document_parts(results))
+    for path in [*write_figures(results, docs), document]:
         print(path)
 
 

@@ -10,7 +10,7 @@ from studies.choosing.figures import collapse_figure, himmelblau_figure, surface
 from studies.choosing.runs import PLANE_ESTIMATORS
 from studies.choosing.surfaces import SURFACES
 from studies.choosing.variants import GROUPS, STARTS
-from studies.common.document import with_spread, write_filled
+from studies.common.document import with_spread
 from studies.common.plotting import save_figure
 from studies.common.records import Record, Results
 from vqjax.reporting import markdown_table
@@ -57,21 +57,6 @@ def write_figures(results: Results, docs: Path) -> list[Path]:
     for path, figure in zip(paths, figures.values(), strict=True):
         save_figure(path, figure)
     return paths
-
-
-def write_document(results: Results, docs: Path) -> Path:
-    """Fill the generated parts of the document, which is created if missing.
-
-    Args:
-      results: Records of the study.
-      docs: Directory of all documents.
-
-    Returns:
-      The document.
-    """
-    path = docs / DOCUMENT
-    write_filled(path, "Choosing a quantizer: results", document_parts(results))
-    return path
 
 
 def document_parts(results: Results) -> dict[str, str]:

@@ -93,17 +93,21 @@ def fill(document: str, parts: Mapping[str, str]) -> str:
     return document
 
 
-def write_filled(path: Path, title: str, parts: Mapping[str, str]) -> None:
+def write_document(path: Path, title: str, parts: Mapping[str, str]) -> Path:
     """Fill the generated parts of a document on disk; a missing document is created from these parts alone.
 
     Args:
       path: The document.
       title: Heading of a document that is created.
       parts: Content by name.
+
+    Returns:
+      The path.
     """
     text = path.read_text() if path.exists() else skeleton(title, list(parts))
     with atomic_file(path) as file:
         file.write(fill(text, parts).encode())
+    return path
 
 
 def skeleton(title: str, names: Sequence[str]) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from studies.common.command import check_positive, chosen
+from studies.common.document import write_document
 from studies.common.records import Results
 from studies.common.training import TrainingSetting
-from studies.quantizers.report import write_document
+from studies.quantizers.report import DOCUMENT, document_parts
 from studies.quantizers.runs import make_runs, quantizer_runs
 from studies.quantizers.variants import VARIANTS
 from vqjax.training.cli import run
@@ -42,7 +43,7 @@ def main(
     if not report_only:
         setting = TrainingSetting(steps=steps)
         make_runs(results.unfinished(quantizer_runs(setting, seeds, names)), results, setting)
-    print(write_document(results, Path(docs)))
+    print(write_document(Path(docs) / DOCUMENT, "Quantizers: results", document_parts(results)))
     print("done", file=sys.stderr)
 
 

@@ -1,29 +1,13 @@
 """Document of the study, rebuilt from its records."""
 
 from collections import defaultdict
-from pathlib import Path
 
-from studies.common.document import with_spread, write_filled
+from studies.common.document import with_spread
 from studies.common.records import Record, Results
 from studies.quantizers.variants import VARIANTS
 from vqjax.reporting import markdown_table
 
 DOCUMENT = "quantizers.md"
-
-
-def write_document(results: Results, docs: Path) -> Path:
-    """Fill the generated part of the document, which is created if missing.
-
-    Args:
-      results: Records of the study.
-      docs: Directory of all documents.
-
-    Returns:
-      The document.
-    """
-    path = docs / DOCUMENT
-    write_filled(path, "Quantizers: results", document_parts(results))
-    return path
 
 
 def document_parts(results: Results) -> dict[str, str]:

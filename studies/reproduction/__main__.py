@@ -13,7 +13,7 @@ from typing import Literal
 from studies.common.command import chosen
 from studies.common.plotting import matplotlib_module
 from studies.reproduction.layout import tsne_module
-from studies.reproduction.report import write_document
+from studies.reproduction.report import write_report
 from studies.reproduction.runs import BETAS, SCALES, TABLES, make_runs, table_runs
 from vqjax.runtime.workdir import exclusive
 from vqjax.training.cli import run
@@ -58,7 +58,7 @@ def main(
         directory = Path(workdir) / size.name
         with exclusive(directory):
             make_runs(table_runs(size, names, weights), Path(records), size, directory)
-    for path in write_document(Path(records), Path(docs)):
+    for path in write_report(Path(records), Path(docs)):
         print(path)
     print("done", file=sys.stderr)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from studies.common.document import with_spread, write_filled
+from studies.common.document import with_spread, write_document
 from studies.common.records import Record, Results
 from studies.reproduction.figures import COLUMNS, FIGURES, Runs, write_figures
 from studies.reproduction.runs import (
@@ -53,7 +53,7 @@ class Published(NamedTuple):
         ]
 
 
-def write_document(records: Path, docs: Path) -> list[Path]:
+def write_report(records: Path, docs: Path) -> list[Path]:
     """Rebuild document and figures from the records.
 
     Args:
@@ -68,9 +68,8 @@ def write_document(records: Path, docs: Path) -> list[Path]:
     study = {name: runs for name, runs in study.items() if runs}
     published = read_published(records / "published.json")
     figures = write_figures(records, docs, study, published.runs)
-    path = docs / DOCUMENT
-    write_filled(path, "Reproduction: results", document_parts(study, published, figures))
-    return [*figures, path]
+    parts = document_parts(study, published, figures)
+    return [*figures, write_document(docs / DOCUMENT, "Reproduction: results", parts)]
 
 
 def read_published(path: Path) -> Published:

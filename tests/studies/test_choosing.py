@@ -11,9 +11,9 @@ from studies.choosing import collapse, himmelblau
 from studies.choosing import runs as choosing_runs
 from studies.choosing.__main__ import report
 from studies.choosing.collapse import Experiment
-from studies.choosing.report import DOCUMENT, document_parts, write_document
+from studies.choosing.report import DOCUMENT, document_parts
 from studies.choosing.variants import REMEDIES, STARTS
-from studies.common.document import fill
+from studies.common.document import fill, write_document
 from studies.common.plotting import new_figure
 from studies.common.records import Results, Run
 from studies.common.training import load_photographs
@@ -111,7 +111,7 @@ def test_numbers_come_from_the_records_alone(tmp_path, finished_study):
     record = finished_study.records("collapse")[0]
     results = Results(tmp_path / "results.jsonl")
     results.add(Run(record.run, record.settings), record.measured | {"psnr": 12.3456}, 1.0)
-    text = write_document(results, tmp_path).read_text()
+    text = write_document(tmp_path / DOCUMENT, "Results", document_parts(results)).read_text()
     assert "| none | 12.35 |" in text
     assert text.count("Not measured yet") == 3
 

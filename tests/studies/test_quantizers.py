@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from helpers.studies import tiny_images
-from studies.common.document import fill
+from studies.common.document import fill, write_document
 from studies.common.records import Results, Run
 from studies.common.training import TrainingSetting
-from studies.quantizers.report import DOCUMENT, document_parts, write_document
+from studies.quantizers.report import DOCUMENT, document_parts
 from studies.quantizers.runs import make_runs, quantizer_runs
 from studies.quantizers.variants import VARIANTS
 from vqjax.quantizers.recipes import RECIPES
@@ -68,8 +68,8 @@ def test_a_run_that_diverged_shows_no_numbers(finished, tmp_path):
 
 
 def test_the_document_is_made_and_filled_again(finished, tmp_path):
-    path = write_document(finished, tmp_path)
-    assert path.name == "quantizers.md"
+    path = write_document(tmp_path / DOCUMENT, "Results", document_parts(finished))
     text = path.read_text()
-    write_document(finished, tmp_path)
+    assert text.startswith("# Results")
+    write_document(path, "Results", document_parts(finished))
     assert path.read_text() == text

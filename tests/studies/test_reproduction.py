@@ -18,7 +18,7 @@ from studies.reproduction import figures as reproduction_figures
 from studies.reproduction import runs as reproduction_runs
 from studies.reproduction import training as reproduction_training
 from studies.reproduction.layout import aligned, lay_out
-from studies.reproduction.report import DOCUMENT, by_configuration, document_parts, read_published, write_document
+from studies.reproduction.report import DOCUMENT, by_configuration, document_parts, read_published, write_report
 from studies.reproduction.runs import SCALES, Configuration, identity_error, make_runs, run_of, table_runs
 from studies.reproduction.training import Cifar10, Scale, Training, snapshot_epochs
 from studies.reproduction.variants import ESTIMATORS, PROTOCOLS, VARIANTS
@@ -141,13 +141,13 @@ def test_the_report_is_made_of_the_records_and_the_same_when_made_again(finished
     published["printed"]["table_2"] = {"Initial": [0.1, 0.0433, 0.0454, 17.95]}
     published["printed"]["table_3"] = {"test": {"2.0": [0.0273, 0.0114, 0.0053, 117.17]}}
     (finished / "published.json").write_text(json.dumps(published))
-    written = write_document(finished, tmp_path)
+    written = write_report(finished, tmp_path)
     assert [path.name for path in written] == [
         *(f"small_{name}.png" for name in ("reconstructions", "codebooks", "curves")),
         "reproduction.md",
     ]
     before = [path.read_bytes() for path in written]
-    assert [path.read_bytes() for path in write_document(finished, tmp_path)] == before
+    assert [path.read_bytes() for path in write_report(finished, tmp_path)] == before
     document = written[-1].read_text()
     for record in records(finished).values():
         last = record.measured["epochs"][-1]
@@ -166,7 +166,7 @@ def test_a_run_that_diverged_leaves_a_gap(finished, small, tmp_path):
         changed.append(record._replace(measured=lost))
     write(tmp_path, changed)
     shutil.copytree(finished / "snapshots", tmp_path / "snapshots")
-    document = write_document(tmp_path, tmp_path)[-1].read_text()
+    document = write_report(tmp_path, tmp_path)[-1].read_text()
     assert "| – | 1 |" in document
     assert "has not been measured yet" in document
     assert math.isnan(
@@ -177,13 +177,13 @@ def test_a_run_that_diverged_leaves_a_gap(finished, small, tmp_path):
 def test_records_of_another_scale_are_refused(finished, small, tmp_path, monkeypatch):
     monkeypatch.setitem(reproduction_runs.SCALES, "small", dataclasses.replace(TINY, epochs=4))
     with pytest.raises(UserError, match=r"was made with epochs=3, now 4"):
-        write_document(finished, tmp_path)
+        write_report(finished, tmp_path)
 
 
 def test_records_under_another_name_are_refused(finished, small, tmp_path):
     write(tmp_path, [record._replace(run=f"{record.run}-copy") for record in records(finished).values()])
     with pytest.raises(UserError, match=r"results.jsonl has the results of small/\w+--codes16--beta0_25--seed0 under"):
-        write_document(tmp_path, tmp_path)
+        write_report(tmp_path, tmp_path)
 
 
 def test_an_interrupted_run_is_not_continued_as_another(small, tmp_path):
@@ -203,7 +203,7 @@ def die(*_):
 
 
 def test_an_empty_study_says_how_to_run_it(tmp_path):
-    document = write_document(tmp_path, tmp_path)[-1].read_text()
+    document = write_report(tmp_path, tmp_path)[-1].read_text()
     assert len(re.findall(r"Not run yet: `python -m studies.reproduction --tables=", document)) == 5
 
 
