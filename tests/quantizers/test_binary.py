@@ -120,7 +120,7 @@ def test_groups_have_the_entropy_of_the_batch_where_they_are_independent_over_it
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("smallest_probability", [0.0, 0.01])
+@pytest.mark.parametrize("smallest_probability", [None, 0.01])
 def test_parts_and_whole_agree_in_value_and_gradient(smallest_probability, monkeypatch):
     mask = jnp.arange(TOKENS) % 3 != 0
 
@@ -348,8 +348,10 @@ def test_wrong_arguments_are_refused_at_construction(kind, arguments, message, a
 
 
 def test_wrong_uses_are_named(as_users_run_it):
-    with pytest.raises(UserError, match=r"smallest_probability must be 0 with 3 groups of bits, got 0.1"):
+    with pytest.raises(UserError, match=r"smallest_probability must be None with 3 groups of bits, got 0.1"):
         bit_entropies(jnp.zeros((2, 3)), bits_per_group=1, smallest_probability=0.1)
+    with pytest.raises(UserError, match=r"smallest_probability must be above 0, or None for none, got 0.0"):
+        bit_entropies(jnp.zeros((2, 3)), smallest_probability=0.0)
     with pytest.raises(
         UserError, match=r"The variables must hold a rotation of 3 features, got none; pass all collections"
     ):

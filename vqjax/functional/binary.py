@@ -119,7 +119,7 @@ def bit_entropies(
     bits_per_group: int = LARGEST_GROUP,
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
-    smallest_probability: float = 0.0,
+    smallest_probability: float | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     r"""Compute the entropies of tokens' distributions over the codes of independent bits, over the global batch.
 
@@ -138,7 +138,7 @@ def bit_entropies(
       mask: True for the tokens that count; all by default.
       axis_name: Mapped axis over which the batch is split. The second value is then the global one on every device;
         the first, and the gradients of both, become global by averaging over the axis.
-      smallest_probability: Floor of the probabilities in logarithms. 0 gives the exact entropies; 1e-5 reproduces
+      smallest_probability: Floor of the probabilities in logarithms. None gives the exact entropies; 1e-5 reproduces
         vector-quantize-pytorch, where entropies are smaller by up to ``2**bits * smallest_probability / e``: 0.004
         nats for 10 bits, one nat for 18. A floor needs one group and gives up the factorization: cost grows with
         tokens times codes.
@@ -148,7 +148,7 @@ def bit_entropies(
       token counts.
 
     Raises:
-      UserError: ``smallest_probability`` is above 0 with several groups.
+      UserError: ``smallest_probability`` is not above 0, or there are several groups with it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -159,9 +159,12 @@ def bit_entropies(
     Source: Yu et al., 2023 (arXiv 2310.05737), eq. 4 and 5; Zhao et al., 2024 (arXiv 2406.07548) on the factors.
     """
     sizes = group_sizes(logits.shape[-1], bits_per_group)
-    if smallest_probability > 0 and len(sizes) > 1:
+    floored = smallest_probability is not None
+    if floored and not smallest_probability > 0:
+        raise UserError(f"smallest_probability must be above 0, or None for none, got {smallest_probability}.")
+    if floored and len(sizes) > 1:
         raise UserError(
-            f"smallest_probability must be 0 with {len(sizes)} groups of bits, got {smallest_probability}; use "
+            f"smallest_probability must be None with {len(sizes)} groups of bits, got {smallest_probability}; use "
             f"bits_per_group={logits.shape[-1]} for one group."
         )
     tokens = logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1]).astype(jnp.float32)
@@ -174,7 +177,7 @@ def bit_entropies(
     # Distributions are computed again in the backward pass instead of being kept for it.
     @jax.checkpoint
     def sums(tokens: Float[Array, "tokens bits"], weights: Float[Array, " tokens"]):
-        if smallest_probability > 0:
+        if floored:
             p = product_distribution(tokens)
             return jnp.sum(weights * entropy(p, smallest_probability)), jnp.matmul(
                 weights, p, precision=jax.lax.Precision.HIGHEST
@@ -184,7 +187,7 @@ def bit_entropies(
         return jnp.sum(weights * independent_entropy(tokens)), jnp.concatenate(groups)
 
     # Per token: all codes, or one of the two factors of the largest group.
-    numbers_per_token = 2 ** (sizes[0] if smallest_probability > 0 else -(-sizes[0] // 2))
+    numbers_per_token = 2 ** (sizes[0] if floored else -(-sizes[0] // 2))
     entropy_sum, p_sum = sum_in_chunks(sums, tokens, weights, numbers_per_token)
     # The groups' distributions lie side by side: their entropies add up.
     entropy_of = functools.partial(entropy, smallest_probability=smallest_probability)

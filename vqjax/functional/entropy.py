@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def entropy(p: Float[Array, "*batch codes"], smallest_probability: float = 0.0) -> Float[Array, "*batch"]:
+def entropy(p: Float[Array, "*batch codes"], smallest_probability: float | None = None) -> Float[Array, "*batch"]:
     r"""Compute :math:`-\sum_k p_k \log \max(p_k, \epsilon)`.
 
     Args:
       p: Probabilities along the last axis. Several distributions side by side add up.
-      smallest_probability: :math:`\epsilon`; the smallest normal number of float32 at least.
+      smallest_probability: :math:`\epsilon`, above 0; None for the exact entropy.
 
     Returns:
       Nats.
@@ -22,7 +22,8 @@ def entropy(p: Float[Array, "*batch codes"], smallest_probability: float = 0.0) 
       >>> print(entropy(jnp.array([0.5, 0.5, 0.0])).round(4))
       0.6931
     """
-    floor = max(smallest_probability, float(jnp.finfo(jnp.float32).tiny))
+    # The smallest normal number keeps the logarithm and its gradient finite, and adds nothing.
+    floor = max(smallest_probability or 0.0, float(jnp.finfo(jnp.float32).tiny))
     return -jnp.sum(p * jnp.log(jnp.maximum(p, floor)), axis=-1)
 
 

@@ -174,7 +174,7 @@ class LFQ(GridQuantizer):
         settings = {
             "bits_per_group": self._largest_group,
             "axis_name": self._batch_axis,
-            "smallest_probability": self.smallest_probability or 0.0,
+            "smallest_probability": self.smallest_probability,
         }
         by_codebook = [
             bit_entropies(logits[..., c, :], mask=None if mask is None else mask[..., c], **settings)
