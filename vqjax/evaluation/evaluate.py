@@ -62,7 +62,7 @@ def evaluate(
       ...     return {"reconstruction": gray, "indices": jnp.zeros([2, 1, 1], jnp.int32)}
       >>> batch = {"image": np.full([2, 4, 4, 3], 255, np.uint8), "valid": np.array([True, False])}
       >>> result = evaluate(one_gray_token, [batch], [MSE(), CodeUsage(num_codes=2)])
-      >>> result.metrics["mse_01"], result.metrics["usage_split"]
+      >>> round(result.metrics["mse_01"], 4), result.metrics["usage_split"]
       (0.25, 0.5)
     """
     if not isinstance(evaluate_batch, jax.tree_util.Partial):
