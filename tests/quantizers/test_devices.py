@@ -78,13 +78,15 @@ def test_a_sharded_batch_trains_as_on_one_device(codebook):
 
 
 def assert_same_step(actual, expected):
-    """Compare bit for bit where nothing is summed in floating point, which covers all decisions."""
+    """Compare decisions exactly, and numbers as far as two compilations of them agree."""
     (whole, parts), (expected_whole, expected_parts) = actual, expected
     np.testing.assert_array_equal(parts["indices"], expected_parts["indices"])
     state, expected_state = whole["state"], expected_whole["state"]
     for name in {"counts", "relative_usage"} & set(state):
-        np.testing.assert_array_equal(state[name], expected_state[name])
+        # Products and sums of a moving average may be fused in one program and not in the other.
+        np.testing.assert_array_max_ulp(np.asarray(state[name]), np.asarray(expected_state[name]), maxulp=4)
     replaced = was_replaced(expected_state)
+    np.testing.assert_array_equal(was_replaced(state), replaced)
     assert 5 < replaced.sum() < CODES
     drawn = "codes" if "codes" in state else "offsets"
     np.testing.assert_array_equal(state[drawn][replaced], expected_state[drawn][replaced])
