@@ -10,7 +10,14 @@ from jax.sharding import PartitionSpec as P
 from helpers.arrays import gaussian
 from vqjax.errors import UserError
 from vqjax.functional import chunks
-from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality, assignment_entropies, orthogonality
+from vqjax.functional.regularizers import (
+    Diversity,
+    EntropyLoss,
+    EntropyPenalty,
+    Orthogonality,
+    assignment_entropies,
+    orthogonality,
+)
 
 TOKENS, CODES, DIM = 32, 6, 3
 
@@ -111,8 +118,63 @@ def test_diversity_and_penalty_are_made_of_the_entropies():
     assert float(penalty) == pytest.approx(float(per_token - batch))
 
 
+def entropy_loss(z, codes, temperature, choices=None):
+    """The formula of MaskGIT in float64: squared distances; ``choices`` holds the codes of the argmax form constant."""
+    z, codes = np.asarray(z, np.float64), np.asarray(codes, np.float64)
+    logits = -np.sum((z[:, None] - codes) ** 2, axis=-1) / temperature
+    log_p = logits - np.log(np.sum(np.exp(logits - logits.max(-1, keepdims=True)), -1, keepdims=True))
+    log_p -= logits.max(-1, keepdims=True)
+    target = np.exp(log_p) if choices is None else np.eye(len(codes))[choices]
+    mean = target.mean(0)
+    return -np.sum(target * log_p, -1).mean() + np.sum(mean[mean > 0] * np.log(mean[mean > 0]))
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+@pytest.mark.parametrize("form", ["softmax", "argmax"])
+def test_the_entropy_loss_is_the_formula_of_maskgit(form, temperature):
+    choices = np.argmin(np.sum((np.asarray(Z)[:, None] - np.asarray(E)) ** 2, axis=-1), axis=-1)
+    expected = entropy_loss(Z, E, temperature, choices if form == "argmax" else None)
+    for distance in ("euclidean", "cosine"):
+        measured = EntropyLoss(0.1, temperature, form)(Z, E, jnp.zeros(CODES), None, None, distance)
+        np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_the_softmax_form_is_that_of_the_formula():
+    direction = np.asarray(gaussian(CODES, DIM, seed=2), np.float64)
+    slope = np.asarray(jax.grad(lambda e: EntropyLoss(1.0, 0.5)(Z, e, jnp.zeros(CODES)))(E))
+    up, down = (entropy_loss(Z, np.asarray(E, np.float64) + s * direction, 0.5) for s in (1e-5, -1e-5))
+    np.testing.assert_allclose(np.sum(slope * direction), (up - down) / 2e-5, rtol=1e-3)
+
+
+def test_the_gradient_of_the_argmax_form_passes_the_choice_straight_through():
+    # By hand, for probabilities p and choices c: sum_n dp_n . (log mean - log p_n) / N - sum_n c_n . d log p_n / N.
+    logits = gaussian(TOKENS, CODES, seed=3)
+    p = np.asarray(jax.nn.softmax(logits), np.float64)
+    chosen = np.eye(CODES)[np.argmax(logits, axis=-1)]
+    mean = chosen.mean(0)
+    of_p = (-np.log(p) + np.log(np.maximum(mean, np.finfo(np.float32).tiny))) / TOKENS
+    through_p = p * (of_p - np.sum(p * of_p, -1, keepdims=True))
+    expected = through_p - (chosen - p) / TOKENS
+    # Unit vectors along the axes as codes make the logits of squared distances those of the latents.
+    slope = jax.grad(lambda z: EntropyLoss(1.0, 2.0, "argmax")(z, jnp.eye(CODES), jnp.zeros(CODES)))(logits)
+    np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+        ({"temperature": -1.0}, "temperature must be a finite number of at least 0"),
+        ({"form": "hard"}, "form must be 'softmax' or 'argmax', got 'hard'"),
+    ],
+)
+def test_wrong_settings_of_the_entropy_loss_are_refused(arguments, message, as_users_run_it):
+    with pytest.raises(UserError, match=message):
+        EntropyLoss(0.1, **arguments)
+
+
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", [Orthogonality, Diversity, EntropyPenalty])
+@pytest.mark.parametrize("kind", [Orthogonality, Diversity, EntropyPenalty, EntropyLoss])
 def test_wrong_weights_are_refused(kind, weight):
     with pytest.raises(UserError, match=r"weight must be a finite number of at least 0, got"):
         kind(weight)

@@ -39,6 +39,7 @@ from vqjax.functional.norms import normalize as normalize
 from vqjax.functional.pooling import max_vector_pool as max_vector_pool
 from vqjax.functional.pooling import softmax_vector_pool as softmax_vector_pool
 from vqjax.functional.regularizers import Diversity as Diversity
+from vqjax.functional.regularizers import EntropyLoss as EntropyLoss
 from vqjax.functional.regularizers import EntropyPenalty as EntropyPenalty
 from vqjax.functional.regularizers import Orthogonality as Orthogonality
 from vqjax.functional.regularizers import Regularizer as Regularizer

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import numbers
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ def assignment_entropies(
     *,
     inverse_temperature: float = 100.0,
     distance: str = "euclidean",
+    form: str = "softmax",
     mask: Mask = None,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -68,7 +69,10 @@ def assignment_entropies(
       z: Latents, any leading axes.
       codes: The codebook.
       inverse_temperature: :math:`1/\tau`.
-      distance: ``"euclidean"`` or ``"cosine"``.
+      distance: One of those of :func:`vqjax.functional.similarity`.
+      form: What is averaged: the probabilities (``"softmax"``), or the choice of the likeliest code, with the gradient
+        of the probabilities (``"argmax"``): then the first value is the mean of :math:`-\log \max_k p_{nk}`, and the
+        second the entropy of the codes in use.
       mask: True for the tokens that count; all by default.
       axis_name: Mapped axis over which the batch is split. The second value is then the global one on every device;
         the first, and the gradients of both, become global by averaging over the axis.
@@ -96,7 +100,12 @@ def assignment_entropies(
     @jax.checkpoint
     def sums(tokens: Float[Array, "tokens dim"], weights: Float[Array, " tokens"]):
         log_p = jax.nn.log_softmax(inverse_temperature * similarity(tokens, codes, distance))
-        p = jnp.exp(log_p) * weights[:, None]
+        p = jnp.exp(log_p)
+        if form == "argmax":
+            chosen = jax.nn.one_hot(jnp.argmax(log_p, axis=-1), codes.shape[0], dtype=p.dtype)
+            # Zero in value: the choice has the gradient of the probabilities.
+            p = chosen + (p - jax.lax.stop_gradient(p))
+        p = p * weights[:, None]
         return -jnp.sum(p * log_p), jnp.sum(p, axis=0)
 
     entropy_sum, p_sum = sum_in_chunks(sums, tokens, weights, codes.shape[0])
@@ -258,6 +267,63 @@ class EntropyPenalty(_EntropyRegularizer):
     name: ClassVar[str] = "entropy_penalty"
 
     def _combine(self, per_token: Float[Array, ""], batch: Float[Array, ""]) -> Float[Array, ""]:
+        return per_token - batch
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyLoss:
+    r"""The entropy loss of MaskGIT and the tokenizers after it: confident assignments, and all codes in use.
+
+    .. math:: \frac1N\sum_n H(p_n) - H\Big(\frac1N\sum_n p_n\Big),\quad
+      p_n = \mathrm{softmax}_k(-|z_n - e_k|^2/\tau)
+
+    :class:`EntropyPenalty` with squared distances, under any ``distance`` of the quantizer. The ``"argmax"`` form
+    averages the choices of the tokens, with the gradient of :math:`p_n`, see :func:`assignment_entropies`. Entropies
+    are exact: the authors add 1e-5 to the probabilities within one of the logarithms.
+
+    Attributes:
+      weight: Factor in the loss (``entropy_loss_ratio``), at least 0.
+      temperature: :math:`\tau` (``entropy_temperature``), above 0.
+      form: ``"softmax"`` or ``"argmax"`` (``entropy_loss_type``).
+
+    Raises:
+      UserError: An argument is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> z, codes, counts = jnp.eye(2), jnp.eye(2), jnp.ones(2)
+      >>> print(EntropyLoss(0.1)(z, codes, counts).round(4))
+      -0.6931
+
+    Source: Chang et al., 2022 (arXiv 2202.04200), and the authors' code (google-research/maskgit).
+    """
+
+    weight: float
+    temperature: float = 0.01
+    form: Literal["softmax", "argmax"] = "softmax"
+    name: ClassVar[str] = "entropy_loss"
+    needs_learned_codes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_weight("weight", self.weight)
+        _check_weight("temperature", self.temperature)
+        if self.temperature == 0:
+            raise UserError("temperature must be above 0, got 0; use form='argmax' for the choice itself.")
+        if self.form not in ("softmax", "argmax"):
+            raise UserError(f"form must be 'softmax' or 'argmax', got {self.form!r}.")
+
+    def __call__(
+        self,
+        z: Array,
+        codes: Array,
+        counts: Array,
+        mask: Array | None = None,
+        axis_name: str | None = None,
+        distance: str = "euclidean",
+    ) -> Float[Array, ""]:
+        """Compute the term without its weight."""
+        settings = {"inverse_temperature": 1 / self.temperature, "distance": "squared_euclidean", "form": self.form}
+        per_token, batch = assignment_entropies(z, codes, mask=mask, axis_name=axis_name, **settings)
         return per_token - batch
 
 

@@ -147,14 +147,15 @@ def nearest_k_own_codes(
 def similarity(
     z: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], distance: str
 ) -> Float[Array, "tokens codes"]:
-    r"""Compute :math:`-|z - e_k|` (not squared), or the inner product, which is the cosine of unit vectors.
+    r"""Compute :math:`-|z - e_k|`, its square, or the inner product, which is the cosine of unit vectors.
 
-    The scale is that of vector-quantize-pytorch, so temperatures carry over.
+    The scale of ``"euclidean"``, without a square, is that of vector-quantize-pytorch, and that of
+    ``"squared_euclidean"`` that of MaskGIT, so temperatures carry over.
 
     Args:
       z: Latents.
       codes: The codebook.
-      distance: ``"euclidean"`` or ``"cosine"``.
+      distance: ``"euclidean"``, ``"squared_euclidean"`` or ``"cosine"``.
 
     Returns:
       Similarities in float32, differentiable; the gradient of a distance of zero is zero.
@@ -172,6 +173,8 @@ def similarity(
     products = jnp.matmul(z, codes.T, precision=_PRECISION)
     z_squares, code_squares = (jnp.sum(jnp.square(x), axis=-1) for x in (z, codes))
     squared = z_squares[:, None] + code_squares[None] - 2 * products
+    if distance == "squared_euclidean":
+        return -squared
     # Double `where`: the slope of the root at zero is infinite, and rounding can make a square negative.
     positive = squared > 0
     return -jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)

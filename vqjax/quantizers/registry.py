@@ -12,7 +12,7 @@ Example:
   2
 """
 
-from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
+from vqjax.functional.regularizers import Diversity, EntropyLoss, EntropyPenalty, Orthogonality
 from vqjax.quantizers.binary import BSQ, LFQ, BinaryMapper
 from vqjax.quantizers.codebooks import CODEBOOKS, Replacement
 from vqjax.quantizers.grouped import Grouped
@@ -32,7 +32,12 @@ _PARTS: dict[str, Registry] = {
     ),
     "replace": Registry({"replacement": Replacement}),
     "regularizers": Registry(
-        {"orthogonality": Orthogonality, "diversity": Diversity, "entropy_penalty": EntropyPenalty}
+        {
+            "orthogonality": Orthogonality,
+            "diversity": Diversity,
+            "entropy_penalty": EntropyPenalty,
+            "entropy_loss": EntropyLoss,
+        }
     ),
     "implicit_codebooks": Registry({"implicit": ImplicitCodebook}),
 }
