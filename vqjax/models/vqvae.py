@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.models.layers import Images, apply_in_parts
 from vqjax.quantizers import QuantizerOutput
+from vqjax.quantizers.base import register_export, short_repr
 
 
 @flax.struct.dataclass
@@ -21,6 +22,12 @@ class VQVAEOutput:
 
     reconstruction: Images
     quantizer: QuantizerOutput
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+register_export(VQVAEOutput)
 
 
 class VQVAE(nn.Module):

@@ -1,12 +1,15 @@
 """The contract of every quantizer: base class, output, masking, projections, random keys."""
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
@@ -18,6 +21,7 @@ from vqjax.quantizers.validation import check_input
 Vectors = Float[Array, "*batch dim"]
 Features = Float[Array, "*batch features"]
 Indices = Int[Array, "*indices"]
+Codes = Float[Array, "*codebooks codes features"]
 Mask = Bool[Array, "*batch"] | None
 Scalar = Float[Array, ""]
 
@@ -37,6 +41,55 @@ class QuantizerOutput:
     indices: Int[Array, "*indices"]
     loss: Float[Array, ""]
     metrics: dict[str, Float[Array, ""]]
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+def short_repr(output: Any) -> str:
+    """Return a dataclass of arrays as text: dtypes and shapes, and scalars as numbers.
+
+    Example:
+      >>> QuantizerOutput(jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32), jnp.zeros(()), {"usage": jnp.array(0.25)})
+      QuantizerOutput(quantized=float32[2,4], indices=int32[2], loss=0, metrics={usage: 0.25})
+    """
+    fields = [f"{field.name}={_short(getattr(output, field.name))}" for field in dataclasses.fields(output)]
+    return f"{type(output).__name__}({', '.join(fields)})"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_short(entry)}" for name, entry in value.items()) + "}"
+    if not isinstance(value, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct):
+        return repr(value)
+    if value.ndim == 0 and _is_readable(value):
+        return f"{jax.device_get(value).item():.5g}"
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+
+def _is_readable(value: object) -> bool:
+    """Return True for numbers that are known here and now: not traced, not donated, not on another process."""
+    if not isinstance(value, jax.Array):
+        return isinstance(value, np.ndarray | np.generic)
+    if isinstance(value, jax.core.Tracer) or value.is_deleted():
+        return False
+    return value.is_fully_addressable or value.is_fully_replicated
+
+
+def register_export(output: type) -> None:
+    """Let ``jax.export`` serialize functions that take or return a dataclass of arrays."""
+    # A module that is loaded again, as notebooks do, has a class of the same name.
+    with contextlib.suppress(ValueError):
+        jax.export.register_pytree_node_serialization(
+            output,
+            serialized_name=f"vqjax.{output.__name__}",
+            # All fields are arrays: there is nothing else to write.
+            serialize_auxdata=lambda auxdata: b"",
+            deserialize_auxdata=lambda serialized: (),
+        )
+
+
+register_export(QuantizerOutput)
 
 
 class Quantizer(nn.Module):
