@@ -146,6 +146,10 @@ class Quantizer(nnx.Module):
         """
         return self._apply("decode", indices, **inputs)
 
+    def code_vectors(self) -> Any:
+        """Return the codes that are looked up, as the module's ``code_vectors`` does."""
+        return self._apply("code_vectors")
+
     def kmeans_init(
         self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **options: Any
     ) -> None:

@@ -139,6 +139,21 @@ class Quantizer(nn.Module):
         """Return the float32 vectors of indices: ``decode(encode(z))`` equals ``quantized`` of ``train=False``."""
         raise NotImplementedError
 
+    def code_vectors(self) -> Codes | tuple[Any, ...]:
+        """Return the codes that are looked up, after any transform and normalization, as an array or a tuple of them.
+
+        ``quantizer.apply(variables, method="code_vectors")``. They are in the space of the codes; those of the input's
+        space are ``decode(jnp.arange(num_codes))``, which differ where there is a projection.
+
+        Returns:
+          float32 ``[num_codes, features]``, with an axis of heads before it where each has a codebook; a tuple where
+          there are stages, groups or scales.
+
+        Raises:
+          UserError: There are no codes to return: none that are the same for every token, or too many.
+        """
+        raise UserError(f"{type(self).__name__} has no codebook to return; decode the indices whose vectors you need.")
+
     @property
     def index_shape(self) -> tuple[int, ...]:
         """The shape of a vector's indices, behind the leading axes of the input; empty for a single index."""

@@ -12,13 +12,25 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from vqjax.errors import UserError
 from vqjax.functional.metrics import index_statistics
 from vqjax.functional.mixed_radix import to_index, to_levels
-from vqjax.quantizers.base import Indices, Mask, Quantizer, QuantizerOutput, Scalar, decode_valid, zero_where_masked
-from vqjax.quantizers.validation import check_flags, require_count
+from vqjax.quantizers.base import (
+    Codes,
+    Indices,
+    Mask,
+    Quantizer,
+    QuantizerOutput,
+    Scalar,
+    decode_valid,
+    zero_where_masked,
+)
+from vqjax.quantizers.validation import check_flags, require, require_count
 
 Vectors = Float[Array, "*batch dim"]
 Features = Float[Array, "*tokens features"]
 Levels = Int[Array, "*tokens features"]
 TokenMask = Bool[Array, "*tokens"] | None
+
+LARGEST_TABLE = 2**20
+"""Largest number of codes that :meth:`GridQuantizer.code_vectors` writes down."""
 
 
 class GridCodes(NamedTuple):
@@ -161,10 +173,18 @@ class GridQuantizer(Quantizer):
         indices = indices[..., None] if self.num_codebooks == 1 else indices
         return decode_valid(decode, indices, self.num_codes, several=True)
 
+    def code_vectors(self) -> Codes:
+        expected = f"at most {LARGEST_TABLE} to return all codes"
+        require(self.num_codes <= LARGEST_TABLE, "num_codes", self.num_codes, expected, "decode the indices you need")
+        return self.postprocess(self.values(to_levels(jnp.arange(self.num_codes), self.radices())))
+
     def _to_features(self, z: Vectors) -> Features:
         """Return preprocessed features in float32, with an axis of codebooks before the last one."""
         z = self._project_in(z, self.code_features)
         return self.preprocess(z.reshape(*z.shape[:-1], self.num_codebooks, len(self.radices())))
+
+    def _to_code_space(self, z: Vectors) -> Features:
+        return self.latents(self._to_features(z))
 
     def _to_vectors(self, values: Features) -> Vectors:
         values = self.postprocess(values)

@@ -13,7 +13,16 @@ from vqjax.estimators import Estimator, index_backpropagation, largest_inner_pro
 from vqjax.functional.codebook import assign
 from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.regularizers import Regularizer
-from vqjax.quantizers.base import Mask, Quantizer, QuantizerOutput, Scalar, Vectors, decode_valid, zero_where_masked
+from vqjax.quantizers.base import (
+    Codes,
+    Mask,
+    Quantizer,
+    QuantizerOutput,
+    Scalar,
+    Vectors,
+    decode_valid,
+    zero_where_masked,
+)
 from vqjax.quantizers.validation import check_flags, require_count, require_positive, require_weight
 
 
@@ -147,6 +156,9 @@ class IBQ(Quantizer):
           Vectors in float32.
         """
         return decode_valid(lambda valid: self._codes()[valid], indices, self.num_codes)
+
+    def code_vectors(self) -> Codes:
+        return self._codes()
 
     def _codes(self, features: int | None = None) -> Float[Array, "codes dim"]:
         """Return the codes, of the given number of features where there is an input."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -189,7 +189,8 @@ class MultiScaleVQ(StagedQuantizer):
         Returns:
           The reconstruction, int32 indices ``[..., tokens]`` (-1 where nothing valid is below, and in dropped scales),
           the mean of the scales' losses, and metrics: ``quantization_error``, ``relative_error``, ``norm_ratio`` and
-          ``angle`` (of the reconstruction), ``quantization_error_0`` and so on (of the tokens of each scale),
+          ``angle`` (of the reconstruction), ``quantization_error_0``, ``perplexity_0``, ``usage_0`` and so on (of the
+          tokens of each scale; with a codebook per scale also ``dead_codes_0`` and so on),
           ``perplexity``, ``usage`` and ``dead_codes`` of the shared codebook (else their mean over scales, and the sum
           of the dead codes), and the mean over scales of all others.
 
@@ -273,6 +274,10 @@ class MultiScaleVQ(StagedQuantizer):
           Indices ``[..., *scale]`` of each scale that is there.
         """
         return split_scales(indices, self.shapes)
+
+    def code_vectors(self) -> tuple[Any, ...]:
+        """Return the codes of each scale; see the template's method."""
+        return tuple(self._quantizer_at(scale).code_vectors() for scale in range(len(self.scales)))
 
     def kmeans_init(
         self, z: Map, mask: Mask = None, *, iterations: int = 10, start: Literal["random", "plus_plus"] = "random"

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from vqjax.errors import UserError
-from vqjax.quantizers.base import Indices, Mask, Quantizer, QuantizerOutput, Vectors, zero_where_masked
+from vqjax.quantizers.base import Codes, Indices, Mask, Quantizer, QuantizerOutput, Vectors, zero_where_masked
 from vqjax.quantizers.validation import check_flags, require_count
 from vqjax.quantizers.vector import VectorQuantizer
 
@@ -143,6 +143,12 @@ class RandomProjectionQuantizer(Quantizer):
           Vectors of ``num_codebooks * codebook_dim`` features in float32.
         """
         return self.quantizer.decode(indices)
+
+    def code_vectors(self) -> Codes:
+        return self.quantizer.code_vectors()
+
+    def _to_code_space(self, z: Vectors) -> Float[Array, "*tokens features"]:
+        return self.quantizer._to_code_space(self._project_randomly(z, None))
 
     def _project_randomly(self, z: Vectors, mask: Mask) -> Float[Array, "*batch features"]:
         """Return all projections side by side, in float32."""

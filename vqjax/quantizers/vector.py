@@ -377,6 +377,9 @@ class VectorQuantizer(Quantizer):
 
         return decode_valid(decode, indices, self.num_codes, several=self.heads > 1)
 
+    def code_vectors(self) -> Codes:
+        return self._codes(self._variables())
+
     def kmeans_init(
         self,
         z: Vectors,
