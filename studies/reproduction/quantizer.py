@@ -50,7 +50,11 @@ class FaithfulQuantizer(nn.Module):
 
     num_codes: int
     commitment_weight: float = 0.25
-    num_codebooks = 1
+
+    @property
+    def codebook_sizes(self) -> tuple[int]:
+        """One codebook."""
+        return (self.num_codes,)
 
     @nn.compact
     def __call__(self, z: Vectors, mask: None = None, train: bool = False) -> QuantizerOutput:

@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from skimage import metrics as skimage_metrics
 
 from vqjax.errors import UserError
-from vqjax.evaluation import ImageMean, Pictures, Rows, evaluate, tokenizer_metrics
+from vqjax.evaluation import CodeUsage, ImageMean, Pictures, Rows, evaluate, tokenizer_metrics
 
 NUM_CODES = 300
 METRICS = (*tokenizer_metrics(NUM_CODES), Pictures(), Rows(("indices",)))
@@ -104,6 +104,26 @@ def test_code_metrics_equal_their_definitions():
         "entropy_bits_per_image": 9 * np.log2(perplexity(indices)),
     }
     assert {name: result.metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_each_codebook_is_measured_among_its_own_codes():
+    sizes, random = (8, 4), np.random.default_rng(0)
+    indices = random.integers(0, sizes, (6, 2, 3, 2)).astype(np.int32)
+    indices[..., 1] = np.minimum(indices[..., 1], 2)
+    batch = {"indices": indices, "valid": np.arange(6) < 5}
+    measured = evaluate(lambda batch: {}, [batch], [CodeUsage(sizes)]).metrics
+    of_split = [np.bincount(indices[:5, ..., stage].ravel(), minlength=sizes[stage]) for stage in range(2)]
+    for stage, counts in enumerate(of_split):
+        share = counts[counts > 0] / counts.sum()
+        perplexity = np.exp(-np.sum(share * np.log(share)))
+        assert measured[f"perplexity_split_{stage}"] == pytest.approx(perplexity)
+        assert measured[f"usage_split_{stage}"] == np.mean(counts > 0)
+        assert measured[f"dead_codes_split_{stage}"] == np.sum(counts == 0)
+    assert measured["dead_codes_split"] == sum(np.sum(counts == 0) for counts in of_split)
+    assert measured["usage_split"] == pytest.approx(1 - measured["dead_codes_split"] / 12)
+    assert measured["bits_per_image"] == 2 * 3 * (3 + 2)
+    with pytest.raises(UserError, match="indices that are not below it; pass the codebook_sizes"):
+        evaluate(lambda batch: {}, [batch], [CodeUsage((8, 2))])
 
 
 def test_a_split_smaller_than_a_batch_still_has_a_batch_perplexity():

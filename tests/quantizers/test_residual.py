@@ -270,6 +270,46 @@ def test_fewer_stages_decode_to_the_coarser_vector():
     np.testing.assert_array_equal(coarse, dropped)
 
 
+@pytest.mark.parametrize("name", ["default", "beam", "shared", "sizes", "implicit", "projected", "heads", "fsp"])
+def test_the_first_stages_alone_are_encoded_as_by_a_quantizer_of_so_many(name):
+    module, variables = OPTIONS[name], variables_of(name)
+    sizes = None if module.stage_sizes is None else module.stage_sizes[:1]
+    alone = module.clone(num_quantizers=1, stage_sizes=sizes)
+    first = module.apply(variables, Z, MASK, num_quantizers=1, method="encode")
+    np.testing.assert_array_equal(first, alone.apply(variables, Z, MASK, method="encode"))
+    decoded = module.apply(variables, first, method="decode")
+    np.testing.assert_array_equal(decoded, alone.apply(variables, first, method="decode"))
+    if name != "beam":
+        np.testing.assert_array_equal(first, module.apply(variables, Z, MASK, method="encode")[..., :1])
+
+
+def test_the_first_stages_of_every_group_are_encoded():
+    module, variables = OPTIONS["grouped"], variables_of("grouped")
+    first = module.apply(variables, Z, num_quantizers=1, method="encode")
+    np.testing.assert_array_equal(first, module.apply(variables, Z, method="encode")[..., :1])
+    assert module.apply(variables, first, method="decode").shape == Z.shape
+
+
+@pytest.mark.parametrize("count", [0, 4, True])
+def test_other_numbers_of_stages_are_refused(count):
+    with pytest.raises(UserError, match=rf"num_quantizers must be a whole number in \[1, 3\], got {count}"):
+        OPTIONS["default"].apply(variables_of("default"), Z, num_quantizers=count, method="encode")
+
+
+def test_a_beam_of_one_is_greedy():
+    module, variables = OPTIONS["default"], variables_of("default")
+    codes = [variables["codebook"][f"stages_{stage}"]["codes"] for stage in range(3)]
+
+    def candidates(stage, residuals, sums, count):
+        assert count == 1
+        return jnp.argmin(
+            jnp.sum(jnp.square(residuals[..., None, :] - codes[stage][None, None, None]), axis=-1), axis=-1
+        )[..., None]
+
+    searched = beam_search(Z, 3, 1, candidates, lambda stage, indices, sums: codes[stage][indices])
+    np.testing.assert_array_equal(searched, module.clone(beam_size=1).apply(variables, Z, method="encode"))
+
+
 def test_indices_that_do_not_exist_show():
     for name in ("default", "grouped"):
         indices = OPTIONS[name].apply(variables_of(name), Z, method="encode")
@@ -309,6 +349,111 @@ def test_dead_codes_of_a_shared_codebook_are_counted_once():
     for train in (False, True):
         out, _ = OPTIONS["shared"].apply(variables_of("shared"), Z, train=train, mutable=["codebook"])
         assert float(out.metrics["dead_codes"]) <= 8
+
+
+@pytest.mark.parametrize("name", ["default", "sizes", "shared", "beam", "dropout"])
+def test_every_stage_reports_the_use_of_its_codes(name):
+    module, variables = OPTIONS[name], variables_of(name)
+    out, _ = trained(name)(variables, Z, MASK, KEY)
+    sizes = module.stage_sizes or (8,) * 3
+    for stage, size in enumerate(sizes):
+        chosen = np.asarray(out.indices[..., stage]).ravel()
+        counts = np.bincount(chosen[chosen >= 0], minlength=size)
+        share = counts[counts > 0] / counts.sum()
+        np.testing.assert_allclose(
+            out.metrics[f"perplexity_{stage}"], np.exp(-np.sum(share * np.log(share))), rtol=1e-5
+        )
+        np.testing.assert_allclose(out.metrics[f"usage_{stage}"], np.mean(counts > 0), rtol=1e-6)
+    dead = [name for name in out.metrics if name.startswith("dead_codes_")]
+    if name == "shared":
+        assert not dead
+    else:
+        assert float(sum(out.metrics[name] for name in dead)) == float(out.metrics["dead_codes"])
+        assert len(dead) == len(sizes)
+
+
+def test_every_group_reports_the_use_of_its_codes():
+    module, variables = OPTIONS["grouped"], variables_of("grouped")
+    metrics = module.apply(variables, Z, MASK, train=False).metrics
+    for name in ("perplexity", "usage"):
+        each = [float(metrics[f"{name}_group_{group}"]) for group in range(2)]
+        assert float(metrics[name]) == pytest.approx(np.mean(each), rel=1e-6)
+        stages = [float(metrics[f"{name}_{stage}"]) for stage in range(2)]
+        assert float(metrics[name]) == pytest.approx(np.mean(stages), rel=1e-6)
+    for part in ("group_", ""):
+        assert sum(float(metrics[f"dead_codes_{part}{i}"]) for i in range(2)) == float(metrics["dead_codes"])
+
+
+def test_every_index_is_counted_among_the_codes_that_it_chooses_from():
+    sizes = {
+        "default": (8, 8, 8),
+        "sizes": (8, 4, 2),
+        "shared": (8,),
+        "grouped": (8, 8, 8, 8),
+        "grouped_stages": (8,) * 6,
+        "heads": (8,) * 6,
+        "product": (8, 8),
+    }
+    for name, expected in sizes.items():
+        assert OPTIONS[name].codebook_sizes == expected, name
+        assert OPTIONS[name].num_codebooks == len(expected), name
+    assert Grouped(OPTIONS["sizes"], 2).codebook_sizes == (8, 4, 2, 8, 4, 2)
+    assert Grouped(OPTIONS["shared"], 2).codebook_sizes == (8,) * 6
+    assert Grouped(STAGE.clone(heads=2), 2).codebook_sizes == (8,) * 4
+
+
+def unequal(*shape):
+    """Vectors whose second half is a hundred times smaller."""
+    return jnp.asarray(np.asarray(jax.random.normal(KEY, shape)) * np.repeat(np.float32([1.0, 0.01]), shape[-1] // 2))
+
+
+# A quantizer of groups, and one that has the same codes side by side.
+SIDE_BY_SIDE = {
+    "heads": (Grouped(STAGE, 2), ProductVQ(8, heads=2)),
+    "cosine heads": (Grouped(STAGE.clone(distance="cosine"), 2), ProductVQ(8, heads=2, distance="cosine")),
+    "codebooks": (Grouped(FSQ((4, 3)), 2), FSQ((4, 3), num_codebooks=2)),
+    "rotated": (Grouped(LFQ(2), 2), LFQ(2, num_codebooks=2)),
+}
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_the_relative_error_of_groups_is_a_ratio_of_totals(name):
+    grouped, whole = SIDE_BY_SIDE[name]
+    z, mask = unequal(8, 6, 4), MASK
+    variables = grouped.init({"params": KEY, "quantizer": KEY}, z)
+    parts = variables.get("codebook", {}).values()
+    joined = {"codebook": jax.tree.map(lambda *each: jnp.stack(each), *parts)} if parts else {}
+    for masks in ((), (mask,)):
+        metrics = grouped.apply(variables, z, *masks, train=False).metrics
+        expected = whole.apply(joined, z, *masks, train=False).metrics
+        for metric in ("quantization_error", "relative_error"):
+            np.testing.assert_allclose(metrics[metric], expected[metric], rtol=1e-5, err_msg=metric)
+
+
+def test_the_relative_error_of_groups_of_stages_is_a_ratio_of_totals():
+    module, z = Grouped(Residual(STAGE, 2), 2), unequal(8, 6, 4)
+    variables = module.init(KEY, z)
+    out = module.apply(variables, z, train=False)
+    expected = np.sum(np.square(z - out.quantized)) / np.sum(np.square(z))
+    np.testing.assert_allclose(out.metrics["relative_error"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_groups_measure_the_global_batch(mapped):
+    module, z = Grouped(STAGE, 2), unequal(64, 4)
+    if mapped:
+        # The axis belongs to the template.
+        module = Grouped(STAGE.clone(axis_name="data"), 2)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    variables = module.init(KEY, z)
+    expected = Grouped(STAGE, 2).apply(variables, z, train=False).metrics
+    run = lambda z: module.apply(variables, z, train=False).metrics  # noqa: E731
+    if mapped:
+        average = lambda z: jax.tree.map(lambda x: jax.lax.pmean(x, "data"), run(z))  # noqa: E731
+        actual = jax.shard_map(average, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P())(z)
+    else:
+        actual = jax.jit(run)(jax.device_put(z, jax.NamedSharding(mesh, jax.P("data"))))
+    assert_alike(actual, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_grouped_quantizers_are_their_parts():

@@ -260,13 +260,12 @@ class CodeUsage(Metric):
     """Perplexity and usage of the codes, and the bits that the indices take.
 
     Attributes:
-      num_codes: Codes of a codebook.
-      num_codebooks: Codebooks that the indices of one place belong to, along the last axes of ``indices``; usage is
-        measured in each of them and averaged.
+      num_codes: Codes of each codebook that the indices of one place belong to, along the last axes of ``indices``: of
+        the stages of a residual quantizer, for example. A number for one codebook. Usage is measured in each of them,
+        and averaged.
     """
 
-    num_codes: int = flax.struct.field(pytree_node=False)
-    num_codebooks: int = flax.struct.field(pytree_node=False, default=1)
+    num_codes: int | tuple[int, ...] = flax.struct.field(pytree_node=False)
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -279,27 +278,34 @@ class CodeUsage(Metric):
             "tokens_per_image": "indices per image",
             "bits_per_image": "tokens_per_image * log2(number of codes)",
             "entropy_bits_per_image": "tokens_per_image * log2(perplexity_split)",
+        } | {
+            name: f"the same of codebook {number}, in the order of the indices of one place"
+            for number in range(len(self._sizes))
+            for name in self._names_of(number)
         }
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
         indices, valid = outputs["indices"], outputs["valid"]
         used = jnp.broadcast_to(jnp.expand_dims(valid, range(1, indices.ndim)), indices.shape)
+        number, largest = len(self._sizes), max(self._sizes)
+        indices, used = indices.reshape(-1, number), used.reshape(-1, number)
+        exist = used & (indices >= 0) & (indices < jnp.asarray(self._sizes)[None])
         # Indices that do not exist go to a place of their own instead of wrapping around.
-        places = jnp.where(used & (indices >= 0), indices, self.num_codes).reshape(-1, self.num_codebooks)
-        codebooks = jnp.broadcast_to(jnp.arange(self.num_codebooks)[None], places.shape)
-        counts = jnp.zeros((self.num_codebooks, self.num_codes), jnp.int32)
+        places = jnp.where(exist, indices, largest)
+        codebooks = jnp.broadcast_to(jnp.arange(number)[None], places.shape)
+        counts = jnp.zeros((number, largest), jnp.int32)
         return {"valid": valid, "tokens": jnp.sum(used), "counts": counts.at[codebooks, places].add(1, mode="drop")}
 
     def init(self) -> _CodeCounts:
-        return _CodeCounts(np.zeros((self.num_codebooks, self.num_codes), np.int64))
+        return _CodeCounts(np.zeros((len(self._sizes), max(self._sizes)), np.int64))
 
     def update(self, state: _CodeCounts, measured: PyTree[Array]) -> _CodeCounts:
         counts, valid = np.asarray(measured["counts"]).astype(np.int64), np.asarray(measured["valid"])
         tokens = int(measured["tokens"])
         if counts.sum() != tokens:
             raise UserError(
-                f"num_codes must be that of the quantizer, got {self.num_codes}, and indices that are not in "
-                f"[0, {self.num_codes - 1}]; pass the num_codes of the quantizer that made them"
+                f"num_codes must be that of the quantizer, got {self.num_codes}, and indices that are not below "
+                "it; pass the codebook_sizes of the quantizer that made them"
             )
         field = "full_perplexities" if valid.all() else "partial_perplexities"
         return state._replace(
@@ -309,31 +315,43 @@ class CodeUsage(Metric):
         )
 
     def compute(self, state: _CodeCounts) -> Numbers:
-        used_codes = int(np.count_nonzero(state.of_split))
-        entropy_bits = float(np.mean([math.log2(exact_perplexity(counts)) for counts in state.of_split]))
+        used, perplexities = np.count_nonzero(state.of_split, axis=1), [exact_perplexity(c) for c in state.of_split]
+        mean_bits, entropy_bits = (float(np.mean(np.log2(numbers))) for numbers in (self._sizes, perplexities))
+        each = {}
+        for number, size in enumerate(self._sizes):
+            measured = perplexities[number], used[number] / size, size - int(used[number])
+            each |= dict(zip(self._names_of(number), measured, strict=False))
         return {
             "perplexity_batch": float(np.mean(state.full_perplexities or state.partial_perplexities)),
             "perplexity_split": _mean_perplexity(state.of_split),
-            "usage_split": used_codes / state.of_split.size,
-            "dead_codes_split": state.of_split.size - used_codes,
+            "usage_split": int(used.sum()) / sum(self._sizes),
+            "dead_codes_split": sum(self._sizes) - int(used.sum()),
             "tokens_per_image": state.tokens_per_image,
-            "bits_per_image": state.tokens_per_image * math.log2(self.num_codes),
+            "bits_per_image": state.tokens_per_image * mean_bits,
             "entropy_bits_per_image": state.tokens_per_image * entropy_bits,
-        }
+        } | each
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return self.num_codes if isinstance(self.num_codes, tuple) else (self.num_codes,)
+
+    def _names_of(self, number: int) -> tuple[str, ...]:
+        """Return the names of a codebook's own numbers; none where there is one codebook alone."""
+        names = ("perplexity_split", "usage_split", "dead_codes_split")
+        return () if len(self._sizes) == 1 else tuple(f"{name}_{number}" for name in names)
 
 
-def tokenizer_metrics(num_codes: int, num_codebooks: int = 1) -> tuple[Metric, ...]:
+def tokenizer_metrics(num_codes: int | tuple[int, ...]) -> tuple[Metric, ...]:
     """Return the metrics of a tokenizer's evaluation, in the order in which reports show them.
 
     Args:
-      num_codes: Codes of a codebook.
-      num_codebooks: Codebooks that the indices of one place belong to.
+      num_codes: Codes of each codebook, the ``codebook_sizes`` of a quantizer; a number for one codebook.
 
     Example:
       >>> [type(metric).__name__ for metric in tokenizer_metrics(num_codes=512)]
       ['ImageCount', 'MSE', 'PSNR', 'SSIM', 'TokenLosses', 'CodeUsage']
     """
-    return ImageCount(), MSE(), PSNR(), SSIM(), TokenLosses(), CodeUsage(num_codes, num_codebooks)
+    return ImageCount(), MSE(), PSNR(), SSIM(), TokenLosses(), CodeUsage(num_codes)
 
 
 def _pixels(outputs: Outputs) -> Float[Array, "batch height width channels"]:

@@ -165,6 +165,11 @@ class Quantizer(nn.Module):
         return math.prod(self.index_shape)
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The number of codes of each codebook whose use is counted, in the order of a vector's indices."""
+        return (self.num_codes,) * self.num_codebooks
+
+    @property
     def code_features(self) -> int | None:
         """The number of features of the codes where it is fixed; None where it is the input's."""
         return None
@@ -244,6 +249,10 @@ class Quantizer(nn.Module):
             square = jax.lax.pmean(square, self._batch_axis)
         return jnp.where(square > 0, error / jnp.where(square > 0, square, 1.0), 0.0)
 
+    def _to_code_space(self, z: Vectors) -> Features:
+        """Return what the codes stand for: the input after projection, normalization and bounds, in float32."""
+        return z.astype(jnp.float32)
+
     def _create_projections(self, outer: int, inner: int) -> None:
         """Create, in ``init``, linear maps between differing numbers of features of input and codes."""
         if outer == inner:
@@ -282,6 +291,18 @@ class Quantizer(nn.Module):
 
     def _project_out(self, vectors: Features) -> Vectors:
         return self._project("project_out", vectors) if self._is_projected else vectors
+
+
+def combine_metrics(metrics: Sequence[dict[str, Scalar]]) -> dict[str, Scalar]:
+    """Return the mean of the metrics of several quantizers, of dead codes the total."""
+    combined = jax.tree.map(lambda *values: sum(values) / len(values), *metrics)
+    return combined | {name: sum(each[name] for each in metrics) for name in combined if name.startswith("dead_codes")}
+
+
+def usage_by_part(metrics: Sequence[dict[str, Scalar]], part: str = "") -> dict[str, Scalar]:
+    """Return the use of the codes of each of several quantizers, as ``perplexity_0`` and so on."""
+    names = ("perplexity", "usage", "dead_codes")
+    return {f"{name}_{part}{i}": each[name] for i, each in enumerate(metrics) for name in names if name in each}
 
 
 def zero_where_masked(x: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None) -> Float[Array, "*batch dim"]:

@@ -1,5 +1,8 @@
 """Groups of features, each with a quantizer of its own."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,18 @@ from jaxtyping import Array, Float, Integer
 
 from vqjax.errors import UserError
 from vqjax.estimators import Estimator
-from vqjax.quantizers.base import Indices, Mask, Quantizer, QuantizerOutput, Vectors
+from vqjax.quantizers.base import (
+    Features,
+    Indices,
+    Mask,
+    Quantizer,
+    QuantizerOutput,
+    Scalar,
+    Vectors,
+    combine_metrics,
+    usage_by_part,
+    zero_where_masked,
+)
 from vqjax.quantizers.validation import check_input, require, require_count
 
 
@@ -59,6 +73,14 @@ class Grouped(Quantizer):
     def index_shape(self) -> tuple[int, ...]:
         """An axis of groups, and the template's."""
         return (self.groups, *self.quantizer.index_shape)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The number of codes that each index of a vector chooses from."""
+        of_group = self.quantizer.codebook_sizes
+        # A template whose indices share a codebook counts them together, which groups cannot.
+        shared = len(of_group) < math.prod(self.quantizer.index_shape)
+        return super().codebook_sizes if shared else of_group * self.groups
 
     @property
     def code_features(self) -> int | None:
@@ -116,24 +138,33 @@ class Grouped(Quantizer):
 
         Returns:
           Codes of all groups side by side, indices with an axis of groups after the leading axes of ``z``, the sum
-          of the groups' losses, and the mean of their metrics (of dead codes: the sum).
+          of the groups' losses, and metrics: ``relative_error``, the error of all groups over the mean square of all
+          their latents, the total of their dead codes, the mean of all others, and ``perplexity_group_0``,
+          ``usage_group_0``, ``dead_codes_group_0`` and so on of each group.
 
         Raises:
           UserError: The features do not split into groups, or the template's reasons.
         """
         self._check_input(z, mask, condition)
         outputs = [part(piece, mask, train) for part, piece in zip(self.parts, self._split(z), strict=True)]
-        metrics = jax.tree.map(lambda *values: sum(values) / len(values), *[output.metrics for output in outputs])
-        if "dead_codes" in metrics:
-            metrics["dead_codes"] = sum(output.metrics["dead_codes"] for output in outputs)
+        metrics = self._combine([output.metrics for output in outputs], z, mask)
         quantized = jnp.concatenate([output.quantized for output in outputs], axis=-1)
         indices = jnp.stack([output.indices for output in outputs], axis=z.ndim - 1)
         return QuantizerOutput(quantized, indices, sum(output.loss for output in outputs), metrics)
 
-    def encode(self, z: Vectors, mask: Mask = None) -> Indices:
-        """Return indices, with an axis of groups after the leading axes of ``z``."""
+    def encode(self, z: Vectors, mask: Mask = None, **options: object) -> Indices:
+        """Return indices, with an axis of groups after the leading axes of ``z``.
+
+        Args:
+          z: Vectors along the last axis.
+          mask: True for valid tokens; the others get index -1.
+          **options: Further arguments of the template's ``encode``, such as ``num_quantizers`` of :class:`Residual`.
+
+        Returns:
+          int32 indices.
+        """
         pieces = zip(self.parts, self._split(z), strict=True)
-        return jnp.stack([part.encode(piece, mask) for part, piece in pieces], axis=z.ndim - 1)
+        return jnp.stack([part.encode(piece, mask, **options) for part, piece in pieces], axis=z.ndim - 1)
 
     def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Vectors:
         """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32."""
@@ -146,10 +177,29 @@ class Grouped(Quantizer):
         pieces = zip(self.parts, jnp.moveaxis(indices, axis, 0), strict=True)
         return jnp.concatenate([part.decode(piece) for part, piece in pieces], axis=-1)
 
+    def code_vectors(self) -> tuple[Any, ...]:
+        """Return the codes of each group; see the template's method."""
+        return tuple(part.code_vectors() for part in self.parts)
+
     def kmeans_init(self, z: Vectors, mask: Mask = None, **options: object) -> None:
         """Start the codebooks of every group from clusters, see the template's method."""
         for part, piece in zip(self.parts, self._split(z), strict=True):
             part.kmeans_init(piece, mask, **options)
+
+    def _combine(self, metrics: list[dict[str, Scalar]], z: Vectors, mask: Mask) -> dict[str, Scalar]:
+        """Return the metrics of all groups together, and the use of the codes of each."""
+        combined = combine_metrics(metrics)
+        if "relative_error" in combined:
+            # Not the mean of ratios, in which a group of small latents would count as much as the others.
+            latents = self._to_code_space(zero_where_masked(z, mask))
+            error = self._relative_error(combined["quantization_error"], latents, mask)
+            combined["relative_error"] = jax.lax.stop_gradient(error)
+        return combined | usage_by_part(metrics, "group_")
+
+    def _to_code_space(self, z: Vectors) -> Features:
+        pieces = [part._to_code_space(piece) for part, piece in zip(self.parts, self._split(z), strict=True)]
+        # Heads and codebooks have axes of their own.
+        return jnp.concatenate([piece.reshape(*z.shape[:-1], -1) for piece in pieces], axis=-1)
 
     def _split(self, z: Vectors) -> list[Float[Array, "*batch features"]]:
         check_input(z, None)

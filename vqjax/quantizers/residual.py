@@ -1,8 +1,9 @@
 """The residual quantizer, over any other: several codes per vector, each for what the ones before have left."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -23,7 +24,9 @@ from vqjax.quantizers.base import (
     QuantizerOutput,
     Scalar,
     Vectors,
+    combine_metrics,
     int32_indices,
+    usage_by_part,
     zero_where_masked,
 )
 from vqjax.quantizers.codebooks import GradientCodebook
@@ -134,13 +137,21 @@ class StagedQuantizer(Quantizer):
     def _stage_metrics(
         self, x: Vectors, total: Vectors, mask: Mask, outputs: list[QuantizerOutput]
     ) -> dict[str, Scalar]:
-        """Return errors and geometry of the sum, the error of each stage, and all other metrics combined."""
-        combined = jax.tree.map(lambda *values: sum(values) / len(values), *[output.metrics for output in outputs])
-        if "dead_codes" in combined:
-            dead = [output.metrics["dead_codes"] for output in outputs]
-            combined["dead_codes"] = dead[0] if self.shared_codebook else sum(dead)
-        each = {f"quantization_error_{i}": output.metrics["quantization_error"] for i, output in enumerate(outputs)}
-        return combined | each | self._errors(x, total, mask) | geometry_statistics(x, total, mask, self._batch_axis)
+        """Return errors and geometry of the sum, error and use of codes of each stage, and the others combined."""
+        metrics = [output.metrics for output in outputs]
+        combined = combine_metrics(metrics)
+        if self.shared_codebook and "dead_codes" in combined:
+            # Those of one codebook, whichever stage counts them.
+            combined["dead_codes"] = metrics[0]["dead_codes"]
+            metrics = [{name: value for name, value in each.items() if name != "dead_codes"} for each in metrics]
+        each = {f"quantization_error_{i}": stage["quantization_error"] for i, stage in enumerate(metrics)}
+        return (
+            combined
+            | each
+            | usage_by_part(metrics)
+            | self._errors(x, total, mask)
+            | geometry_statistics(x, total, mask, self._batch_axis)
+        )
 
 
 def keep_stage(stage: int, depths: Depths | None, mask: Mask, shape: tuple[int, ...]) -> Mask:
@@ -182,7 +193,8 @@ class Residual(StagedQuantizer):
       shared_codebook: All stages use one codebook, updated once per batch with the tokens of all stages.
       implicit_codebooks: Template of a network that adapts each codebook but the first to what the stages before
         have decoded (QINCo); the quantizer's codes have to be learned by gradient.
-      beam_size: Candidates that a search over the stages keeps, in training; 1 takes the nearest code in each.
+      beam_size: Candidates that a search over the stages keeps, in training; with 1 the search is greedy: each stage
+        takes the nearest code.
       beam_size_eval: The same where ``train=False``; ``beam_size`` by default.
       soft_clamp: Bounds the input by :math:`c \tanh(z/c)` once, before the first stage. Stages of :class:`FSQ` that
         clip bring limits of their own.
@@ -309,6 +321,13 @@ class Residual(StagedQuantizer):
         return 1 if self.shared_codebook and not self.quantizer.index_shape else super().num_codebooks
 
     @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The number of codes of each codebook whose use is counted: of each stage, for each index of the template."""
+        if self.stage_sizes is None:
+            return super().codebook_sizes
+        return self.stage_sizes * math.prod(self.quantizer.index_shape)
+
+    @property
     def code_features(self) -> int | None:
         """The number of features of the codes where it is fixed."""
         return self.quantizer.code_features or self.codebook_dim
@@ -330,8 +349,9 @@ class Residual(StagedQuantizer):
         Returns:
           The sum of the codes, int32 indices ``[..., num_quantizers]`` (-1 in dropped stages), the sum of the stages'
           losses, and metrics: ``quantization_error`` and ``relative_error`` (of the sum), ``quantization_error_0`` and
-          so on (of what each stage was given), ``norm_ratio`` and ``angle`` (of the sum), the total of the stages'
-          dead codes, and the mean over stages of all others.
+          so on (of what each stage was given), ``perplexity_0``, ``usage_0`` and, where each stage has a codebook,
+          ``dead_codes_0`` and so on, ``norm_ratio`` and ``angle`` (of the sum), the total of the stages' dead codes,
+          and the mean over stages of all others.
 
         Raises:
           UserError: See the template's class.
@@ -345,7 +365,8 @@ class Residual(StagedQuantizer):
         if train and self.dropout is not None:
             examples = batch[0] if batch else 1
             depths = self._draw_depths(examples, self.num_quantizers, self.dropout_min_stages, self.dropout_multiple)
-        chosen = self._search(x, None if depths is None else per_token(depths, batch), train)
+        token_depths = None if depths is None else per_token(depths, batch)
+        chosen = self._search(x, token_depths, train, self.num_quantizers)
         above, quantized, residuals, masks, outputs = jnp.zeros_like(x), jnp.zeros_like(x), [], [], []
         for stage in range(self.num_quantizers):
             residuals.append(x - above)
@@ -364,22 +385,29 @@ class Residual(StagedQuantizer):
         loss = sum(output.loss for output in outputs)
         return QuantizerOutput(quantized, indices, loss, jax.lax.stop_gradient(metrics))
 
-    def encode(self, z: Vectors, mask: Mask = None) -> Indices:
-        """Return the indices of all stages.
+    def encode(self, z: Vectors, mask: Mask = None, *, num_quantizers: int | None = None) -> Indices:
+        """Return the indices of all stages, or of the first few: a lower bit rate.
 
         Args:
           z: Vectors along the last axis.
           mask: True for valid tokens; the others get index -1.
+          num_quantizers: Number of stages; all by default. A beam search then minimizes what these stages leave.
 
         Returns:
-          int32 indices along a new last axis of stages, coarsest first.
+          int32 indices along a new last axis of stages, coarsest first; ``decode`` takes any number of them.
+
+        Raises:
+          UserError: There are not so many stages.
         """
         self._check_input(z, mask)
+        if num_quantizers is not None:
+            require_count("num_quantizers", num_quantizers, largest=self.num_quantizers)
+        count = self.num_quantizers if num_quantizers is None else num_quantizers
         x = self._to_code_space(zero_where_masked(z, mask))
-        indices = self._search(x, None, train=False)
+        indices = self._search(x, None, train=False, num_stages=count)
         if indices is None:
             above, by_stage = jnp.zeros_like(x), []
-            for stage in range(self.num_quantizers):
+            for stage in range(count):
                 by_stage.append(self._quantizer_at(stage).encode(x - above, **self._condition(stage, above)))
                 above += self._decode_stage(stage, by_stage[-1], above)
             indices = jnp.stack(by_stage, axis=-1)
@@ -407,6 +435,12 @@ class Residual(StagedQuantizer):
             total = total + self._decode_stage(stage, indices[..., stage], total)
         own_axes = tuple(range(-len(self.index_shape), 0))
         return zero_where_masked(self._project_out(total), jnp.any(indices != -1, axis=own_axes))
+
+    def code_vectors(self) -> tuple[Any, ...]:
+        """Return the codes of each stage; see the template's method."""
+        advice = "the codes of a stage depend on those before it; decode the indices whose vectors you need"
+        require(self.implicit_codebooks is None, "implicit_codebooks", self.implicit_codebooks, "None", advice)
+        return tuple(self._quantizer_at(stage).code_vectors() for stage in range(self.num_quantizers))
 
     def kmeans_init(
         self, z: Vectors, mask: Mask = None, *, iterations: int = 10, start: Literal["random", "plus_plus"] = "random"
@@ -472,8 +506,8 @@ class Residual(StagedQuantizer):
         out = self.stages[0].assign(jnp.stack(residuals), jnp.moveaxis(indices, -1, 0), mask, train=True)
         return {name: out.metrics[name] for name in ("dead_codes", "perplexity", "usage") if name in out.metrics}
 
-    def _search(self, x: Vectors, depths: Int[Array, "*batch"] | None, train: bool) -> Indices | None:
-        """Choose the indices of all stages by beam search, where one is asked for."""
+    def _search(self, x: Vectors, depths: Int[Array, "*batch"] | None, train: bool, num_stages: int) -> Indices | None:
+        """Choose the indices of the first stages by beam search, where one is asked for."""
         size = self.beam_size if train or self.beam_size_eval is None else self.beam_size_eval
         if size == 1 or self.is_initializing():
             return None
@@ -486,7 +520,7 @@ class Residual(StagedQuantizer):
             above = jnp.broadcast_to(sums[..., None, :], (*indices.shape, sums.shape[-1]))
             return self._decode_stage(stage, indices, above)
 
-        return beam_search(x, self.num_quantizers, size, candidates, codes, depths)
+        return beam_search(x, num_stages, size, candidates, codes, depths)
 
 
 ResidualVQ = Residual

@@ -163,7 +163,7 @@ class VQVAETask(Task):
     @property
     def metrics(self) -> Sequence[Metric]:
         """Metrics of a tokenizer, and the first images of the split with their reconstructions."""
-        return *tokenizer_metrics(self.model.quantizer.num_codes, self.model.quantizer.num_codebooks), Pictures()
+        return *tokenizer_metrics(self.model.quantizer.codebook_sizes), Pictures()
 
     def headline(self, metrics: Mapping[str, Any]) -> str:
         """Return quality and code usage in one line."""
