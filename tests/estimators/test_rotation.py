@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqjax import estimators
-from vqjax.estimators import get_estimator, scaled_rotation
+from vqjax import UserError, estimators
+from vqjax.estimators import get_estimator, rotation, scaled_rotation
 from vqjax.functional import norm_ratio
 
 ROTATIONS = ("rotation", "rotation_unscaled", "rotation_normalized")
@@ -147,6 +147,13 @@ def test_rotations_turn_and_the_reflection_mirrors(name, determinant):
     scale = 1 if name == "rotation_unscaled" else np.linalg.norm(q) / np.linalg.norm(z)
     np.testing.assert_allclose(np.linalg.det(jacobian / scale), determinant, atol=1e-5)
     np.testing.assert_allclose(jacobian @ jacobian.T / scale**2, np.eye(4), atol=1e-5)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_codes_of_another_shape_are_refused():
+    # Without a gradient the value was `q`, of any shape.
+    with pytest.raises(UserError, match=r"q must have the shape of z, \(2, 3\), got \(3,\)"):
+        rotation(jnp.ones((2, 3)), jnp.ones(3))
 
 
 def test_the_rotation_takes_z_to_q():

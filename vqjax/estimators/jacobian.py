@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vqjax.errors import UserError
+
 Vectors = Float[Array, "*batch dim"]
 Estimator = Callable[..., Any]
 """A gradient estimator, ``(z, q) -> q'``; see :mod:`vqjax.estimators`."""
@@ -19,7 +21,12 @@ def with_jacobian(linear_map: LinearMap, z: Vectors, q: Vectors) -> Vectors:
 
     The derivative is a custom rule instead of ``q + mapped - stop_gradient(mapped)``: that sum rounds, and the value
     must be the code bit for bit. Where no gradient is taken, the map costs nothing.
+
+    Raises:
+      UserError: ``z`` and ``q`` differ in shape, which a value without a gradient would not reveal.
     """
+    if z.shape != q.shape:
+        raise UserError(f"q must have the shape of z, {z.shape}, got {q.shape}; pass the code of each vector.")
 
     @jax.custom_jvp
     def value(z: Vectors, q: Vectors) -> Vectors:
