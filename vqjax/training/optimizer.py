@@ -36,7 +36,7 @@ class Optimizer(abc.ABC):
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _check("learning_rate", 0 < self.learning_rate < 1, "above 0 and below 1", self.learning_rate)
+        _check("learning_rate", self.learning_rate > 0, "above 0", self.learning_rate)
         _check("warmup_steps", self.warmup_steps >= 0, "a whole number of at least 0", self.warmup_steps)
         if self.clip_norm is not None:
             _check("clip_norm", self.clip_norm > 0, "above 0, or None", self.clip_norm)
@@ -83,7 +83,26 @@ class Optimizer(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
-    """Adam; see :func:`optax.adam`, and :class:`Optimizer` for the learning rate."""
+    """Adam; see :func:`optax.adam`, and :class:`Optimizer` for the learning rate.
+
+    Attributes:
+      b1: Decay of the mean of gradients.
+      b2: Decay of the mean of squared gradients.
+      eps: Added to the root of that mean, against a division by zero.
+
+    Raises:
+      UserError: An argument is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> optimizer = Adam(learning_rate=0.1).build(num_steps=10)
+      >>> state = optimizer.init(jnp.zeros(2))
+      >>> updates, _ = optimizer.update(jnp.array([3.0, -0.5]), state)
+      >>> print((updates / 0.1).round())  # the first step depends on the signs alone
+      [-1.  1.]
+
+    Source: Kingma and Ba, 2015 (arXiv 1412.6980).
+    """
 
     b1: float = 0.9
     b2: float = 0.999
@@ -100,7 +119,16 @@ class Adam(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay of what :func:`is_decayed` selects; see :func:`optax.adamw`."""
+    """Adam with decoupled weight decay of what :func:`is_decayed` selects; see :func:`optax.adamw`.
+
+    Attributes:
+      weight_decay: Part of a parameter that a step at learning rate 1 removes.
+
+    Raises:
+      UserError: An argument is out of range.
+
+    Source: Loshchilov and Hutter, 2019 (arXiv 1711.05101).
+    """
 
     weight_decay: float = 1e-4
 
@@ -114,7 +142,16 @@ class AdamW(Adam):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent; see :func:`optax.sgd`. Weight decay is added to the gradient."""
+    """Stochastic gradient descent; see :func:`optax.sgd`.
+
+    Attributes:
+      momentum: Decay of the sum of gradients; None for the gradient alone.
+      nesterov: Look ahead along the momentum.
+      weight_decay: Multiple of a parameter that is added to its gradient, where :func:`is_decayed`; None for none.
+
+    Raises:
+      UserError: An argument is out of range.
+    """
 
     momentum: float | None = None
     nesterov: bool = False
@@ -134,7 +171,18 @@ class SGD(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lion(Optimizer):
-    """Lion, with weight decay of what :func:`is_decayed` selects; see :func:`optax.lion`."""
+    """Lion, with weight decay of what :func:`is_decayed` selects; see :func:`optax.lion`.
+
+    Attributes:
+      b1: Weight of the mean of gradients in the sign that a step follows.
+      b2: Decay of that mean.
+      weight_decay: Part of a parameter that a step at learning rate 1 removes.
+
+    Raises:
+      UserError: An argument is out of range.
+
+    Source: Chen et al., 2023 (arXiv 2302.06675).
+    """
 
     b1: float = 0.9
     b2: float = 0.99
