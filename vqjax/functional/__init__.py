@@ -1,6 +1,33 @@
 """Pure functions on arrays, for any library on top of JAX.
 
 The nearest-code search as a kernel for Hopper GPUs, :mod:`vqjax.functional.hopper`, is imported by its own name.
+
+Example:
+  A training step of a vector quantizer with moving averages, without a module. These are the parts of
+  :class:`vqjax.VectorQuantizer`, in the order in which it calls them.
+
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> from vqjax.estimators import rotation
+  >>> def quantize(codebook, z):
+  ...   indices = nearest_codes(z, codebook.codes)
+  ...   codes = codebook.codes[indices]
+  ...   commitment = jnp.mean((z - jax.lax.stop_gradient(codes)) ** 2)
+  ...   batch = assign(z, indices, num_codes=len(codebook.codes))
+  ...   return rotation(z, codes), 0.25 * commitment, ema_update(codebook, batch, decay=0.99)
+  >>> z = jax.random.normal(jax.random.key(0), (64, 4))
+  >>> codebook = init_codebook(jax.random.normal(jax.random.key(1), (16, 4)))
+  >>> quantized, loss, codebook = jax.jit(quantize)(codebook, z)
+
+  The module does the same to the same codes:
+
+  >>> from vqjax import VectorQuantizer
+  >>> vq = VectorQuantizer(num_codes=16, codebook_init=lambda *_: jax.random.normal(jax.random.key(1), (16, 4)))
+  >>> out, variables = vq.apply(vq.init(jax.random.key(2), z), z, train=True, mutable=["codebook"])
+  >>> bool(jnp.allclose(out.quantized, quantized)), bool(jnp.allclose(out.loss, loss))
+  (True, True)
+  >>> bool(jnp.allclose(variables["codebook"]["codes"], codebook.codes))
+  True
 """
 
 from vqjax.functional.affine import FeatureStatistics as FeatureStatistics
