@@ -78,6 +78,7 @@ def codes_of(module):
 @pytest.mark.parametrize("arguments", [{"codebook": replacing()}, {"codebook": "gradient"}])
 def test_an_autoencoder_trains(arguments):
     model, x = Autoencoder(nnx.Rngs(0), **arguments), gaussian(64, FEATURES)
+    model.train()
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
     codes, held = codes_of(model.vq), model.vq.variables["codebook"]["relative_usage"]
     losses = [float(step(model, optimizer, x)) for _ in range(60)]
@@ -143,6 +144,9 @@ def test_a_module_may_take_further_inputs():
 
 def test_train_and_eval_set_the_mode_and_the_call_overrides_it():
     model, x = Autoencoder(nnx.Rngs(0)), gaussian(5, FEATURES)
+    with pytest.raises(UserError, match="train must be True or False for VectorQuantizer, got None"):
+        model(x)
+    model.train()
 
     def learns(model, **arguments):
         before = codes_of(model.vq)
@@ -157,6 +161,9 @@ def test_train_and_eval_set_the_mode_and_the_call_overrides_it():
     assert learns(model)
     assert not learns(model, train=False)
     assert not learns(nnx.view(model, deterministic=True))
+    assert learns(Autoencoder(nnx.Rngs(0), train=True))
+    assert not learns(Autoencoder(nnx.Rngs(0), train=False))
+    assert learns(Autoencoder(nnx.Rngs(0), train=False), train=True)
 
 
 def test_kmeans_starts_the_codebook_in_place():
@@ -246,7 +253,7 @@ def test_vmap_makes_independent_quantizers():
     assert before.shape == (2, CODES, DIM)
     assert np.any(before[0] != before[1])
     module = VectorQuantizer(num_codes=CODES)
-    alone = module.apply({"codebook": {"codes": before[1], **_untouched()}}, z[1])
+    alone = module.apply({"codebook": {"codes": before[1], **_untouched()}}, z[1], train=False)
     np.testing.assert_array_equal(train(both, z)[1], alone.quantized)
     assert np.any(both.variables["codebook"]["codes"][...] != before, axis=(1, 2)).all()
 

@@ -32,7 +32,7 @@ def run_examples(page, number):
 
 def test_the_examples_of_the_readme_run_and_keep_their_promises():
     names = run_examples("README.md", 3)
-    evaluated = names["vq"].apply(names["variables"], names["z"])
+    evaluated = names["vq"].apply(names["variables"], names["z"], train=False)
     assert (names["vectors"] == evaluated.quantized).all()
     assert names["out"].indices.shape == (8, 16, 16)
 

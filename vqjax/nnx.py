@@ -34,13 +34,14 @@ class Quantizer(nnx.Module):
     ``"gradient"``. The rest of the codebook is :class:`CodebookState`, which calls in training update in place. Random
     numbers come from the stream ``quantizer`` of ``rngs``, or its default stream; evaluation draws none.
 
-    As in ``nnx.Dropout``, a new module is in training mode, ``model.eval()`` and ``model.train()`` (or
-    ``nnx.view(model, deterministic=True)``) switch, and the argument ``train`` of a call overrides the mode.
+    Whether a call trains has to be said, as in linen, wherever it changes anything: by ``model.train()`` and
+    ``model.eval()`` (or ``nnx.view(model, deterministic=True)``), by the linen module's own ``train``, or by the
+    argument ``train`` of the call, which overrides the others.
 
     Attributes:
       module: The linen quantizer.
       variables: Its variables, by collection and name: ``variables["codebook"]["codes"]`` is an ``nnx.Variable``.
-      deterministic: True in evaluation mode.
+      deterministic: True in evaluation mode, False in training mode, None as long as neither was chosen.
 
     Args:
       module: Any quantizer of this package, such as ``VectorQuantizer(num_codes=512)``.
@@ -86,8 +87,9 @@ class Quantizer(nnx.Module):
         **inputs: Array,
     ) -> None:
         _check_arguments(module, dim, rngs)
-        self.module = module
-        self.deterministic = False
+        mode = getattr(module, "train", None)
+        self.deterministic = None if mode is None else not mode
+        self.module = module if mode is None else module.clone(train=None)
         self.rngs = _stream(rngs, "quantizer").fork()
         keys = {"params": _stream(rngs, "params")(), "quantizer": self.rngs()}
         # Some quantizers take maps: here of one position.
@@ -110,14 +112,18 @@ class Quantizer(nnx.Module):
         Args:
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens.
-          train: Update the codebook after the lookup; by default in the mode that ``train()`` or ``eval()`` set last.
+          train: Update the codebook after the lookup; by default as ``train()``, ``eval()`` or the constructor said.
           **inputs: Further inputs of the module's call.
 
         Returns:
           The output of the linen module.
+
+        Raises:
+          UserError: Nothing says whether the call trains, and it matters.
         """
-        train = not self.deterministic if train is None else train
-        return self._apply("__call__", z, mask, update=train, train=train, **inputs)
+        if train is None and self.deterministic is not None:
+            train = not self.deterministic
+        return self._apply("__call__", z, mask, update=bool(train), train=train, **inputs)
 
     def encode(
         self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **inputs: Array

@@ -57,7 +57,7 @@ class FaithfulQuantizer(nn.Module):
         return (self.num_codes,)
 
     @nn.compact
-    def __call__(self, z: Vectors, mask: None = None, train: bool = False) -> QuantizerOutput:
+    def __call__(self, z: Vectors, mask: None = None, train: bool | None = None) -> QuantizerOutput:
         """Quantize vectors, and move the averages wherever they are mutable.
 
         Args:

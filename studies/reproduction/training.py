@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +127,7 @@ class Training:
         self._test = jax.device_put(images.test[: scale.test_images // BATCH_SIZE * BATCH_SIZE])
         self._train_some = jax.jit(self._steps, donate_argnums=0, compiler_options=compiler_options())
         self._test_batch = jax.jit(self._measure, compiler_options=compiler_options())
-        self._reconstruct = jax.jit(self._model.apply)
+        self._reconstruct = jax.jit(partial(self._model.apply, train=False))
         on_cpu = jax.default_backend() == "cpu"
         self._steps_per_dispatch = 1 if on_cpu else _largest_divisor(scale.steps_per_epoch, _MAX_STEPS_PER_DISPATCH)
 
@@ -222,7 +223,7 @@ class Training:
 
     def _measure(self, variables: PyTree, images: UInt8[Array, "batch 32 32 3"]) -> tuple[dict, Array, PyTree]:
         pixels = to_model_range(images)
-        output, changed = self._model.apply(variables, pixels, mutable=["codebook"])
+        output, changed = self._model.apply(variables, pixels, train=False, mutable=["codebook"])
         metrics = output.quantizer.metrics
         error = jnp.mean(jnp.square(output.reconstruction - pixels))
         from_indices = self._model.apply(variables, output.quantizer.indices, method="decode")

@@ -124,7 +124,9 @@ class AdversarialTask(Task):
         return after.finish_step(self.ema_decay), metrics
 
     def evaluate(self, state: TrainState, batch: dict[str, Array]) -> dict[str, Array]:
-        output = self.networks[NETWORK].apply(state.evaluated(NETWORK), to_model_range(batch["image"]), batch["valid"])
+        output = self.networks[NETWORK].apply(
+            state.evaluated(NETWORK), to_model_range(batch["image"]), batch["valid"], train=False
+        )
         return {"reconstruction": output.reconstruction, "indices": output.quantizer.indices}
 
 

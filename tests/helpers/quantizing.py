@@ -56,7 +56,7 @@ def check_eight_devices(vq, variables, z, mapped):
     mask = jnp.arange(len(z)) > 5
 
     def step(vq, average, variables, z, mask):
-        out = vq.apply(variables, z, mask)
+        out = vq.apply(variables, z, mask, train=False)
         return average((out.loss, out.metrics)), (out.indices, out.quantized)
 
     expected = jax.jit(lambda *a: step(vq, lambda x: x, *a))(variables, z, mask)

@@ -120,7 +120,7 @@ def test_an_imported_quantizer_quantizes_as_it_did_there(arguments, state, featu
     z = gaussian(6, features)
     vq, variables = imported(state, features, **arguments)
     quantized, indices = reference(arguments, state, z)
-    out = vq.apply(variables, z)
+    out = vq.apply(variables, z, train=False)
     np.testing.assert_array_equal(out.indices, indices)
     np.testing.assert_allclose(out.quantized, quantized, rtol=1e-5, atol=1e-6)
 

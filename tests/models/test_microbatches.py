@@ -76,6 +76,6 @@ def test_a_decoder_with_state_of_its_own_trains_and_evaluates(microbatches):
     dropped = np.asarray(output.reconstruction == 0)
     assert 0.45 < dropped.mean() < 0.55
     assert (dropped[0] != dropped[1]).any()
-    evaluated = model.apply(variables | updates, IMAGES)
+    evaluated = model.apply(variables | updates, IMAGES, train=False)
     assert (evaluated.reconstruction == 0).mean() < 0.01
-    chex.assert_trees_all_equal(evaluated, model.apply(variables | updates, IMAGES))
+    chex.assert_trees_all_equal(evaluated, model.apply(variables | updates, IMAGES, train=False))

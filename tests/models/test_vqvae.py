@@ -108,12 +108,12 @@ def test_a_residual_block_rectifies_after_the_sum_and_a_sonnet_block_before_the_
 @pytest.mark.parametrize("name", ["residual", "sonnet"])
 def test_the_methods_agree_with_the_call(name):
     model, variables, images = small(name)
-    out = model.apply(variables, images)
+    out = model.apply(variables, images, train=False)
     z = model.apply(variables, images, method="latents")
     indices = model.apply(variables, images, method="encode")
     np.testing.assert_array_equal(indices, out.quantizer.indices)
     quantizer_variables = {"codebook": variables["codebook"]["quantizer"]}
-    alone = model.quantizer.apply(quantizer_variables, z)
+    alone = model.quantizer.apply(quantizer_variables, z, train=False)
     np.testing.assert_array_equal(alone.quantized, out.quantizer.quantized)
     decoded = model.apply(variables, indices, method="decode")
     np.testing.assert_array_equal(decoded, out.reconstruction)
@@ -138,7 +138,7 @@ def test_masked_images_take_no_part():
     chex.assert_trees_all_close(actual, expected, atol=1e-6)
     indices, masked_loss, _ = expected[1]
     np.testing.assert_array_equal(indices[1::2], -1)
-    alone = model.apply(variables, images[::2])
+    alone = model.apply(variables, images[::2], train=False)
     np.testing.assert_array_equal(indices[::2], alone.quantizer.indices)
     np.testing.assert_allclose(masked_loss, alone.quantizer.loss, rtol=1e-5)
 
@@ -147,7 +147,7 @@ def test_the_reconstruction_trains_encoder_and_decoder_and_leaves_the_codes_to_t
     model, variables, images = small("residual", codebook="gradient")
 
     def loss(params):
-        out = model.apply(variables | {"params": params}, images)
+        out = model.apply(variables | {"params": params}, images, train=False)
         return jnp.mean((out.reconstruction - images) ** 2)
 
     gradient = jax.grad(loss)(variables["params"])
@@ -187,7 +187,7 @@ def test_bfloat16_layers_leave_parameters_latents_and_images_in_float32(options)
     latents = model.apply(variables, images, method="latents")
     assert latents.dtype == jnp.float32
     np.testing.assert_allclose(latents, exact.apply(variables, images, method="latents"), rtol=0.1, atol=0.1)
-    output = model.apply(variables, images)
+    output = model.apply(variables, images, train=False)
     assert output.reconstruction.dtype == jnp.float32
     decoded = model.apply(variables, output.quantizer.indices, method="decode")
     np.testing.assert_allclose(decoded, output.reconstruction, atol=1e-5)
@@ -200,7 +200,7 @@ def test_the_precision_is_that_of_all_layers_and_their_gradients_but_not_of_the_
     model = model.clone(precision="tensorfloat32")
 
     def loss(params):
-        return jnp.mean(model.apply(variables | {"params": params}, images).reconstruction ** 2)
+        return jnp.mean(model.apply(variables | {"params": params}, images, train=False).reconstruction ** 2)
 
     program = jax.jit(jax.grad(loss)).lower(variables["params"]).as_text()
     convolutions = [line for line in program.splitlines() if "stablehlo.convolution" in line]

@@ -85,7 +85,7 @@ def test_a_learned_codebook_has_the_same_loss_and_gradient():
     loss.backward()
 
     def objective(params):
-        out = vq.apply({**variables, "params": params}, jnp.asarray(z))
+        out = vq.apply({**variables, "params": params}, jnp.asarray(z), train=False)
         return out.loss, out
 
     gradient, out = jax.grad(objective, has_aux=True)(variables["params"])
@@ -98,7 +98,7 @@ def test_affine_statistics_arrive():
     module = trained_there(DIM, affine_param=True)
     vq, variables = imported(module, DIM, affine_param=True)
     z = batches(1, DIM, seed=2)[0]
-    out = vq.apply(variables, jnp.asarray(z))
+    out = vq.apply(variables, jnp.asarray(z), train=False)
     # There, evaluation moves the statistics of the tokens before the lookup, by 0.01 of the new batch (a defect);
     # with that undone, the lookup is the same.
     module.eval()

@@ -67,7 +67,7 @@ def compare(scales, spatial_dims, mask=None, rotation=False, shared=True, num_ph
 
     @jax.jit
     def run(z):
-        out = vq.apply(variables, z, None if mask is None else jnp.asarray(mask))
+        out = vq.apply(variables, z, None if mask is None else jnp.asarray(mask), train=False)
         return jnp.sum(out.quantized * g) + 10 * out.loss, out
 
     of_z, out = jax.grad(run, has_aux=True)(jnp.asarray(z))

@@ -93,7 +93,11 @@ def test_defect_08_the_gradient_of_the_per_stage_form_grows_with_the_stages_ours
     for form in ("per_stage", "total"):
         stage = STAGE.clone(estimator="rotation" if rotation else "straight_through")
         module = ResidualVQ(stage, STAGES, gradient=form)
-        value = lambda z, m=module: jnp.sum(m.apply({"codebook": our_state(codebooks)}, z).quantized * cotangent)  # noqa: E731
+
+        def value(z, module=module):
+            out = module.apply({"codebook": our_state(codebooks)}, z, train=False)
+            return jnp.sum(out.quantized * cotangent)
+
         gradients[form] = jax.grad(value)(jnp.asarray(z))
     close(gradients["per_stage"], x.grad, rtol=1e-4, atol=1e-4 if rotation else 1e-5)
     if not rotation:
@@ -110,7 +114,7 @@ def test_projection_around_all_stages():
         for part, torch_part in (("kernel", "weight"), ("bias", "bias"))
     }
     module = ResidualVQ(STAGE, STAGES, codebook_dim=4)
-    out = module.apply({"params": params, "codebook": our_state(codebooks)}, jnp.asarray(z))
+    out = module.apply({"params": params, "codebook": our_state(codebooks)}, jnp.asarray(z), train=False)
     quantized, indices, _ = theirs(torch.tensor(z))
     np.testing.assert_array_equal(out.indices, indices)
     close(out.quantized, quantized)
@@ -135,7 +139,7 @@ def test_implicit_codebooks():
     state = {
         name: {"offsets": jnp.zeros((CODES, DIM)), "relative_usage": jnp.ones(CODES)} for name in our_state(codebooks)
     }
-    out = module.apply({"params": params, "codebook": state}, jnp.asarray(z))
+    out = module.apply({"params": params, "codebook": state}, jnp.asarray(z), train=False)
     quantized, indices, _ = theirs.eval()(torch.tensor(z))
     np.testing.assert_array_equal(out.indices, indices)
     close(out.quantized, quantized, atol=1e-5)
@@ -175,7 +179,7 @@ def test_defect_01_their_beam_search_scores_the_sum_over_stages_ours_what_is_lef
     theirs = their_residual(codebooks, beam_size=8, rotation_trick=False).eval()
     their_error = np.mean((theirs(torch.tensor(z))[0].detach().numpy() - z) ** 2)
     module = ResidualVQ(STAGE, STAGES, beam_size=8)
-    ours = module.apply({"codebook": our_state(codebooks)}, jnp.asarray(z))
+    ours = module.apply({"codebook": our_state(codebooks)}, jnp.asarray(z), train=False)
     assert np.mean((np.asarray(ours.quantized) - z) ** 2) < their_error
 
 

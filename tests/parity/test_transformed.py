@@ -43,7 +43,7 @@ def test_simvq_with_every_gradient(estimator, weight):
 
     def total(kernel, z):
         params = {"codebook_transform": {"linear": {"kernel": kernel}}}
-        out = vq.apply({"params": params, "codebook": {"codes": codes}}, z)
+        out = vq.apply({"params": params, "codebook": {"codes": codes}}, z, train=False)
         return jnp.sum(out.quantized * g) + out.loss, out
 
     (of_kernel, of_z), out = jax.grad(total, argnums=(0, 1), has_aux=True)(kernel, jnp.asarray(z))

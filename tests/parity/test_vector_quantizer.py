@@ -73,11 +73,11 @@ def test_value_and_gradient_of_the_estimators(make_peer, dim, estimator, scale):
     x = torch.tensor(z, requires_grad=True)
     quantized, _, _ = theirs(x)
     (quantized * torch.tensor(g)).sum().backward()
-    value, pull = jax.vjp(lambda z: vq.apply(variables, z).quantized, jnp.asarray(z))
+    value, pull = jax.vjp(lambda z: vq.apply(variables, z, train=False).quantized, jnp.asarray(z))
     close(value, quantized, atol=1e-5)
     close(pull(jnp.asarray(g))[0], x.grad, atol=1e-5 * float(np.abs(x.grad).max()))
     # Theirs is the code up to rounding, ours bit for bit.
-    np.testing.assert_array_equal(value, codes[np.asarray(vq.apply(variables, jnp.asarray(z)).indices)])
+    np.testing.assert_array_equal(value, codes[np.asarray(vq.apply(variables, jnp.asarray(z), train=False).indices)])
 
 
 def test_update_weights_per_code(make_peer):
@@ -118,7 +118,7 @@ def test_learned_codebook_loss_and_gradient(make_peer):
     vq, variables = ours(codes, codebook="gradient")
 
     def total(params, z):
-        return vq.apply(variables | {"params": params}, z).loss
+        return vq.apply(variables | {"params": params}, z, train=False).loss
 
     of_params, of_z = jax.grad(total, argnums=(0, 1))(variables["params"], jnp.asarray(z))
     # Their one weight multiplies one squared error that reaches both sides; ours are two terms.
@@ -154,7 +154,7 @@ def test_projection(make_peer):
     variables = {"params": params, "codebook": variables["codebook"] | {"codes": codes}}
     variables = jax.tree.map(jnp.asarray, variables)
     quantized, indices, loss = theirs(torch.tensor(z))
-    out = vq.apply(variables, jnp.asarray(z))
+    out = vq.apply(variables, jnp.asarray(z), train=False)
     np.testing.assert_array_equal(out.indices, indices)
     close(out.quantized, quantized, atol=1e-5)
     close(out.loss, loss)
@@ -174,7 +174,7 @@ def test_masked_commitment_differs_where_theirs_compares_with_the_raw_input(make
     _, _, right = theirs(torch.tensor(z), freeze_codebook=True)
     _, _, wrong = theirs(torch.tensor(z), mask=torch.tensor(mask), freeze_codebook=True)
     vq, variables = ours(codes, distance="cosine")
-    masked, unmasked = (vq.apply(variables, jnp.asarray(z), m).loss for m in (jnp.asarray(mask), None))
+    masked, unmasked = (vq.apply(variables, jnp.asarray(z), m, train=False).loss for m in (jnp.asarray(mask), None))
     close(unmasked, right)
     close(masked, right)
     assert float(wrong) > 10 * float(right)
@@ -203,8 +203,8 @@ def test_synchronization_reaches_the_codes_where_theirs_does_not(make_peer):
     assert theirs._codebook.embed.grad is None
     close(np.full_like(z, 1.5), x.grad)
     vq, variables = ours(codes, codebook=GradientCodebook(weight=0.0, sync_nu=0.5), estimator="straight_through")
-    run = lambda params, z: jnp.sum(vq.apply(variables | {"params": params}, z).quantized)  # noqa: E731
+    run = lambda params, z: jnp.sum(vq.apply(variables | {"params": params}, z, train=False).quantized)  # noqa: E731
     of_params, of_z = jax.grad(run, argnums=(0, 1))(variables["params"], jnp.asarray(z))
-    counts = np.bincount(np.asarray(vq.apply(variables, jnp.asarray(z)).indices).ravel(), minlength=CODES)
+    counts = np.bincount(np.asarray(vq.apply(variables, jnp.asarray(z), train=False).indices).ravel(), minlength=CODES)
     close(of_z, np.ones_like(z))
     close(of_params["codes"], 0.5 * np.repeat(counts[:, None], 8, 1))

@@ -51,7 +51,7 @@ def test_loss_value_and_every_gradient(nu, groups):
     params = jax.tree.map(jnp.asarray, params)
 
     def total(params, z):
-        out = vq.apply(variables | {"params": params}, z)
+        out = vq.apply(variables | {"params": params}, z, train=False)
         return jnp.sum(out.quantized * g) + out.loss, out
 
     gradients, out = jax.grad(total, argnums=(0, 1), has_aux=True)(params, jnp.asarray(z))

@@ -119,7 +119,7 @@ def divergence(logits):
 @pytest.mark.parametrize("free_nats", [0.0, np.log(2), 100.0])
 def test_the_loss_is_the_divergence_beyond_the_free_nats(free_nats):
     logits, mapper = gaussian(TOKENS, BITS), BinaryMapper(BITS, free_nats=float(free_nats))
-    loss, gradient = quickly_compiled(jax.value_and_grad(lambda z: mapper.apply({}, z).loss))(logits)
+    loss, gradient = quickly_compiled(jax.value_and_grad(lambda z: mapper.apply({}, z, train=False).loss))(logits)
     beyond = lambda x: np.mean(np.maximum(divergence(x) - free_nats, 0))  # noqa: E731
     np.testing.assert_allclose(loss, beyond(logits), rtol=1e-5)
     np.testing.assert_allclose(run(mapper, logits)[0].metrics["kl"], np.mean(divergence(logits)), rtol=1e-5)
@@ -259,15 +259,21 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message, as_user
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MAPPER.apply({}, jnp.zeros((2, 3))), r"z must be one logit for each of bits=4 .*, got \(2, 3\)"),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros((2, 3)), train=False),
+            r"z must be one logit for each of bits=4 .*, got \(2, 3\)",
+        ),
         (lambda: MAPPER.apply({}, jnp.zeros((2, 3)), method="encode"), r"one logit for each of bits=4"),
         (
             lambda: MAPPER.apply({}, jnp.zeros((2, 3)), jnp.zeros(2, int), method="log_prob"),
             r"one logit for each of bits=4",
         ),
-        (lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int)), r"z must be floating-point vectors, got int32"),
         (
-            lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.ones(3, bool)),
+            lambda: MAPPER.apply({}, jnp.zeros((2, BITS), int), train=False),
+            r"z must be floating-point vectors, got int32",
+        ),
+        (
+            lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), jnp.ones(3, bool), train=False),
             r"mask must be bool\[2\], .*, got bool\[3\]",
         ),
         (lambda: MAPPER.apply({}, jnp.zeros((2, BITS)), train=True), r"draws random .*pass rngs=\{'quantizer': key\}"),

@@ -127,10 +127,13 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
     ("arguments", "message"),
     [
         (
-            {"method": "assign", "indices": jnp.zeros(3, jnp.int32)},
+            {"train": False, "method": "assign", "indices": jnp.zeros(3, jnp.int32)},
             r"indices must be integers\[4, 6\], .*int32\[3\]",
         ),
-        ({"code_update_weights": jnp.ones(3)}, r"code_update_weights must have shape \(5,\), .*, got \(3,\)"),
+        (
+            {"train": False, "code_update_weights": jnp.ones(3)},
+            r"code_update_weights must have shape \(5,\), .*, got \(3,\)",
+        ),
         ({"method": "kmeans_init", "iterations": -1}, "iterations must be a whole number of at least 0, got -1"),
     ],
 )
@@ -144,7 +147,7 @@ def test_projections_to_other_codes_are_refused_in_the_call():
     with pytest.raises(
         UserError, match="z must have 2 features after the projection in the variables, as the codes have, got 3"
     ):
-        FSQ((5, 5)).apply(create(FSQ((5, 5, 5))), Z)
+        FSQ((5, 5)).apply(create(FSQ((5, 5, 5))), Z, train=False)
 
 
 @pytest.mark.parametrize("quantizer", [VectorQuantizer(11), ResidualVQ(VectorQuantizer(11), 1), FSQ((5, 5)), LFQ(4)])
@@ -164,7 +167,7 @@ def test_the_largest_unsigned_index_is_not_a_masked_token():
     "quantizer", [LFQ(4), BSQ(4), Residual(LFQ(4), 2), FSP((4, 4)), FSQ((5, 5)), VectorQuantizer(4)]
 )
 def test_an_empty_batch_stays_empty(quantizer):
-    out = quantizer.apply(create(quantizer), jnp.zeros((2, 0, 8)))
+    out = quantizer.apply(create(quantizer), jnp.zeros((2, 0, 8)), train=False)
     assert out.quantized.shape == (2, 0, 8)
     assert np.isfinite(out.loss)
 

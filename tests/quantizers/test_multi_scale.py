@@ -39,7 +39,7 @@ def make(quantizer=None, scales=SCALES, z=Z, **arguments):
 
 @functools.partial(jax.jit, static_argnames="vq")
 def evaluate(vq, variables, z, mask=None):
-    return vq.apply(variables, z, mask)
+    return vq.apply(variables, z, mask, train=False)
 
 
 @functools.partial(jax.jit, static_argnames="vq")
@@ -70,7 +70,7 @@ def gradients(vq, variables, z, weights, mask=None, shape=(6, 5)):
     of_params = {name: value for name, value in variables.items() if name == "params"}
 
     def output(z, params):
-        out = vq.apply(variables | params, z, mask)
+        out = vq.apply(variables | params, z, mask, train=False)
         return jnp.sum(out.quantized * weights), out
 
     (of_z, of_params), out = jax.grad(output, argnums=(0, 1), has_aux=True)(z, of_params)
@@ -198,7 +198,7 @@ def test_learned_codes_learn_by_their_loss_and_by_synchronization():
     _, of_params, expected, out = gradients(vq, variables, Z, gaussian(*Z.shape, seed=2))
     codes, plain = (tree["params"]["stages_0"]["codes"] for tree in (of_params, expected))
     np.testing.assert_allclose(codes, 0.5 * plain, rtol=1e-4, atol=1e-6)
-    by_loss = jax.jit(jax.grad(lambda v: vq.apply(variables | {"params": v}, Z).loss))(variables["params"])
+    by_loss = jax.jit(jax.grad(lambda v: vq.apply(variables | {"params": v}, Z, train=False).loss))(variables["params"])
     assert all(np.any(x) for x in jax.tree.leaves(by_loss["stages_0"]))
     np.testing.assert_array_equal(decode(vq, variables, out.indices, (6, 5)), out.quantized)
 
@@ -321,7 +321,7 @@ def test_a_training_step_in_bfloat16_keeps_the_state_in_float32():
 @pytest.mark.full
 def test_evaluation_changes_nothing_and_draws_nothing():
     vq, variables = make(dropout=0.5)
-    _, changed = vq.apply(variables, Z, mutable=["codebook"])
+    _, changed = vq.apply(variables, Z, train=False, mutable=["codebook"])
     chex.assert_trees_all_equal(changed["codebook"], variables["codebook"])
     with pytest.raises(UserError, match=r"dropout=0\.5 draws random numbers"):
         vq.apply(variables, Z, train=True, mutable=["codebook"])
@@ -390,7 +390,7 @@ def test_mistakes_are_refused_where_they_are_made(arguments, message, as_users_r
 def test_wrong_inputs_are_named(as_users_run_it):
     vq, variables = make()
     with pytest.raises(UserError, match="z must be a map with 2 axes of space"):
-        vq.apply(variables, gaussian(5, DIM))
+        vq.apply(variables, gaussian(5, DIM), train=False)
     with pytest.raises(UserError, match=r"indices must end with a scale, after one of \(1, 5, 17\) tokens"):
         vq.apply(variables, jnp.zeros((2, 6), int), method="decode")
     with pytest.raises(UserError, match="shape must be a whole number of at least 1, or 2 of them"):

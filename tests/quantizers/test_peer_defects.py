@@ -40,9 +40,9 @@ def train(vq, variables, z, mask=None, key=KEY):
 def test_defect_02_a_mask_of_all_true_changes_no_loss(arguments):
     vq, variables = create(**arguments)
     z = 10 * gaussian(TOKENS, DIM)
-    masked = vq.apply(variables, z, jnp.ones(TOKENS, bool))
-    np.testing.assert_allclose(masked.loss, vq.apply(variables, z).loss, rtol=1e-6)
-    nothing = vq.apply(variables, z, jnp.zeros(TOKENS, bool))
+    masked = vq.apply(variables, z, jnp.ones(TOKENS, bool), train=False)
+    np.testing.assert_allclose(masked.loss, vq.apply(variables, z, train=False).loss, rtol=1e-6)
+    nothing = vq.apply(variables, z, jnp.zeros(TOKENS, bool), train=False)
     assert float(nothing.loss) == 0
 
 
@@ -51,7 +51,7 @@ def test_defect_03_an_image_goes_through_groups_of_stages():
     vq = Grouped(template, groups=2)
     image = gaussian(1, 5, 3, DIM)
     variables = vq.init(KEY, image)
-    out = vq.apply(variables, image)
+    out = vq.apply(variables, image, train=False)
     assert out.quantized.shape == image.shape
     assert out.indices.shape == (1, 5, 3, 2, 2)
     np.testing.assert_array_equal(vq.apply(variables, out.indices, method="decode"), out.quantized)
@@ -59,12 +59,12 @@ def test_defect_03_an_image_goes_through_groups_of_stages():
 
 def test_defect_04_the_affine_map_is_in_decode_and_evaluation_leaves_its_statistics():
     vq, variables = create(codebook=EMACodebook(transform=RunningAffine()))
-    out, changed = vq.apply(variables, gaussian(TOKENS, DIM), mutable=["codebook"])
+    out, changed = vq.apply(variables, gaussian(TOKENS, DIM), train=False, mutable=["codebook"])
     jax.tree.map(np.testing.assert_array_equal, changed["codebook"], variables["codebook"])
     assert bool(jnp.all(jnp.isfinite(out.quantized)))
     z = 5 * gaussian(TOKENS, DIM) + 20
     _, trained = train(vq, variables, z)
-    evaluated = vq.apply(trained, z)
+    evaluated = vq.apply(trained, z, train=False)
     np.testing.assert_array_equal(evaluated.quantized, vq.apply(trained, evaluated.indices, method="decode"))
     shapes = jax.tree.map(jnp.shape, (variables, trained))
     assert shapes[0] == shapes[1]
@@ -94,7 +94,7 @@ def test_defect_10_synchronization_reaches_the_codes_and_leaves_the_encoder():
     z = gaussian(TOKENS, DIM)
     learned = GradientCodebook(weight=0.0, sync_nu=0.5)
     vq, variables = create(codebook=learned, estimator="straight_through")
-    run = lambda params, z: jnp.sum(vq.apply(variables | {"params": params}, z).quantized)  # noqa: E731
+    run = lambda params, z: jnp.sum(vq.apply(variables | {"params": params}, z, train=False).quantized)  # noqa: E731
     of_params, of_z = jax.grad(run, argnums=(0, 1))(variables["params"], z)
     np.testing.assert_array_equal(of_z, jnp.ones_like(z))
     assert float(jnp.sum(of_params["codes"])) == pytest.approx(0.5 * TOKENS * DIM)
@@ -115,14 +115,14 @@ def test_defect_12_decode_inverts_any_layout_and_minus_one_is_no_code(arguments)
     images = gaussian(2, 4, 4, DIM)
     indices = vq.apply(variables, images, method="encode")
     decoded = vq.apply(variables, indices, method="decode")
-    np.testing.assert_allclose(decoded, vq.apply(variables, images).quantized, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(decoded, vq.apply(variables, images, train=False).quantized, rtol=1e-5, atol=1e-6)
     assert bool(jnp.all(vq.apply(variables, jnp.full_like(indices, -1), method="decode") == 0))
 
 
 def test_defect_13_one_token_and_an_image_have_a_commitment_loss():
     vq, variables = create()
     for shape in [(DIM,), (2, 3, 3, DIM)]:
-        assert float(vq.apply(variables, gaussian(*shape)).loss) > 0
+        assert float(vq.apply(variables, gaussian(*shape), train=False).loss) > 0
 
 
 def test_defect_14_empty_clusters_and_unused_codes_do_not_drift_to_zero():
@@ -157,7 +157,7 @@ def test_defect_16_evaluation_draws_no_noise():
     vq = ResidualVQ(VectorQuantizer(num_codes=CODES, estimator="diveq"), num_quantizers=2)
     z = gaussian(TOKENS, DIM)
     variables = vq.init(KEY, z)
-    out = vq.apply(variables, z)
+    out = vq.apply(variables, z, train=False)
     np.testing.assert_array_equal(out.quantized, vq.apply(variables, out.indices, method="decode"))
 
 
@@ -169,7 +169,7 @@ def test_defect_17_the_state_is_float32_under_bfloat16_inputs_and_a_small_change
     assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("float32")}
     settled = after | {"codebook": after["codebook"] | {"counts": jnp.full(CODES, TOKENS / CODES)}}
     _, moved = train(vq, settled, z)
-    counts = np.bincount(vq.apply(settled, z).indices, minlength=CODES)
+    counts = np.bincount(vq.apply(settled, z, train=False).indices, minlength=CODES)
     assert bool(jnp.all((moved["codebook"]["counts"] != TOKENS / CODES) == (counts != TOKENS / CODES)))
 
 
@@ -197,6 +197,6 @@ def test_defect_20_fewer_than_half_the_arguments_and_one_return_type_in_training
     assert len(arguments) <= 44 // 2
     vq, variables = create()
     z = gaussian(TOKENS, DIM)
-    trained, evaluated = train(vq, variables, z)[0], vq.apply(variables, z)
+    trained, evaluated = train(vq, variables, z)[0], vq.apply(variables, z, train=False)
     assert jax.tree.structure(trained) == jax.tree.structure(evaluated)
     assert float(evaluated.loss) == float(trained.loss) > 0

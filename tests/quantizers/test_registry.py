@@ -59,7 +59,7 @@ def passes(model, variables, images, key):
 
     gradient, (metrics, updated) = jax.grad(loss, has_aux=True)(params)
     trained = {"params": params} | updated
-    direct = model.apply(trained, images).reconstruction
+    direct = model.apply(trained, images, train=False).reconstruction
     indices = model.apply(trained, images, method="encode")
     return gradient, metrics, indices, direct, model.apply(trained, indices, method="decode")
 

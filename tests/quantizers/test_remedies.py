@@ -65,7 +65,7 @@ def test_codes_unused_for_two_batches_become_tokens_with_new_statistics():
 def test_every_head_looks_up_its_own_part_of_the_features(separate):
     vq, variables = create(heads=2, separate_codebooks=separate)
     z = gaussian(TOKENS, DIM)
-    out = vq.apply(variables, z)
+    out = vq.apply(variables, z, train=False)
     assert out.indices.shape == (TOKENS, 2)
     codes = variables["codebook"]["codes"]
     for head, part in enumerate(jnp.split(z, 2, axis=-1)):
@@ -87,7 +87,7 @@ def test_the_k_nearest_begin_with_the_nearest_and_decode():
 def test_sampling_happens_in_training_only_and_follows_the_key():
     vq, variables = create(sampling_temperature=5.0)
     z = gaussian(TOKENS, DIM)
-    nearest = vq.apply(variables, z).indices
+    nearest = vq.apply(variables, z, train=False).indices
     first, _ = train(vq, variables, z)
     again, _ = train(vq, variables, z)
     np.testing.assert_array_equal(first.indices, again.indices)
@@ -97,8 +97,8 @@ def test_sampling_happens_in_training_only_and_follows_the_key():
 def test_synchronization_passes_the_gradient_of_the_task_to_the_codes():
     vq, variables = create(codebook=GradientCodebook(weight=0.0, sync_nu=0.3))
     z = gaussian(TOKENS, DIM)
-    run = lambda params: jnp.sum(vq.apply(variables | {"params": params}, z).quantized)  # noqa: E731
-    counts = np.bincount(vq.apply(variables, z).indices, minlength=CODES)
+    run = lambda params: jnp.sum(vq.apply(variables | {"params": params}, z, train=False).quantized)  # noqa: E731
+    counts = np.bincount(vq.apply(variables, z, train=False).indices, minlength=CODES)
     gradient = jax.grad(run)(variables["params"])["codes"]
     np.testing.assert_allclose(gradient, 0.3 * np.repeat(counts[:, None], DIM, 1), rtol=1e-5)
 
@@ -109,7 +109,7 @@ def test_a_transform_moves_codes_that_no_token_chose(transform):
     z = gaussian(3, DIM)
 
     def loss(params):
-        return vq.apply(variables | {"params": params}, z).loss
+        return vq.apply(variables | {"params": params}, z, train=False).loss
 
     gradient = jax.grad(loss)(variables["params"])
     moved = variables | {"params": jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradient)}
@@ -126,7 +126,7 @@ def test_running_statistics_carry_the_codes_to_the_tokens_and_decode_applies_the
     _, variables = train(vq, variables, z)
     codes = vq.apply(variables, jnp.arange(CODES), method="decode")
     assert float(jnp.max(jnp.abs(jnp.mean(codes, 0) - 100))) < 10
-    out = vq.apply(variables, z)
+    out = vq.apply(variables, z, train=False)
     np.testing.assert_array_equal(out.quantized, vq.apply(variables, out.indices, method="decode"))
     assert float(out.metrics["usage"]) > 0.5
 
@@ -135,16 +135,18 @@ def test_implicit_codebooks_differ_by_token_and_learn():
     vq = VectorQuantizer(num_codes=CODES, codebook=GradientCodebook(transform=ImplicitCodebook(1, 8)))
     z, condition = gaussian(TOKENS, DIM), gaussian(TOKENS, 3, seed=1)
     variables = vq.init(KEY, z, condition=condition)
-    out = vq.apply(variables, z, condition=condition)
+    out = vq.apply(variables, z, train=False, condition=condition)
     decoded = vq.apply(variables, out.indices, condition=condition, method="decode")
     np.testing.assert_allclose(out.quantized, decoded, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(out.indices, vq.apply(variables, z, condition=condition, method="encode"))
     elsewhere = vq.apply(variables, out.indices, condition=condition[::-1], method="decode")
     assert bool(jnp.any(jnp.abs(elsewhere - decoded) > 1e-3))
-    gradient = jax.grad(lambda p: vq.apply(variables | {"params": p}, z, condition=condition).loss)(variables["params"])
+    gradient = jax.grad(lambda p: vq.apply(variables | {"params": p}, z, train=False, condition=condition).loss)(
+        variables["params"]
+    )
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient))
     with pytest.raises(UserError, match=r"which codebook\.transform=ImplicitCodebook needs, got None"):
-        vq.apply(variables, z)
+        vq.apply(variables, z, train=False)
 
 
 def test_alternating_steps_bring_the_codes_to_the_tokens():
@@ -186,14 +188,14 @@ def test_heads_that_do_not_divide_the_features_are_named():
 def test_a_projected_input_of_other_features_is_named():
     vq, variables = create(codebook_dim=2)
     with pytest.raises(UserError, match=r"z must have 4 features, .*, got 5"):
-        vq.apply(variables, gaussian(2, 5))
+        vq.apply(variables, gaussian(2, 5), train=False)
 
 
 def test_a_regularizer_is_in_the_loss_with_its_weight_and_in_the_metrics_without():
     z = gaussian(TOKENS, DIM)
     vq, variables = create(regularizers=(Diversity(0.5),))
     plain, _ = create()
-    out, expected = vq.apply(variables, z), plain.apply(variables, z)
+    out, expected = vq.apply(variables, z, train=False), plain.apply(variables, z, train=False)
     np.testing.assert_allclose(out.loss, expected.loss + 0.5 * out.metrics["diversity"], rtol=1e-5)
 
 
@@ -203,5 +205,7 @@ def test_kmeans_plus_plus_starts_the_transformed_codes_on_the_tokens():
     _, changed = vq.apply(
         variables, z, start="plus_plus", method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY}
     )
-    before, after = (vq.apply(v, z).metrics["quantization_error"] for v in (variables, variables | changed))
+    before, after = (
+        vq.apply(v, z, train=False).metrics["quantization_error"] for v in (variables, variables | changed)
+    )
     assert float(after) < 0.1 * float(before)

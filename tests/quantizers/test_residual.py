@@ -101,7 +101,7 @@ def evaluated(name):
 
     @jax.jit
     def run(variables, z, mask):
-        out = module.apply(variables, z, mask)
+        out = module.apply(variables, z, mask, train=False)
         indices = module.apply(variables, z, mask, method="encode")
         return out, indices, module.apply(variables, indices, method="decode")
 
@@ -133,13 +133,13 @@ def test_masked_tokens_change_nothing(name):
 def test_any_leading_axes_give_the_same(name):
     module, variables = OPTIONS[name], variables_of(name)
     out, indices, _ = evaluated(name)(variables, Z, jnp.ones_like(MASK))
-    flat = jax.jit(module.apply)(variables, Z.reshape(-1, 4))
+    flat = jax.jit(lambda z: module.apply(variables, z, train=False))(Z.reshape(-1, 4))
     np.testing.assert_array_equal(flat.quantized.reshape(Z.shape), out.quantized)
     np.testing.assert_array_equal(module.apply(variables, Z[0, 0], method="encode"), indices[0, 0])
 
 
 def test_evaluation_changes_nothing():
-    _, updates = OPTIONS["default"].apply(variables_of("default"), Z, mutable=["codebook"])
+    _, updates = OPTIONS["default"].apply(variables_of("default"), Z, train=False, mutable=["codebook"])
     assert_alike(updates["codebook"], variables_of("default")["codebook"], rtol=0)
 
 
@@ -169,13 +169,13 @@ def test_the_gradient_is_routed_once_and_per_stage_is_its_multiple(stages):
     for form, factor in (("total", 1.0), ("per_stage", float(stages))):
         module = ResidualVQ(stage, stages, gradient=form)
         variables = module.init(KEY, Z)
-        gradient = jax.grad(lambda z, m=module, v=variables: jnp.sum(m.apply(v, z).quantized))(Z)
+        gradient = jax.grad(lambda z, m=module, v=variables: jnp.sum(m.apply(v, z, train=False).quantized))(Z)
         np.testing.assert_allclose(gradient, factor, rtol=1e-6)
 
 
 def test_the_loss_of_each_stage_pulls_the_encoder():
     variables = variables_of("default")
-    gradient = jax.grad(lambda z: OPTIONS["default"].apply(variables, z).loss)(Z)
+    gradient = jax.grad(lambda z: OPTIONS["default"].apply(variables, z, train=False).loss)(Z)
     residual, expected = Z, jnp.zeros_like(Z)
     for number in range(3):
         codes = variables["codebook"][f"stages_{number}"]["codes"]
@@ -319,7 +319,7 @@ def test_indices_that_do_not_exist_show():
 
 def test_implicit_codebooks_and_codes_learn_from_the_loss():
     module, variables = OPTIONS["implicit"], variables_of("implicit")
-    gradient = jax.grad(lambda p: module.apply(variables | {"params": p}, Z).loss)(variables["params"])
+    gradient = jax.grad(lambda p: module.apply(variables | {"params": p}, Z, train=False).loss)(variables["params"])
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
 
 
@@ -339,7 +339,7 @@ def test_diveq_is_exact_in_evaluation_and_moves_the_codes_in_training():
 def test_kmeans_start_lowers_what_each_stage_leaves():
     module, variables = OPTIONS["default"], variables_of("default")
     _, started = module.apply(variables, Z, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY})
-    before, after = module.apply(variables, Z), module.apply(variables | started, Z)
+    before, after = module.apply(variables, Z, train=False), module.apply(variables | started, Z, train=False)
     errors = [float(after.metrics[f"quantization_error_{number}"]) for number in range(3)]
     assert errors == sorted(errors, reverse=True)
     assert after.metrics["quantization_error"] < before.metrics["quantization_error"]
@@ -458,10 +458,10 @@ def test_groups_measure_the_global_batch(mapped):
 
 def test_grouped_quantizers_are_their_parts():
     module, variables = OPTIONS["grouped"], variables_of("grouped")
-    out = module.apply(variables, Z)
+    out = module.apply(variables, Z, train=False)
     for number in range(2):
         part = {"codebook": variables["codebook"][f"parts_{number}"]}
-        alone = ResidualVQ(STAGE, 2).apply(part, Z[..., 2 * number : 2 * number + 2])
+        alone = ResidualVQ(STAGE, 2).apply(part, Z[..., 2 * number : 2 * number + 2], train=False)
         np.testing.assert_array_equal(out.indices[..., number, :], alone.indices)
         np.testing.assert_array_equal(out.quantized[..., 2 * number : 2 * number + 2], alone.quantized)
 
@@ -500,7 +500,7 @@ def test_grouped_quantizers_are_their_parts():
         (lambda: OPTIONS["default"].apply(variables_of("default"), jnp.zeros((2, 4), int), method="decode"), "stages"),
         (lambda: OPTIONS["dropout"].apply(variables_of("dropout"), Z, train=True, mutable=["codebook"]), "rngs"),
         (lambda: OPTIONS["default"].apply(variables_of("default"), Z, train=True), "mutable=['codebook']"),
-        (lambda: OPTIONS["projected"].apply(variables_of("projected"), Z[..., :3]), "of 3 features"),
+        (lambda: OPTIONS["projected"].apply(variables_of("projected"), Z[..., :3], train=False), "of 3 features"),
     ],
 )
 def test_mistakes_are_explained(make, words):

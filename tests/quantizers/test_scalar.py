@@ -39,7 +39,7 @@ def variables_of(quantizer):
 
 @functools.partial(jax.jit, static_argnames="quantizer")
 def run(quantizer, variables, z, mask):
-    return quantizer.apply(variables, z, mask)
+    return quantizer.apply(variables, z, mask, train=False)
 
 
 @functools.partial(jax.jit, static_argnames="quantizer")
@@ -135,7 +135,7 @@ def test_bounds_and_their_gradients_are_the_formulas(bound):
 def test_every_level_is_reached(name):
     quantizer = QUANTIZERS[name]
     z = jnp.broadcast_to(jnp.linspace(-8, 8, 4001)[:, None], (4001, DIM))
-    values = quantizer.apply({}, z).quantized
+    values = quantizer.apply({}, z, train=False).quantized
     assert [len(np.unique(values[:, j])) for j in range(DIM)] == list(quantizer.levels)
     assert np.abs(values).max() <= 1
 

@@ -41,7 +41,7 @@ def variables_of(quantizer):
 @functools.partial(jax.jit, static_argnames="quantizer")
 def run(quantizer, variables, z, mask):
     """Without training, and with it."""
-    out = quantizer.apply(variables, z, mask)
+    out = quantizer.apply(variables, z, mask, train=False)
     noisy = quantizer.apply(variables, z, mask, train=True, rngs={"quantizer": KEY})
     return out, noisy
 
@@ -78,7 +78,7 @@ def test_indices_decode_to_the_output_bit_for_bit(quantizer, seed, scale, mask):
 def test_masked_tokens_take_no_part(name):
     quantizer, mask = QUANTIZERS[name], every_second(SHAPE[:-1])
     z, variables = jnp.where(mask[..., None], gaussian(*SHAPE), jnp.nan), variables_of(quantizer)
-    (out, _), alone = run(quantizer, variables, z, mask), quantizer.apply(variables, z[mask])
+    (out, _), alone = run(quantizer, variables, z, mask), quantizer.apply(variables, z[mask], train=False)
     np.testing.assert_array_equal(out.indices[mask], alone.indices)
     np.testing.assert_allclose(out.loss, alone.loss, rtol=1e-5)
     for name, value in alone.metrics.items():
@@ -112,7 +112,7 @@ def test_bins_are_used_alike_where_the_distribution_is_the_right_one():
     indices = FSP((8,), activation="normal").apply({}, z, method="encode")
     counts = np.bincount(indices, minlength=8)
     assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
-    quantized = FSP((8,), activation="normal").apply({}, z).quantized
+    quantized = FSP((8,), activation="normal").apply({}, z, train=False).quantized
     # Uniform bins of variance one, less the variance within a bin.
     assert abs(np.var(quantized) - (1 - 1 / 64)) < 0.05
 
@@ -137,7 +137,9 @@ def test_noise_stays_in_the_range_of_the_neighborhood(invert):
 
 def test_without_noise_training_draws_nothing():
     quantizer, z = FSP((4, 3), quantize_rate=1.0), gaussian(5, 2)
-    np.testing.assert_array_equal(quantizer.apply({}, z, train=True).quantized, quantizer.apply({}, z).quantized)
+    np.testing.assert_array_equal(
+        quantizer.apply({}, z, train=True).quantized, quantizer.apply({}, z, train=False).quantized
+    )
 
 
 def test_gradients_are_those_of_infinitely_many_levels():
@@ -150,13 +152,13 @@ def test_gradients_are_those_of_infinitely_many_levels():
         return np.asarray(jax.grad(lambda z: jnp.sum(function(z, *arguments)))(z))
 
     def quantized(z, **arguments):
-        return FSP((4, 3), activation="sigmoid", **arguments).apply({}, z).quantized
+        return FSP((4, 3), activation="sigmoid", **arguments).apply({}, z, train=False).quantized
 
     sigmoid = 1 / (1 + np.exp(-np.asarray(z)))
     np.testing.assert_allclose(gradient(quantized), np.sqrt(12) * sigmoid * (1 - sigmoid), rtol=1e-5)
     np.testing.assert_array_equal(gradient(functools.partial(quantized, invert=True)), np.ones((20, 2)))
     np.testing.assert_allclose(gradient(quantized), gradient(exact, "sigmoid"), rtol=1e-6)
-    many, few = (FSP((levels, levels)).apply({}, z).quantized for levels in (10_000, 4))
+    many, few = (FSP((levels, levels)).apply({}, z, train=False).quantized for levels in (10_000, 4))
     exact = exact(z, "tanh")
     np.testing.assert_allclose(many, exact, atol=1e-3)
     assert np.abs(few - exact).max() > 0.1
@@ -187,17 +189,17 @@ def test_values_learn_from_the_quantization_loss():
     # In the peer a straight-through sum cuts them off: their gradient is None.
     quantizer, z = LatentQuantizer((5,), commitment_weight=0.3, quantization_weight=0.2), gaussian(40, 1) / 3
     variables = quantizer.init(KEY, z)
-    gradient = jax.grad(lambda params: quantizer.apply({"params": params}, z).loss)(variables["params"])
+    gradient = jax.grad(lambda params: quantizer.apply({"params": params}, z, train=False).loss)(variables["params"])
     values, tokens = np.linspace(-0.5, 0.5, 5), np.asarray(z)[:, 0]
     nearest = np.abs(tokens[:, None] - values).argmin(-1)
     expected = [0.2 * 2 / 40 * np.sum(values[k] - tokens[nearest == k]) for k in range(5)]
     np.testing.assert_allclose(gradient["code_values"], expected, rtol=1e-4, atol=1e-7)
     assert np.abs(gradient["code_values"]).min() > 0
-    of_tokens = jax.grad(lambda z: quantizer.apply(variables, z).loss)(z)
+    of_tokens = jax.grad(lambda z: quantizer.apply(variables, z, train=False).loss)(z)
     np.testing.assert_allclose(of_tokens[:, 0], 0.3 * 2 / 40 * (tokens - values[nearest]), rtol=1e-3, atol=1e-7)
-    of_task = jax.grad(lambda params, z: jnp.sum(quantizer.apply({"params": params}, z).quantized), argnums=(0, 1))(
-        variables["params"], z
-    )
+    of_task = jax.grad(
+        lambda params, z: jnp.sum(quantizer.apply({"params": params}, z, train=False).quantized), argnums=(0, 1)
+    )(variables["params"], z)
     assert not np.any(of_task[0]["code_values"])
     assert (of_task[1] == 1).all()
 
@@ -205,7 +207,7 @@ def test_values_learn_from_the_quantization_loss():
 def test_learned_values_are_looked_up_and_decoded():
     quantizer = LatentQuantizer((3, 2))
     variables = {"params": {"code_values": jnp.array([5.0, -1.0, 0.3, 0.0, 7.0])}}
-    out = quantizer.apply(variables, jnp.array([[0.0, 4.0], [9.0, 3.0]]))
+    out = quantizer.apply(variables, jnp.array([[0.0, 4.0], [9.0, 3.0]]), train=False)
     np.testing.assert_array_equal(out.quantized, np.array([[0.3, 7.0], [5.0, 0.0]], np.float32))
     np.testing.assert_array_equal(out.indices, [2 + 3, 0])
     np.testing.assert_array_equal(quantizer.apply(variables, out.indices, method="decode"), out.quantized)
@@ -225,7 +227,7 @@ def test_values_start_with_zero_among_them():
     np.testing.assert_array_equal(values, [-0.5, 0, -0.5, 0, 0.5, -0.5, -0.25, 0, 0.25])
     assert not LatentQuantizer((2, 3), learn_values=False).init(KEY, gaussian(1, 2))
     with pytest.raises(UserError, match=r"must hold 9 values .* got none"):
-        quantizer.apply({}, gaussian(1, 3))
+        quantizer.apply({}, gaussian(1, 3), train=False)
 
 
 TOKENS = 64
@@ -239,7 +241,7 @@ def global_batch():
 
 def step(quantizer, params, z, mask, average=lambda x: x):
     def loss(params, z):
-        out = quantizer.apply({"params": params}, z, mask)
+        out = quantizer.apply({"params": params}, z, mask, train=False)
         return average(out.loss), out
 
     (value, out), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, z)

@@ -68,7 +68,7 @@ def test_decoding_the_encoding_gives_the_output(distance, codebook, masked, dtyp
     z = gaussian(*shape, DIM).astype(dtype)
     vq, variables = create(distance=distance, codebook=codebook)
     mask = every_second(shape) if masked else None
-    out = vq.apply(variables, z, mask)
+    out = vq.apply(variables, z, mask, train=False)
     assert out.quantized.dtype == dtype
     indices = vq.apply(variables, z, mask, method="encode")
     np.testing.assert_array_equal(indices, out.indices)
@@ -102,9 +102,9 @@ def test_initial_codes_have_length_one_on_average(dim):
 def test_evaluation_changes_nothing_even_where_it_could(codebook, distance):
     vq, variables = create(distance=distance, codebook=codebook)
     z = gaussian(2, 3, DIM, seed=1)
-    out, changed = vq.apply(variables, z, mutable=["codebook"])
+    out, changed = vq.apply(variables, z, train=False, mutable=["codebook"])
     chex.assert_trees_all_equal(variables | changed, variables)
-    chex.assert_trees_all_equal(vq.apply(variables, z), out)
+    chex.assert_trees_all_equal(vq.apply(variables, z, train=False), out)
 
 
 @pytest.mark.parametrize("replace", [None, Replacement(0.99)])
@@ -113,7 +113,7 @@ def test_the_lookup_uses_the_codebook_before_the_update(codebook, replace):
     vq, variables = create(codebook=CODEBOOKS[codebook](replace=replace))
     z = gaussian(2, 3, DIM, seed=1)
     out, changed = train(vq, variables, z)
-    before = vq.apply(variables, z)
+    before = vq.apply(variables, z, train=False)
     chex.assert_trees_all_equal((out.quantized, out.indices), (before.quantized, before.indices))
     np.testing.assert_allclose(out.loss, before.loss, rtol=1e-6)
     assert not np.array_equal(changed["codebook"]["relative_usage"], variables["codebook"]["relative_usage"])

@@ -36,7 +36,7 @@ def test_the_loss_is_the_weighted_sum_of_the_formula(codebook):
     learned = codebook == "gradient"
     vq, variables = create(codebook=GradientCodebook(1.7) if learned else codebook, commitment_weight=0.3)
     z = gaussian(20, DIM, seed=1)
-    out = vq.apply(variables, z)
+    out = vq.apply(variables, z, train=False)
     error = mean_squared_error(z, out.quantized)
     np.testing.assert_allclose(out.loss, (0.3 + 1.7 * learned) * error, rtol=1e-5)
     for name in ("quantization_error", "commitment_loss", "codebook_loss"):
@@ -45,7 +45,7 @@ def test_the_loss_is_the_weighted_sum_of_the_formula(codebook):
 
 def test_the_codebook_weight_is_one_by_default():
     vq, variables = create(codebook="gradient", commitment_weight=0.0)
-    out = vq.apply(variables, gaussian(2, 3, DIM))
+    out = vq.apply(variables, gaussian(2, 3, DIM), train=False)
     np.testing.assert_allclose(out.loss, out.metrics["codebook_loss"], rtol=1e-6)
 
 
@@ -53,7 +53,9 @@ def test_the_encoder_learns_by_the_commitment_weight_and_the_codes_by_the_codebo
     # With one weight for both, a commitment weight of 0.25 also slows the codebook down fourfold.
     vq, variables = create(codebook=GradientCodebook(weight=1.7), commitment_weight=0.3)
     z = gaussian(20, DIM, seed=1)
-    wrt_variables, wrt_z = jax.grad(lambda variables, z: vq.apply(variables, z).loss, argnums=(0, 1))(variables, z)
+    wrt_variables, wrt_z = jax.grad(lambda variables, z: vq.apply(variables, z, train=False).loss, argnums=(0, 1))(
+        variables, z
+    )
     codes = np.asarray(variables["params"]["codes"], np.float64)
     indices = nearest(z, codes)
     difference = 2 * (np.asarray(z, np.float64) - codes[indices]) / z.size
@@ -70,7 +72,7 @@ def test_the_task_reaches_the_encoder_through_the_estimator_and_never_the_codes(
     z = gaussian(2, 3, DIM)
     for estimator in (triple, "rotation"):
         vq, variables = create(codebook="gradient", estimator=estimator)
-        task = jax.grad(lambda vq, *arguments: jnp.sum(vq.apply(*arguments).quantized), argnums=(1, 2))
+        task = jax.grad(lambda vq, *arguments: jnp.sum(vq.apply(*arguments, train=False).quantized), argnums=(1, 2))
         wrt_variables, wrt_z = task(vq, variables, z)
         assert not any(np.any(x) for x in jax.tree.leaves(wrt_variables))
         assert np.all(wrt_z == 3) == (estimator is triple)
@@ -79,7 +81,9 @@ def test_the_task_reaches_the_encoder_through_the_estimator_and_never_the_codes(
 def test_ema_codes_receive_no_gradient():
     vq, variables = create()
     z = gaussian(2, 3, DIM)
-    gradient = jax.grad(lambda v: (lambda out: out.loss + jnp.sum(out.quantized))(vq.apply(v, z)))(variables)
+    gradient = jax.grad(lambda v: (lambda out: out.loss + jnp.sum(out.quantized))(vq.apply(v, z, train=False)))(
+        variables
+    )
     assert not any(np.any(x) for x in jax.tree.leaves(gradient))
 
 
@@ -87,17 +91,19 @@ def test_the_cosine_gradient_is_tangent_to_the_sphere():
     # Everything lives on the unit sphere, so the length of z can neither change the output nor be pushed.
     vq, variables = create(distance="cosine")
     z = gaussian(20, DIM)
-    gradient = jax.grad(lambda z: (lambda out: out.loss + jnp.sum(out.quantized**3))(vq.apply(variables, z)))(z)
+    gradient = jax.grad(
+        lambda z: (lambda out: out.loss + jnp.sum(out.quantized**3))(vq.apply(variables, z, train=False))
+    )(z)
     np.testing.assert_allclose(np.sum(gradient * z, axis=1), 0, atol=1e-5)
-    longer = vq.apply(variables, 7 * z)
-    np.testing.assert_allclose(longer.loss, vq.apply(variables, z).loss, rtol=1e-5)
+    longer = vq.apply(variables, 7 * z, train=False)
+    np.testing.assert_allclose(longer.loss, vq.apply(variables, z, train=False).loss, rtol=1e-5)
     assert np.all(np.linalg.norm(gradient, axis=1) > 1e-3)
 
 
 def test_metrics_describe_the_batch():
     vq, variables = create()
     z = gaussian(20, DIM, seed=1)
-    out = vq.apply(variables, z)
+    out = vq.apply(variables, z, train=False)
     counts = np.bincount(np.asarray(out.indices).reshape(-1), minlength=CODES)
     tokens, chosen = (np.asarray(x, np.float64).reshape(-1, DIM) for x in (z, out.quantized))
     np.testing.assert_allclose(out.metrics["perplexity"], perplexity(jnp.asarray(counts, jnp.float32)), rtol=1e-6)
@@ -106,7 +112,7 @@ def test_metrics_describe_the_batch():
     np.testing.assert_allclose(out.metrics["norm_ratio"], ratio.mean(), rtol=1e-5)
     angles = np.arccos(np.sum(unit(tokens) * unit(chosen), axis=1))
     np.testing.assert_allclose(out.metrics["angle"], angles.mean(), rtol=1e-5)
-    gradient = jax.grad(lambda z: sum(vq.apply(variables, z).metrics.values()))(z)
+    gradient = jax.grad(lambda z: sum(vq.apply(variables, z, train=False).metrics.values()))(z)
     assert not np.any(gradient)
 
 

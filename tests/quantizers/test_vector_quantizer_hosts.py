@@ -33,10 +33,10 @@ def test_vmap_over_codebooks(as_users_run_it):
     vq, _ = create()
     z = gaussian(3, 20, DIM)
     variables = jax.vmap(vq.init, in_axes=(0, None))(jax.random.split(KEY, 3), z[0])
-    out = jax.vmap(vq.apply)(variables, z)
+    out = jax.vmap(lambda variables, z: vq.apply(variables, z, train=False))(variables, z)
     for head in range(3):
         own_variables, own_out = jax.tree.map(lambda x, head=head: x[head], (variables, out))
-        chex.assert_trees_all_close(own_out, vq.apply(own_variables, z[head]), atol=1e-6)
+        chex.assert_trees_all_close(own_out, vq.apply(own_variables, z[head], train=False), atol=1e-6)
 
 
 class Autoencoder(nn.Module):

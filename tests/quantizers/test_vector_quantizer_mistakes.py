@@ -35,17 +35,17 @@ def test_wrong_inputs_are_named(as_users_run_it):
     vq, variables = create()
     z = gaussian(2, 3, DIM)
     with pytest.raises(UserError, match=r"z must have 4 features, as the codebook of shape \(12, 4\) .*, got 5"):
-        vq.apply(variables, gaussian(2, 5))
+        vq.apply(variables, gaussian(2, 5), train=False)
     with pytest.raises(UserError, match="that of num_codes=13 and one codebook, got shape"):
-        vq.clone(num_codes=13).apply(variables, z)
+        vq.clone(num_codes=13).apply(variables, z, train=False)
     with pytest.raises(UserError, match=r"z must be floating-point vectors, got int32"):
         vq.apply(variables, jnp.ones((2, DIM), jnp.int32), method="encode")
     with pytest.raises(UserError, match=r"indices must be an array of integers, .*, got float32"):
         vq.apply(variables, jnp.ones(3), method="decode")
     with pytest.raises(UserError, match=r"mask must be bool\[2, 3\], one value per token of z, got bool\[2\]"):
-        vq.apply(variables, z, jnp.ones(2, bool))
+        vq.apply(variables, z, jnp.ones(2, bool), train=False)
     with pytest.raises(UserError, match=r"mask must be bool\[2, 3\], .*, got float32\[2, 3\]"):
-        vq.apply(variables, z, jnp.ones((2, 3)))
+        vq.apply(variables, z, jnp.ones((2, 3)), train=False)
 
 
 @codebooks
@@ -69,8 +69,8 @@ def test_a_missing_key_is_named(arguments, message):
 
 
 @codebooks
-@pytest.mark.parametrize("method", ["__call__", "encode"])
-def test_missing_variables_are_named(codebook, method):
+@pytest.mark.parametrize("arguments", [{"train": False}, {"method": "encode"}])
+def test_missing_variables_are_named(codebook, arguments):
     # Flax alone answers the first with 'None needs PRNG for "quantizer"'.
     vq, variables = create(codebook=codebook)
     for collection in variables:
@@ -78,7 +78,7 @@ def test_missing_variables_are_named(codebook, method):
         with pytest.raises(
             UserError, match=r"must hold a codebook, got none; create them with init\(key, z\).*not params alone"
         ):
-            vq.apply(rest, gaussian(2, 3, DIM), method=method)
+            vq.apply(rest, gaussian(2, 3, DIM), **arguments)
 
 
 def test_decoding_invalid_indices():

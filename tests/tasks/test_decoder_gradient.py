@@ -54,7 +54,7 @@ def test_the_exact_gradient_is_that_of_the_autoencoder_without_quantization(batc
         return squared_error(MODEL.apply({"params": params}, z, method="decode_latents"), images)
 
     assert_close(gradient["encoder"], jax.grad(unquantized)(state.params[NETWORK])["encoder"])
-    quantized = MODEL.apply(state.trained(NETWORK), images).reconstruction
+    quantized = MODEL.apply(state.trained(NETWORK), images, train=False).reconstruction
     np.testing.assert_allclose(metrics["reconstruction_mse"], squared_error(quantized, images), rtol=1e-4)
 
 

@@ -88,7 +88,7 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
     tokenizer, tokens = load_tokenizer(finished), load_tokens(tokens_file)
     images = to_model_range(np.load(images_file)["test"])
     np.testing.assert_array_equal(tokens.indices, tokenizer.encode(images))
-    reconstruction = tokenizer.model.apply(tokenizer.variables, images).reconstruction
+    reconstruction = tokenizer.model.apply(tokenizer.variables, images, train=False).reconstruction
     np.testing.assert_allclose(tokenizer.decode(jnp.asarray(tokens.indices)), reconstruction, atol=1e-5)
 
 

@@ -110,7 +110,7 @@ def _space_to_depth(x: Images) -> Images:
 
 
 def apply_in_parts(
-    module: nn.Module, batch: Float[Array, "batch ..."], *, microbatches: int = 1, train: bool = False
+    module: nn.Module, batch: Float[Array, "batch ..."], *, microbatches: int = 1, train: bool | None = None
 ) -> Float[Array, "batch ..."]:
     """Apply a module to a batch, in equal parts one after another where memory is short.
 
@@ -121,10 +121,14 @@ def apply_in_parts(
       module: Module that treats every row of the batch independently; normalization over the batch sees one part.
       batch: Rows of any shape.
       microbatches: Number of parts, a divisor of the number of rows.
-      train: Passed on to modules whose ``__call__`` has an argument ``train``.
+      train: Passed on to modules whose ``__call__`` has an argument ``train``, and to be given for these except in
+        ``init``.
 
     Returns:
       The module's output for the whole batch.
+
+    Raises:
+      UserError: The module takes ``train``, and it is not given.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -135,7 +139,12 @@ def apply_in_parts(
       >>> Halves().init_with_output(jax.random.key(0), jnp.ones((4, 5)))[0].shape
       (4, 3)
     """
-    options = {"train": train} if "train" in inspect.signature(module.__call__).parameters else {}
+    options = {}
+    if "train" in inspect.signature(module.__call__).parameters:
+        if train is None and not module.is_initializing():
+            name = type(module).__name__
+            raise UserError(f"train must be True or False for {name}, whose call takes it, got None; say which.")
+        options["train"] = bool(train)
     # A scan cannot create the variables that it carries.
     if microbatches == 1 or module.is_initializing():
         return module(batch, **options)

@@ -66,14 +66,14 @@ class VQVAE(nn.Module):
     microbatches: int = 1
 
     def __call__(
-        self, images: Images, mask: Bool[Array, " batch"] | None = None, *, train: bool = False
+        self, images: Images, mask: Bool[Array, " batch"] | None = None, *, train: bool | None = None
     ) -> VQVAEOutput:
         """Encode, quantize and decode images.
 
         Args:
           images: Images in [-1, 1].
           mask: True for the images whose latents count; all by default.
-          train: Update the codebook and other state.
+          train: Update the codebook and other state; to be given wherever that changes anything.
 
         Returns:
           Reconstructions and the quantizer's output.
@@ -85,23 +85,23 @@ class VQVAE(nn.Module):
         reconstruction = self.decode_latents(quantized.quantized, train=train)
         return VQVAEOutput(reconstruction=reconstruction, quantizer=quantized)
 
-    def latents(self, images: Images, *, train: bool = False) -> Float[Array, "batch *grid dim"]:
+    def latents(self, images: Images, *, train: bool | None = None) -> Float[Array, "batch *grid dim"]:
         """Return the encoder's latents, before the quantizer."""
         with jax.default_matmul_precision(self.precision):
             return apply_in_parts(self.encoder, images, microbatches=self.microbatches, train=train)
 
-    def decode_latents(self, latents: Float[Array, "batch *grid dim"], *, train: bool = False) -> Images:
+    def decode_latents(self, latents: Float[Array, "batch *grid dim"], *, train: bool | None = None) -> Images:
         """Return images from latents, quantized or not."""
         with jax.default_matmul_precision(self.precision):
             return apply_in_parts(self.decoder, latents, microbatches=self.microbatches, train=train)
 
     def encode(self, images: Images) -> Int[Array, " batch *tokens"]:
         """Return the code indices of images in [-1, 1]."""
-        return self.quantizer.encode(self.latents(images))
+        return self.quantizer.encode(self.latents(images, train=False))
 
     def decode(self, indices: Integer[Array, " batch *tokens"]) -> Images:
         """Return images from code indices."""
-        return self.decode_latents(self.quantizer.decode(indices))
+        return self.decode_latents(self.quantizer.decode(indices), train=False)
 
     def reconstruct(self, images: Images) -> Images:
         """Return ``decode(encode(images))``."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
 from vqjax.functional.metrics import masked_mean
-from vqjax.quantizers.validation import check_input
+from vqjax.quantizers.validation import check_input, require
 
 Vectors = Float[Array, "*batch dim"]
 Features = Float[Array, "*batch features"]
@@ -101,18 +101,25 @@ class Quantizer(nn.Module):
     defaults suit a quantizer with one index per vector.
 
     Attributes:
+      train: Whether calls train, for a module that is made to do one or the other; None where each call says so.
+      differs_in_training: True where a call in training updates state, draws random numbers, or searches in another
+        way, so that ``train`` has to be given.
       estimator: How the gradient crosses. Composites whose gradient crosses once apply it to the sum of the codes.
       fits_residual: True where the output approximates the input vector by vector, so that a residual is left.
       quantizes_maps: True where vectors of a map are quantized together instead of one by one.
     """
 
+    _: dataclasses.KW_ONLY
+    train: bool | None = None
+
     # Without annotations, which would make them fields.
+    differs_in_training = True
     estimator = "straight_through"
     fits_residual = True
     quantizes_maps = False
 
     def __call__(
-        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Features | None = None
+        self, z: Vectors, mask: Mask = None, train: bool | None = None, condition: Features | None = None
     ) -> QuantizerOutput:
         """Quantize vectors.
 
@@ -120,14 +127,16 @@ class Quantizer(nn.Module):
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in losses, statistics or sampling, receive no gradient,
             and come back as zero vectors with index -1.
-          train: Update state after the lookup, and draw the noise of training.
+          train: Update state after the lookup, and draw the noise of training. To be given here or at construction,
+            wherever that changes anything.
           condition: One vector per token, where the codes depend on one.
 
         Returns:
           Codes, indices, the weighted loss, and metrics.
 
         Raises:
-          UserError: An input of the wrong kind; no ``quantizer`` key where random numbers are drawn.
+          UserError: An input of the wrong kind; ``train`` is given neither here nor at construction, or twice; no
+            ``quantizer`` key where random numbers are drawn.
         """
         raise NotImplementedError
 
@@ -202,6 +211,28 @@ class Quantizer(nn.Module):
     def bypass(self, z: Vectors) -> Vectors:
         """Return what an infinitely fine codebook would return; refused by quantizers without one."""
         raise UserError(f"{type(self).__name__} has no codebook to bypass; use a VectorQuantizer.")
+
+    def _is_training(self, train: bool | None) -> bool:
+        """Return whether a call trains, as either its argument or the constructor's says; never in ``init``."""
+        if self.is_initializing():
+            return False
+        if train is not None and self.train is not None:
+            raise UserError(f"train must be given once, got {self.train} at construction and {train} in the call.")
+        train = self.train if train is None else train
+        if train is None and not self.differs_in_training:
+            return False
+        advice = (
+            "training is not evaluation here: pass it to the call or to the constructor"
+            if train is None
+            else "mark it as a static argument under jit"
+        )
+        require(isinstance(train, bool | np.bool_), "train", train, f"True or False for {type(self).__name__}", advice)
+        return bool(train)
+
+    def _check_template(self) -> None:
+        """Refuse a mode of the quantizer that this one is made of, which gets it from the call."""
+        advice = f"pass train to {type(self).__name__}(...) or to the call"
+        require(self.quantizer.train is None, "quantizer.train", self.quantizer.train, "None", advice)
 
     @property
     def _batch_axis(self) -> str | None:

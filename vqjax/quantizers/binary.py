@@ -85,7 +85,7 @@ class LFQ(GridQuantizer):
       >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 18))
       >>> lfq = LFQ(bits=18)
       >>> variables = lfq.init(jax.random.key(1), z)
-      >>> out = lfq.apply(variables, z, train=True)
+      >>> out = lfq.apply(variables, z)
       >>> lfq.num_codes, out.quantized.shape, out.indices.shape
       (262144, (2, 8, 8, 18), (2, 8, 8))
       >>> vectors = lfq.apply(variables, lfq.apply(variables, z, method="encode"), method="decode")
@@ -290,7 +290,7 @@ class BinaryMapper(Quantizer):
         self,
         z: Logits,
         mask: Mask = None,
-        train: bool = False,
+        train: bool | None = None,
         condition: Float[Array, "*batch features"] | None = None,
     ) -> QuantizerOutput:
         """Draw a code for each token.
@@ -299,7 +299,7 @@ class BinaryMapper(Quantizer):
           z: Logits of the bits along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in loss or statistics, receive no gradient, and come
             back as zero vectors with index -1.
-          train: Draw the bits, instead of taking the likelier ones.
+          train: Draw the bits, instead of taking the likelier ones; to be given here or at construction.
           condition: None; the codes do not depend on one.
 
         Returns:
@@ -308,12 +308,12 @@ class BinaryMapper(Quantizer):
           batch).
 
         Raises:
-          UserError: An input of the wrong kind; no ``quantizer`` key in training.
+          UserError: An input of the wrong kind; no ``train``; no ``quantizer`` key in training.
         """
         self._check_input(z, mask, condition)
+        train = self._is_training(train)
         logits = zero_where_masked(z, mask).astype(jnp.float32)
-        draws = train and not self.is_initializing()
-        indices = self._to_indices(self._draw(logits) if draws else logits > 0)
+        indices = self._to_indices(self._draw(logits) if train else logits > 0)
         one_hot = jax.nn.one_hot(indices, self.num_codes, dtype=jnp.float32)
         quantized = with_gradient_of(one_hot, product_distribution(logits)).astype(z.dtype)
         kl = self.bits * math.log(2) - independent_entropy(logits)

@@ -55,6 +55,8 @@ class GridQuantizer(Quantizer):
     last axis.
     """
 
+    differs_in_training = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_flags(self)
@@ -108,7 +110,7 @@ class GridQuantizer(Quantizer):
 
     @nn.compact
     def __call__(
-        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Vectors | None = None
+        self, z: Vectors, mask: Mask = None, train: bool | None = None, condition: Vectors | None = None
     ) -> QuantizerOutput:
         """Quantize vectors.
 
@@ -116,7 +118,7 @@ class GridQuantizer(Quantizer):
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in losses or statistics, receive no gradient, and
             come back as zero vectors with index -1.
-          train: Draw the noise of training, where there is such.
+          train: Draw the noise of training; to be given here or at construction where there is such.
           condition: None; the codes do not depend on one.
 
         Returns:
@@ -124,14 +126,15 @@ class GridQuantizer(Quantizer):
           ``perplexity`` and ``usage`` (of this batch, mean over codebooks) and each term of the loss.
 
         Raises:
-          UserError: An input of the wrong kind; no ``quantizer`` key where noise is drawn.
+          UserError: An input of the wrong kind; where noise is drawn, no ``train``, or no ``quantizer`` key.
         """
         self._check_input(z, mask, condition)
+        train = self._is_training(train)
         if self.is_initializing():
             self._create_projections(z.shape[-1], self.code_features)
             self.create_variables()
         x = self._to_features(zero_where_masked(z, mask))
-        levels, quantized = self.quantize(x, train and not self.is_initializing())
+        levels, quantized = self.quantize(x, train)
         codes = self.values(levels)
         token_mask = None if mask is None else jnp.broadcast_to(mask[..., None], x.shape[:-1])
         loss, terms = self.losses(x, codes, token_mask)

@@ -60,6 +60,7 @@ class Grouped(Quantizer):
         require_count("groups", self.groups)
         by_vector = isinstance(self.quantizer, Quantizer) and not self.quantizer.quantizes_maps
         require(by_vector, "quantizer", self.quantizer, "a quantizer of single vectors, such as VectorQuantizer(...)")
+        self._check_template()
 
     def setup(self) -> None:
         self.parts = [self.quantizer.clone(name=None) for _ in range(self.groups)]
@@ -94,6 +95,11 @@ class Grouped(Quantizer):
         return self.quantizer.axis_name
 
     @property
+    def differs_in_training(self) -> bool:
+        """As the template."""
+        return self.quantizer.differs_in_training
+
+    @property
     def estimator(self) -> str | Estimator:
         """The template's."""
         return self.quantizer.estimator
@@ -126,7 +132,7 @@ class Grouped(Quantizer):
         return self.clone(parent=None, name=None, quantizer=self.quantizer.without_estimator())
 
     def __call__(
-        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Vectors | None = None
+        self, z: Vectors, mask: Mask = None, train: bool | None = None, condition: Vectors | None = None
     ) -> QuantizerOutput:
         """Quantize vectors.
 
@@ -146,6 +152,7 @@ class Grouped(Quantizer):
           UserError: The features do not split into groups, or the template's reasons.
         """
         self._check_input(z, mask, condition)
+        train = self._is_training(train)
         outputs = [part(piece, mask, train) for part, piece in zip(self.parts, self._split(z), strict=True)]
         metrics = self._combine([output.metrics for output in outputs], z, mask)
         quantized = jnp.concatenate([output.quantized for output in outputs], axis=-1)

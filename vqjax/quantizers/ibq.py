@@ -73,6 +73,8 @@ class IBQ(Quantizer):
     Source: Shi et al., ICCV 2025 (arXiv 2412.02692), Section 3.2, and the authors' code (TencentARC/SEED-Voken).
     """
 
+    differs_in_training = False
+
     num_codes: int
     temperature: float = 1.0
     quantization_weight: float = 1.0
@@ -97,7 +99,7 @@ class IBQ(Quantizer):
 
     @nn.compact
     def __call__(
-        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Vectors | None = None
+        self, z: Vectors, mask: Mask = None, train: bool | None = None, condition: Vectors | None = None
     ) -> QuantizerOutput:
         """Quantize vectors.
 

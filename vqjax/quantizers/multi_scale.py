@@ -103,7 +103,7 @@ class MultiScaleVQ(StagedQuantizer):
       >>> [tokens.shape for tokens in vq.split(indices)]
       [(2, 1, 1), (2, 2, 2), (2, 4, 4)]
       >>> vectors = vq.apply(variables, indices, shape=(8, 8), method="decode")
-      >>> bool((vectors == vq.apply(variables, z).quantized).all())
+      >>> bool((vectors == vq.apply(variables, z, train=False).quantized).all())
       True
 
     Source: Tian et al., 2024 (arXiv 2404.02905), Algorithms 1 and 2.
@@ -175,7 +175,11 @@ class MultiScaleVQ(StagedQuantizer):
         return tuple(self._sizes(scale) for scale in self.scales)
 
     def __call__(
-        self, z: Map, mask: Mask = None, train: bool = False, condition: Float[Array, "*space features"] | None = None
+        self,
+        z: Map,
+        mask: Mask = None,
+        train: bool | None = None,
+        condition: Float[Array, "*space features"] | None = None,
     ) -> QuantizerOutput:
         """Quantize maps.
 
@@ -183,7 +187,8 @@ class MultiScaleVQ(StagedQuantizer):
           z: Any leading axes, ``spatial_dims`` axes of space of any size, features; any floating-point dtype.
           mask: True for valid positions. The others take no part in averages, losses or statistics, receive no
             gradient, and come back as zero vectors.
-          train: Update the codebooks after the lookup, and drop scales where that is asked for.
+          train: Update the codebooks after the lookup, and drop scales where that is asked for; as the template takes
+            it.
           condition: None; the codes do not depend on one.
 
         Returns:
@@ -198,7 +203,9 @@ class MultiScaleVQ(StagedQuantizer):
           UserError: As :class:`VectorQuantizer`.
         """
         self._check_input(z, mask, condition)
-        train = train and not self.is_initializing()
+        return self._quantize(z, mask, self._is_training(train))
+
+    def _quantize(self, z: Map, mask: Mask, train: bool) -> QuantizerOutput:
         x = zero_where_masked(z, mask).astype(jnp.float32)
         if self.is_initializing():
             for stage in self.stages:
@@ -240,7 +247,8 @@ class MultiScaleVQ(StagedQuantizer):
         Returns:
           int32 indices along one last axis, coarse to fine; :meth:`split` returns them by scale.
         """
-        return self(z, mask).indices
+        self._check_input(z, mask)
+        return self._quantize(z, mask, train=False).indices
 
     def decode(
         self, indices: Integer[Array | np.ndarray, "*batch tokens"], shape: int | Sequence[int] | None = None

@@ -56,6 +56,7 @@ class RandomProjectionQuantizer(Quantizer):
     Source: Chiu et al., ICML 2022 (arXiv 2202.01855), Section 3.
     """
 
+    differs_in_training = False
     fits_residual = False
 
     num_codes: int
@@ -90,7 +91,7 @@ class RandomProjectionQuantizer(Quantizer):
 
     @nn.compact
     def __call__(
-        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Vectors | None = None
+        self, z: Vectors, mask: Mask = None, train: bool | None = None, condition: Vectors | None = None
     ) -> QuantizerOutput:
         """Quantize vectors.
 

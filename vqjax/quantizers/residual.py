@@ -100,9 +100,15 @@ class StagedQuantizer(Quantizer):
         """The template's."""
         return self.quantizer.axis_name
 
+    @property
+    def differs_in_training(self) -> bool:
+        """True where stages differ, or are dropped."""
+        return self.quantizer.differs_in_training or self.dropout is not None
+
     def _check_stages(self, per_stage: str) -> None:
         """Refuse options of stages, and templates whose gradient cannot cross once."""
         check_flags(self)
+        self._check_template()
         require_choice("gradient", self.gradient, ("total", per_stage))
         require_probability("dropout", self.dropout)
         estimator, codebook_dim = self.quantizer.estimator, getattr(self.quantizer, "codebook_dim", None)
@@ -218,7 +224,7 @@ class Residual(StagedQuantizer):
       >>> indices = rvq.apply(variables, z, method="encode")
       >>> coarse = rvq.apply(variables, indices[..., :2], method="decode")
       >>> vectors = rvq.apply(variables, indices, method="decode")
-      >>> bool((vectors == rvq.apply(variables, z).quantized).all())
+      >>> bool((vectors == rvq.apply(variables, z, train=False).quantized).all())
       True
       >>> Residual(FSQ(levels=(5, 5, 5, 5)), num_quantizers=3).apply({}, z).indices.shape
       (2, 16, 3)
@@ -306,6 +312,11 @@ class Residual(StagedQuantizer):
         self.stages = [self._make_stage(stage) for stage in range(count)]
 
     @property
+    def differs_in_training(self) -> bool:
+        """True where stages differ, are dropped, or are searched by another beam."""
+        return super().differs_in_training or self.beam_size_eval not in (None, self.beam_size)
+
+    @property
     def num_codes(self) -> int:
         """The number of codes of a stage, of the largest one where they differ."""
         return self.quantizer.num_codes if self.stage_sizes is None else max(self.stage_sizes)
@@ -334,7 +345,7 @@ class Residual(StagedQuantizer):
 
     @nn.compact
     def __call__(
-        self, z: Vectors, mask: Mask = None, train: bool = False, condition: Vectors | None = None
+        self, z: Vectors, mask: Mask = None, train: bool | None = None, condition: Vectors | None = None
     ) -> QuantizerOutput:
         """Quantize vectors.
 
@@ -343,7 +354,7 @@ class Residual(StagedQuantizer):
             that of the examples.
           mask: True for valid tokens. The others take no part in losses, statistics or sampling, receive no
             gradient, and come back as zero vectors with index -1.
-          train: Update codebooks after the lookup, and drop stages where that is asked for.
+          train: Update codebooks after the lookup, and drop stages where that is asked for; as the template takes it.
           condition: None; the codes do not depend on one from outside.
 
         Returns:
@@ -357,7 +368,7 @@ class Residual(StagedQuantizer):
           UserError: See the template's class.
         """
         self._check_input(z, mask, condition)
-        train = train and not self.is_initializing()
+        train = self._is_training(train)
         if self.is_initializing():
             self._create_projections(z.shape[-1], self.code_features or z.shape[-1])
         x, batch = self._to_code_space(zero_where_masked(z, mask)), z.shape[:-1]

@@ -126,6 +126,11 @@ class FSQ(LevelQuantizer):
         require(symmetric or self.noise_dropout is None, "noise_dropout", self.noise_dropout, "None", advice)
 
     @property
+    def differs_in_training(self) -> bool:
+        """True where there is noise."""
+        return self.noise_dropout is not None
+
+    @property
     def residual_limits(self) -> tuple[float, ...] | None:
         """Half a step beyond the outermost values, where stages clip: what the first one leaves, the others reach."""
         if self.hard_clamp is False:
@@ -246,7 +251,7 @@ class FSP(LevelQuantizer):
       >>> z = jax.random.normal(jax.random.key(0), (2, 16, 3))
       >>> fsp = FSP(levels=(8, 8, 8))
       >>> out = fsp.apply({}, z, train=True, rngs={"quantizer": jax.random.key(1)})
-      >>> exact = fsp.apply({}, z)
+      >>> exact = fsp.apply({}, z, train=False)
       >>> bool((out.indices == exact.indices).all()), bool((out.quantized == exact.quantized).any())
       (True, False)
 
@@ -266,6 +271,11 @@ class FSP(LevelQuantizer):
         require_choice("moments", self.moments, (*MOMENTS, None))
         in_range = is_number(self.quantize_rate) and 0 <= self.quantize_rate <= 1
         require(in_range, "quantize_rate", self.quantize_rate, "a probability in [0, 1]")
+
+    @property
+    def differs_in_training(self) -> bool:
+        """True where there is noise."""
+        return self.quantize_rate < 1
 
     @property
     def fits_residual(self) -> bool:

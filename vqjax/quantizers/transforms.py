@@ -191,7 +191,7 @@ class ImplicitCodebook(nn.Module):
       >>> z, condition = jax.random.normal(jax.random.key(0), (2, 8, 4))
       >>> vq = VectorQuantizer(num_codes=16, codebook=GradientCodebook(transform=ImplicitCodebook()))
       >>> variables = vq.init(jax.random.key(1), z, condition=condition)
-      >>> vq.apply(variables, z, condition=condition).indices.shape
+      >>> vq.apply(variables, z, train=False, condition=condition).indices.shape
       (8,)
 
     Source: Huijben et al., ICML 2024 (arXiv 2401.14732).

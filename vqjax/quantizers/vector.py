@@ -144,7 +144,7 @@ class VectorQuantizer(Quantizer):
       ((2, 8, 8, 4), (2, 8, 8), ['codes', 'counts', 'relative_usage', 'sums'])
       >>> indices = vq.apply(variables, z, method="encode")
       >>> vectors = vq.apply(variables, indices, method="decode")
-      >>> bool((vectors == vq.apply(variables, z).quantized).all())
+      >>> bool((vectors == vq.apply(variables, z, train=False).quantized).all())
       True
 
     Source: van den Oord et al., 2017 (arXiv 1711.00937); Fifty et al., ICLR 2025 (arXiv 2410.06424).
@@ -225,6 +225,11 @@ class VectorQuantizer(Quantizer):
             self._codebook = dataclasses.replace(self.codebook, transform=self.codebook_transform)
 
     @property
+    def differs_in_training(self) -> bool:
+        """True where the codebook changes, or where codes or noise are drawn."""
+        return self.codebook.changes_in_training or self.sampling_temperature is not None or self._is_noisy
+
+    @property
     def index_shape(self) -> tuple[int, ...]:
         """An axis of heads, where there are several."""
         return (self.heads,) if self.heads > 1 else ()
@@ -248,7 +253,7 @@ class VectorQuantizer(Quantizer):
         self,
         z: Vectors,
         mask: Mask = None,
-        train: bool = False,
+        train: bool | None = None,
         condition: Condition = None,
         *,
         code_update_weights: Float[Array, "*heads codes"] | None = None,
@@ -259,7 +264,8 @@ class VectorQuantizer(Quantizer):
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in losses, statistics or sampling, receive no
             gradient, and come back as zero vectors with index -1.
-          train: Update the codebook after the lookup.
+          train: Update the codebook after the lookup, and draw what is random; to be given here or at construction,
+            unless neither happens.
           condition: One vector per token, for a transform that gives each token a codebook of its own.
           code_update_weights: Weight of each code's moving averages, in [0, 1]; 0 freezes a code.
 
@@ -271,8 +277,8 @@ class VectorQuantizer(Quantizer):
           before any replacement), and each regularizer by its name.
 
         Raises:
-          UserError: ``train=True`` with an immutable ``codebook``; no ``quantizer`` key where one is needed; a
-            ``z`` or ``mask`` of the wrong kind.
+          UserError: ``train=True`` with an immutable ``codebook``; ``train`` is missing, or given twice; no
+            ``quantizer`` key where one is needed; a ``z`` or ``mask`` of the wrong kind.
         """
         check_input(z, mask)
         if self.is_initializing():
@@ -284,7 +290,7 @@ class VectorQuantizer(Quantizer):
         z: Vectors,
         indices: Indices | None,
         mask: Mask = None,
-        train: bool = False,
+        train: bool | None = None,
         condition: Condition = None,
         *,
         code_update_weights: Float[Array, "*heads codes"] | None = None,
@@ -308,9 +314,9 @@ class VectorQuantizer(Quantizer):
           UserError: As the call, and where the estimator chooses the codes itself.
         """
         check_input(z, mask)
+        train = self._is_training(train)
         variables = self._variables(z.shape[-1])
         self._check_given(z, indices, code_update_weights)
-        train = train and not self.is_initializing()
         latents, token_mask = self._to_code_space(zero_where_masked(z, mask)), self._mask_of_heads(mask)
         key = self._draw_lookup_keys() if train else None
         # A masked token is given as -1, which is not a code.
@@ -636,15 +642,18 @@ class VectorQuantizer(Quantizer):
 
     def _estimator(self, key: Keys) -> Estimator:
         """Return the estimator; noise is for training, so without a key straight-through in place of a noisy one."""
-        estimator = get_estimator(self.estimator)
-        return straight_through if key is None and "key" in keyword_names(estimator) else estimator
+        return straight_through if key is None and self._is_noisy else get_estimator(self.estimator)
+
+    @property
+    def _is_noisy(self) -> bool:
+        """True where the estimator draws random numbers."""
+        return "key" in keyword_names(get_estimator(self.estimator))
 
     def _draw_lookup_keys(self) -> Keys:
         """Draw the keys of a lookup, where it is random."""
         if self.sampling_temperature is not None:
             return self._draw_keys("sampling_temperature")
-        noisy = "key" in keyword_names(get_estimator(self.estimator))
-        return self._draw_keys(f"estimator={self.estimator!r}") if noisy else None
+        return self._draw_keys(f"estimator={self.estimator!r}") if self._is_noisy else None
 
     def _draw_keys(self, cause: str, *, per_device: bool = True) -> Keys:
         """Draw a key, or one per codebook."""
@@ -761,7 +770,7 @@ class ProductVQ(VectorQuantizer):
       >>> z = jax.random.normal(jax.random.key(0), (2, 16, 8))
       >>> vq = ProductVQ(num_codes=16, heads=4)
       >>> variables = vq.init(jax.random.key(1), z)
-      >>> vq.apply(variables, z).indices.shape
+      >>> vq.apply(variables, z, train=False).indices.shape
       (2, 16, 4)
 
     Source: Jegou et al., 2011 (Product quantization for nearest neighbor search).

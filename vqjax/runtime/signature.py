@@ -27,8 +27,8 @@ REQUIRED = inspect.Parameter.empty
 _WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
 _PLURALS = {int: "whole numbers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "texts such as a,b"}
 
-# The steps of the trainer see global batches, without a mapped axis.
-_NOT_CONFIGURED = frozenset({"axis_name"})
+# The steps of the trainer see global batches, without a mapped axis, and say in each call whether it trains.
+_NOT_CONFIGURED = frozenset({"axis_name", "train"})
 
 
 @dataclasses.dataclass(frozen=True)

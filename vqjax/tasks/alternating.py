@@ -77,7 +77,7 @@ class AlternatingTask(VQVAETask):
         augment_key, _, _ = jax.random.split(key, 3)
         images = to_model_range(self.augment(augment_key, batch["image"]))
         variables, params = state.trained(NETWORK), state.params[NETWORK]
-        latents = self.model.apply(variables, images, method="latents")
+        latents = self.model.apply(variables, images, train=False, method="latents")
 
         def codebook_loss(quantizer: PyTree) -> Float[Array, ""]:
             with_quantizer = variables | {"params": params | {"quantizer": quantizer}}

@@ -131,7 +131,7 @@ class VQVAETask(Task):
         """Start the codebook from k-means, if asked; see :meth:`Task.init_from_data`."""
         if not self.kmeans_init:
             return state
-        encode = jax.jit(lambda variables, images: self.model.apply(variables, images, method="latents"))
+        encode = jax.jit(lambda variables, images: self.model.apply(variables, images, train=False, method="latents"))
         wanted = min(_LATENTS_PER_CODE * self.model.quantizer.num_codes, _MOST_LATENTS)
         latents: list[Float[Array, "batch *grid dim"]] = []
         for batch in batches:
@@ -153,7 +153,7 @@ class VQVAETask(Task):
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return reconstructions, code indices and the quantizer's metrics; see :meth:`Task.evaluate`."""
         model = self.model.clone(microbatches=1)
-        output = model.apply(state.evaluated(NETWORK), to_model_range(batch["image"]), batch["valid"])
+        output = model.apply(state.evaluated(NETWORK), to_model_range(batch["image"]), batch["valid"], train=False)
         return {
             "reconstruction": output.reconstruction,
             "indices": output.quantizer.indices,
