@@ -52,7 +52,7 @@ def test_initial_parameters_are_those_of_flax(name):
 
 
 def test_an_odd_number_of_pixels_is_refused():
-    with pytest.raises(UserError, match="even height and width, got 8 x 9"):
+    with pytest.raises(UserError, match="even height and width, got 8 x 9; use images"):
         DownsamplingConv(features=2).init(jax.random.key(0), jnp.zeros((1, 8, 9, 3)))
 
 

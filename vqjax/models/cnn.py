@@ -1,4 +1,4 @@
-"""Convolutional encoders and decoders: the CIFAR-10 model of the rotation trick, and sonnet's VQ-VAE."""
+"""Convolutional encoders and decoders: the CIFAR-10 model of the rotation-trick paper, and Sonnet's VQ-VAE example."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,17 +20,20 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """Images to a grid of vectors, ``2 ** num_scalings`` times smaller in each direction.
+    """Encoder from images to a grid of vectors, ``2 ** num_scalings`` times smaller in each direction.
 
-    Strided 4x4 convolutions, each followed by a ReLU and doubling the channels up to ``width``, then residual
-    blocks. Without ``latent_dim`` the output follows a ReLU, so all its vectors lie within 90 degrees of each other.
+    Strided 4x4 convolutions, each of which doubles the number of channels (up to ``width``) and is followed by a ReLU,
+    then residual blocks. Without ``latent_dim`` the output follows a ReLU, so all its vectors lie within 90 degrees of
+    each other.
 
     Attributes:
-      width: Channels of the latent grid.
+      width: Number of channels of the latent grid.
       num_scalings: Number of strided convolutions.
-      num_residual_blocks: Number of residual blocks.
-      latent_dim: Features of the output, by a 1x1 convolution; ``None`` omits it, as the published model does.
-      dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
+      num_residual_blocks: Number of residual blocks after the strided convolutions.
+      latent_dim: Number of output features, produced by a final 1x1 convolution; ``None`` omits that convolution, as in
+        the published model.
+      dtype: Dtype of the computation, such as ``"bfloat16"``, in every layer but the convolution of ``latent_dim``;
+        parameters and output are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -54,21 +57,23 @@ class ResidualEncoder(nn.Module):
             x = nn.relu(DownsamplingConv(max(1, self.width >> level), dtype=self.dtype)(x))
         for _ in range(self.num_residual_blocks):
             x = ResidualBlock(self.dtype)(x)
-        # Latents rounded to bfloat16 would be nearest to other codes.
+        # The 1x1 convolution runs in float32: rounding latents to bfloat16 could change which code is nearest.
         return x.astype(jnp.float32) if self.latent_dim is None else nn.Conv(self.latent_dim, (1, 1))(x)
 
 
 class ResidualDecoder(nn.Module):
-    """A grid of codes to images in [-1, 1], ``2 ** num_scalings`` times larger in each direction.
+    """Decoder from a grid of codes to images in [-1, 1], ``2 ** num_scalings`` times larger in each direction.
 
     Residual blocks, then transposed 4x4 convolutions that halve the channels, and a hyperbolic tangent.
 
     Attributes:
-      width: Channels of the residual blocks; codes of another dimension pass a 1x1 convolution first.
+      width: Number of channels of the residual blocks; codes of a different dimension first pass through a 1x1
+        convolution.
       num_scalings: Number of transposed convolutions.
-      num_residual_blocks: Number of residual blocks.
-      image_channels: Channels of the images.
-      dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
+      num_residual_blocks: Number of residual blocks before the transposed convolutions.
+      image_channels: Number of channels of the images.
+      dtype: Dtype of the computation in every layer but the last, such as ``"bfloat16"``; parameters and output are
+        float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -100,8 +105,8 @@ class ResidualStack(nn.Module):
 
     Attributes:
       num_blocks: Number of residual blocks.
-      bottleneck: Channels between the two convolutions of a block.
-      dtype: Of the computation.
+      bottleneck: Number of channels between the two convolutions of a block.
+      dtype: Dtype of the computation.
     """
 
     num_blocks: int
@@ -118,15 +123,16 @@ class ResidualStack(nn.Module):
 
 
 class SonnetEncoder(nn.Module):
-    """Images to a grid of vectors, four times smaller in each direction.
+    """Encoder from images to a grid of vectors, four times smaller in each direction.
 
     Two strided 4x4 convolutions, a 3x3 convolution, a residual stack, and a 1x1 convolution to ``latent_dim``.
 
     Attributes:
-      width: Channels of the latent grid; half of it after the first convolution.
+      width: Number of channels of the latent grid; the first convolution has ``width // 2``.
       num_residual_blocks: Depth of the residual stack.
-      latent_dim: Features of the output.
-      dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
+      latent_dim: Number of output features.
+      dtype: Dtype of the computation in every layer but the last, such as ``"bfloat16"``; parameters and output are
+        float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -152,15 +158,16 @@ class SonnetEncoder(nn.Module):
 
 
 class SonnetDecoder(nn.Module):
-    """A grid of codes to images, four times larger in each direction; the output is not bounded.
+    """Decoder from a grid of codes to images, four times larger in each direction; the output is not bounded.
 
     A 3x3 convolution, a residual stack, and two transposed 4x4 convolutions of stride 2.
 
     Attributes:
-      width: Channels of the latent grid; half of it before the last layer.
+      width: Number of channels of the residual stack; the last hidden layer has ``width // 2``.
       num_residual_blocks: Depth of the residual stack.
-      image_channels: Channels of the images.
-      dtype: Of all layers but the last, such as ``"bfloat16"``; parameters and output are float32.
+      image_channels: Number of channels of the images.
+      dtype: Dtype of the computation in every layer but the last, such as ``"bfloat16"``; parameters and output are
+        float32.
 
     Example:
       >>> import jax, jax.numpy as jnp

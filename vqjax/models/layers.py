@@ -1,8 +1,8 @@
-"""Strided 4x4 convolutions without dilation, and modules applied to a batch in parts.
+"""Strided 4x4 convolutions without dilation, and a function that applies a module to a batch in parts.
 
 The gradient of a strided convolution, and a transposed convolution itself, dilate their input with zeros, which XLA
-runs slowly on CPUs. Folding each 2x2 block of pixels into channels gives the same function of the same parameters as
-a plain 2x2 convolution.
+runs slowly on CPUs. Folding each 2x2 block of pixels into channels computes the same function, with the same
+parameters, as a plain 2x2 convolution.
 """
 
 import inspect
@@ -44,7 +44,10 @@ class DownsamplingConv(nn.Module):
     def __call__(self, x: Images) -> Images:
         _, height, width, channels = x.shape
         if height % 2 or width % 2:
-            raise UserError(f"`x` must have an even height and width, got {height} x {width}; resize or pad it.")
+            raise UserError(
+                f"x must have an even height and width, got {height} x {width}; use images whose sides stay even in "
+                "every strided convolution."
+            )
         x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
@@ -78,7 +81,8 @@ class UpsamplingConv(nn.Module):
         channels = x.shape[-1]
         x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        # Output pixel 2i + p of phase p sees input pixels i - 1 + p and i + p, through kernel taps p and 2 + p.
+        # Output pixel 2i + p (phase p is 0 or 1) depends on input pixels i - 1 + p and i + p, through kernel taps p
+        # and 2 + p.
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 4, 1, 3, 5)
         folded = folded.reshape(2, 2, channels, 4 * self.features)
         phases = _convolve(padded, folded)
@@ -112,13 +116,14 @@ def _space_to_depth(x: Images) -> Images:
 def apply_in_parts(
     module: nn.Module, batch: Float[Array, "batch ..."], *, microbatches: int = 1, train: bool | None = None
 ) -> Float[Array, "batch ..."]:
-    """Apply a module to a batch, in equal parts one after another where memory is short.
+    """Apply a module to a batch in ``microbatches`` equal parts, one after another, to save memory.
 
-    Only the result of a part is kept; the gradient computes each part again. Values and gradients are those of the
-    whole batch up to the order of summation, so what follows the module, such as a codebook's update, sees one batch.
+    Only the output of each part is kept; the backward pass recomputes everything else. Values and gradients are those
+    of the whole batch up to the order of summation, so what follows the module, such as a codebook's update, sees one
+    batch.
 
     Args:
-      module: Module that treats every row of the batch independently; normalization over the batch sees one part.
+      module: Module that treats every row of the batch independently; batch normalization sees one part at a time.
       batch: Rows of any shape.
       microbatches: Number of parts, a divisor of the number of rows.
       train: Passed on to modules whose ``__call__`` has an argument ``train``, and to be given for these except in
@@ -148,7 +153,7 @@ def apply_in_parts(
     # A scan cannot create the variables that it carries.
     if microbatches == 1 or module.is_initializing():
         return module(batch, **options)
-    # Every part has rows of every device, so that no device has to send rows to another.
+    # Interleaved, so that every part holds rows of every device and no rows have to move between devices.
     parts = batch.reshape(-1, microbatches, *batch.shape[1:]).swapaxes(0, 1)
 
     def apply_to(module: nn.Module, _: None, part: Float[Array, "part ..."]) -> tuple[None, Float[Array, "part ..."]]:

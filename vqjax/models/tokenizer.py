@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Integer, UInt8
 from vqjax.models.layers import Images
 
 NETWORK = "generator"
-"""Name of the tokenizer among the networks of a training state."""
+"""Key of the tokenizer among the networks of a training state; adversarial tasks train it as their generator."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Tokenizer:
 
     Attributes:
       model: The autoencoder.
-      variables: Its variables.
+      variables: Trained variables of ``model``, with all collections.
       config: The config it was trained with, as a plain dictionary.
-      step: The training step of the variables.
+      step: The training step at which the variables were saved.
 
     Example:
       >>> from vqjax import VectorQuantizer
@@ -45,14 +45,14 @@ class Tokenizer:
         images: Float[Array | np.ndarray, "batch height width channels"]
         | UInt8[Array | np.ndarray, "batch height width channels"],
     ) -> Int[Array, " batch *tokens"]:
-        """Return the code indices of images, uint8 or in [-1, 1]."""
+        """Return the code indices of images, given as uint8 or as floats in [-1, 1]."""
         images = jnp.asarray(images)
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 127.5 - 1
         return _apply(self.model, self.variables, images, "encode")
 
     def decode(self, indices: Integer[Array | np.ndarray, " batch *tokens"]) -> Images:
-        """Return images from code indices, in [-1, 1] except for what an unbounded decoder overshoots."""
+        """Return images from code indices, nominally in [-1, 1]; a decoder without an output bound may exceed it."""
         return _apply(self.model, self.variables, jnp.asarray(indices), "decode")
 
 

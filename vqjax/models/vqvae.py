@@ -31,19 +31,20 @@ register_export(VQVAEOutput)
 
 
 class VQVAE(nn.Module):
-    """Autoencoder of any encoder, quantizer and decoder that fit together.
+    """Autoencoder composed of any compatible encoder, quantizer and decoder.
 
-    Encoder and decoder may have variables of any collection, such as the statistics of a BatchNorm, and random streams
-    of their own. Where their ``__call__`` has an argument ``train``, they get it.
+    Encoder and decoder may have variables in any collection, such as the statistics of a BatchNorm, and draw from
+    random streams; the tasks of this package provide ``quantizer`` and ``dropout``. An argument ``train`` is passed on
+    to those whose ``__call__`` accepts it.
 
     Attributes:
       encoder: Maps images ``[batch, height, width, channels]`` to latents ``[batch, *grid, dim]``.
       quantizer: Any quantizer of this package.
       decoder: Maps codes ``[batch, *grid, dim]`` to images.
-      precision: Precision of float32 products in encoder and decoder, by JAX's names: ``"default"`` is TF32 on GPUs
-        that have it, ``"float32"`` is exact everywhere. The quantizer chooses its own.
-      microbatches: Number of parts in which encoder and decoder see a batch, to save memory; the quantizer sees the
-        whole batch.
+      precision: Precision of float32 products in encoder and decoder, by JAX's names: ``"default"`` uses TF32 on GPUs
+        that support it, ``"float32"`` always uses full float32 precision. The quantizer sets its own precision.
+      microbatches: Number of parts in which encoder and decoder process a batch, to save memory; the quantizer
+        processes the whole batch.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -72,8 +73,8 @@ class VQVAE(nn.Module):
 
         Args:
           images: Images in [-1, 1].
-          mask: True for the images whose latents count; all by default.
-          train: Update the codebook and other state; to be given wherever that changes anything.
+          mask: True for images to include in the quantizer's losses and statistics; all by default.
+          train: Update the codebook and other state; must be given if that changes anything.
 
         Returns:
           Reconstructions and the quantizer's output.
