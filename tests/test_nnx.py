@@ -313,7 +313,7 @@ def test_collections_may_share_names():
     [
         ({"module": nn.Dense(3)}, "Dense"),
         ({"module": VectorQuantizer}, "pass an instance"),
-        ({"dim": 0}, "dim must be a whole number of at least 1, got 0"),
+        ({"dim": 0}, "dim must be a positive integer, got 0"),
         ({"dim": (4,)}, r"dim must be .*, got \(4,\)"),
         ({"rngs": 3}, r"nnx\.Rngs\(seed\)"),
         ({"rngs": nnx.Rngs(params=0)}, "stream 'quantizer' or a default, got .*'params'"),

@@ -20,17 +20,17 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
       allowed: The names that may be given.
 
     Returns:
-      A half sentence without a full stop or leading punctuation.
+      The end of a sentence, with its question mark or period.
 
     Example:
       >>> did_you_mean("num_code", ["num_codes", "decay"])
       "did you mean 'num_codes'?"
       >>> did_you_mean("width", ["num_codes", "decay"])
-      "use one of 'decay', 'num_codes'"
+      "use one of 'decay', 'num_codes'."
     """
     allowed = sorted(allowed)
     nearest = difflib.get_close_matches(name, allowed, n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"use one of {', '.join(map(repr, allowed))}"
+    return f"did you mean {nearest[0]!r}?" if nearest else f"use one of {', '.join(map(repr, allowed))}."
 
 
 def one_line(error: BaseException) -> str:

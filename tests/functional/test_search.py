@@ -57,7 +57,7 @@ def test_parts_of_the_codebook_change_nothing(name, small_chunks):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shards": 7}, r"shards must be a whole number that divides the number of codes, 300, got 7"),
+        ({"shards": 7}, r"shards must be an integer that divides the number of codes, 300, got 7"),
         ({"shards": 0}, r"shards must be .*, got 0"),
     ],
 )
@@ -190,7 +190,7 @@ def test_the_k_nearest_are_in_order_with_ties_to_the_lowest(monkeypatch, budget)
 
 @pytest.mark.parametrize("k", [0, 13, True])
 def test_a_k_out_of_range_is_refused(k):
-    with pytest.raises(UserError, match=rf"k must be a whole number in \[1, 12\], the number of codes, got {k}"):
+    with pytest.raises(UserError, match=rf"k must be an integer in \[1, 12\], the number of codes, got {k}"):
         nearest_k_codes(Z, E, k)
 
 

@@ -326,14 +326,14 @@ def test_indices_that_are_none_decode_to_nan_or_zero():
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (LFQ, {"bits": 31}, r"bits must be a whole number in \[1, 30\], got 31"),
-        (LFQ, {"bits": 0}, r"bits must be a whole number in \[1, 30\], got 0"),
-        (LFQ, {"num_codebooks": 0}, r"num_codebooks must be a whole number of at least 1, got 0"),
+        (LFQ, {"bits": 31}, r"bits must be an integer in \[1, 30\], got 31"),
+        (LFQ, {"bits": 0}, r"bits must be an integer in \[1, 30\], got 0"),
+        (LFQ, {"num_codebooks": 0}, r"num_codebooks must be a positive integer, got 0"),
         (BSQ, {"scale": 0.0}, r"scale must be a finite number above 0, got 0.0"),
         (LFQ, {"inverse_temperature": float("inf")}, r"inverse_temperature must be a finite number .*, got inf"),
         (LFQ, {"diversity_gamma": -1.0}, r"diversity_gamma must be a finite number of at least 0, got -1.0"),
         (LFQ, {"soft_clamp": 0.5}, r"soft_clamp must be at least scale=1.0, .*, got 0.5"),
-        (LFQ, {"bits_per_group": 21}, r"bits_per_group must be a whole number in \[1, 20\], got 21"),
+        (LFQ, {"bits_per_group": 21}, r"bits_per_group must be an integer in \[1, 20\], got 21"),
         (LFQ, {"smallest_probability": 0.0}, r"smallest_probability must be in \(0, 1\), .*, got 0.0"),
         (
             LFQ,
@@ -350,7 +350,7 @@ def test_wrong_arguments_are_refused_at_construction(kind, arguments, message, a
 def test_wrong_uses_are_named(as_users_run_it):
     with pytest.raises(UserError, match=r"smallest_probability must be None with 3 groups of bits, got 0.1"):
         bit_entropies(jnp.zeros((2, 3)), bits_per_group=1, smallest_probability=0.1)
-    with pytest.raises(UserError, match=r"smallest_probability must be above 0, or None for none, got 0.0"):
+    with pytest.raises(UserError, match=r"smallest_probability must be above 0, or None, got 0.0"):
         bit_entropies(jnp.zeros((2, 3)), smallest_probability=0.0)
     with pytest.raises(
         UserError, match=r"The variables must hold a rotation of 3 features, got none; pass all collections"

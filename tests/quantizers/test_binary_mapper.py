@@ -240,7 +240,7 @@ def test_a_mapped_axis_has_the_loss_of_the_global_batch_and_draws_of_its_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bits": 17}, r"bits must be a whole number in \[1, 16\], got 17; the output has 2\*\*bits features"),
+        ({"bits": 17}, r"bits must be an integer in \[1, 16\], got 17; the output has 2\*\*bits features"),
         ({"bits": 0}, r"bits must be .*, got 0"),
         ({"bits": 4.0}, r"bits must be .*, got 4.0"),
         ({"bits": True}, r"bits must be .*, got True"),

@@ -76,11 +76,11 @@ def test_codebooks_refuse_transforms_that_do_not_suit_them(make, message):
         (EMACodebook, {"dead_code_threshold": 2.0}, r"must be a fraction of the average use, in \[0, 1\), got 2.0"),
         (EMACodebook, {"smoothing": -1.0}, r"smoothing must be 0, or a small number such as 1e-5, got -1.0"),
         (EMACodebook, {"start": "full"}, r"start must be 'empty', 'one_token' or 'sums_only', got 'full'"),
-        (EMACodebook, {"accumulation_steps": 0}, r"accumulation_steps must be a whole number of at least 1, got 0"),
+        (EMACodebook, {"accumulation_steps": 0}, r"accumulation_steps must be a positive integer, got 0"),
         (EMACodebook, {"replace": True}, r"replace must be a Replacement\(...\), or None, got True"),
         (Replacement, {"below": 1.0}, r"below must be in \[0, 1\), or None, got 1.0"),
         (Replacement, {"below": None}, r"below must be set where unused_after is None, got None; use replace=None"),
-        (Replacement, {"unused_after": 0}, r"unused_after must be a whole number of at least 1, or None, got 0"),
+        (Replacement, {"unused_after": 0}, r"unused_after must be a positive integer, or None, got 0"),
     ],
 )
 def test_wrong_options_of_codebooks_are_refused(kind, arguments, message, as_users_run_it):

@@ -230,7 +230,7 @@ def test_init_and_invalid_indices():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_codes": 2**31}, r"num_codes must be a whole number in \[1, 2147483647\], got 2147483648"),
+        ({"num_codes": 2**31}, r"num_codes must be an integer in \[1, 2147483647\], got 2147483648"),
         ({"temperature": 0.0}, r"temperature must be a finite number above 0, got 0.0"),
         ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
     ],

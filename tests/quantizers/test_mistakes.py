@@ -48,7 +48,7 @@ def create(quantizer, z=Z):
         ),
         (lambda: LearnedAffine(-1.0), "learning_rate_scale must be a finite number above 0, got -1.0"),
         (lambda: RunningAffine(2.0), r"token_decay must be a number in \[0, 1\), got 2.0"),
-        (lambda: ImplicitCodebook(-1), "depth must be a whole number of at least 1, got -1"),
+        (lambda: ImplicitCodebook(-1), "depth must be a positive integer, got -1"),
         (lambda: ProductVQ(4, heads=1), "heads must be at least 2, got 1"),
         (lambda: FSP((4, 4), activation="tan"), "activation must be one of .*, got 'tan'"),
         (lambda: MultiScaleVQ(VectorQuantizer(4), scales=(1, 2), spatial_dims=4), r"spatial_dims must be .*, got 4"),
@@ -134,7 +134,7 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
             {"train": False, "code_update_weights": jnp.ones(3)},
             r"code_update_weights must have shape \(5,\), .*, got \(3,\)",
         ),
-        ({"method": "kmeans_init", "iterations": -1}, "iterations must be a whole number of at least 0, got -1"),
+        ({"method": "kmeans_init", "iterations": -1}, "iterations must be a non-negative integer, got -1"),
     ],
 )
 def test_arrays_that_do_not_fit_the_tokens_or_the_codes_are_refused(arguments, message):

@@ -369,12 +369,12 @@ def step(vq, variables, z, mask, average=lambda x: x):
         ({"scales": ()}, "scales must be at least one scale"),
         ({"scales": (2, 1)}, "scales must be from coarse to fine"),
         ({"scales": (1, (2, 2, 2))}, "or 2 of them, one per axis of space"),
-        ({"spatial_dims": 4}, r"spatial_dims must be a whole number in \[1, 3\], got 4"),
+        ({"spatial_dims": 4}, r"spatial_dims must be an integer in \[1, 3\], got 4"),
         ({"phi_weight": 1.5}, r"phi_weight must be a number in \(0, 1\]"),
-        ({"num_phi": 4}, r"num_phi must be a whole number in \[1, 3\], got 4"),
+        ({"num_phi": 4}, r"num_phi must be an integer in \[1, 3\], got 4"),
         ({"gradient": "per_stage"}, "gradient must be one of 'total', 'per_scale', got 'per_stage'"),
         ({"dropout": 2.0}, "dropout must be a probability"),
-        ({"dropout_min_scales": 4}, r"dropout_min_scales must be a whole number in \[1, 3\], got 4"),
+        ({"dropout_min_scales": 4}, r"dropout_min_scales must be an integer in \[1, 3\], got 4"),
         ({"quantizer": VectorQuantizer(CODES, heads=2)}, "a token of a scale has one index"),
         ({"quantizer": VectorQuantizer(CODES, codebook_dim=2)}, "or use gradient='per_scale'"),
         ({"quantizer": VectorQuantizer(CODES, estimator="gumbel_softmax")}, "or use shared_codebook=False"),
@@ -393,7 +393,7 @@ def test_wrong_inputs_are_named(as_users_run_it):
         vq.apply(variables, gaussian(5, DIM), train=False)
     with pytest.raises(UserError, match=r"indices must end with a scale, after one of \(1, 5, 17\) tokens"):
         vq.apply(variables, jnp.zeros((2, 6), int), method="decode")
-    with pytest.raises(UserError, match="shape must be a whole number of at least 1, or 2 of them"):
+    with pytest.raises(UserError, match="shape must be a positive integer, or 2 of them"):
         vq.apply(variables, jnp.zeros((2, 5), int), 0, method="decode")
     with pytest.raises(UserError, match="indices must be an array of integers"):
         vq.apply(variables, jnp.zeros((2, 5)), method="decode")

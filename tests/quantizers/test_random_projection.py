@@ -114,9 +114,9 @@ def test_eight_devices_are_one(mapped):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_codes": 0}, r"num_codes must be a whole number of at least 1, got 0"),
-        ({"codebook_dim": 2.0}, r"codebook_dim must be a whole number of at least 1, got 2.0"),
-        ({"num_codebooks": 0}, r"num_codebooks must be a whole number of at least 1, got 0"),
+        ({"num_codes": 0}, r"num_codes must be a positive integer, got 0"),
+        ({"codebook_dim": 2.0}, r"codebook_dim must be a positive integer, got 2.0"),
+        ({"num_codebooks": 0}, r"num_codebooks must be a positive integer, got 0"),
     ],
 )
 def test_mistakes_are_named(arguments, message, as_users_run_it):

@@ -292,7 +292,7 @@ def test_the_first_stages_of_every_group_are_encoded():
 
 @pytest.mark.parametrize("count", [0, 4, True])
 def test_other_numbers_of_stages_are_refused(count):
-    with pytest.raises(UserError, match=rf"num_quantizers must be a whole number in \[1, 3\], got {count}"):
+    with pytest.raises(UserError, match=rf"num_quantizers must be an integer in \[1, 3\], got {count}"):
         OPTIONS["default"].apply(variables_of("default"), Z, num_quantizers=count, method="encode")
 
 
@@ -469,13 +469,13 @@ def test_grouped_quantizers_are_their_parts():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ResidualVQ(STAGE, 0), "num_quantizers must be a whole number of at least 1, got 0"),
-        (lambda: ResidualVQ(STAGE, 2, dropout=1.5), "dropout must be a probability in (0, 1], or None for none"),
-        (lambda: ResidualVQ(STAGE, 2, dropout_min_stages=3), "dropout_min_stages must be a whole number in [1, 2]"),
-        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8,)), "stage_sizes must be 2 whole numbers"),
-        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 0)), "stage_sizes must be 2 whole numbers of at least 1"),
+        (lambda: ResidualVQ(STAGE, 0), "num_quantizers must be a positive integer, got 0"),
+        (lambda: ResidualVQ(STAGE, 2, dropout=1.5), "dropout must be a probability in (0, 1], or None"),
+        (lambda: ResidualVQ(STAGE, 2, dropout_min_stages=3), "dropout_min_stages must be an integer in [1, 2]"),
+        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8,)), "stage_sizes must be 2 positive integers"),
+        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 0)), "stage_sizes must be 2 positive integers"),
         (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 4), shared_codebook=True), "a shared codebook has the size"),
-        (lambda: ResidualVQ(STAGE, 2, beam_size=0), "beam_size must be a whole number of at least 1, got 0"),
+        (lambda: ResidualVQ(STAGE, 2, beam_size=0), "beam_size must be a positive integer, got 0"),
         (lambda: ResidualVQ(STAGE.clone(heads=2), 2, beam_size=2), "quantizer.heads must be 1 with a beam search"),
         (lambda: ResidualVQ(STAGE.clone(estimator="gumbel_softmax"), 2), "or use gradient='per_stage'"),
         (lambda: Residual(IBQ(8), 2), "or use gradient='per_stage'"),
@@ -495,7 +495,7 @@ def test_grouped_quantizers_are_their_parts():
             "shared_codebook must be False, got True; a LFQ has none",
         ),
         (lambda: Residual(FSQ((4, 4)), 2).apply({}, Z[..., :2], method="kmeans_init"), "has no codebook to start"),
-        (lambda: Grouped(ResidualVQ(STAGE, 2), 0), "groups must be a whole number of at least 1, got 0"),
+        (lambda: Grouped(ResidualVQ(STAGE, 2), 0), "groups must be a positive integer, got 0"),
         (lambda: Grouped(ResidualVQ(STAGE, 2), 3).init(KEY, Z), "groups must be a divisor of the 4 features of z"),
         (lambda: OPTIONS["default"].apply(variables_of("default"), jnp.zeros((2, 4), int), method="decode"), "stages"),
         (lambda: OPTIONS["dropout"].apply(variables_of("dropout"), Z, train=True, mutable=["codebook"]), "rngs"),

@@ -241,16 +241,16 @@ def test_dropout_keeps_the_first_stages():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"levels": 8}, "levels must be whole numbers of at least 2, .*, got 8"),
-        ({"levels": ()}, r"levels must be whole numbers of at least 2, .*, got \(\)"),
-        ({"levels": (8, 1)}, r"levels must be whole numbers of at least 2, .*, got \(8, 1\)"),
+        ({"levels": 8}, "levels must be integers of at least 2, .*, got 8"),
+        ({"levels": ()}, r"levels must be integers of at least 2, .*, got \(\)"),
+        ({"levels": (8, 1)}, r"levels must be integers of at least 2, .*, got \(8, 1\)"),
         ({"levels": (4, 2)}, r"levels must be at least 3 each, got \(4, 2\); or use bound='symmetric'"),
         ({"levels": (8,) * 11}, "fewer than .* codes, not 8589934592, .* an int32 index"),
-        ({"levels": (4,), "num_codebooks": 0}, "num_codebooks must be a whole number of at least 1, got 0"),
+        ({"levels": (4,), "num_codebooks": 0}, "num_codebooks must be a positive integer, got 0"),
         ({"levels": (4,), "bound": "tanh"}, "bound must be one of 'paper', 'asymmetric', 'symmetric', got 'tanh'"),
         ({"levels": (4,), "noise_dropout": 0.5}, "noise_dropout must be None, got 0.5; or use bound='symmetric'"),
         ({"levels": (4,), "bound": "symmetric", "noise_dropout": 2}, "noise_dropout must be a probability"),
-        ({"levels": (4,), "bound": "symmetric", "noise_dropout": 0.0}, "or None for none, got 0.0"),
+        ({"levels": (4,), "bound": "symmetric", "noise_dropout": 0.0}, "or None, got 0.0"),
     ],
 )
 def test_mistakes_are_named(as_users_run_it, arguments, message):
@@ -261,7 +261,7 @@ def test_mistakes_are_named(as_users_run_it, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_quantizers": 0}, "num_quantizers must be a whole number of at least 1, got 0"),
+        ({"num_quantizers": 0}, "num_quantizers must be a positive integer, got 0"),
         ({"gradient": "both"}, "gradient must be one of 'total', 'per_stage', got 'both'"),
         ({"soft_clamp": 2.0}, "soft_clamp must be None, got 2.0; stages that clip have a limit of their own"),
         ({"soft_clamp": -1.0}, "soft_clamp must be a finite number above 0, got -1.0"),

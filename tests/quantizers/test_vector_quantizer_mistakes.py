@@ -11,14 +11,14 @@ from vqjax import UserError, VectorQuantizer
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_codes": 0}, r"num_codes must be a whole number in \[1, 2147483647\], got 0"),
+        ({"num_codes": 0}, r"num_codes must be an integer in \[1, 2147483647\], got 0"),
         ({"num_codes": 16.0}, r"num_codes must be .*, got 16.0"),
         ({"num_codes": 2**31}, r"num_codes must be .*, got 2147483648"),
         ({"distance": "cos"}, r"distance must be 'euclidean' or 'cosine', got 'cos'"),
         ({"codebook": "EMA"}, r"codebook must be 'ema', 'gradient', 'frozen', or a codebook such as .*, got 'EMA'"),
         ({"estimator": "ste"}, r"estimator must be one of straight_through, rotation, .*, got 'ste'"),
         ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
-        ({"codebook_shards": 3}, r"codebook_shards must be a whole number that divides num_codes=16, got 3"),
+        ({"codebook_shards": 3}, r"codebook_shards must be an integer that divides num_codes=16, got 3"),
         (
             {"codebook_shards": 2, "heads": 2, "separate_codebooks": True},
             r"codebook_shards must be 1, got 2; separate codebooks are not divided",

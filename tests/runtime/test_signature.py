@@ -77,7 +77,7 @@ def test_defaults_are_those_of_the_signature():
 def test_an_argument_without_a_default_is_in_the_config_and_missing_when_it_is_built():
     config = MODELS.defaults("model")
     assert config["width"] is None
-    with pytest.raises(UserError, match=r"^width is missing; it must be a whole number\.$"):
+    with pytest.raises(UserError, match=r"^width is missing; it must be an integer\.$"):
         MODELS.build(**config)
 
 
@@ -114,26 +114,26 @@ def test_what_no_config_can_hold_is_given_when_it_is_built():
     ("arguments", "message"),
     [
         ({"name": "modle"}, "name='modle' is unknown; did you mean 'model'?"),
-        ({"name": None}, "name=None is unknown; use one of 'model', 'other'"),
+        ({"name": None}, "name=None is unknown; use one of 'model', 'other'."),
         ({"widht": 3}, "widht is unknown; did you mean 'width'?"),
-        ({"width": 2.5}, "width must be a whole number, got 2.5."),
-        ({"width": True}, "width must be a whole number, got True."),
-        ({"width": 2**31}, "width must be a whole number below 2**31, got 2147483648."),
+        ({"width": 2.5}, "width must be an integer, got 2.5."),
+        ({"width": True}, "width must be an integer, got True."),
+        ({"width": 2**31}, "width must fit in int32, got 2147483648."),
         ({"scale": float("nan")}, "scale must be a finite number or None, got nan."),
         ({"scale": "much"}, "scale must be a finite number or None, got 'much'."),
         ({"bias": 1}, "bias must be True or False, got 1."),
         ({"bias": None}, "bias must be True or False, got None."),
-        ({"label": 3}, "label must be text, got 3."),
+        ({"label": 3}, "label must be a string, got 3."),
         ({"kind": "gate"}, "kind='gate' is unknown; did you mean 'gated'?"),
         ({"kind": 3}, "kind must be 'plain' or 'gated', got 3."),
-        ({"sizes": 3}, "sizes must be whole numbers such as (8, 5) or None, got 3."),
-        ({"sizes": (2, 0.5)}, "sizes must be whole numbers such as (8, 5) or None, got (2, 0.5)."),
+        ({"sizes": 3}, "sizes must be integers such as (8, 5) or None, got 3."),
+        ({"sizes": (2, 0.5)}, "sizes must be integers such as (8, 5) or None, got (2, 0.5)."),
         ({"schedule": 3}, "schedule must be a dictionary, got 3."),
         ({"schedule": "deacy"}, "schedule.name='deacy' is unknown; did you mean 'decay'?"),
         ({"schedule": {"name": "decay", "rat": 1}}, "schedule.rat is unknown; did you mean 'rate'?"),
         ({"schedule": {"name": "decay", "rate": 1}}, "schedule.rate must be in [0, 1), got 1.0; use 0.9."),
-        ({"schedule": {"name": "steps"}}, "schedule.every is missing; it must be a whole number."),
-        ({"penalties": {"l2": {}}}, "penalties.l2.name='l2' is unknown; use one of 'l1'"),
+        ({"schedule": {"name": "steps"}}, "schedule.every is missing; it must be an integer."),
+        ({"penalties": {"l2": {}}}, "penalties.l2.name='l2' is unknown; use one of 'l1'."),
         ({"penalties": {"l1": {"weight": "x"}}}, "penalties.l1.weight must be a finite number, got 'x'."),
         ({"penalties": 3}, "penalties must be a dictionary, got 3."),
     ],
@@ -177,19 +177,19 @@ def test_parts_are_turned_off_from_the_command_line():
     ("path", "text", "message"),
     [
         ("widht", "3", "widht is unknown; did you mean 'width'?"),
-        ("width", "many", "width must be a whole number, got 'many'."),
-        ("width", "2.5", "width must be a whole number, got 2.5."),
-        ("width", "None", "width must be a whole number, got None."),
+        ("width", "many", "width must be an integer, got 'many'."),
+        ("width", "2.5", "width must be an integer, got 2.5."),
+        ("width", "None", "width must be an integer, got None."),
         ("width.x", "3", "width is not a group; leave out .x."),
         ("bias", "maybe", "bias must be True or False, got 'maybe'."),
         ("scale", "nan", "scale must be a finite number or None, got 'nan'."),
-        ("sizes", "(8", "sizes must be whole numbers such as (8, 5) or None, got '(8'."),
+        ("sizes", "(8", "sizes must be integers such as (8, 5) or None, got '(8'."),
         ("kind", "gate", "kind='gate' is unknown; did you mean 'gated'?"),
         ("schedule", "steps", "schedule is a group, got 'steps'; set one of its arguments, such as name."),
         ("schedule.rat", "3", "schedule.rat is unknown; did you mean 'rate'?"),
-        ("schedule.every", "3", "schedule.every is unknown; use one of 'rate'"),
+        ("schedule.every", "3", "schedule.every is unknown; use one of 'rate'."),
         ("penalties.l1", "3", "penalties.l1 is a group, got '3'; set one of its arguments, such as weight."),
-        ("penalties.l2.weight", "3", "penalties.l2.name='l2' is unknown; use one of 'l1'"),
+        ("penalties.l2.weight", "3", "penalties.l2.name='l2' is unknown; use one of 'l1'."),
         ("name", "modle", "name='modle' is unknown; did you mean 'model'?"),
     ],
 )

@@ -103,7 +103,7 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
         (
             "train.py",
             ["--config.quantizer.num_codes=many"],
-            "quantizer.num_codes must be a whole number, got 'many'.",
+            "quantizer.num_codes must be an integer, got 'many'.",
         ),
         ("train.py", ["--config.quantizer.num_codes=0"], "config.quantizer.num_codes"),
         ("train.py", ["--config.quantizer=vq"], "config.quantizer is a group"),
@@ -117,7 +117,7 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
             ["--config.optimizer.name=adamx"],
             "optimizer.name='adamx' is unknown; did you mean 'adam'?",
         ),
-        ("train.py", ["--config.batch_size=None"], "config.batch_size must be a whole number, got None."),
+        ("train.py", ["--config.batch_size=None"], "config.batch_size must be an integer, got None."),
         ("train.py", ["--wrokdir=runs"], "--wrokdir is unknown; did you mean '--workdir'?"),
         ("train.py", ["--config.seed", "3"], "argument '3' is not expected; write --name=value."),
         ("train.py", ["configs/cifar10.py"], "argument 'configs/cifar10.py' is not expected"),
@@ -131,7 +131,7 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
         ("eval.py", ["--export_tokens=tokens.txt"], "--export_tokens must be a file name that ends in .npz"),
         ("eval.py", ["--splt=train"], "--splt is unknown; did you mean '--split'?"),
         ("eval.py", ["--split=trian"], "--split='trian' is unknown; did you mean 'train'?"),
-        ("eval.py", ["--step=newest"], "--step must be a whole number or None, got 'newest'."),
+        ("eval.py", ["--step=newest"], "--step must be an integer or None, got 'newest'."),
         ("eval.py", ["--config.seed=1"], "--config.seed is unknown"),
     ],
 )
@@ -183,8 +183,8 @@ def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
     ("arguments", "message"),
     [
         (["trian"], "'trian' is not a command of vqjax; did you mean 'train'?"),
-        (["--workdir=x"], "'--workdir=x' is not a command of vqjax; use one of 'eval', 'train'"),
-        (["eval"], "--workdir is missing; it must be text."),
+        (["--workdir=x"], "'--workdir=x' is not a command of vqjax; use one of 'eval', 'train'."),
+        (["eval"], "--workdir is missing; it must be a string."),
     ],
 )
 def test_a_command_that_is_not_there_is_refused(arguments, message):

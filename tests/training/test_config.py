@@ -49,7 +49,7 @@ def test_presets_change_the_number_of_codes_as_in_the_code_of_the_study(preset, 
     ("argument", "message"),
     [
         ("cods=3", "config argument cods is unknown; did you mean 'codes'?"),
-        ("codes=3x", "config argument codes must be a whole number or None, got '3x'."),
+        ("codes=3x", "config argument codes must be an integer or None, got '3x'."),
         ("beta=", "config argument beta must be a finite number, got ''."),
         ("sonnet=maybe", "config argument sonnet must be True or False, got 'maybe'."),
         ("preset=smal", "config argument preset='smal' is unknown; did you mean 'small'?"),
@@ -104,7 +104,7 @@ def valid_config():
     ("field", "value", "message"),
     [
         ("batch_size", 0, "config.batch_size must be at least 1, got 0."),
-        ("num_steps", None, "config.num_steps is missing; it must be a whole number."),
+        ("num_steps", None, "config.num_steps is missing; it must be an integer."),
         ("seed", -1, "config.seed must be at least 0, got -1."),
         (
             "gradient_accumulation",
@@ -115,8 +115,8 @@ def valid_config():
         ("data.image_size", 5000, "config.data.image_size must be from 1 to 4096, got 5000."),
         ("data.crop_padding", 32, "config.data.crop_padding must be less than image_size=32, got 32."),
         ("model.name", "sonet", "config.model.name='sonet' is unknown; did you mean 'sonnet'?"),
-        ("model.latent_dim", 0, "config.model.latent_dim must be a whole number from 1 to 8192, got 0."),
-        ("model.latent_dim", 10**9, "config.model.latent_dim must be a whole number from 1 to 8192, got 1000000000."),
+        ("model.latent_dim", 0, "config.model.latent_dim must be an integer from 1 to 8192, got 0."),
+        ("model.latent_dim", 10**9, "config.model.latent_dim must be an integer from 1 to 8192, got 1000000000."),
         ("quantizer.name", "fsk", "config.quantizer.name='fsk' is unknown; did you mean 'fsq'?"),
         ("quantizer.num_codes", 0, "config.quantizer.num_codes"),
         ("optimizer.schedule", "cosin", "config.optimizer.schedule='cosin' is unknown; did you mean 'cosine'?"),
@@ -222,7 +222,7 @@ def test_none_turns_off_what_can_be_off():
     config = override(base_config(), "optimizer.clip_norm=1")
     assert config.optimizer.clip_norm == 1.0
     assert override(config, "optimizer.clip_norm=None").optimizer.clip_norm is None
-    with pytest.raises(UserError, match=r"^config\.batch_size must be a whole number, got None\.$"):
+    with pytest.raises(UserError, match=r"^config\.batch_size must be an integer, got None\.$"):
         override(config, "batch_size=None")
 
 

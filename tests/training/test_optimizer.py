@@ -91,7 +91,7 @@ def test_the_learning_rate_warms_up_and_decays(schedule, rates):
     [
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
         ({"learning_rate": float("inf")}, "learning_rate must be a finite number, got inf"),
-        ({"warmup_steps": -1}, "warmup_steps must be a whole number of at least 0, got -1"),
+        ({"warmup_steps": -1}, "warmup_steps must be a non-negative integer, got -1"),
         ({"warmup_steps": 21}, "warmup_steps must be at most config.num_steps=20, got 21"),
         ({"clip_norm": 0.0}, "clip_norm must be above 0, or None, got 0.0"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),

@@ -121,7 +121,7 @@ def _read(path: Path) -> Tokens:
     if indices.ndim < 2 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"its indices are {indices.dtype} of shape {list(indices.shape)}")
     if num_codes.shape or not np.issubdtype(num_codes.dtype, np.integer) or num_codes < 1:
-        raise ValueError("its num_codes is not a whole number of at least 1")
+        raise ValueError("its num_codes is not a positive integer")
     if not isinstance(context, dict):
         raise ValueError("its context is not a JSON object")
     return Tokens(indices.astype(np.int32), int(num_codes), context)

@@ -161,7 +161,7 @@ def bit_entropies(
     sizes = group_sizes(logits.shape[-1], bits_per_group)
     floored = smallest_probability is not None
     if floored and not smallest_probability > 0:
-        raise UserError(f"smallest_probability must be above 0, or None for none, got {smallest_probability}.")
+        raise UserError(f"smallest_probability must be above 0, or None, got {smallest_probability}.")
     if floored and len(sizes) > 1:
         raise UserError(
             f"smallest_probability must be None with {len(sizes)} groups of bits, got {smallest_probability}; use "

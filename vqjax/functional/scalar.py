@@ -96,7 +96,7 @@ def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric
 
 
 def clipped_levels(position: Features, radices: Sequence[int]) -> Levels:
-    """Convert whole numbers to int32 levels, clipped to ``[0, radices)``."""
+    """Convert integers to int32 levels, clipped to ``[0, radices)``."""
     largest = jnp.broadcast_to(jnp.asarray(radices, jnp.int32) - 1, position.shape)
     return jnp.clip(position.astype(jnp.int32), 0, largest)
 

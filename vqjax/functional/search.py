@@ -52,7 +52,7 @@ def nearest_codes(
     num_codes = codes.shape[0]
     if not isinstance(shards, int) or shards < 1 or num_codes % shards:
         raise UserError(
-            f"shards must be a whole number that divides the number of codes, {num_codes}, got {shards!r}; use 1 for "
+            f"shards must be an integer that divides the number of codes, {num_codes}, got {shards!r}; use 1 for "
             "a codebook that every device holds."
         )
     tokens, codes = centered(z, codes)
@@ -295,4 +295,4 @@ def _own_distances(
 
 def _check_k(k: int, num_codes: int) -> None:
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= num_codes:
-        raise UserError(f"k must be a whole number in [1, {num_codes}], the number of codes, got {k!r}.")
+        raise UserError(f"k must be an integer in [1, {num_codes}], the number of codes, got {k!r}.")

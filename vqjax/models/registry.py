@@ -1,4 +1,4 @@
-"""Autoencoders by their names in configs: functions of a quantizer and the arguments of the group ``model``.
+"""Registry of autoencoders: each is a function of a quantizer and of the arguments in the config group ``model``.
 
 Example:
   >>> from vqjax import VectorQuantizer
@@ -38,12 +38,14 @@ def residual(
 
     Args:
       quantizer: The quantizer of the latents.
-      width: Channels of the latent grid.
-      num_residual_blocks: Residual blocks of the encoder, and of the decoder.
-      num_scalings: Strided convolutions; each halves height and width.
-      latent_dim: Features of the latents, by a 1x1 convolution; None: ``width``, without that convolution.
+      width: Number of channels of the latent grid.
+      num_residual_blocks: Number of residual blocks in the encoder, and in the decoder.
+      num_scalings: Number of strided convolutions; each halves height and width.
+      latent_dim: Number of latent features, produced by a 1x1 convolution; with None, the latents have ``width``
+        features and there is no such convolution.
       dtype: Dtype of the convolutions; parameters and quantizer are in float32.
-      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+      precision: Precision of float32 products; ``"default"`` uses TF32 on GPUs that support it, ``"float32"`` always
+        uses full float32 precision.
 
     Returns:
       The module, without variables.
@@ -75,15 +77,16 @@ def sonnet(
     dtype: Dtype = "float32",
     precision: Precision = "default",
 ) -> VQVAE:
-    """Build the autoencoder of sonnet's VQ-VAE example, whose latent grid is four times smaller than the image.
+    """Build the autoencoder of Sonnet's VQ-VAE example, whose latent grid is four times smaller than the image.
 
     Args:
       quantizer: The quantizer of the latents.
-      width: Channels of the latent grid.
-      num_residual_blocks: Residual blocks of the encoder, and of the decoder.
-      latent_dim: Features of the latents.
+      width: Number of channels of the latent grid.
+      num_residual_blocks: Number of residual blocks in the encoder, and in the decoder.
+      latent_dim: Number of latent features.
       dtype: Dtype of the convolutions; parameters and quantizer are in float32.
-      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+      precision: Precision of float32 products; ``"default"`` uses TF32 on GPUs that support it, ``"float32"`` always
+        uses full float32 precision.
 
     Returns:
       The module, without variables.
@@ -105,7 +108,7 @@ def sonnet(
 
 def _check_number(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise UserError(f"{name} must be a whole number from {low} to {high}, got {value}.")
+        raise UserError(f"{name} must be an integer from {low} to {high}, got {value}.")
 
 
 MODELS = Registry({"residual": residual, "sonnet": sonnet})

@@ -78,7 +78,7 @@ class Replacement:
     def __post_init__(self) -> None:
         require(self.below is None or is_fraction(self.below), "below", self.below, "in [0, 1), or None")
         batches = self.unused_after
-        require(batches is None or is_count(batches), "unused_after", batches, "a whole number of at least 1, or None")
+        require(batches is None or is_count(batches), "unused_after", batches, "a positive integer, or None")
         either = self.below is not None or self.unused_after is not None
         require(either, "below", None, "set where unused_after is None", "use replace=None to replace no code")
 
@@ -297,7 +297,7 @@ class EMACodebook(BaseCodebook):
         require(is_weight(smoothing), "smoothing", smoothing, "0, or a small number such as 1e-5")
         starts = ("empty", "one_token", "sums_only")
         require(self.start in starts, "start", self.start, "'empty', 'one_token' or 'sums_only'")
-        require(is_count(steps), "accumulation_steps", steps, "a whole number of at least 1")
+        require(is_count(steps), "accumulation_steps", steps, "a positive integer")
         require(
             not is_learned(self.transform) and (self.transform is None or has_inverse(self.transform)),
             "transform",

@@ -360,7 +360,7 @@ class MultiScaleVQ(StagedQuantizer):
 
     def _check_shape(self, name: str, value: object) -> None:
         each = isinstance(value, Sequence) and len(value) == self.spatial_dims and all(is_count(size) for size in value)
-        expected = f"a whole number of at least 1, or {self.spatial_dims} of them, one per axis of space"
+        expected = f"a positive integer, or {self.spatial_dims} of them, one per axis of space"
         require(is_count(value) or each, name, value, expected)
 
     def _check_input(self, z: Map, mask: Mask, condition: Float[Array, "*space features"] | None = None) -> None:

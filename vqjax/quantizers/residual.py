@@ -280,7 +280,7 @@ class Residual(StagedQuantizer):
             known = isinstance(template, VectorQuantizer) or getattr(self, name) == value
             require(known, name, getattr(self, name), repr(value), f"a {kind} has none; use a VectorQuantizer")
         if self.stage_sizes is not None:
-            sizes, expected = self.stage_sizes, f"{self.num_quantizers} whole numbers of at least 1, one per stage"
+            sizes, expected = self.stage_sizes, f"{self.num_quantizers} positive integers, one per stage"
             each = isinstance(sizes, Sequence) and all(is_count(size) for size in sizes)
             require(each and len(sizes) == self.num_quantizers, "stage_sizes", sizes, expected)
             advice = "a shared codebook has the size of the template"

@@ -45,7 +45,7 @@ class LevelQuantizer(GridQuantizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         valid = isinstance(self.levels, Sequence) and self.levels and all(is_count(n) and n > 1 for n in self.levels)
-        expected = "whole numbers of at least 2, one per feature, such as (8, 5, 5)"
+        expected = "integers of at least 2, one per feature, such as (8, 5, 5)"
         require(bool(valid), "levels", self.levels, expected)
         # A module has to be hashable, and lists come from configs.
         object.__setattr__(self, "levels", tuple(int(count) for count in self.levels))

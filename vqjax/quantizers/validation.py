@@ -54,7 +54,7 @@ def is_fraction(value: object) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """Return True for a whole number of at least one."""
+    """Return True for a positive integer."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
 
 
@@ -67,9 +67,9 @@ def require(valid: bool, name: str, value: object, expected: str, advice: str | 
 
 
 def require_count(name: str, value: object, largest: int | None = None, advice: str | None = None) -> None:
-    """Refuse what is not a whole number of at least 1, or is above the largest."""
-    span = "of at least 1" if largest is None else f"in [1, {largest}]"
-    require(is_count(value) and (largest is None or value <= largest), name, value, f"a whole number {span}", advice)
+    """Refuse what is not a positive integer, or is above the largest."""
+    expected = "a positive integer" if largest is None else f"an integer in [1, {largest}]"
+    require(is_count(value) and (largest is None or value <= largest), name, value, expected, advice)
 
 
 def require_weight(name: str, value: object) -> None:
@@ -83,9 +83,9 @@ def require_positive(name: str, value: object) -> None:
 
 
 def require_probability(name: str, value: object) -> None:
-    """Refuse what is neither a probability above 0 nor None, which switches off."""
+    """Refuse what is neither a probability above 0 nor None, which disables the option."""
     in_range = value is None or (is_number(value) and 0 < value <= 1)
-    require(in_range, name, value, "a probability in (0, 1], or None for none")
+    require(in_range, name, value, "a probability in (0, 1], or None")
 
 
 def require_choice(name: str, value: object, choices: Iterable[str | None]) -> None:

@@ -188,7 +188,7 @@ class VectorQuantizer(Quantizer):
             require_positive("sampling_temperature", self.sampling_temperature)
         shards = self.codebook_shards
         divides = is_count(shards) and self.num_codes % shards == 0
-        require(divides, "codebook_shards", shards, f"a whole number that divides num_codes={self.num_codes}")
+        require(divides, "codebook_shards", shards, f"an integer that divides num_codes={self.num_codes}")
 
     def _check_combinations(self) -> None:
         codebook, estimator = self.codebook, get_estimator(self.estimator)
@@ -413,7 +413,7 @@ class VectorQuantizer(Quantizer):
         if z.size == 0:
             raise UserError(f"z must have at least one token for kmeans_init, got shape {z.shape}.")
         whole = is_count(iterations) or (is_number(iterations) and iterations == 0)
-        require(whole, "iterations", iterations, "a whole number of at least 0")
+        require(whole, "iterations", iterations, "a non-negative integer")
         invertible = transform is None or has_inverse(transform)
         require(invertible, "codebook.transform", transform, "invertible (have a method to_base) for kmeans_init")
         self._require_mutable("kmeans_init(z)")

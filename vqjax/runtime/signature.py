@@ -1,7 +1,7 @@
-"""Configs from signatures: the arguments of classes and functions, typed and defaulted by their own definitions.
+"""Configs from signatures: the arguments of classes and functions, with the types and defaults of their definitions.
 
 A config names a callable and gives its arguments, such as ``{"name": "fsq", "levels": (8, 5, 5)}``. Arguments that are
-objects themselves, such as the codebook of a quantizer, are dictionaries of this form too.
+objects themselves (the parts of a callable), such as the codebook of a quantizer, are dictionaries of this form too.
 """
 
 import ast
@@ -22,12 +22,12 @@ import numpy as np
 from vqjax.errors import UserError, did_you_mean
 
 REQUIRED = inspect.Parameter.empty
-"""The default of an argument that has none."""
+"""Sentinel: marks an argument without a default."""
 
-_WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
-_PLURALS = {int: "whole numbers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "texts such as a,b"}
+_WORDS = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string"}
+_PLURALS = {int: "integers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "strings such as a,b"}
 
-# The steps of the trainer see global batches, without a mapped axis, and say in each call whether it trains.
+# The trainer runs under `jit` on global batches, so there is no mapped axis to name; its steps pass `train` in each call.
 _NOT_CONFIGURED = frozenset({"axis_name", "train"})
 
 
@@ -36,15 +36,15 @@ class Kind:
     """The values that an annotation allows in a config.
 
     Attributes:
-      types: Those of ``bool``, ``int``, ``float``, ``str`` and ``tuple`` that the annotation names; for other types
-        there is no text on a command line.
+      types: Those of ``bool``, ``int``, ``float``, ``str`` and ``tuple`` that the annotation names; values of other
+        types cannot be written on a command line.
       choices: The strings of a ``Literal``.
       optional: Allow None.
       items: The kind of a tuple's items.
 
     Example:
       >>> str(Kind.of(float | None)), str(Kind.of(Sequence[int]))
-      ('a finite number or None', 'whole numbers such as (8, 5)')
+      ('a finite number or None', 'integers such as (8, 5)')
       >>> Kind.of(float | None).parse("0.5"), Kind.of(Sequence[int]).parse("8,5")
       (0.5, (8, 5))
     """
@@ -80,14 +80,14 @@ class Kind:
 
     @property
     def is_known(self) -> bool:
-        """Whether the annotation allows anything but None that a config can hold."""
+        """Whether a config can hold a value of this kind other than None."""
         return bool(self.types or self.choices)
 
     def check(self, value: Any) -> Any:
-        """Return a value as the annotation has it: whole numbers as floats where those are wanted, lists as tuples.
+        """Check a value and convert it to the annotated type: integers to floats if expected, lists to tuples.
 
         Raises:
-          UserError: The value is of another kind; the message begins with "must be".
+          UserError: The value is of a different kind; the message begins with "must", "is" or "=".
         """
         if isinstance(value, np.generic):
             value = value.item()
@@ -101,9 +101,11 @@ class Kind:
             if kind is str and self.choices:
                 raise UserError(f"={_shown(value)} is unknown; {did_you_mean(value, self.choices)}")
             raise UserError(f"must be {self}, got {_shown(value)}.")
-        # Whole numbers are int32 on a device.
-        if (kind is int and abs(value) >= 2**31) or (kind is float and not math.isfinite(value)):
-            raise UserError(f"must be {self}{' below 2**31' * (kind is int)}, got {_shown(value)}.")
+        if kind is float and not math.isfinite(value):
+            raise UserError(f"must be {self}, got {_shown(value)}.")
+        # Integers are int32 on a device.
+        if kind is int and abs(value) >= 2**31:
+            raise UserError(f"must fit in int32, got {_shown(value)}.")
         if kind is not tuple:
             return value
         try:
@@ -112,7 +114,7 @@ class Kind:
             raise UserError(f"must be {self}, got {_shown(value)}.") from error
 
     def parse(self, text: str) -> Any:
-        """Read a value from the command line; ``None`` turns off what can be off.
+        """Read a value from the command line; ``None`` disables an argument that is optional.
 
         Raises:
           UserError: As in ``check``.
@@ -128,7 +130,7 @@ class Kind:
         value = text
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text.strip())
-        # One item needs no brackets.
+        # A single integer needs no parentheses.
         return self.check((value,) if tuple in self.types and type(value) is int else value)
 
     def __str__(self) -> str:
@@ -145,8 +147,9 @@ class Field:
     Attributes:
       kind: The values that it may have.
       default: Its default, or ``REQUIRED``.
-      part: Where its values are objects, what builds them.
-      several: Whether it is a tuple of such objects; a config has a dictionary of their arguments by their names.
+      part: Registry that builds its values, if they are objects.
+      several: Whether its value is a tuple of such objects, which a config holds as a dictionary from their names to
+        their arguments.
     """
 
     kind: Kind
@@ -160,7 +163,7 @@ class Field:
         return self.kind.optional or self.default is None
 
     def complete(self, value: Any) -> Any:
-        """Return a checked value, with the defaults of its parts; None for a required value that is still missing."""
+        """Return a checked value, with the defaults of its parts, or None if a required value is still missing."""
         if value is None and (self.default is REQUIRED or (self.part and self.can_be_off)):
             return None
         if self.part is None:
@@ -212,9 +215,9 @@ class Call:
     """A class or function as a group of a config.
 
     Args:
-      function: Its parameters are annotated. A config holds those of the types that ``Kind`` knows; others, such as
-        arrays, functions and modules, can only be given to ``build``.
-      parts: What builds the arguments that are objects, by the name of the argument.
+      function: A class or function with annotated parameters. A config can hold those whose types ``Kind`` knows;
+        others, such as arrays, functions and modules, can only be given to ``build``.
+      parts: Registries that build the arguments that are objects, by the name of the argument.
 
     Example:
       >>> def adam(learning_rate: float, b1: float = 0.9, clip_norm: float | None = None): ...
@@ -254,7 +257,7 @@ class Call:
 
         Raises:
           UserError: A name is unknown, or a value is not of its argument's type. The message begins with the argument,
-            in dotted form where it belongs to a part.
+            in dotted form if it belongs to a part.
         """
         for name in arguments:
             self._field(name)
@@ -269,13 +272,14 @@ class Call:
         """Call the function.
 
         Args:
-          **arguments: A config, and whatever else the function takes. What is left out has its default.
+          **arguments: The arguments in a config, and any others that the function takes. Omitted arguments take their
+            defaults.
 
         Returns:
           What the function returns.
 
         Raises:
-          UserError: As in ``defaults``; an argument is missing; or the function refuses its arguments.
+          UserError: As in ``defaults``; also if an argument is missing, or the function rejects its arguments.
         """
         given = {name: value for name, value in arguments.items() if name in self.others or self._is_built(name, value)}
         config = self.defaults(**{name: value for name, value in arguments.items() if name not in given})
@@ -289,7 +293,7 @@ class Call:
         """Refuse a config that leaves out an argument without a default.
 
         Raises:
-          UserError: The first such argument.
+          UserError: An argument is missing; the message names the first one.
         """
         for name, field in self.fields.items():
             if config[name] is None and not field.can_be_off:
@@ -300,8 +304,8 @@ class Call:
 
         Args:
           config: All arguments.
-          path: The name of the argument, dotted where it belongs to a part: ``"codebook.decay"``.
-          text: The value; ``None`` turns off what can be off.
+          path: The name of the argument, dotted if it belongs to a part: ``"codebook.decay"``.
+          text: The value; ``None`` disables an argument that is optional.
 
         Returns:
           The arguments with that value.
@@ -315,7 +319,7 @@ class Call:
             return complete | {name: field.override(complete[name], rest, text)}
 
     def _is_built(self, name: str, value: Any) -> bool:
-        """Whether a part is an object already."""
+        """Whether the value of a part has already been built."""
         part = name in self.fields and self.fields[name].part
         in_config = (
             value is None or isinstance(value, bool | int | float | str | tuple | list) or hasattr(value, "items")
@@ -332,10 +336,10 @@ class Registry(dict[str, Callable[..., Any]]):
     """Classes and functions by the names under which configs choose one of them.
 
     Args:
-      callables: By name.
-      parts: What builds the arguments that are objects, by the name of the argument.
+      callables: Classes and functions by name.
+      parts: Registries that build the arguments that are objects, by the name of the argument.
       key: Name of the field that holds the choice.
-      shared: Fields of the group that every choice has beside its own; they are not passed to it.
+      shared: Fields that every choice has besides its own arguments; they are not passed to the callable.
 
     Example:
       >>> def mean(): ...
@@ -379,15 +383,15 @@ class Registry(dict[str, Callable[..., Any]]):
         return {self.key: name} | self.call(name).defaults(**arguments)
 
     def build(self, /, **config: Any) -> Any:
-        """Call what a config chooses: see ``Call.build``."""
+        """Build the object that a config describes: see ``Call.build``."""
         name, arguments = self._split(config)
         return self.call(name).build(**arguments)
 
     def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
         """Set one argument from the command line: see ``Call.override``.
 
-        Another choice has its own defaults. Arguments that it shares with the one before keep the values that differ
-        from the defaults of that one.
+        When the choice changes, arguments take the new choice's defaults, except that an argument that both choices
+        have keeps a value that differs from the old choice's default.
         """
         name, arguments = self._split(config)
         if path != self.key:
@@ -397,7 +401,7 @@ class Registry(dict[str, Callable[..., Any]]):
         kept = {}
         for argument, value in arguments.items():
             if argument in chosen.fields and value != before.get(argument):
-                # Of the same name, but of another type there.
+                # An argument of the same name may have a different type in the new choice: then it is dropped.
                 with contextlib.suppress(UserError):
                     kept[argument] = chosen.defaults(**{argument: value})[argument]
         return self.defaults(text, **kept)
@@ -417,19 +421,19 @@ class Registry(dict[str, Callable[..., Any]]):
 
     def _split(self, config: Any) -> tuple[Any, dict[str, Any]]:
         arguments = _items(config)
-        # The only choice need not be named.
+        # If there is only one choice, its name may be omitted.
         return arguments.pop(self.key, next(iter(self)) if len(self) == 1 else None), arguments
 
 
 @contextlib.contextmanager
 def within(path: str) -> Iterator[None]:
-    """Put the place in a config in front of the messages of errors.
+    """Prefix the messages of errors with a path in the config.
 
     Args:
       path: The dotted name of a group or an argument.
 
     Raises:
-      UserError: What was raised, with ``path`` in front.
+      UserError: Any that the block raises, with ``path`` in front of its message.
 
     Example:
       >>> with within("config.quantizer"):
@@ -441,7 +445,7 @@ def within(path: str) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-        # Constructors begin with the name of the argument; the checks of a value, with what is wrong with it.
+        # Messages of constructors begin with the argument's name; those of checks of a value, with "must", "is" or "=".
         first = re.match(r"=|[a-z_]\w*", message)
         joint = ": " if first is None else {"=": "", "must": " ", "is": " "}.get(first[0], ".")
         raise UserError(f"{path}{joint}{message}") from error

@@ -46,7 +46,7 @@ class AlternatingTask(VQVAETask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.codebook_steps <= 1000:
-            raise UserError(f"codebook_steps must be a whole number from 1 to 1000, got {self.codebook_steps}.")
+            raise UserError(f"codebook_steps must be an integer from 1 to 1000, got {self.codebook_steps}.")
         if self.codebook_learning_rate <= 0:
             raise UserError(f"codebook_learning_rate must be above 0, got {self.codebook_learning_rate}.")
         if not 0 <= self.codebook_momentum < 1:

@@ -138,7 +138,7 @@ def evaluate_workdir(
       UserError: There is no checkpoint or no data, or an argument is out of range.
     """
     if batch_size is not None and batch_size < 1:
-        raise UserError(f"--batch_size must be a whole number of at least 1, got {batch_size}.")
+        raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
     if export_tokens is not None:
         _check_tokens_file(Path(export_tokens))
     workdir = usable_workdir(workdir)

@@ -37,7 +37,7 @@ class Optimizer(abc.ABC):
 
     def __post_init__(self) -> None:
         _check("learning_rate", self.learning_rate > 0, "above 0", self.learning_rate)
-        _check("warmup_steps", self.warmup_steps >= 0, "a whole number of at least 0", self.warmup_steps)
+        _check("warmup_steps", self.warmup_steps >= 0, "a non-negative integer", self.warmup_steps)
         if self.clip_norm is not None:
             _check("clip_norm", self.clip_norm > 0, "above 0, or None", self.clip_norm)
 
