@@ -145,7 +145,7 @@ def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_pat
     assert f"process {number - 1} of {number} has died" in obituary
     for status, error in others:
         assert status != 0
-        assert error.splitlines()[-1].endswith("the run goes on from its last checkpoint.")
+        assert error.splitlines()[-1].endswith("the run resumes from its last checkpoint.")
 
     config.num_steps = max(config.num_steps, load_tokenizer(workdir).step + 1)
     train(config, of_one, devices=ONE_DEVICE)
@@ -173,7 +173,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, nu
 def test_processes_without_a_common_directory_are_told(config, of_one, tmp_path):
     for status, error in end(start(2, config, tmp_path / "nothing", of_one)):
         assert status == 2
-        assert "error: process 1 has another newest checkpoint than process 0. Pass the same" in error
+        assert "error: process 1 has a different newest checkpoint from process 0. Pass the same" in error
 
 
 @pytest.mark.full
@@ -181,7 +181,7 @@ def test_processes_with_two_new_directories_are_told(config, tmp_path):
     """Bug: they waited for each other inside of the first save."""
     for status, error in end(start(2, config, tmp_path / "one", tmp_path / "other")):
         assert status == 2
-        assert "error: process 1 has another --workdir than process 0. Pass the same" in error
+        assert "error: process 1 has a different --workdir from process 0. Pass the same" in error
 
 
 @pytest.mark.full
@@ -191,5 +191,5 @@ def test_processes_with_other_arguments_are_told(config, tmp_path):
     other.optimizer.learning_rate *= 2
     for status, error in end(start(2, config, tmp_path / "run", others=other)):
         assert status == 2
-        assert "error: process 1 has another config than process 0. Start all of them with the same" in error
+        assert "error: process 1 has a different config from process 0. Start all of them with the same" in error
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ def compiler_options() -> dict[str, str]:
     """Return ``compiler_options`` for the outermost ``jax.jit`` of a training step.
 
     Returns:
-      On CPUs, options that run matrix products, convolutions and the operations around them in YNNPACK, where this
+      On CPUs, options that run matrix products, convolutions and the operations around them in YNNPACK, if this
       version of XLA has it; otherwise none.
 
     Example:
@@ -45,8 +45,8 @@ _MIN_COMPILE_SECONDS = 0.2
 def enable_compilation_cache() -> None:
     """Enable JAX's persistent compilation cache under ``~/.cache/vqjax`` (or ``$XDG_CACHE_HOME/vqjax``).
 
-    ``JAX_COMPILATION_CACHE_DIR`` names another directory, and ``JAX_ENABLE_COMPILATION_CACHE=false`` disables the
-    cache. Nothing is cached where the directory is not writable.
+    ``JAX_COMPILATION_CACHE_DIR`` names a different directory, and ``JAX_ENABLE_COMPILATION_CACHE=false`` disables the
+    cache. Nothing is cached if the directory is not writable.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return

@@ -57,7 +57,7 @@ def join_processes(
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
         )
     except Exception as error:
-        # JAX raises many types; the first line names what is missing and where.
+        # JAX raises many types of exception; the first line says what is missing and where.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"the processes of this run cannot find each other ({reason}); outside of Slurm, Open MPI and Kubernetes "
@@ -81,7 +81,7 @@ class _DeathNotice:
         text = (
             f"error: process {jax.process_index()} of {jax.process_count()} has died. If it was not killed itself, "
             "another process has ended before it: see the output of that one. Start all of them again with the same "
-            "commands: the run goes on from its last checkpoint."
+            "commands: the run resumes from its last checkpoint."
         )
         command = ["sh", "-c", 'read -r farewell || echo "$0" >&2', text]
         # Ctrl-C goes to the whole session; the shell has to survive it.
@@ -111,10 +111,10 @@ def assert_same_on_all_processes(name: str, value: object, remedy: str) -> None:
     Args:
       name: Name of the value, for the message.
       value: Value of this process; its text is compared.
-      remedy: Sentence that says what to do where the values differ.
+      remedy: Sentence that says what to do if the values differ.
 
     Raises:
-      UserError: A process holds another value than process 0.
+      UserError: A process holds a different value from process 0.
 
     Example:
       >>> assert_same_on_all_processes("newest checkpoint", 60, "Use the same --workdir.")
@@ -123,7 +123,7 @@ def assert_same_on_all_processes(name: str, value: object, remedy: str) -> None:
         return
     checksums = multihost_utils.process_allgather(np.uint32(zlib.crc32(str(value).encode())))
     if (others := np.flatnonzero(checksums != checksums[0])).size:
-        raise UserError(f"process {others[0]} has another {name} than process 0. {remedy}")
+        raise UserError(f"process {others[0]} has a different {name} from process 0. {remedy}")
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def main_process_first(name: str) -> Iterator[None]:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Return whether an error is what a process gets when another one has ended.
+    """Return whether an error is one that a process gets when another process has ended.
 
     Example:
       >>> is_lost_process(ValueError("Gloo all-reduce failed: Connection closed by peer"))
@@ -172,9 +172,9 @@ def _check(coordinator_address: str, num_processes: int, process_id: int) -> Non
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator_address must be HOST:PORT of process 0, got {coordinator_address!r}.")
     if num_processes < 1:
-        raise UserError(f"--num_processes must be a whole number of at least 1, got {num_processes}.")
+        raise UserError(f"--num_processes must be a positive integer, got {num_processes}.")
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process_id must be a whole number from 0 to {num_processes - 1}, another one in each process, got "
+            f"--process_id must be an integer from 0 to {num_processes - 1}, different in each process, got "
             f"{process_id}."
         )

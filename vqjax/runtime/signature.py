@@ -27,7 +27,7 @@ REQUIRED = inspect.Parameter.empty
 _WORDS = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string"}
 _PLURALS = {int: "integers such as (8, 5)", float: "numbers such as (0.5, 2)", str: "strings such as a,b"}
 
-# The trainer runs under `jit` on global batches, so there is no mapped axis to name; its steps pass `train` in each call.
+# The trainer runs under `jit` on global batches, without a mapped axis, and passes `train` in each call.
 _NOT_CONFIGURED = frozenset({"axis_name", "train"})
 
 

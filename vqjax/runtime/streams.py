@@ -23,11 +23,11 @@ class LastingStream:
 
     @classmethod
     def of(cls, stream: TextIO | None) -> "LastingStream":
-        """Wrap ``sys.stdout`` or ``sys.stderr``, which is None where the process was started without it."""
+        """Wrap ``sys.stdout`` or ``sys.stderr``, which is None if the process was started without it."""
         return cls(os.fdopen(_open_devnull(), "w") if stream is None else stream)
 
     def write(self, text: str) -> int:
-        """Write a text, unless the reader is gone."""
+        """Write a string, unless the reader is gone."""
         self._while_open(lambda: self._stream.write(text))
         return len(text)
 

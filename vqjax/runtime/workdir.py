@@ -31,7 +31,7 @@ def usable_workdir(workdir: str | Path) -> Path:
       'quickstart'
     """
     if not str(workdir):
-        raise UserError("--workdir must be the directory of the run, got ''; pass for example --workdir=runs/first.")
+        raise UserError("--workdir must be the directory of the run, got ''; pass, for example, --workdir=runs/first.")
     if not _is_unicode(str(workdir)):
         raise UserError(f"--workdir must have a name in UTF-8, got {str(workdir)!r}; use another path.")
     path = Path(workdir).expanduser()

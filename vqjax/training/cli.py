@@ -129,7 +129,7 @@ def _message_and_status(error: BaseException) -> tuple[str, int] | None:
         reason = str(error).splitlines()[0]
         return (
             f"error: another process of this run has ended, see its messages ({reason}). Start all of them again with "
-            "the same commands: the run goes on from its last checkpoint.",
+            "the same commands: the run resumes from its last checkpoint.",
             1,
         )
     if isinstance(error, jax.errors.JaxRuntimeError) and re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
