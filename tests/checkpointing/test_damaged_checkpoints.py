@@ -62,8 +62,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, run, c
     place = run / "checkpoints" / "12" / file
     damage(next(place.iterdir()) if place.is_dir() else place)
     assert load_tokenizer(run).step == 10
-    assert "checkpoint 12 is damaged" in caplog.text
-    assert "reading that of step 10" in caplog.text
+    assert "checkpoint 12 is not intact" in caplog.text
+    assert "loading that of step 10" in caplog.text
     train(config, run, devices=ONE_DEVICE)
     chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)
     assert (finished / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
@@ -118,7 +118,7 @@ def test_a_run_without_any_whole_checkpoint_is_refused_and_left_alone(run, confi
     for step in ("10", "12"):
         truncate(run / "checkpoints" / step / "state" / "manifest.ocdbt")
     before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
-    with pytest.raises(UserError, match=r"is damaged \(12: state/manifest.ocdbt is not what was written; 10: "):
+    with pytest.raises(UserError, match=r"is intact \(12: state/manifest.ocdbt does not match its checksum; 10: "):
         train(config, run, devices=ONE_DEVICE)
     assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
 
@@ -135,14 +135,14 @@ def test_a_run_of_the_release_before_tasks_is_not_read(old_run, use):
     with pytest.raises(UserError) as error:
         use(old_run)
     assert str(error.value) == (
-        f"--workdir={old_run} holds a run of vqjax 0.1.0, whose checkpoints this release cannot read; continue it with "
-        "vqjax==0.1.0, or train in another --workdir."
+        f"--workdir={old_run} contains checkpoints written by vqjax 0.1.0, which this release cannot read; "
+        "continue the run with vqjax==0.1.0, or train in another --workdir."
     )
 
 
 def test_a_run_of_the_release_before_tasks_is_left_alone(old_run, config):
     before = sorted(path.stat().st_mtime_ns for path in old_run.rglob("*"))
-    with pytest.raises(UserError, match=r"continue it with vqjax==0\.1\.0, or train in another --workdir"):
+    with pytest.raises(UserError, match=r"continue the run with vqjax==0\.1\.0, or train in another --workdir"):
         train(config, old_run, devices=ONE_DEVICE)
     assert sorted(path.stat().st_mtime_ns for path in old_run.rglob("*")) == before
 
@@ -162,9 +162,9 @@ def test_a_checkpoint_of_another_structure_says_what_changed(run, config, monkey
         train(config, run, devices=ONE_DEVICE)
     release = version("vqjax")
     assert str(error.value) == (
-        f"The checkpoint was written by vqjax {release}, and this release cannot continue it: "
+        f"The checkpoint was written by vqjax {release}, and this release cannot resume from it: "
         "params.generator.encoder.Conv_0.scale is missing; params.generator.encoder.Conv_0.bias is unknown. "
-        f"Continue with vqjax=={release}, or train in another --workdir."
+        f"Continue the run with vqjax=={release}, or train in another --workdir."
     )
 
 

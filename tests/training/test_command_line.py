@@ -127,7 +127,7 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
         ("train.py", ["--coordinator_address=here", "--num_processes=2", "--process_id=0"], "must be HOST:PORT"),
         ("train.py", ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"], "from 0 to 1"),
         ("train.py", ["--distributed"], "the processes of this run cannot find each other (coordinator_address"),
-        ("eval.py", [], "which has no checkpoint"),
+        ("eval.py", [], "contains no checkpoint"),
         ("eval.py", ["--export_tokens=tokens.txt"], "--export_tokens must be a file name that ends in .npz"),
         ("eval.py", ["--splt=train"], "--splt is unknown; did you mean '--split'?"),
         ("eval.py", ["--split=trian"], "--split='trian' is unknown; did you mean 'train'?"),
@@ -210,8 +210,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_checkpoint(finishe
     longer = [f"--workdir={run}", *run_of(images_file), "--config.num_steps=70"]
     status, _, err = call("train.py", *longer, largest_file=20_000)
     assert status == 2
-    assert "The checkpoint of step 63 cannot be written to" in err.splitlines()[-1]
-    assert "the earlier checkpoints are intact" in err.splitlines()[-1]
+    assert "The checkpoint of step 63 could not be written to" in err.splitlines()[-1]
+    assert "earlier checkpoints are unaffected" in err.splitlines()[-1]
     chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)
     status, _, err = call("train.py", *longer)
     assert status == 0, err
@@ -227,5 +227,5 @@ def test_a_run_without_a_whole_checkpoint_is_named(finished, tmp_path):
         path.write_bytes(b"")
     status, _, err = call("eval.py", f"--workdir={tmp_path}/run")
     assert status == 2
-    assert "run/checkpoints is damaged (60: state/_METADATA is not what was written; 56: " in err
+    assert "run/checkpoints is intact (60: state/_METADATA does not match its checksum; 56: " in err
     assert len(err.splitlines()) == 1

@@ -35,16 +35,16 @@ _NAMED_CHANGES = 5
 
 
 class Checkpoints:
-    """Checkpoints of one run under ``WORKDIR/checkpoints``; writing is atomic, and damaged ones are set aside.
+    """Checkpoints of one run under ``WORKDIR/checkpoints``; writes are atomic, and damaged ones are moved aside.
 
     Args:
       workdir: Directory of the run, which no other run uses.
       config: Config of the run, stored with every checkpoint.
-      images: Fingerprint of the training images, stored likewise.
+      images: Fingerprint of the training images, also stored with every checkpoint.
       keep: Number of newest checkpoints to keep.
 
     Attributes:
-      found: The newest checkpoint that was intact at the start, if there was any.
+      found: The newest checkpoint that was intact when this object was created, or None.
 
     Raises:
       UserError: There are checkpoints, and none of them is intact.
@@ -76,14 +76,14 @@ class Checkpoints:
         return None if latest is None else Path(self._checkpointer.directory) / str(latest.step)
 
     def save(self, step: int, state: Mapping[str, PyTree]) -> None:
-        """Write a checkpoint, unless there is one of that step or a later one.
+        """Write a checkpoint, unless one already exists for this step or a later one.
 
         Args:
           step: Number of steps taken.
           state: State of the run, by field.
 
         Raises:
-          UserError: The checkpoint cannot be written; the earlier ones are intact.
+          UserError: The checkpoint could not be written. Earlier checkpoints are unaffected.
         """
         latest = self._checkpointer.latest
         if latest is not None and latest.step >= step:
@@ -95,22 +95,22 @@ class Checkpoints:
         except Exception as error:
             if is_lost_process(error):
                 raise
-            # Orbax raises many types when a disk is full or a directory goes away; none is a defect of the run.
+            # Orbax raises many exception types when a disk is full or a directory disappears; none is a bug in the run.
             raise UserError(
-                f"The checkpoint of step {step} cannot be written to {self._checkpointer.directory} "
+                f"The checkpoint of step {step} could not be written to {self._checkpointer.directory} "
                 f"({one_line(error)}). Free disk space or restore access to the directory, and run the same command "
-                "again; the earlier checkpoints are intact."
+                "again; earlier checkpoints are unaffected."
             ) from error
 
     def restore_latest(self, like: Mapping[str, PyTree]) -> dict[str, PyTree] | None:
-        """Return the state in the checkpoint that was found, or None where there was none.
+        """Return the state in the checkpoint that was found, or None if there was none.
 
         Args:
-          like: State of the same structure, shapes and sharding. The names in its ``log_sums`` may differ from the
-            saved ones, as a release may measure something new, which starts at zero.
+          like: State of the same structure, shapes and sharding. The metric names in its ``log_sums`` may differ from
+            the saved ones, because a release may add a metric; new ones start at zero.
 
         Raises:
-          UserError: The checkpoint cannot be read, or holds a state of another structure.
+          UserError: The checkpoint cannot be read, or holds a state with a different structure.
         """
         if self.found is None:
             return None
@@ -125,20 +125,20 @@ class Checkpoints:
         return restored | {"log_sums": sums}
 
     def close(self) -> None:
-        """End all writing."""
-        # A save that failed has raised an error already; orbax would raise the same one again.
+        """Wait for pending writes and release the checkpointer."""
+        # A save that failed has raised an error already; Orbax would raise the same one again.
         with suppress(Exception):
             self._checkpointer.close()
 
 
 class SavedNetworks(NamedTuple):
-    """Networks of a checkpoint, without the states of their optimizers.
+    """Networks in a checkpoint, without the states of their optimizers.
 
     Attributes:
       info: The checkpoint.
       params: Parameters by network.
       variables: Other variables by network and collection.
-      ema_params: Averaged parameters by network; None where the run averages none.
+      ema_params: Averaged parameters by network; None if the run does not average parameters.
     """
 
     info: CheckpointInfo
@@ -164,11 +164,11 @@ def load_networks(workdir: str | Path, step: int | None = None) -> SavedNetworks
     info = find_checkpoint(workdir, step)
     if info is None:
         raise UserError(
-            f"--workdir must be the directory of a run, got {workdir}, which has no checkpoint; train one with "
-            f"python train.py --workdir={workdir}."
+            f"{workdir} contains no checkpoint; train a model first with python train.py --workdir={workdir}, or pass "
+            "the directory of another run."
         )
     for other, reason in info.passed_over.items():
-        logging.warning("checkpoint %d is damaged (%s): reading that of step %d", other, reason, info.step)
+        logging.warning("checkpoint %d is not intact (%s); loading that of step %d instead", other, reason, info.step)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def on_device(array: Any) -> jax.ShapeDtypeStruct:
@@ -188,23 +188,23 @@ def load_networks(workdir: str | Path, step: int | None = None) -> SavedNetworks
 
 
 def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
-    """Load the tokenizer of a run; its config is in the checkpoint.
+    """Load the tokenizer of a run, whose config is read from the checkpoint.
 
     Args:
       workdir: Directory of the run.
       step: Step of the checkpoint; by default the newest one that is intact.
 
     Returns:
-      The model with its variables; with averaged parameters where the run averages them.
+      The model and its variables, with the averaged parameters if the run keeps them.
 
     Raises:
-      UserError: There is no such checkpoint, it cannot be read, or its task trains no tokenizer.
+      UserError: There is no such checkpoint, it cannot be read, or the run did not train a tokenizer.
     """
     networks = load_networks(workdir, step)
     config, params = networks.info.config, networks.ema_params or networks.params
     if NETWORK not in params or config.get("quantizer") is None:
         raise UserError(
-            f"--workdir must be the directory of a run that trains a tokenizer, got {workdir} with the task "
+            f"{workdir} must be the directory of a run that trains a tokenizer, got one whose task is "
             f"{config['task']['name']!r}."
         )
     model = build_model(config["model"], config["quantizer"])
@@ -217,10 +217,10 @@ def _readable(directory: Any, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Orbax raises many types for damaged files; the place and the first reason help the reader.
+        # Orbax raises many exception types for damaged files; report the path and the reason on one line.
         raise UserError(
-            f"The checkpoint {directory}/{step} cannot be read ({one_line(error)}). Move that directory away "
-            "to continue from the one before it."
+            f"The checkpoint {directory}/{step} cannot be read ({one_line(error)}). Move that directory elsewhere "
+            "to resume from the previous checkpoint."
         ) from error
 
 
@@ -231,7 +231,7 @@ def _abstract(array: Any) -> Any:
 
 
 def _check_structure(saved: Mapping[str, PyTree], like: Mapping[str, PyTree], release: str) -> None:
-    """Refuse a checkpoint whose arrays, but for the sums of the log, are not those of this release."""
+    """Refuse a checkpoint whose arrays, apart from ``log_sums``, do not match those of this release."""
     before, now = _arrays(saved), _arrays(like)
     changes = [f"{name} is {before[name]}, not {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     changes += [f"{name} is missing" for name in now if name not in before]
@@ -239,18 +239,18 @@ def _check_structure(saved: Mapping[str, PyTree], like: Mapping[str, PyTree], re
     if changes:
         more = f" and {len(changes) - _NAMED_CHANGES} more" if len(changes) > _NAMED_CHANGES else ""
         raise UserError(
-            f"The checkpoint was written by vqjax {release}, and this release cannot continue it: "
-            f"{'; '.join(changes[:_NAMED_CHANGES])}{more}. Continue with vqjax=={release}, or train in another "
+            f"The checkpoint was written by vqjax {release}, and this release cannot resume from it: "
+            f"{'; '.join(changes[:_NAMED_CHANGES])}{more}. Continue the run with vqjax=={release}, or train in another "
             "--workdir."
         )
 
 
 def _arrays(state: Mapping[str, PyTree]) -> dict[str, str]:
-    """Shape and dtype of every array but the sums of the log, by its place in the state."""
+    """Shape and dtype of every array apart from ``log_sums``, by its path in the state."""
     arrays = jax.tree_util.tree_flatten_with_path({name: tree for name, tree in state.items() if name != "log_sums"})[0]
     return {_name(path): f"{array.dtype}{list(array.shape)}" for path, array in arrays}
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    # Orbax has names and indices where the state has attributes.
+    # Orbax's metadata are dictionaries and lists; the live state has attributes in their place.
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

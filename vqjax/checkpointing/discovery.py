@@ -16,11 +16,11 @@ from vqjax.runtime.workdir import SHARE_THE_WORKDIR
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged_checkpoints"
 FORMAT = 2
-"""Structure of the states in checkpoints. Release 0.1.0 wrote the first one, without a number."""
+"""Version of the checkpoint format. Version 1, which release 0.1.0 wrote, is not marked with a number."""
 
 
 class CheckpointInfo(NamedTuple):
-    """An intact checkpoint: its files are what was written.
+    """An intact checkpoint: its files match their checksums or, if it has no checksums, its metadata can be read.
 
     Attributes:
       step: Training step at which it was saved.
@@ -41,20 +41,21 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
     """Find the newest intact checkpoint of a run.
 
     A run that was killed between writing a checkpoint and its checksums leaves one without them; it is used only
-    where no other is intact.
+    if no other is intact.
 
     Args:
       workdir: Directory of the run.
-      step: Step of the only checkpoint to consider.
+      step: Consider only the checkpoint of this step; by default, all of them.
 
     Returns:
       The checkpoint; None if the run has none at all.
 
     Raises:
-      UserError: There are checkpoints and none is intact, there is none of ``step``, or an older release wrote it.
+      UserError: There are checkpoints but none is intact, there is no checkpoint for ``step``, or the checkpoint has
+        the format of a different release.
     """
     steps = _steps(workdir)
-    # Processes that continue with different answers would wait for each other inside of Orbax.
+    # Processes that disagree here would deadlock inside Orbax.
     assert_same_on_all_processes("newest checkpoint", max(steps, default=0), SHARE_THE_WORKDIR)
     if not steps:
         return None
@@ -70,7 +71,7 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
                 raise ValueError(damage)
             metadata = _read_metadata(workdir, candidate)
         except Exception as error:
-            # Orbax raises many types for damaged files; the first reason helps the reader.
+            # Orbax raises many exception types for damaged files; keep the reason on one line.
             reasons[candidate] = one_line(error)
             continue
         _check_format(workdir, metadata)
@@ -85,12 +86,13 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
         )
     listed = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
     raise UserError(
-        f"{workdir / CHECKPOINTS} is damaged ({listed}). Restore it from a copy, or train again in another --workdir."
+        f"No checkpoint in {workdir / CHECKPOINTS} is intact ({listed}). Restore the directory from a backup, or train "
+        "from scratch in another --workdir."
     )
 
 
 def set_aside(workdir: Path, info: CheckpointInfo) -> None:
-    """Move checkpoints that were passed over out of the way of those that will be written, and log it.
+    """Move the checkpoints that were skipped out of the directory, so that new ones can be written, and log each move.
 
     Args:
       workdir: Directory of the run.
@@ -101,7 +103,7 @@ def set_aside(workdir: Path, info: CheckpointInfo) -> None:
         place = next(path for name in names if not (path := workdir / DAMAGED / name).exists())
         place.parent.mkdir(exist_ok=True)
         _directory(workdir, step).rename(place)
-        logging.warning("checkpoint %d is damaged (%s): moved to %s, inspect or delete it", step, reason, place)
+        logging.warning("checkpoint %d is not intact (%s); moved it to %s. Inspect or delete it.", step, reason, place)
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def _steps(workdir: Path) -> list[int]:
     if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
         raise UserError(f"{directory} must be a directory; move away the file in its place.")
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    # A save that was killed leaves a directory of another name; a copy such as 060 is not a checkpoint.
+    # A save that was killed leaves a directory with a different name. Names such as "060" are copies, not checkpoints.
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
@@ -135,7 +137,7 @@ def _read_metadata(workdir: Path, step: int) -> dict[str, Any]:
     with open_checkpoints(workdir) as checkpointer:
         metadata = checkpointer.metadata(step).custom_metadata
     if metadata is None or not {"config", "images", "versions"} <= metadata.keys():
-        raise ValueError("its metadata are damaged")
+        raise ValueError("its metadata is damaged")
     return metadata
 
 
@@ -143,6 +145,6 @@ def _check_format(workdir: Path, metadata: dict[str, Any]) -> None:
     if metadata.get("format") != FORMAT:
         release = metadata["versions"]["vqjax"]
         raise UserError(
-            f"--workdir={workdir} holds a run of vqjax {release}, whose checkpoints this release cannot read; "
-            f"continue it with vqjax=={release}, or train in another --workdir."
+            f"--workdir={workdir} contains checkpoints written by vqjax {release}, which this release cannot read; "
+            f"continue the run with vqjax=={release}, or train in another --workdir."
         )

@@ -9,10 +9,10 @@ CHECKSUMS_FILE = "SHA256SUMS"
 
 
 def write_checksums(directory: Path) -> None:
-    """Write the checksum of every file below a directory into ``SHA256SUMS``, in the format of ``sha256sum``.
+    """Write the checksums of all files under a directory to ``SHA256SUMS``, in the format of ``sha256sum``.
 
     Args:
-      directory: Directory whose files are final.
+      directory: Directory to checksum; its files must not change afterwards.
 
     Raises:
       OSError: A file cannot be read, or the checksums cannot be written.
@@ -25,7 +25,7 @@ def write_checksums(directory: Path) -> None:
       >>> find_damage(directory)
       >>> _ = (directory / "codes").write_text("1 2 4")
       >>> find_damage(directory)
-      'codes is not what was written'
+      'codes does not match its checksum'
     """
     lines = [f"{_checksum(directory / name)}  {name}\n" for name in sorted(_files_below(directory))]
     with atomic_file(directory / CHECKSUMS_FILE) as file:
@@ -33,7 +33,7 @@ def write_checksums(directory: Path) -> None:
 
 
 def find_damage(directory: Path) -> str | None:
-    """Compare the files below a directory with ``SHA256SUMS``.
+    """Compare the files under a directory with ``SHA256SUMS``.
 
     Args:
       directory: Directory with the checksums of :func:`write_checksums`.
@@ -48,7 +48,7 @@ def find_damage(directory: Path) -> str | None:
     for line in (directory / CHECKSUMS_FILE).read_bytes().splitlines():
         checksum, separator, name = line.partition(b"  ")
         if not separator:
-            return f"{CHECKSUMS_FILE} is not what was written"
+            return f"{CHECKSUMS_FILE} is malformed"
         expected[name.decode(errors="replace")] = checksum.decode(errors="replace")
     found = _files_below(directory)
     for name in sorted(expected.keys() | found):
@@ -57,7 +57,7 @@ def find_damage(directory: Path) -> str | None:
         if name not in expected:
             return f"{name} was added"
         if _checksum(directory / name) != expected[name]:
-            return f"{name} is not what was written"
+            return f"{name} does not match its checksum"
     return None
 
 
