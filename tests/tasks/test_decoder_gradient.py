@@ -76,5 +76,5 @@ class Normalized(nn.Module):
 
 def test_a_decoder_with_state_is_refused(batch):
     task = DecoderGradientTask(MODEL.clone(decoder=Normalized()), optax.sgd(RATE), squared_error)
-    with pytest.raises(UserError, match=r"decoder without state .* got \['batch_stats'\]"):
+    with pytest.raises(UserError, match=r"decoder without state .* got state in the collections \['batch_stats'\]"):
         task.init(jax.random.key(0), batch)

@@ -12,7 +12,7 @@ Images = Float[Array, "batch height width channels"]
 
 
 class MeanSquaredError:
-    r"""Mean squared error of pixels in [-1, 1], if asked in units of their variance.
+    r"""Mean squared error of pixels in [-1, 1], optionally divided by their variance.
 
     .. math:: L(\hat x, x) = \mathrm{mean}\,(\hat x - x)^2 \;/\; \sigma^2
 
@@ -35,7 +35,7 @@ class MeanSquaredError:
 
     @functools.cached_property
     def scale(self) -> float:
-        """Factor of the mean squared error."""
+        """Factor applied to the mean squared error."""
         return 1 / pixel_variance(self._images) if self._divide_by_variance else 1.0
 
     def __call__(self, reconstruction: Images, images: Images) -> Float[Array, ""]:

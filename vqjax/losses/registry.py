@@ -1,9 +1,9 @@
-"""Losses by their names in configs."""
+"""Registry of losses."""
 
 from vqjax.losses.reconstruction import MeanSquaredError
 from vqjax.runtime.signature import Registry
 
 LOSSES = Registry({"mse": MeanSquaredError})
-"""The losses by name: functions of the training images and of the config's group ``loss``."""
+"""The losses by name; each takes the training images and the arguments in the config group ``loss``."""
 
 defaults, build = LOSSES.defaults, LOSSES.build

@@ -1,4 +1,4 @@
-"""Alternating optimization: steps on the codebook before each step on the task."""
+"""Alternating optimization: extra updates of the codebook before each training step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,18 +22,18 @@ _CODEBOOK = "codebook"
 
 @dataclasses.dataclass(frozen=True)
 class AlternatingTask(VQVAETask):
-    """The VQ-VAE task with steps on the codebook before each step.
+    """The VQ-VAE task with extra codebook updates before each training step.
 
-    A codebook learned by gradient, whose own weight in the loss is 0, moves by SGD alone towards the latents of the
-    batch.
+    The codebook must be learned by gradient with ``weight=0``; in these updates SGD moves its codes towards the latents
+    of the batch. The other attributes are those of :class:`vqjax.tasks.vqvae.VQVAETask`.
 
     Attributes:
-      codebook_steps: Steps on the codebook before each step.
-      codebook_learning_rate: Learning rate of these steps.
-      codebook_momentum: Their momentum. For all others see :class:`vqjax.tasks.vqvae.VQVAETask`.
+      codebook_steps: Number of codebook updates before each training step.
+      codebook_learning_rate: Learning rate of these updates.
+      codebook_momentum: Momentum of these updates.
 
     Raises:
-      UserError: An argument is out of range, or the codes would move twice.
+      UserError: An argument is out of range, the codes are not learned by gradient, or ``weight`` is not 0.
 
     Source: Huh et al., ICML 2023 ("Straightening out the straight-through estimator"), Section 4.2.
     """
@@ -53,17 +53,21 @@ class AlternatingTask(VQVAETask):
             raise UserError(f"codebook_momentum must be at least 0 and below 1, got {self.codebook_momentum}.")
         quantizer = self.model.quantizer
         if not isinstance(quantizer, VectorQuantizer) or not get_codebook(quantizer.codebook).is_learned:
+            got = type(getattr(quantizer, "codebook", quantizer)).__name__
             raise UserError(
-                f"The quantizer must have codes that are learned by gradient, got {type(quantizer).__name__}; use the "
-                "quantizer 'vq' with codebook.name='gradient', or the task 'vqvae'."
+                f"The codes of the quantizer must be learned by gradient for the task 'alternating', got {got}; use "
+                "the quantizer 'vq' with codebook.name='gradient', or the task 'vqvae'."
             )
         weight = get_codebook(quantizer.codebook).weight
         if weight != 0:
-            raise UserError(f"The codes must not move twice: set codebook.weight of the quantizer to 0, got {weight}.")
+            raise UserError(
+                f"The quantizer's codebook.weight must be 0 for the task 'alternating', got {weight}; otherwise the "
+                "codebook loss would be applied twice."
+            )
 
     @property
     def codebook_optimizer(self) -> optax.GradientTransformation:
-        """Optimizer of the steps on the codebook."""
+        """Optimizer of the codebook updates."""
         return optax.sgd(self.codebook_learning_rate, momentum=self.codebook_momentum)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
@@ -73,7 +77,7 @@ class AlternatingTask(VQVAETask):
         return state.replace(opt_state=state.opt_state | {_CODEBOOK: of_codebook})
 
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
-        """Move the codebook, then take a step of the VQ-VAE task; see :meth:`Task.train_step`."""
+        """Update the codebook, then take a step of the VQ-VAE task; see :meth:`Task.train_step`."""
         augment_key, _, _ = jax.random.split(key, 3)
         images = to_model_range(self.augment(augment_key, batch["image"]))
         variables, params = state.trained(NETWORK), state.params[NETWORK]
@@ -100,18 +104,19 @@ def alternating_steps(
     opt_state: Any,
     num_steps: int,
 ) -> tuple[PyTree, Any]:
-    """Move parameters down the codebook loss.
+    """Take gradient steps on the codebook loss.
 
-    The latents are those of the current batch and encoder, held constant, so the codes catch up with them before the
-    task's gradient is taken at the codes. The ``weight`` of the codebook has to be 0: otherwise the codes move twice.
+    The latents are those of the current batch and encoder, held constant, so the codes catch up with the encoder before
+    the task's gradient is evaluated. The ``weight`` of the codebook has to be 0: otherwise the codebook loss is applied
+    twice.
 
     Args:
       codebook_loss: Loss as a function of the parameters, such as
         ``lambda params: vq.apply({**variables, "params": params}, z, method="codebook_loss")``.
       params: Parameters of the quantizer.
       optimizer: Optimizer of the codebook alone.
-      opt_state: Its state.
-      num_steps: Number of steps; the latents are assigned to codes again in each.
+      opt_state: State of ``optimizer``.
+      num_steps: Number of steps; latents are reassigned to codes at every step.
 
     Returns:
       The parameters and the optimizer's state after the steps.

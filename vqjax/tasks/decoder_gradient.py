@@ -1,4 +1,4 @@
-"""Training of the encoder with gradients that need the decoder's loss: baselines for the estimators."""
+"""Encoder gradients computed from the decoder's loss, as baselines for the gradient estimators."""
 
 import dataclasses
 from typing import Literal
@@ -18,18 +18,19 @@ from vqjax.tasks.task import Metrics
 from vqjax.tasks.vqvae import VQVAETask, image_metrics
 
 DECODER_GRADIENTS = {"hessian": hessian_gradient, "exact": exact_gradient}
-"""Gradients of the encoder that need the decoder's loss, by name."""
+"""Encoder gradients computed from the decoder's loss, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderGradientTask(VQVAETask):
     """The VQ-VAE task with the encoder's gradient taken from the decoder's loss instead of the quantizer's estimator.
 
-    A step costs a second pass through the decoder, which may have no state besides its parameters.
+    Each step needs a second pass through the decoder, which must be stateless: no variables other than its parameters.
+    The other attributes are those of :class:`vqjax.tasks.vqvae.VQVAETask`.
 
     Attributes:
-      gradient: ``"exact"``: the gradient at the latents; ``"hessian"``: that at the codes, extrapolated to the latents.
-        For all others see :class:`vqjax.tasks.vqvae.VQVAETask`.
+      gradient: ``"exact"``: gradient of the decoder's loss at the unquantized latents; ``"hessian"``: gradient at the
+        codes, extrapolated to the latents with the Hessian.
 
     Source: Fifty et al., ICLR 2025, Table 1.
     """
@@ -42,8 +43,8 @@ class DecoderGradientTask(VQVAETask):
         state = super().init(key, batch)
         if stateful := [name for name, tree in state.variables[NETWORK].items() if "decoder" in tree]:
             raise UserError(
-                f"model must have a decoder without state for the task 'decoder_gradient', got {stateful}; "
-                "use the task 'vqvae'."
+                "model must have a decoder without state for the task 'decoder_gradient', got state in the collections "
+                f"{stateful}; use the task 'vqvae'."
             )
         return state
 
@@ -66,7 +67,8 @@ class DecoderGradientTask(VQVAETask):
                 mutable=list(state.variables[NETWORK]),
                 rngs=rngs,
             )
-            # The loss is that of the codes; the gradient goes to the latents, past the quantizer.
+            # The value of the loss is that of the codes, but its gradient bypasses the quantizer and reaches the
+            # latents directly.
             loss, reconstruction = DECODER_GRADIENTS[self.gradient](decoder_loss, params, latents, output.quantized)
             loss += output.loss
             return loss, ({"loss": loss, **image_metrics(reconstruction, images), **output.metrics}, variables)

@@ -1,4 +1,4 @@
-"""Tasks by their names in configs."""
+"""Registry of tasks."""
 
 from vqjax.runtime.signature import Registry
 from vqjax.tasks.alternating import AlternatingTask
@@ -6,6 +6,6 @@ from vqjax.tasks.decoder_gradient import DecoderGradientTask
 from vqjax.tasks.vqvae import VQVAETask
 
 TASKS = Registry({"vqvae": VQVAETask, "alternating": AlternatingTask, "decoder_gradient": DecoderGradientTask})
-"""The tasks by name: functions of model, optimizer, loss and augmentation, and of the config's group ``task``."""
+"""The tasks by name; each takes a model, an optimizer, a loss, an augmentation and the config group ``task``."""
 
 defaults, build = TASKS.defaults, TASKS.build

@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 class TrainState(flax.struct.PyTreeNode):
     """State of a run. The position in the data and all randomness follow from ``step`` and the seed.
 
-    The leaves are arrays, or what describes them, such as shapes and shardings. The dictionaries by network let a task
-    train any number of networks, each with an optimizer of its own.
+    The leaves are arrays, or descriptions of arrays such as ``jax.ShapeDtypeStruct``. The dictionaries by network let a
+    task train any number of networks, each with its own optimizer.
 
     Attributes:
       step: Number of steps taken, an int32 scalar.
@@ -20,9 +20,9 @@ class TrainState(flax.struct.PyTreeNode):
       variables: Other variables by network and collection, such as ``variables["generator"]["codebook"]``; optimizers
         never see them.
       opt_state: States of the optimizers by name, usually that of the network.
-      log_sums: Sums of the metrics since the last log line, and under ``steps`` the number of steps in them. Part of
-        the state so that the log of a resumed run equals that of an uninterrupted one.
-      ema_params: Moving average of ``params`` for evaluation; None without one.
+      log_sums: Sums of the metrics since the last log line, and, under the key ``steps``, the number of steps they
+        cover. Part of the state so that the log of a resumed run equals that of an uninterrupted one.
+      ema_params: Moving average of ``params`` for evaluation; None if parameters are not averaged.
       frozen: Variables by network that never change, such as those of a perceptual loss. No checkpoint holds them:
         the task makes them again when a run resumes.
     """
@@ -36,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
     frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     def saved(self) -> dict[str, Any]:
-        """Return the fields that checkpoints hold: all that are in use, but ``frozen``."""
+        """Return the fields that checkpoints hold: every field that is not None, except ``frozen``."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if name != "frozen" and value is not None}
 
@@ -75,7 +75,7 @@ class TrainState(flax.struct.PyTreeNode):
         """Return the state with the step counted and the parameters averaged.
 
         Args:
-          ema_decay: Share of the average that a step keeps; None where parameters are not averaged.
+          ema_decay: Share of the average that a step keeps; None if parameters are not averaged.
 
         Returns:
           The state.

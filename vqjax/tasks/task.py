@@ -18,13 +18,13 @@ Metrics = dict[str, Float[Array, ""]]
 class Task(abc.ABC):
     """A training recipe: networks, losses and optimizers, and how a step combines them.
 
-    A batch is a dictionary: ``image``, uint8 ``[batch, height, width, channels]``; ``label``, int32 ``[batch]``, where
-    the data have labels; in evaluation also ``valid``, bool ``[batch]``. Augmentation and conversion to the pixel range
-    of the networks belong to the task.
+    A batch is a dictionary of ``image``, uint8 ``[batch, height, width, channels]``; ``label``, int32 ``[batch]``, if
+    the data have labels; and ``valid``, bool ``[batch]``, during evaluation. Augmentation and conversion to the pixel
+    range of the networks belong to the task.
 
     Attributes:
       metrics: Metrics of an evaluation, which consume what ``evaluate`` returns.
-      facts: Facts about the networks by name, for the head of reports.
+      facts: Facts about the networks by name, shown in the report's header.
       mesh_axes: Sizes of the axes of the device mesh besides ``data``.
       mutable_fields: Dotted names of config fields that may change when a run resumes, because they do not change the
         result of a step by more than rounding.
@@ -50,7 +50,7 @@ class Task(abc.ABC):
         """
 
     def init_from_data(self, state: TrainState, batches: Iterator[Batch], key: Key[Array, ""]) -> TrainState:
-        """Return the state of a new run, where its start depends on the data.
+        """Return the state of a new run, if its start depends on the data; by default, the state as it is.
 
         Args:
           state: State of :meth:`init`.
@@ -71,12 +71,12 @@ class Task(abc.ABC):
 
         Returns:
           The state after the step, with ``log_sums`` and ``frozen`` untouched, and the metrics of the batch. A step
-          counts as failed where ``loss``, or a metric whose name ends in ``gradient_norm``, is not finite.
+          counts as failed if ``loss``, or a metric whose name ends in ``gradient_norm``, is not finite.
         """
 
     @abc.abstractmethod
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
-        """Return what the metrics consume beside the batch itself; pure, called inside ``jit``.
+        """Return the outputs that the metrics need in addition to the batch itself; pure, called inside ``jit``.
 
         Args:
           state: State to evaluate, without the states of optimizers.
@@ -87,10 +87,10 @@ class Task(abc.ABC):
         """
 
     def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
-        """Return how an array of the state is divided over the device mesh; by default every device has all of it.
+        """Return the sharding of an array of the state over the device mesh; by default it is replicated.
 
         Args:
-          path: Names on the way to the array, such as ``("params", "generator", "encoder", "Conv_0", "kernel")``.
+          path: Path of the array in the state, such as ``("params", "generator", "encoder", "Conv_0", "kernel")``.
           array: The array, or its shape.
         """
         del path, array

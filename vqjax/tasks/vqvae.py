@@ -28,19 +28,19 @@ _MOST_LATENTS = 2**18
 
 @dataclasses.dataclass(frozen=True)
 class VQVAETask(Task):
-    """Reconstruction loss plus the quantizer's own, and one optimizer for encoder, decoder and quantizer.
+    """Task that trains an autoencoder with the reconstruction loss plus the quantizer's loss, using one optimizer.
 
     Attributes:
-      model: The autoencoder, with the number of microbatches of a training step.
-      optimizer: Optimizer of its parameters.
-      loss: Reconstruction loss of two batches of images in [-1, 1].
-      augment: Augmentation of uint8 images, given a key.
-      kmeans_init: Start the codebook of a new run from clusters of the untrained encoder's latents.
-      ema_decay: Decay of a moving average of the parameters, which is saved beside them and evaluated in their place;
-        None for none.
+      model: The autoencoder; its ``microbatches`` is used in training steps only.
+      optimizer: Optimizer of all its parameters.
+      loss: Function ``(reconstruction, images) -> loss`` of images in [-1, 1].
+      augment: Augmentation of uint8 images: a function ``(key, images) -> images``.
+      kmeans_init: Whether to initialize the codebook of a new run with k-means on the untrained encoder's latents.
+      ema_decay: Decay of an exponential moving average of the parameters, which is saved alongside them and used for
+        evaluation; None keeps no average.
 
     Raises:
-      UserError: ``ema_decay`` is out of range, or the quantizer has no k-means start.
+      UserError: ``ema_decay`` is out of range, or the quantizer does not support k-means initialization.
 
     Example:
       >>> from vqjax import VectorQuantizer
@@ -75,25 +75,26 @@ class VQVAETask(Task):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Number of codes of a codebook."""
+        """The number of codes per codebook, for the report's header."""
         return {"num_codes": self.model.quantizer.num_codes}
 
     @property
     def mesh_axes(self) -> dict[str, int]:
-        """Axes of the device mesh besides ``data``: ``codes``, which divides the codebook."""
+        """Axes of the device mesh besides ``data``: ``codes``, over which the codebook is sharded."""
         return {"codes": getattr(self.model.quantizer, "codebook_shards", 1)}
 
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
         params_key, quantizer_key = jax.random.split(key)
         model, images = self.model.clone(microbatches=1), to_model_range(batch["image"])
-        # As one program: it is cached between starts, unlike hundreds of small ones.
+        # One program, which the compilation cache keeps between runs; it would not keep hundreds of small ones.
         variables = jax.jit(model.init)({"params": params_key, "quantizer": quantizer_key}, images)
         decoded = jax.eval_shape(lambda variables: model.apply(variables, images, method="reconstruct"), variables)
         if decoded.shape != images.shape:
             raise UserError(
-                f"images of {images.shape[1]} x {images.shape[2]} pixels come back from their indices as "
-                f"{decoded.shape[1]} x {decoded.shape[2]}; quantizers of several scales must end with the latent grid."
+                f"The model must reconstruct images at their own size of {images.shape[1]} x {images.shape[2]} pixels, "
+                f"got {decoded.shape[1]} x {decoded.shape[2]}; the last scale of a multi-scale quantizer must equal "
+                "the latent grid."
             )
         params = {NETWORK: variables.pop("params")}
         return TrainState(
@@ -110,7 +111,7 @@ class VQVAETask(Task):
         images = to_model_range(self.augment(augment_key, batch["image"]))
 
         def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
-            # The codes are those before this step's update, which is among the variables that come back.
+            # Quantizes with the codebook from before this step's update; `variables` contain the updated one.
             output, variables = self.model.apply(
                 {"params": params, **state.variables[NETWORK]},
                 images,
@@ -128,7 +129,7 @@ class VQVAETask(Task):
         return state.finish_step(self.ema_decay), metrics
 
     def init_from_data(self, state: TrainState, batches: Iterator[Batch], key: Key[Array, ""]) -> TrainState:
-        """Start the codebook from k-means, if asked; see :meth:`Task.init_from_data`."""
+        """Initialize the codebook with k-means if ``kmeans_init`` is set; see :meth:`Task.init_from_data`."""
         if not self.kmeans_init:
             return state
         encode = jax.jit(lambda variables, images: self.model.apply(variables, images, train=False, method="latents"))
@@ -177,7 +178,7 @@ class VQVAETask(Task):
         return {"reconstructions": comparison_sheet(collected["image"], collected["reconstruction"])}
 
     def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
-        """Divide what has one row per code over the mesh axis ``codes``; see :meth:`Task.partition`."""
+        """Shard arrays that have one row per code over the mesh axis ``codes``; see :meth:`Task.partition`."""
         of_codes = "quantizer" in path and ("codebook" in path or path[-1] == "codes")
         row_per_code = of_codes and array.shape[:1] == (self.model.quantizer.num_codes,)
         return PartitionSpec("codes") if row_per_code else PartitionSpec()
@@ -186,12 +187,12 @@ class VQVAETask(Task):
 def image_metrics(reconstruction: Array, images: Array) -> Metrics:
     """Return mean squared error and PSNR of a batch of images in [-1, 1]."""
     error = jnp.mean(jnp.square(reconstruction - images))
-    # Pixels span 2, so their peak signal is 2 squared.
+    # Pixel values span [-1, 1], a range of 2, so the squared peak is 4.
     return {"reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}
 
 
 def _starts_from_clusters(quantizer: nn.Module) -> bool:
-    """Whether a quantizer, or the template of its stages or groups, has a codebook that k-means can start."""
+    """Whether a quantizer, or the quantizer of its stages or groups, supports k-means initialization."""
     if getattr(type(quantizer), "kmeans_init", Quantizer.kmeans_init) is Quantizer.kmeans_init:
         return False
     template = getattr(quantizer, "quantizer", None)
