@@ -68,7 +68,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(finished, run, c
     chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)
     assert (finished / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
     assert [path.name for path in (run / DAMAGED).iterdir()] == ["12"]
-    assert f"moved to {run / DAMAGED / '12'}" in caplog.text
+    assert f"moved it to {run / DAMAGED / '12'}" in caplog.text
 
 
 def lost(run: Path) -> None:

@@ -12,7 +12,7 @@ from vqjax.evaluation.metrics import Metric, Outputs
 
 
 class Collector(Metric):
-    """Base class of metrics without numbers: ``compute`` gives arrays by name, with a row for each image."""
+    """Base class of metrics without numbers: ``compute`` returns arrays by name, with one row per image."""
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -31,11 +31,11 @@ class Collector(Metric):
 
 
 class Pictures(Collector):
-    """The first images of a split with what the model makes of them, in 8 bits.
+    """The first images of a split together with the model's outputs for them, as uint8.
 
     Attributes:
       names: Outputs to keep; those of a float type are images in [-1, 1].
-      limit: Most images to keep.
+      limit: Maximum number of images to keep.
 
     Example:
       >>> outputs = {"image": jnp.zeros([2, 4, 4, 3], jnp.uint8), "reconstruction": jnp.ones([2, 4, 4, 3])}

@@ -20,7 +20,7 @@ class EvaluationResult:
     """Result of an evaluation.
 
     Attributes:
-      metrics: Numbers by name; None where one does not apply.
+      metrics: Numbers by name; None if a metric does not apply.
       protocol: How each of them was measured.
       collected: Arrays that collectors kept, such as ``image`` and ``reconstruction`` of the first images.
     """
@@ -41,16 +41,18 @@ def evaluate(
     """Run a model once over every image of a split, and compute metrics of its outputs.
 
     Args:
-      evaluate_batch: Maps a batch to outputs, such as ``reconstruction``, in [-1, 1], and ``indices``, with a row for
-        each image, or scalars; compiled here. Metrics see them beside the entries of the batch. Give
-        ``jax.tree_util.Partial(function, variables)`` to have repeated evaluations share one compilation.
-      batches: Batches of one shape with ``valid``, bool ``[batch]``: the last one is padded. Padding counts nowhere.
+      evaluate_batch: Function from a batch to a dictionary of outputs: arrays with one row per image, such as
+        ``reconstruction`` (in [-1, 1]) and ``indices``, or scalars. It is compiled here. Metrics receive the outputs in
+        addition to the entries of the batch. Pass ``jax.tree_util.Partial(function, variables)`` to let repeated
+        evaluations share one compilation.
+      batches: Batches of equal shape, each with ``valid``, bool ``[batch]``, which is False for the rows that pad the
+        last one. Padding is ignored everywhere.
       metrics: Metrics and collectors.
       progress: Called after every batch with the number of images done.
       mesh: Devices that share each batch along the axis ``data``; every process has to give the same batches.
 
     Returns:
-      The numbers of the metrics, in their order, and what the collectors kept.
+      The results of the metrics, in the order given, and what the collectors kept.
 
     Raises:
       UserError: The split is empty, or a metric cannot be computed.
@@ -82,7 +84,7 @@ def evaluate(
         if progress is not None:
             progress(images)
     if images == 0:
-        raise UserError("batches must hold at least one valid image, got none; choose a split that is not empty")
+        raise UserError("batches must hold at least one valid image, got none; choose a non-empty split.")
     numbers, protocol, collected = {}, {}, {}
     for metric, state in zip(metrics, states, strict=True):
         computed = metric.compute(state)
@@ -95,7 +97,7 @@ def evaluate(
 
 
 def _shared_by_rows(batch: Batch, mesh: Mesh) -> Batch:
-    """Divide the rows of a batch over the devices; where they do not divide equally, zeros are added."""
+    """Divide the rows of a batch over the devices, padded with zeros to a multiple of their number."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     def shared(array: np.ndarray) -> Array:
@@ -114,8 +116,8 @@ def _measure(
     rows: int,
     whole: NamedSharding | None,
 ) -> list[PyTree[Array]]:
-    # One program for the model and all metrics: what several of them need is computed once, and only what they
-    # reduce it to leaves the devices.
+    # One program for the model and all metrics: intermediate results that several metrics need are computed once, and
+    # only the reductions leave the devices.
     outputs = batch | evaluate_batch(batch)
     if len(batch["valid"]) > rows:
         outputs = {name: value[:rows] if jnp.ndim(value) else value for name, value in outputs.items()}

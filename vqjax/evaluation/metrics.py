@@ -1,5 +1,6 @@
-"""Metrics as objects: each has its numbers by name, their protocol, and the way from outputs to numbers."""
+"""Metrics as objects: each computes named numbers from a model's outputs, and says how they are measured."""
 
+import abc
 import math
 from typing import Any, NamedTuple
 
@@ -18,19 +19,19 @@ _SSIM_K1 = 0.01
 _SSIM_K2 = 0.03
 
 Outputs = dict[str, Array]
-"""Arrays that metrics consume: those of the batch (``image``, uint8 in [0, 255]; ``valid``), and what the model makes
-of it, such as ``reconstruction``, in [-1, 1], and ``indices``."""
+"""Arrays that metrics consume: those of the batch (``image``, uint8 in [0, 255]; ``valid``), and what the model
+computes from it, such as ``reconstruction``, in [-1, 1], and ``indices``."""
 
 Numbers = dict[str, float | int | None]
-"""Results by name; None where a metric does not apply."""
+"""Results by name; None if a metric does not apply."""
 
 
-class Metric(flax.struct.PyTreeNode):
-    """Base class of metrics: one or more numbers of an evaluation, with the protocol of each.
+class Metric(flax.struct.PyTreeNode, abc.ABC):
+    """Base class of metrics: one or more named numbers, each with its protocol, a description of how it is measured.
 
-    The way of a batch through a metric has two parts. ``measure`` is compiled into the program that evaluates a batch,
-    and reduces the outputs to the few arrays that the metric needs. ``update`` adds these up on the host, in double
-    precision, over all batches, and ``compute`` makes the numbers.
+    A metric processes a batch in two steps: ``measure`` is compiled into the program that evaluates a batch, and
+    reduces the outputs to the few arrays that the metric needs; ``update`` adds these up on the host, in double
+    precision. After the last batch, ``compute`` returns the numbers.
 
     A metric is a pytree: declare settings with ``flax.struct.field(pytree_node=False)``, and weights, such as those of
     a feature network, as ordinary fields, which are then arguments of the compiled program.
@@ -59,39 +60,39 @@ class Metric(flax.struct.PyTreeNode):
     """
 
     @property
+    @abc.abstractmethod
     def protocol(self) -> dict[str, str]:
         """Protocol of each number, by its name."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def measure(self, outputs: Outputs) -> PyTree[Array]:
         """Reduce the outputs of one batch to what ``update`` needs; pure, and compiled.
 
         Args:
-          outputs: Arrays with a row for each image, of which those where ``valid`` is False are padding, and scalars.
+          outputs: Scalars, and arrays with one row per image; rows where ``valid`` is False are padding.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def init(self) -> Any:
         """Return the state before the first batch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def update(self, state: Any, measured: PyTree[Array]) -> Any:
-        """Return the state after another batch, of which ``measure`` gave ``measured``."""
-        raise NotImplementedError
+        """Return the state after one more batch; ``measured`` is what ``measure`` returned for it."""
 
+    @abc.abstractmethod
     def compute(self, state: Any) -> Numbers:
         """Return the numbers of all batches, in the order in which reports show them."""
-        raise NotImplementedError
 
 
 class ImageCount(Metric):
-    """Number of images, and of images per batch."""
+    """Number of images in the split, and batch size."""
 
     @property
     def protocol(self) -> dict[str, str]:
         return {
             "images": "images of the split, each seen once",
-            "batch_size": "images per batch, padding of the last one included",
+            "batch_size": "images per batch, including padding in the last batch",
         }
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
@@ -124,9 +125,9 @@ class ImageMean(Metric):
       {'brightness': 7.0}
     """
 
+    @abc.abstractmethod
     def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
         """Return values for each image, by name; pure, and compiled."""
-        raise NotImplementedError
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
         valid = outputs["valid"]
@@ -145,7 +146,7 @@ class ImageMean(Metric):
 
 
 class MSE(ImageMean):
-    """Mean squared error of reconstructions, and the variance of the pixels it can be compared with."""
+    """Mean squared error of reconstructions, and the pixel variance, for comparison."""
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -160,7 +161,7 @@ class MSE(ImageMean):
         pixels = _pixels(outputs)
         return {
             "mse_01": mean_squared_error(pixels, _reconstruction(outputs)),
-            # Around 0.5, so that the square of the mean does not drown the variance in float32.
+            # Centered at 0.5, to avoid cancellation in E[x^2] - E[x]^2 in float32.
             "pixel": jnp.mean(pixels - 0.5, axis=(1, 2, 3)),
             "pixel_squared": jnp.mean(jnp.square(pixels - 0.5), axis=(1, 2, 3)),
         }
@@ -177,7 +178,7 @@ class MSE(ImageMean):
 
 
 class PSNR(ImageMean):
-    """Peak signal-to-noise ratio of reconstructions, and of the mean colors of the images."""
+    """Peak signal-to-noise ratio of reconstructions, and of a baseline that replaces each image by its mean color."""
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -220,7 +221,7 @@ class SSIM(ImageMean):
 
 
 class TokenLosses(Metric):
-    """Quantization error and losses as the quantizer reports them; those that it does not have are left out."""
+    """Quantization error and losses as the quantizer reports them; losses that it does not report are omitted."""
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -239,7 +240,8 @@ class TokenLosses(Metric):
 
     def update(self, state: dict[str, float], measured: PyTree[Array]) -> dict[str, float]:
         images = int(measured["images"])
-        # Means over the tokens of a batch, and every image has equally many tokens.
+        # The values are means over the tokens of a batch. Every image has the same number of tokens, so weighting by
+        # images is exact.
         sums = {name: float(value) * images for name, value in measured.items()} | {"images": images}
         return {name: state.get(name, 0.0) + value for name, value in sums.items()}
 
@@ -248,7 +250,7 @@ class TokenLosses(Metric):
 
 
 class _CodeCounts(NamedTuple):
-    """The state of ``CodeUsage``."""
+    """Code counts of the split, and the perplexities of its full batches and of its padded ones."""
 
     of_split: Int64[np.ndarray, "codebooks num_codes"]
     full_perplexities: tuple[float, ...] = ()
@@ -260,9 +262,9 @@ class CodeUsage(Metric):
     """Perplexity and usage of the codes, and the bits that the indices take.
 
     Attributes:
-      num_codes: Codes of each codebook that the indices of one place belong to, along the last axes of ``indices``: of
-        the stages of a residual quantizer, for example. A number for one codebook. Usage is measured in each of them,
-        and averaged.
+      num_codes: Number of codes of each codebook, in the order of the indices of one latent position: of the stages of
+        a residual quantizer, for example, which are the last axis of ``indices``. A number for one codebook. Usage is
+        measured per codebook, and averaged.
     """
 
     num_codes: int | tuple[int, ...] = flax.struct.field(pytree_node=False)
@@ -279,7 +281,7 @@ class CodeUsage(Metric):
             "bits_per_image": "tokens_per_image * log2(number of codes)",
             "entropy_bits_per_image": "tokens_per_image * log2(perplexity_split)",
         } | {
-            name: f"the same of codebook {number}, in the order of the indices of one place"
+            name: f"the same of codebook {number}, in the order of the indices of one latent position"
             for number in range(len(self._sizes))
             for name in self._names_of(number)
         }
@@ -290,7 +292,7 @@ class CodeUsage(Metric):
         number, largest = len(self._sizes), max(self._sizes)
         indices, used = indices.reshape(-1, number), used.reshape(-1, number)
         exist = used & (indices >= 0) & (indices < jnp.asarray(self._sizes)[None])
-        # Indices that do not exist go to a place of their own instead of wrapping around.
+        # Invalid indices are mapped out of bounds, where the scatter drops them; negative ones would wrap around.
         places = jnp.where(exist, indices, largest)
         codebooks = jnp.broadcast_to(jnp.arange(number)[None], places.shape)
         counts = jnp.zeros((number, largest), jnp.int32)
@@ -304,8 +306,8 @@ class CodeUsage(Metric):
         tokens = int(measured["tokens"])
         if counts.sum() != tokens:
             raise UserError(
-                f"num_codes must be that of the quantizer, got {self.num_codes}, and indices that are not below "
-                "it; pass the codebook_sizes of the quantizer that made them"
+                f"indices must be in [0, num_codes) with num_codes={self.num_codes}, got others; pass the "
+                "codebook_sizes of the quantizer that produced them."
             )
         field = "full_perplexities" if valid.all() else "partial_perplexities"
         return state._replace(
@@ -336,7 +338,7 @@ class CodeUsage(Metric):
         return self.num_codes if isinstance(self.num_codes, tuple) else (self.num_codes,)
 
     def _names_of(self, number: int) -> tuple[str, ...]:
-        """Return the names of a codebook's own numbers; none where there is one codebook alone."""
+        """Return the names of a codebook's own numbers; none if there is only one codebook."""
         names = ("perplexity_split", "usage_split", "dead_codes_split")
         return () if len(self._sizes) == 1 else tuple(f"{name}_{number}" for name in names)
 
@@ -345,7 +347,7 @@ def tokenizer_metrics(num_codes: int | tuple[int, ...]) -> tuple[Metric, ...]:
     """Return the metrics of a tokenizer's evaluation, in the order in which reports show them.
 
     Args:
-      num_codes: Codes of each codebook, the ``codebook_sizes`` of a quantizer; a number for one codebook.
+      num_codes: Number of codes of each codebook, the ``codebook_sizes`` of a quantizer; a number for one codebook.
 
     Example:
       >>> [type(metric).__name__ for metric in tokenizer_metrics(num_codes=512)]
@@ -395,7 +397,7 @@ def psnr(
       y: Images in [0, 1].
 
     Returns:
-      Decibels, one value per image; infinity where the two are identical, so cap it before averaging.
+      Decibels, one value per image; infinity if the two are identical, so cap it before averaging.
 
     Example:
       >>> psnr(jnp.zeros([1, 4, 4, 3]), jnp.full([1, 4, 4, 3], 0.1)).round(3).tolist()
@@ -421,7 +423,7 @@ def ssim(
       y: Images in [0, 1].
 
     Returns:
-      One value per image, in [-1, 1]; 1 where the two are identical.
+      One value per image, in [-1, 1]; 1 if the two are identical.
 
     Raises:
       UserError: The images are smaller than the window.
@@ -437,9 +439,9 @@ def ssim(
     if min(height, width) < SSIM_WINDOW:
         raise UserError(
             f"x must have images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels for SSIM, got {height} x {width}; "
-            "leave SSIM out, or use larger images"
+            "leave SSIM out, or use larger images."
         )
-    # Variances do not depend on the origin; around the mean they do not drown in float32's rounding.
+    # To avoid cancellation in float32, compute variances around the mean; they do not depend on the origin.
     origin = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
     x, y = x - origin, y - origin
     mean_x, mean_y = _blur(x), _blur(y)

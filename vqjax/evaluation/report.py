@@ -1,4 +1,4 @@
-"""Report of an evaluation: numbers with their protocol, and pictures."""
+"""Report of an evaluation: metric values, how each was measured, and pictures."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -24,10 +24,10 @@ def write_report(
     context: Mapping[str, Any],
     pictures: Mapping[str, UInt8[np.ndarray, "height width 3"]],
 ) -> None:
-    """Write metrics.json, report.md and the pictures, each replaced only when the new one is whole.
+    """Write metrics.json, report.md and the pictures, each of which is replaced atomically.
 
     Args:
-      directory: Directory of the report; made if missing.
+      directory: Directory for the report; created if it does not exist.
       result: The result of :func:`vqjax.evaluation.evaluate`.
       context: What was evaluated, such as dataset, split, checkpoint step and number of codes; the versions of
         vqjax, jax and flax are added.
@@ -60,7 +60,7 @@ def terminal_table(result: EvaluationResult, context: Mapping[str, Any]) -> str:
       context: What was evaluated, such as dataset, split and checkpoint step.
 
     Returns:
-      Lines joined by newlines, as wide as the terminal.
+      The table as text, at most as wide as the terminal.
 
     Example:
       >>> result = EvaluationResult({"images": 1}, {"images": "images of the split, each seen once"}, {})

@@ -20,7 +20,7 @@ class Tokens(NamedTuple):
 
     Attributes:
       indices: Codes in [0, num_codes), in the order of the split.
-      num_codes: Codes of the codebook.
+      num_codes: Number of codes in the codebook.
       context: Origin of the indices, such as dataset, split and checkpoint step.
     """
 
@@ -38,16 +38,16 @@ def save_tokens(
 ) -> None:
     """Write indices as a compressed .npz with the arrays ``indices``, ``num_codes`` and ``context``.
 
-    ``indices`` takes the narrowest of uint8, uint16 and uint32 that holds every code; ``context`` is JSON text.
+    ``indices`` is stored as the narrowest of uint8, uint16 and uint32 that can hold every code; ``context`` is JSON.
 
     Args:
-      path: The file; an older one is replaced only when the new one is whole.
+      path: The file; an older one is replaced atomically.
       indices: Codes in [0, num_codes), in the order of the split.
-      num_codes: Codes of the codebook.
+      num_codes: Number of codes in the codebook.
       context: Origin of the indices, such as dataset, split and checkpoint step.
 
     Raises:
-      UserError: An index is out of range, or the file cannot be written.
+      UserError: An index is out of range, or the file could not be written.
 
     Example:
       >>> import tempfile
@@ -58,11 +58,11 @@ def save_tokens(
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"path must be a file, got the directory {str(path)!r}; use {path.name}/tokens.npz")
+        raise UserError(f"path must be a file, got the directory {str(path)!r}; use {path}/tokens.npz.")
     if not _within(indices, num_codes):
         raise UserError(
             f"indices must be in [0, {num_codes - 1}] for num_codes={num_codes}, got {indices.min()} to "
-            f"{indices.max()}; pass the num_codes of the codebook that made them"
+            f"{indices.max()}; pass the num_codes of the quantizer that produced them."
         )
     narrowest = next(width for width in _WIDTHS if num_codes - 1 <= np.iinfo(width).max)
     try:
@@ -74,11 +74,11 @@ def save_tokens(
                 context=np.array(strict_json(context)),
             )
     except OSError as error:
-        raise UserError(f"path={str(path)!r} cannot be written ({error.strerror}); use another place") from error
+        raise UserError(f"path={str(path)!r} could not be written ({error.strerror}); use another path.") from error
 
 
 def load_tokens(path: str | os.PathLike[str]) -> Tokens:
-    """Read a file of :func:`save_tokens`.
+    """Read a file written by :func:`save_tokens`.
 
     Args:
       path: The .npz file.
@@ -92,29 +92,32 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
     Example:
       >>> load_tokens("nowhere.npz")
       Traceback (most recent call last):
-      vqjax.errors.UserError: path='nowhere.npz' does not exist; write it with `eval.py --export_tokens=nowhere.npz`
+      vqjax.errors.UserError: path='nowhere.npz' does not exist; create it with `python eval.py --workdir=... ...
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"path={str(path)!r} does not exist; write it with `eval.py --export_tokens={path}`")
+        raise UserError(f"path={str(path)!r} does not exist; create it with {_export(path)}.")
     try:
         tokens = _read(path)
     except Exception as error:  # damaged archives raise a dozen unrelated types
         raise UserError(
-            f"path={str(path)!r} is not a whole token file ({one_line(error)}); write it again with "
-            f"`eval.py --export_tokens={path}`"
+            f"path={str(path)!r} is not a valid token file ({one_line(error)}); recreate it with {_export(path)}."
         ) from error
     if not _within(tokens.indices, tokens.num_codes):
         raise UserError(
             f"path={str(path)!r} must hold indices in [0, {tokens.num_codes - 1}], got {tokens.indices.min()} to "
-            f"{tokens.indices.max()}; write it again with `eval.py --export_tokens={path}`"
+            f"{tokens.indices.max()}; recreate it with {_export(path)}."
         )
     return tokens
 
 
+def _export(path: Path) -> str:
+    return f"`python eval.py --workdir=... --export_tokens={path}`"
+
+
 def _read(path: Path) -> Tokens:
     if not path.is_file():
-        # Opening a named pipe would wait for somebody to write into it.
+        # Opening a named pipe would block until another process writes to it.
         raise ValueError("not a regular file")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         indices, num_codes, context = arrays["indices"], arrays["num_codes"], json.loads(str(arrays["context"]))
