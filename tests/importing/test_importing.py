@@ -256,7 +256,7 @@ MISTAKES = {
     "no size": (
         {"codebook_size": None},
         state_dict(),
-        r"\['codebook_size'\] must be an integer .*, got None",
+        r"\['codebook_size'\] must be a positive integer, got None",
     ),
     "two updates": ({"learnable_codebook": True, "ema_update": True}, state_dict(), r"config\['ema_update'\] must be"),
     "threshold": ({"threshold_ema_dead_code": 9}, state_dict(), r"config\['threshold_ema_dead_code'\] must be below 0"),

@@ -39,31 +39,35 @@ def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike) -> StateDict:
     return {key: _numbers(key, value) for key, value in arrays.items()}
 
 
-def check_entries(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], advice: str) -> None:
+def check_entries(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], advice: str, prefix: str = "") -> None:
     """Refuse a state dict that does not have exactly these entries, finite and of these shapes.
 
     Args:
       arrays: Arrays by name.
       shapes: The shape of each.
       advice: Ends the message about other entries or another shape.
+      prefix: Of these entries in the state dict they are from, for messages.
 
     Raises:
       UserError: It names every missing and surplus entry, or else every wrong shape, or else every entry with
         infinite or undefined numbers.
     """
-    missing, surplus = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+    missing, surplus = (
+        [f"{prefix}{key}" for key in sorted(keys)]
+        for keys in (shapes.keys() - arrays.keys(), arrays.keys() - shapes.keys())
+    )
     if missing or surplus:
         raise UserError(
             f"arrays must have the entries of this model, got missing {missing} and surplus {surplus}; {advice}."
         )
     wrong = [
-        f"{key} must have shape {list(shape)}, got {list(arrays[key].shape)}"
+        f"{prefix}{key} must have shape {list(shape)}, got {list(arrays[key].shape)}"
         for key, shape in shapes.items()
         if arrays[key].shape != shape
     ]
     if wrong:
         raise UserError(f"{'; '.join(wrong)}; {advice}.")
-    infinite = [key for key in shapes if not np.isfinite(arrays[key]).all()]
+    infinite = [f"{prefix}{key}" for key in shapes if not np.isfinite(arrays[key]).all()]
     if infinite:
         raise UserError(f"arrays must be finite, got infinite or undefined numbers in {infinite}: training diverged.")
 
