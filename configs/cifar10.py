@@ -1,4 +1,4 @@
-"""CIFAR-10: the model of the rotation trick's CIFAR-10 experiments, and sonnet's VQ-VAE as `:sonnet`.
+"""CIFAR-10: the model of the rotation-trick paper's CIFAR-10 experiments, and Sonnet's VQ-VAE as `:sonnet`.
 
 Data:      CIFAR-10 as tensorflow-datasets prepares it (array_record), found through TFDS_DATA_DIR.
 Arguments: preset (small, medium, large, xlarge: 256, 512, 1024 or 2048 codes), codes, beta (commitment weight),
@@ -34,7 +34,7 @@ def get_config(
     config = base_config()
     config.data = dict(source="tfds", name="cifar10", image_size=32)
     if sonnet:
-        # The settings of sonnet's published notebook.
+        # The settings of Sonnet's published notebook.
         config.batch_size = 32
         config.num_steps = 10_000
         config.model = dict(name="sonnet", width=128, latent_dim=64)
