@@ -16,7 +16,7 @@ from vqjax.quantizers.validation import require, require_count
 
 @nnx.register_variable_name("codebook")
 class CodebookState(nnx.Variable):
-    """A variable of the linen collection ``codebook``, which training moves without a gradient.
+    """A variable of the linen collection ``codebook``, which training updates without a gradient.
 
     Example:
       >>> from vqjax import VectorQuantizer
@@ -30,11 +30,11 @@ class CodebookState(nnx.Variable):
 class Quantizer(nnx.Module):
     """A quantizer of this package as a ``flax.nnx`` module.
 
-    The constructor creates all state. An optimizer moves ``nnx.Param``: nothing with ``codebook="ema"``, the codes with
-    ``"gradient"``. The rest of the codebook is :class:`CodebookState`, which calls in training update in place. Random
-    numbers come from the stream ``quantizer`` of ``rngs``, or its default stream; evaluation draws none.
+    The constructor creates all state. An optimizer updates ``nnx.Param``: nothing with ``codebook="ema"``, the codes
+    with ``"gradient"``. The rest of the codebook is :class:`CodebookState`, which calls in training update in place.
+    Random numbers come from the stream ``quantizer`` of ``rngs``, or its default stream; evaluation draws none.
 
-    Whether a call trains has to be said, as in linen, wherever it changes anything: by ``model.train()`` and
+    Whether a call trains must be given, as in linen, if it changes anything: by ``model.train()`` and
     ``model.eval()`` (or ``nnx.view(model, deterministic=True)``), by the linen module's own ``train``, or by the
     argument ``train`` of the call, which overrides the others.
 
@@ -159,7 +159,7 @@ class Quantizer(nnx.Module):
     def kmeans_init(
         self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **options: Any
     ) -> None:
-        """Start the codebook, in place, from the clusters of a batch. Call it before training.
+        """Initialize the codebook in place with k-means on a batch. Call it before training.
 
         Args:
           z: The vectors to cluster.

@@ -193,7 +193,7 @@ def test_files_other_than_safetensors_are_refused(tmp_path):
     (tmp_path / "quantizer.pt").write_bytes(b"something else")
     for name, message in (
         ("broken.safetensors", "cannot be read"),
-        ("absent.safetensors", "not there"),
+        ("absent.safetensors", "does not exist"),
         ("quantizer.pt", "never read"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-r"""Gradient estimators: how the gradient crosses the quantizer.
+r"""Gradient estimators: what takes the place of the derivative of quantization, which is zero almost everywhere.
 
 An estimator is a function ``(z, q) -> q'`` of latents ``z`` and the codes ``q`` assigned to them, computed in float32.
 Estimators differ in the gradient; with :math:`u = z/|z|`, :math:`\hat q = q/|q|` and :math:`d = (q-z)/|q-z|`:
@@ -15,8 +15,8 @@ reflection                :math:`(|q|/|z|)\, H`, with the reflection :math:`H u 
 diveq_detached            :math:`I - d d^T`; with respect to ``q``: :math:`d d^T`
 ========================= ============================================================================
 
-Where a rotation or reflection does not exist (a vector shorter than 1e-6, an antipodal pair, a parallel pair for the
-reflection), the identity takes its place, which is the straight-through gradient, so every gradient is finite.
+If a rotation or reflection does not exist (a vector shorter than 1e-6, an antipodal pair, a parallel pair for the
+reflection), it is replaced by the identity, which is the straight-through gradient, so every gradient is finite.
 :func:`scaled_rotation` and :func:`clip_norm_ratio` make further estimators.
 
 Estimators that draw noise change the value in training too. Their gradient also reaches the codes; with the unit noise

@@ -55,7 +55,7 @@ def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
       q: The codes assigned to them, of the same shape.
 
     Returns:
-      ``q``, with the Jacobians above; straight-through where ``q`` equals ``z``.
+      ``q``, with the Jacobians above; straight-through if ``q`` equals ``z``.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -19,7 +19,7 @@ def largest_inner_product(z: Vectors, codes: Codes) -> Int[Array, "*batch"]:
     .. math:: i(z) = \arg\max_k\, z \cdot (e_k - m),\quad m = \mathrm{mean}_k\, e_k
 
     Centering the codes changes no maximum and keeps the products small. Products have float32 accuracy on every
-    backend, and no [tokens, codes] matrix larger than a chunk is made. Longer codes win more tokens, unlike in
+    backend, and no [tokens, codes] matrix larger than a chunk is made. Longer codes are chosen more often, unlike in
     :func:`vqjax.functional.nearest_codes`.
 
     Args:

@@ -20,7 +20,7 @@ def with_jacobian(linear_map: LinearMap, z: Vectors, q: Vectors) -> Vectors:
     """Return ``q`` with ``linear_map(z, q, tangent)`` as its derivative with respect to ``z``.
 
     The derivative is a custom rule instead of ``q + mapped - stop_gradient(mapped)``: that sum rounds, and the value
-    must be the code bit for bit. Where no gradient is taken, the map costs nothing.
+    must be the code bit for bit. If no gradient is taken, the map costs nothing.
 
     Raises:
       UserError: ``z`` and ``q`` differ in shape, which a value without a gradient would not reveal.

@@ -144,7 +144,7 @@ def reflection(z: Vectors, q: Vectors) -> Vectors:
     .. math::
       \partial q' / \partial z = (|q|/|z|)\,(I - 2 w w^T),\quad w = (u - \hat q)/|u - \hat q|
 
-    For comparison: it flips the gradient along ``w`` where ``z`` is close to its code, where training converges.
+    For comparison: it flips the gradient along ``w`` when ``z`` is close to its code, which is where training leads.
 
     Args:
       z: Latents, any leading axes.

@@ -32,7 +32,7 @@ def feature_statistics(
       axis_name: Mapped axis over which the batch is split.
 
     Returns:
-      Mean and biased variance; zero and one where no token counts.
+      Mean and biased variance; zero and one if no token counts.
 
     Example:
       >>> import jax.numpy as jnp

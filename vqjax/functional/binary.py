@@ -127,7 +127,7 @@ def bit_entropies(
       p_n^{(g)}(b) = \prod_{j\in g} \sigma((2 b_j - 1)\, l_{nj})
 
     The first is exact for any number of bits. The second is exact within a group of bits, whose mean distribution is
-    computed; over several groups it is an upper bound, attained where the groups are independent over the batch. No
+    computed; over several groups it is an upper bound, attained if the groups are independent over the batch. No
     [tokens, codes] matrix is made: a product distribution is the outer product of those of its halves, so its sum over
     tokens is a matrix product of the two.
 
@@ -144,8 +144,8 @@ def bit_entropies(
         tokens times codes.
 
     Returns:
-      Mean entropy of a token, and entropy of the mean; in nats, in ``[0, bits * log(2)]``. Both are zero where no
-      token counts.
+      Mean entropy of a token, and entropy of the mean; in nats, in ``[0, bits * log(2)]``. Both are zero if no token
+      counts.
 
     Raises:
       UserError: ``smallest_probability`` is not above 0, or there are several groups with it.

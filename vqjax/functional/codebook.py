@@ -19,7 +19,7 @@ Mask = Bool[Array, " tokens"]
 
 
 class Codebook(NamedTuple):
-    """State of a codebook that moves by exponential moving averages; float32 throughout.
+    """State of a codebook that is updated by exponential moving averages; float32 throughout.
 
     Attributes:
       codes: Code vectors, ``[codes, dim]``.

@@ -15,7 +15,7 @@ _MAX_RATIO = 1e30
 
 
 def norm_ratio(z: Vectors, q: Vectors) -> Lengths:
-    r"""Compute :math:`|q| / |z|`, the scale of the rotation trick; one where either vector is too short.
+    r"""Compute :math:`|q| / |z|`, the scale of the rotation trick; one if either vector is too short.
 
     Args:
       z: Latents, any leading axes.
@@ -36,7 +36,7 @@ def norm_ratio(z: Vectors, q: Vectors) -> Lengths:
 
 
 def map_exists(z_length: Lengths, q_length: Lengths, axis_length: Lengths | None = None) -> Bool[Array, "*batch 1"]:
-    """Return True where two vectors, and the axis of the map between them, are long enough to have a direction."""
+    """Return whether two vectors, and the axis of the map between them, are long enough to have a direction."""
     exists = (z_length >= MIN_LENGTH) & (q_length >= MIN_LENGTH)
     return exists if axis_length is None else exists & (axis_length >= _MIN_AXIS_LENGTH)
 

@@ -94,7 +94,7 @@ def kmeans_plus_plus(
     def draw(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
         drawn, distance = carry
         by_distance = allowed + jnp.log(distance)
-        # Where all distances are zero, every distinct latent has been drawn.
+        # If all distances are zero, every distinct latent has been drawn.
         logits = jnp.where(jnp.any(jnp.isfinite(by_distance)), by_distance, allowed)
         token = z[jax.random.categorical(jax.random.fold_in(key, i), logits)]
         distance = jnp.minimum(distance, jnp.sum(jnp.square(z - token[None]), axis=-1))

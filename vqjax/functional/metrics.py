@@ -21,7 +21,7 @@ def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
       counts: Tokens per code.
 
     Returns:
-      A scalar in ``[1, codes]``; one where there are no tokens.
+      A scalar in ``[1, codes]``; one if there are no tokens.
 
     Example:
       >>> import jax.numpy as jnp
@@ -113,13 +113,13 @@ def index_statistics(
 def masked_mean(
     values: Float[Array, "*batch"], mask: Bool[Array, "*batch"] | None, axis_name: str | None = None
 ) -> Float[Array, ""]:
-    """Compute the mean over unmasked tokens; zero where there are none.
+    """Compute the mean over unmasked tokens; zero if there are none.
 
     Args:
       values: One value per token.
       mask: True for the tokens that count; None for all.
       axis_name: Mapped axis over which the batch is split. The mean of the results over that axis is then the mean
-        over all tokens, also where the parts hold different numbers of unmasked tokens.
+        over all tokens, also if the parts hold different numbers of unmasked tokens.
 
     Returns:
       A scalar.

@@ -125,7 +125,7 @@ class Regularizer(Protocol):
     Attributes:
       weight: Factor in the loss.
       name: Name of the metric.
-      needs_learned_codes: True for terms whose gradient reaches nothing but the codes.
+      needs_learned_codes: Whether the gradient of the term reaches nothing but the codes.
     """
 
     weight: float
@@ -162,7 +162,7 @@ class Orthogonality:
 
     Attributes:
       weight: Factor in the loss, at least 0.
-      active_only: Only codes that received a token in the batch count.
+      active_only: Whether only codes that received a token in the batch count.
 
     Raises:
       UserError: ``weight`` is out of range.

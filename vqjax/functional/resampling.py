@@ -48,7 +48,7 @@ def adaptive_average_pool(
 
 
 def interpolate_linearly(x: Float[Array, "*space dim"], shape: Sequence[int]) -> Float[Array, "*resized dim"]:
-    r"""Linearly resizes the spatial axes of a feature map.
+    r"""Resize the spatial axes of a feature map by linear interpolation.
 
     Output point :math:`i` of :math:`k` lies at :math:`(i + 1/2)\, n/k - 1/2`; the map is continued by its first and
     last values. There is no antialiasing. Each axis costs a product with an :math:`n \times k` matrix, whose entries do
@@ -79,7 +79,7 @@ def _space(x: Array, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _windows(size: int, target: int) -> np.ndarray:
-    """Return True where a position (row) lies in a window (column)."""
+    """Return whether each position (row) lies in each window (column)."""
     number, position = np.arange(target)[None, :], np.arange(size)[:, None]
     return (position >= number * size // target) & (position < -(-(number + 1) * size // target))
 

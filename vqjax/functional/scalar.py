@@ -91,7 +91,7 @@ def rounded_levels(x: Features, radices: Sequence[int], bound: str = "asymmetric
     else:
         half_width = per_feature(np.asarray(radices) // 2, x)
         position = jnp.round(x * half_width) + half_width
-    # The margin of "asymmetric" would lead beyond the last level where there are more than a thousand.
+    # The margin of "asymmetric" would lead beyond the last level if there are more than a thousand.
     return clipped_levels(position, radices)
 
 
@@ -354,7 +354,7 @@ def moments_loss(
       axis_name: Mapped axis over which the batch is split. The value is then that of all tokens on every device.
 
     Returns:
-      A scalar of at least 0; zero where no token counts.
+      A scalar of at least 0; zero if no token counts.
 
     Example:
       >>> import jax.numpy as jnp

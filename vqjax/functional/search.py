@@ -99,7 +99,7 @@ def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes di
 
 
 def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"]) -> Int[Array, "*batch"]:
-    """Find the nearest code of each latent in a codebook of its own.
+    """Find the nearest code of each latent if every latent has its own codebook.
 
     Args:
       z: Latents, any leading axes, any floating-point dtype.
@@ -120,7 +120,7 @@ def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch
 def nearest_k_own_codes(
     z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"], k: int
 ) -> Int[Array, "*batch k"]:
-    """Find the ``k`` nearest codes of each latent in a codebook of its own.
+    """Find the ``k`` nearest codes of each latent if every latent has its own codebook.
 
     Args:
       z: Latents, any leading axes, any floating-point dtype.
@@ -259,7 +259,7 @@ def _even_chunk(number: int, largest: int) -> int:
 def _search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], codes_per_chunk: int) -> Nearest:
     num_codes, dim = codes.shape
     num_chunks = -(-num_codes // codes_per_chunk)
-    # Padding repeats code 0, which never wins a tie against itself at its lower index.
+    # Padding repeats code 0: ties go to the lowest index, so a copy is never chosen.
     padding = jnp.broadcast_to(codes[:1], (num_chunks * codes_per_chunk - num_codes, dim))
     chunks = jnp.concatenate([codes, padding]).reshape(num_chunks, codes_per_chunk, dim)
 

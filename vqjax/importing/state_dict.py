@@ -45,8 +45,8 @@ def check_entries(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], advi
     Args:
       arrays: Arrays by name.
       shapes: The shape of each.
-      advice: Ends the message about other entries or another shape.
-      prefix: Of these entries in the state dict they are from, for messages.
+      advice: End of the message if entries or shapes differ.
+      prefix: Prefix of these entries in the original state dict, for messages.
 
     Raises:
       UserError: It names every missing and surplus entry, or else every wrong shape, or else every entry with
@@ -77,8 +77,8 @@ def _numbers(key: str, value: Any) -> np.ndarray:
     if array is None or not (array.dtype == bool or jax.numpy.issubdtype(array.dtype, np.number)):
         kind = type(value).__name__ if array is None else f"an array of {array.dtype}"
         raise UserError(
-            f"arrays[{key!r}] must be a NumPy array of numbers, got {kind}; pass arrays as "
-            "{key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()} makes them."
+            f"arrays[{key!r}] must be a NumPy array of numbers, got {kind}; pass "
+            "{key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}."
         )
     return array.astype(np.float32) if jax.numpy.issubdtype(array.dtype, np.floating) else array
 
@@ -86,15 +86,15 @@ def _numbers(key: str, value: Any) -> np.ndarray:
 def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
     if path.suffix != ".safetensors":
         raise UserError(
-            f"arrays must be a .safetensors file, got {str(path)!r}; files that hold pickles are never read: write one "
+            f"arrays must be a .safetensors file, got {str(path)!r}; files that hold pickles are never read; write one "
             "in PyTorch with safetensors.torch.save_file(module.state_dict(), 'quantizer.safetensors')."
         )
     if not path.is_file():
-        raise UserError(f"arrays must be an existing file, got {str(path)!r}, which is not there.")
+        raise UserError(f"arrays must be an existing file, got {str(path)!r}, which does not exist.")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise UserError(
-            f"arrays must be a whole .safetensors file, got {str(path)!r}, which cannot be read ({error}); write it "
+            f"arrays must be a valid .safetensors file, got {str(path)!r}, which cannot be read ({error}); write it "
             "again."
         ) from error

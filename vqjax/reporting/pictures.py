@@ -33,11 +33,11 @@ def comparison_sheet(
     Args:
       originals: RGB images, 0 to 255.
       reconstructions: Their reconstructions, in the same order.
-      columns: Most images side by side; large images get fewer, so that the sheet fits a screen.
-      scale: Whole factor by which the pixels are enlarged; None chooses one for a screen.
+      columns: Maximum number of images side by side; large images get fewer, so that the sheet fits a screen.
+      scale: Integer factor by which the pixels are enlarged; None chooses one that fits a screen.
 
     Returns:
-      One RGB image, 0 to 255, about 1000 to 1400 pixels wide where the images allow it.
+      One RGB image, 0 to 255, about 1000 to 1400 pixels wide if the images allow it.
 
     Raises:
       UserError: There are no images, or ``columns`` or ``scale`` is below 1.
@@ -49,10 +49,10 @@ def comparison_sheet(
     """
     for name, value in (("columns", columns), ("scale", scale)):
         if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}; leave it out to get the default")
+            raise UserError(f"{name} must be at least 1, got {value}; leave it out to get the default.")
     count, _, image_width, _ = originals.shape
     if count == 0:
-        raise UserError("originals must have at least one image, got none; choose a split that is not empty")
+        raise UserError("originals must have at least one image, got none; choose a non-empty split.")
     # Spreads the images evenly: nine of them at eight columns become 5 + 4 rather than 8 + 1.
     most_columns = min(columns, max(1, _TARGET_WIDTH // (image_width * (scale or 1))))
     columns = math.ceil(count / math.ceil(count / most_columns))
@@ -88,10 +88,10 @@ def _draw(
 
 
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Write an RGB image as PNG; an older file of that name is replaced only when the new one is whole.
+    """Write an RGB image as PNG; an older file of that name is replaced atomically.
 
     Args:
-      path: The file; missing parent directories are made.
+      path: The file; missing parent directories are created.
       image: RGB, 0 to 255.
 
     Example:

@@ -64,7 +64,7 @@ class Progress:
                 initial=self._step,
                 file=self._stream,
                 bar_format=self._live_line(columns),
-                # tqdm would ask the terminal itself, and stay silent where that reports no size.
+                # tqdm would ask the terminal itself, and stay silent if that reports no size.
                 ncols=columns,
                 nrows=_USUAL_ROWS,
             )
@@ -127,7 +127,7 @@ class Progress:
         self._bar.refresh()
 
     def _live_line(self, columns: int) -> str:
-        """Format for tqdm: with a bar where all words fit beside it, else in short words."""
+        """Format for tqdm: with a bar if all words fit next to it, otherwise in short words."""
         steps = f"{self._step}/{self._total_steps}"
         line = "  ".join([f"{self._percent():3d}%|{{bar}}| {steps}", *self._facts(_WORDS)])
         if len(line) - len("{bar}") + _SHORTEST_BAR <= columns:

@@ -29,18 +29,18 @@ class MetricWriter:
     """Writer of numbers to ``metrics.jsonl`` and, if asked, to TensorBoard and Weights & Biases.
 
     A run that resumes repeats the lines that the killed run wrote after its last checkpoint, so these are removed
-    first. A run from the beginning sets a file it finds aside, as ``metrics.1.jsonl``. Of several processes only
-    process 0 writes; the others may call every method.
+    first. A run from the beginning renames an existing file to ``metrics.1.jsonl``. Only process 0 writes; other
+    processes may call every method.
 
     Args:
       workdir: Directory of the run.
       resume_step: Step of the checkpoint that the run resumes from; None for a run from the beginning.
       tensorboard: Write TensorBoard events under ``workdir/tensorboard``.
-      wandb: Log to Weights & Biases; the run's id is kept in the working directory, so a resumed run goes on there.
+      wandb: Log to Weights & Biases; the run's id is kept in the working directory, so a resumed run continues there.
       config: The configuration, for Weights & Biases.
 
     Raises:
-      UserError: ``wandb`` is asked for and not installed.
+      UserError: ``wandb`` is set and the package is not installed.
 
     Example:
       >>> import tempfile
@@ -101,7 +101,7 @@ class MetricWriter:
             self._wandb_run.log({"step": step, **numbers})
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Write one picture to TensorBoard and Weights & Biases, where they are on.
+        """Write one picture to TensorBoard and Weights & Biases, if they are enabled.
 
         Args:
           step: The step it belongs to.
@@ -129,7 +129,7 @@ def _drop_lines_after(path: Path, resume_step: int | None) -> None:
     if not path.exists():
         return
     if resume_step is None:
-        # These lines may still be of use to somebody.
+        # These lines may still be useful to somebody.
         os.replace(path, next(p for p in map(path.with_suffix, _numbered()) if not p.exists()))
         return
     lines = path.read_bytes().splitlines(keepends=True)
@@ -155,7 +155,8 @@ def _import_wandb() -> ModuleType:
         return importlib.import_module("wandb")
     except ImportError as error:
         raise UserError(
-            'wandb=True needs the package wandb, which is not installed; pip install "vqjax[wandb]", or set wandb=False'
+            'wandb=True needs the package wandb, which is not installed; pip install "vqjax[wandb]", or set '
+            "wandb=False."
         ) from error
 
 
@@ -172,6 +173,6 @@ def _start_wandb_run(wandb: ModuleType, workdir: Path, resume_step: int | None, 
         dir=str(workdir),
         config=dict(config),
     )
-    # wandb's own step may not go back, which it does after a resume.
+    # wandb's own step must not decrease, which it would after a resume.
     run.define_metric("*", step_metric="step")
     return run

@@ -250,7 +250,7 @@ class Call:
 
         Args:
           **arguments: Values that differ from the defaults. An argument that is an object is given by its name, by a
-            dictionary with ``name`` and arguments, or as None where that is allowed.
+            dictionary with ``name`` and arguments, or as None if that is allowed.
 
         Returns:
           The arguments by name; those without a value and without a default are None.
@@ -457,7 +457,7 @@ def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, Any]]:
     factories = {}
     if dataclasses.is_dataclass(function):
         factories = {field.name: field.default_factory for field in dataclasses.fields(function)}
-    # Every Flax module has these two besides its own.
+    # Every Flax module has these two besides its own fields.
     inherited = ("parent", "name") if "parent" in parameters else ()
     for name, parameter in parameters.items():
         if name not in inherited and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
