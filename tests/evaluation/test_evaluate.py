@@ -239,3 +239,22 @@ def test_progress_counts_images():
 def test_mistakes_are_named(num_codes, count, message):
     with pytest.raises(UserError, match=message):
         evaluate(coarse, batches(photos(count), 4), tokenizer_metrics(num_codes))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"reconstruction": jnp.zeros([4, 12, 12, 3], jnp.uint8)}, "`reconstruction` must be floats in .* got uint8"),
+        ({"reconstruction": jnp.zeros([4, 12, 12, 1])}, "must be images of one shape"),
+        ({"reconstruction": jnp.zeros([4, 6, 6, 3])}, "must be images of one shape"),
+        ({"reconstruction": jnp.zeros([1, 12, 12, 3])}, "`reconstruction` must have a row for each of the 4 images"),
+        ({"indices": jnp.zeros([4, 3, 3])}, "`indices` must be integers, got float32"),
+        ({"indices": jnp.zeros([1, 3, 3], jnp.int32)}, "`indices` must have a row for each of the 4 images"),
+        ({"image": jnp.zeros([4, 12, 12, 3])}, "`image` of a batch must be uint8 .* got float32"),
+    ],
+)
+def test_outputs_that_are_not_those_of_the_images_are_refused(changed, message):
+    """Bug: one reconstruction was compared with all images of the batch, and bytes with numbers in [-1, 1]."""
+    with pytest.raises(UserError, match=message):
+        evaluate(lambda batch: coarse(batch) | changed, batches(photos(4), 4), tokenizer_metrics(NUM_CODES))

@@ -60,3 +60,47 @@ def test_ssim_refuses_images_smaller_than_its_window():
     x, y = noise(10, 64, 3)
     with pytest.raises(UserError, match="at least 11 x 11 pixels for SSIM, got 10 x 64"):
         jax.jit(ssim)(x, y)
+
+
+WRONG_PAIRS = [
+    (np.uint8(255), np.uint8(0), r"`x` must be floats, got uint8; divide uint8 by 255"),
+    (np.float32(0.5), np.uint8(0), r"`y` must be floats, got uint8"),
+]
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("metric", [mean_squared_error, psnr, ssim])
+@pytest.mark.parametrize(("x", "y", "message"), WRONG_PAIRS)
+def test_images_whose_differences_would_wrap_around_are_refused(metric, x, y, message):
+    """Bug: the mean squared error of black and white images of 8 bits was 1."""
+    x, y = (np.full((2, 12, 12, 3), level) for level in (x, y))
+    with pytest.raises(UserError, match=message):
+        metric(x, y)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("metric", [mean_squared_error, psnr, ssim])
+@pytest.mark.parametrize("shape", [(1, 12, 12, 3), (2, 12, 12, 1), (12, 12, 3)])
+def test_images_that_would_be_repeated_are_refused(metric, shape):
+    with pytest.raises(UserError, match="`x` and `y` must be images of one shape"):
+        metric(np.zeros((2, 12, 12, 3), np.float32), np.zeros(shape, np.float32))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize(("scale", "shift"), [(255, 0), (2, -1)])
+def test_other_ranges_are_refused(metric, scale, shift):
+    """Bug: the PSNR of images in [-1, 1] came out 6 dB too low, and that of [0, 255] negative."""
+    x = np.random.default_rng(0).random((2, 12, 12, 3), np.float32)
+    with pytest.raises(UserError, match=r"`x` must be floats in \[0, 1\], got values from"):
+        metric(scale * x + shift, scale * x + shift)
+    with pytest.raises(UserError, match="not finite"):
+        metric(x, np.where(x > 0.9, np.nan, x))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_metrics_of_images_that_are_not_square_equal_scikit_image(channels):
+    x, y = np.random.default_rng(0).random((2, 1, 14, 20, channels)).astype(np.float32)
+    expected = reference_ssim(x[0], y[0])
+    np.testing.assert_allclose(ssim(jnp.asarray(x), jnp.asarray(y)), [expected], rtol=1e-4)
+    np.testing.assert_allclose(psnr(jnp.asarray(x), jnp.asarray(y)), -10 * np.log10(((x - y) ** 2).mean()), rtol=1e-5)

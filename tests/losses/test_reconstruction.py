@@ -44,3 +44,18 @@ def test_pixels_without_variance_are_refused():
     black = ArrayDataset("black", np.zeros((2, 8, 8, 3), np.uint8), image_size=8)
     with pytest.raises(UserError, match="divide_by_variance must be False for images without variance"):
         LOSSES.build(name="mse", images=black, divide_by_variance=True)(X, Y)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("reconstruction", "images", "message"),
+    [
+        (X[:1], Y, r"`reconstruction` must have the shape of the images, got \(1, 8, 8, 3\)"),
+        (X[..., :1], Y, r"got \(2, 8, 8, 1\) for \(2, 8, 8, 3\)"),
+        (X, jnp.zeros(Y.shape, jnp.uint8), r"`images` must be floats in \[-1, 1\], got uint8"),
+    ],
+)
+def test_pairs_that_are_not_images_of_one_shape_are_refused(reconstruction, images, message):
+    """Bug: a single reconstruction was compared with all images, and bytes with numbers in [-1, 1]."""
+    with pytest.raises(UserError, match=message):
+        LOSSES.build(name="mse", images=DATASET)(reconstruction, images)

@@ -53,3 +53,34 @@ def test_png_keeps_the_pixels_and_replaces_an_older_file(tmp_path):
     with Image.open(tmp_path / "deep" / "sheet.png") as image:
         assert (np.asarray(image) == photos(1, 4, 6, 1)[0]).all()
     assert len(list((tmp_path / "deep").iterdir())) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_sheets_of_other_channels_show_gray_and_transparency(channels):
+    images = np.full((2, 6, 10, channels), 100, np.uint8)
+    if channels == 4:
+        images[..., 3] = 0
+    sheet = comparison_sheet(images, images, scale=1)
+    assert sheet.shape[-1] == 3
+    assert (sheet[8:14, -18:-8] == (100 if channels == 1 else 255)).all()
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("originals", "reconstructions", "message"),
+    [
+        (photos(2, 8, 8), photos(2, 8, 8) / 255, "`reconstructions` must be uint8 .* got float64"),
+        (photos(2, 8, 8), photos(1, 8, 8), r"must have the shape of the originals, got \(1, 8, 8, 3\)"),
+        (photos(2, 8, 8)[0], photos(2, 8, 8)[0], r"`originals` must be uint8 .* of shape \(8, 8, 3\)"),
+        (photos(2, 8, 8)[..., :2], photos(2, 8, 8)[..., :2], r"`originals` must be uint8 .* of shape \(2, 8, 8, 2\)"),
+    ],
+)
+def test_what_are_no_images_is_refused(originals, reconstructions, message):
+    with pytest.raises(UserError, match=message):
+        comparison_sheet(originals, reconstructions)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_picture_of_floats_is_refused(tmp_path):
+    with pytest.raises(UserError, match="`image` must be uint8"):
+        save_png(tmp_path / "sheet.png", np.zeros((4, 6, 3)))

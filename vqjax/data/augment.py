@@ -52,7 +52,7 @@ def _random_shift(
     if not 1 <= crop_padding < min(height, width):
         raise UserError(
             f"crop_padding must be in [1, {min(height, width) - 1}] for {height} x {width} images, got {crop_padding}; "
-            "use None for no random crop"
+            "use None for no random crop."
         )
     spatial = (crop_padding, crop_padding)
     padded = jnp.pad(images, ((0, 0), spatial, spatial, (0, 0)), mode="reflect")
@@ -73,10 +73,15 @@ def to_model_range(images: UInt8[Array | np.ndarray, "*shape"]) -> Float32[Array
     Returns:
       Pixels in [-1, 1].
 
+    Raises:
+      UserError: The images are not uint8, so that their range is not known.
+
     Example:
       >>> to_model_range(jnp.array([0, 255], jnp.uint8)).tolist()
       [-1.0, 1.0]
     """
+    if images.dtype != jnp.uint8:
+        raise UserError(f"`images` must be uint8, got {images.dtype}; pass pixels in [0, 255], or scale them yourself.")
     return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 
@@ -89,8 +94,13 @@ def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shap
     Returns:
       Pixels in [0, 255]; the inverse of :func:`to_model_range`.
 
+    Raises:
+      UserError: The images are not of a float type.
+
     Example:
       >>> to_uint8(jnp.array([-1.5, 0.0, 1.0])).tolist()
       [0, 128, 255]
     """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"`images` must be floats in [-1, 1], got {images.dtype}; uint8 images are in 8 bits already.")
     return jnp.clip(jnp.round((images.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -119,6 +119,12 @@ def _measure(
     # One program for the model and all metrics: intermediate results that several metrics need are computed once, and
     # only the reductions leave the devices.
     outputs = batch | evaluate_batch(batch)
+    for name, value in outputs.items():
+        if jnp.ndim(value) and len(value) != len(batch["valid"]):
+            raise UserError(
+                f"`{name}` must have a row for each of the {len(batch['valid'])} images of a batch, got shape "
+                f"{jnp.shape(value)}; return it for all of them, or as a scalar."
+            )
     if len(batch["valid"]) > rows:
         outputs = {name: value[:rows] if jnp.ndim(value) else value for name, value in outputs.items()}
     measured = [metric.measure(outputs) for metric in metrics]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int64, PyTree
 
 from vqjax.errors import UserError
 from vqjax.functional.metrics import exact_perplexity
+from vqjax.functional.pixels import check_pixels
 
 PSNR_CAP = 100.0
 SSIM_WINDOW = 11
@@ -288,6 +289,8 @@ class CodeUsage(Metric):
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
         indices, valid = outputs["indices"], outputs["valid"]
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise UserError(f"`indices` must be integers, got {indices.dtype}; pass those of the quantizer.")
         used = jnp.broadcast_to(jnp.expand_dims(valid, range(1, indices.ndim)), indices.shape)
         number, largest = len(self._sizes), max(self._sizes)
         indices, used = indices.reshape(-1, number), used.reshape(-1, number)
@@ -357,11 +360,41 @@ def tokenizer_metrics(num_codes: int | tuple[int, ...]) -> tuple[Metric, ...]:
 
 
 def _pixels(outputs: Outputs) -> Float[Array, "batch height width channels"]:
-    return outputs["image"].astype(jnp.float32) / 255
+    images = outputs["image"]
+    if images.dtype != jnp.uint8:
+        raise UserError(
+            f"`image` of a batch must be uint8 in [0, 255], got {images.dtype}; pass the images themselves."
+        )
+    return images.astype(jnp.float32) / 255
 
 
 def _reconstruction(outputs: Outputs) -> Float[Array, "batch height width channels"]:
-    return jnp.clip((outputs["reconstruction"].astype(jnp.float32) + 1) / 2, 0, 1)
+    reconstruction = outputs["reconstruction"]
+    if not jnp.issubdtype(reconstruction.dtype, jnp.floating):
+        raise UserError(
+            f"`reconstruction` must be floats in [-1, 1], got {reconstruction.dtype}; pass what the decoder returns."
+        )
+    return jnp.clip((reconstruction.astype(jnp.float32) + 1) / 2, 0, 1)
+
+
+def _check_pair(x: Array | np.ndarray, y: Array | np.ndarray) -> None:
+    """Refuse images that would be broadcast, or whose bits would wrap around."""
+    if x.shape != y.shape or x.ndim != 4:
+        raise UserError(
+            f"`x` and `y` must be images of one shape, [batch, height, width, channels], got {x.shape} and {y.shape}; "
+            "pass both with all four axes."
+        )
+    for name, images in (("x", x), ("y", y)):
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(f"`{name}` must be floats, got {images.dtype}; divide uint8 by 255.")
+
+
+def _check_in_01(x: Array | np.ndarray, y: Array | np.ndarray) -> None:
+    _check_pair(x, y)
+    for name, images in (("x", x), ("y", y)):
+        check_pixels(
+            name, images, 0.0, 1.0, advice="divide pixels in [0, 255] by 255, and map x in [-1, 1] to (x + 1) / 2"
+        )
 
 
 def _mean_perplexity(counts: Int64[np.ndarray, "codebooks num_codes"]) -> float:
@@ -380,10 +413,14 @@ def mean_squared_error(
     Returns:
       One value per image, in the square of the pixels' unit.
 
+    Raises:
+      UserError: The two are not images of one shape and of a floating-point dtype.
+
     Example:
       >>> mean_squared_error(jnp.zeros([1, 4, 4, 3]), jnp.full([1, 4, 4, 3], 0.5)).tolist()
       [0.25]
     """
+    _check_pair(x, y)
     return jnp.mean(jnp.square(x - y), axis=(1, 2, 3))
 
 
@@ -399,10 +436,14 @@ def psnr(
     Returns:
       Decibels, one value per image; infinity if the two are identical, so cap it before averaging.
 
+    Raises:
+      UserError: The two are not images of one shape in [0, 1].
+
     Example:
       >>> psnr(jnp.zeros([1, 4, 4, 3]), jnp.full([1, 4, 4, 3], 0.1)).round(3).tolist()
       [20.0]
     """
+    _check_in_01(x, y)
     return -10.0 * jnp.log10(mean_squared_error(x, y))
 
 
@@ -426,7 +467,7 @@ def ssim(
       One value per image, in [-1, 1]; 1 if the two are identical.
 
     Raises:
-      UserError: The images are smaller than the window.
+      UserError: The two are not images of one shape in [0, 1], or they are smaller than the window.
 
     Example:
       >>> x = jnp.linspace(0.0, 1.0, 12 * 12).reshape(1, 12, 12, 1)
@@ -435,6 +476,7 @@ def ssim(
 
     Source: Wang et al., 2004 (Image quality assessment: from error visibility to structural similarity).
     """
+    _check_in_01(x, y)
     height, width = x.shape[1:3]
     if min(height, width) < SSIM_WINDOW:
         raise UserError(

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from vqjax.data import ImageDataset
 from vqjax.data.statistics import pixel_variance
+from vqjax.errors import UserError
 
 Images = Float[Array, "batch height width channels"]
 
@@ -39,5 +40,19 @@ class MeanSquaredError:
         return 1 / pixel_variance(self._images) if self._divide_by_variance else 1.0
 
     def __call__(self, reconstruction: Images, images: Images) -> Float[Array, ""]:
-        """Return the loss of a batch."""
+        """Return the loss of a batch.
+
+        Raises:
+          UserError: The two are not images of one shape and of a floating-point dtype.
+        """
+        if reconstruction.shape != images.shape:
+            raise UserError(
+                f"`reconstruction` must have the shape of the images, got {reconstruction.shape} for {images.shape}; "
+                "compare images of one size and number of channels."
+            )
+        for name, pixels in (("reconstruction", reconstruction), ("images", images)):
+            if not jnp.issubdtype(pixels.dtype, jnp.floating):
+                raise UserError(
+                    f"`{name}` must be floats in [-1, 1], got {pixels.dtype}; use vqjax.data.to_model_range."
+                )
         return self.scale * jnp.mean(jnp.square(reconstruction - images))

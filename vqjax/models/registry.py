@@ -33,6 +33,7 @@ def residual(
     latent_dim: int | None = None,
     dtype: Dtype = "float32",
     precision: Precision = "default",
+    image_channels: int = 3,
 ) -> VQVAE:
     """Build the autoencoder of the rotation trick's CIFAR-10 experiments.
 
@@ -46,6 +47,7 @@ def residual(
       dtype: Dtype of the convolutions; parameters and quantizer are in float32.
       precision: Precision of float32 products; ``"default"`` uses TF32 on GPUs that support it, ``"float32"`` always
         uses full float32 precision.
+      image_channels: Number of channels of the images.
 
     Returns:
       The module, without variables.
@@ -64,8 +66,10 @@ def residual(
     _check_number("num_residual_blocks", num_residual_blocks, 0, 100)
     _check_number("num_scalings", num_scalings, 1, 8)
     size = {"width": width, "num_residual_blocks": num_residual_blocks, "num_scalings": num_scalings, "dtype": dtype}
+    _check_number("image_channels", image_channels, 1, LARGEST_DIM)
     encoder = ResidualEncoder(**size, latent_dim=latent_dim)
-    return VQVAE(encoder, quantizer, ResidualDecoder(**size), precision=precision)
+    decoder = ResidualDecoder(**size, image_channels=image_channels)
+    return VQVAE(encoder, quantizer, decoder, precision=precision)
 
 
 def sonnet(
@@ -76,6 +80,7 @@ def sonnet(
     latent_dim: int = 64,
     dtype: Dtype = "float32",
     precision: Precision = "default",
+    image_channels: int = 3,
 ) -> VQVAE:
     """Build the autoencoder of Sonnet's VQ-VAE example, whose latent grid is four times smaller than the image.
 
@@ -87,6 +92,7 @@ def sonnet(
       dtype: Dtype of the convolutions; parameters and quantizer are in float32.
       precision: Precision of float32 products; ``"default"`` uses TF32 on GPUs that support it, ``"float32"`` always
         uses full float32 precision.
+      image_channels: Number of channels of the images.
 
     Returns:
       The module, without variables.
@@ -103,7 +109,10 @@ def sonnet(
     _check_number("width", width, 4, LARGEST_DIM)
     _check_number("num_residual_blocks", num_residual_blocks, 0, 100)
     size = {"width": width, "num_residual_blocks": num_residual_blocks, "dtype": dtype}
-    return VQVAE(SonnetEncoder(**size, latent_dim=latent_dim), quantizer, SonnetDecoder(**size), precision=precision)
+    _check_number("image_channels", image_channels, 1, LARGEST_DIM)
+    encoder = SonnetEncoder(**size, latent_dim=latent_dim)
+    decoder = SonnetDecoder(**size, image_channels=image_channels)
+    return VQVAE(encoder, quantizer, decoder, precision=precision)
 
 
 def _check_number(name: str, value: int, low: int, high: int) -> None:

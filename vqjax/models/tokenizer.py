@@ -1,5 +1,6 @@
 """Trained tokenizers: images to code indices and back."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,12 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
+from vqjax.errors import UserError
+from vqjax.functional.pixels import check_pixels, value_range
 from vqjax.models.layers import Images
 
 NETWORK = "generator"
 """Key of the tokenizer among the networks of a training state; adversarial tasks train it as their generator."""
+
+_CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,78 @@ class Tokenizer:
         images: Float[Array | np.ndarray, "batch height width channels"]
         | UInt8[Array | np.ndarray, "batch height width channels"],
     ) -> Int[Array, " batch *tokens"]:
-        """Return the code indices of images, given as uint8 or as floats in [-1, 1]."""
-        images = jnp.asarray(images)
-        if images.dtype == jnp.uint8:
-            images = images.astype(jnp.float32) / 127.5 - 1
-        return _apply(self.model, self.variables, images, "encode")
+        """Return the code indices of images.
+
+        Args:
+          images: uint8 in [0, 255], or floats in [-1, 1], which reconstructions may overshoot. Floats that lie in
+            [0, 1] altogether are most likely of that range, which is warned of.
+
+        Returns:
+          int32 indices, of one image for each row.
+
+        Raises:
+          UserError: The images are not such a batch, or do not fit the model.
+        """
+        images = _array(images)
+        if images.ndim != 4:
+            hint = "add the axis of the batch with images[None]" if images.ndim == 3 else "stack whole images"
+            raise UserError(f"`images` must be [batch, height, width, channels], got shape {images.shape}; {hint}.")
+        if images.dtype == np.uint8:
+            images = jnp.asarray(images, jnp.float32) / 127.5 - 1
+        else:
+            check_pixels("images", images, -1.0, 1.0, advice="pass uint8, or scale x in [0, 255] to x / 127.5 - 1")
+            least, largest = value_range(images) or (0.0, 0.0)
+            if 0 <= least < largest <= 1:
+                warnings.warn(
+                    f"`images` must be in [-1, 1], got values from {least:.3g} to {largest:.3g}: if they are of "
+                    "[0, 1], pass 2 * images - 1.",
+                    stacklevel=2,
+                )
+        hint = "pass images of the channels and of a size that the model was trained for"
+        if images.shape[-1] not in _CHANNELS and images.shape[1] in _CHANNELS:
+            hint = "move the channels to the end with numpy.moveaxis(images, 1, -1)"
+        return self._apply("encode", "images", jnp.asarray(images, jnp.float32), hint)
 
     def decode(self, indices: Integer[Array | np.ndarray, " batch *tokens"]) -> Images:
-        """Return images from code indices, nominally in [-1, 1]; a decoder without an output bound may exceed it."""
-        return _apply(self.model, self.variables, jnp.asarray(indices), "decode")
+        """Return images from code indices.
+
+        Args:
+          indices: Integers in [0, number of codes), as ``encode`` returns them; -1 stands for no code.
+
+        Returns:
+          Images in [-1, 1], except for what an unbounded decoder overshoots.
+
+        Raises:
+          UserError: The indices are not such a batch, or there are no codes of these numbers.
+        """
+        indices = _array(indices)
+        if not np.issubdtype(indices.dtype, np.integer):
+            raise UserError(f"`indices` must be integers, got {indices.dtype}; pass what encode returns.")
+        largest = max(self.model.quantizer.codebook_sizes) - 1
+        found = value_range(indices)
+        if found is not None and not (found[0] >= -1 and found[1] <= largest):
+            raise UserError(
+                f"`indices` must be in [0, {largest}], got {found[0]:.0f} to {found[1]:.0f}; pass what encode of this "
+                "tokenizer returned."
+            )
+        hint = "pass what encode returns, with the axis of the batch and all axes of the grid"
+        images = self._apply("decode", "indices", indices, hint)
+        if images.ndim != 4:
+            raise UserError(f"`indices` must be whole grids, got shape {indices.shape}; {hint}.")
+        return images
+
+    def _apply(self, method: str, name: str, x: Array | np.ndarray, hint: str) -> Array:
+        try:
+            return _apply(self.model, self.variables, jnp.asarray(x), method)
+        except (FlaxError, TypeError, ValueError) as error:
+            # Layers raise what they like about shapes that they cannot take.
+            reason = f" ({error})" if isinstance(error, UserError) else ""
+            raise UserError(f"`{name}` must fit the model, got shape {x.shape}{reason}; {hint}.") from error
+
+
+def _array(values: Any) -> Array | np.ndarray:
+    """An array as it is, because JAX would cut 64 bits to 32, and NumPy's of anything else."""
+    return values if isinstance(values, jax.Array) else np.asarray(values)
 
 
 @jax.jit(static_argnames=("model", "method"))

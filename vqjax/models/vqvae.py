@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from vqjax.errors import UserError
 from vqjax.models.layers import Images, apply_in_parts
 from vqjax.quantizers import QuantizerOutput
 from vqjax.quantizers.base import register_export, short_repr
@@ -87,7 +88,14 @@ class VQVAE(nn.Module):
         return VQVAEOutput(reconstruction=reconstruction, quantizer=quantized)
 
     def latents(self, images: Images, *, train: bool | None = None) -> Float[Array, "batch *grid dim"]:
-        """Return the encoder's latents, before the quantizer."""
+        """Return the encoder's latents, before the quantizer.
+
+        Raises:
+          UserError: The images are not of a floating-point dtype.
+        """
+        if not (hasattr(images, "dtype") and jnp.issubdtype(images.dtype, jnp.floating)):
+            found = getattr(images, "dtype", type(images).__name__)
+            raise UserError(f"`images` must be floats in [-1, 1], got {found}; scale uint8 with x / 127.5 - 1.")
         with jax.default_matmul_precision(self.precision):
             return apply_in_parts(self.encoder, images, microbatches=self.microbatches, train=train)
 

@@ -22,8 +22,8 @@ _INK = 64
 
 
 def comparison_sheet(
-    originals: UInt8[np.ndarray, "images height width 3"],
-    reconstructions: UInt8[np.ndarray, "images height width 3"],
+    originals: UInt8[np.ndarray, "images height width channels"],
+    reconstructions: UInt8[np.ndarray, "images height width channels"],
     *,
     columns: int = 8,
     scale: int | None = None,
@@ -31,7 +31,7 @@ def comparison_sheet(
     """Draw pairs of rows, originals above reconstructions, with captions at the left.
 
     Args:
-      originals: RGB images, 0 to 255.
+      originals: Images of 1 (gray), 3 (RGB) or 4 (RGB and opacity) channels, 0 to 255; transparent pixels are white.
       reconstructions: Their reconstructions, in the same order.
       columns: Maximum number of images side by side; large images get fewer, so that the sheet fits a screen.
       scale: Integer factor by which the pixels are enlarged; None chooses one that fits a screen.
@@ -40,7 +40,7 @@ def comparison_sheet(
       One RGB image, 0 to 255, about 1000 to 1400 pixels wide if the images allow it.
 
     Raises:
-      UserError: There are no images, or ``columns`` or ``scale`` is below 1.
+      UserError: There are no images, or others than described, or ``columns`` or ``scale`` is below 1.
 
     Example:
       >>> images = np.zeros([3, 32, 32, 3], np.uint8)
@@ -50,6 +50,7 @@ def comparison_sheet(
     for name, value in (("columns", columns), ("scale", scale)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}; leave it out to get the default.")
+    _check_images(originals, reconstructions)
     count, _, image_width, _ = originals.shape
     if count == 0:
         raise UserError("originals must have at least one image, got none; choose a non-empty split.")
@@ -59,7 +60,29 @@ def comparison_sheet(
     if scale is None:
         widest_cell = min(_LARGEST_CELL, _TARGET_WIDTH / columns)
         scale = max(1, round(widest_cell / image_width))
-    return _draw(np.stack([originals, reconstructions], axis=1), columns, scale)
+    return _draw(np.stack([_rgb(originals), _rgb(reconstructions)], axis=1), columns, scale)
+
+
+def _check_images(originals: np.ndarray, reconstructions: np.ndarray) -> None:
+    for name, images in (("originals", originals), ("reconstructions", reconstructions)):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+            raise UserError(
+                f"`{name}` must be uint8 of shape [images, height, width, 1, 3 or 4], got {images.dtype} of shape "
+                f"{images.shape}; use vqjax.data.to_uint8."
+            )
+    if originals.shape != reconstructions.shape:
+        raise UserError(
+            f"`reconstructions` must have the shape of the originals, got {reconstructions.shape} for "
+            f"{originals.shape}; pass those of the same images."
+        )
+
+
+def _rgb(images: UInt8[np.ndarray, "images height width channels"]) -> UInt8[np.ndarray, "images height width 3"]:
+    """Gray as RGB, and transparent pixels over white."""
+    if images.shape[-1] < 4:
+        return np.broadcast_to(images, (*images.shape[:3], 3))
+    opacity = images[..., 3:].astype(np.float32) / 255
+    return (images[..., :3] * opacity + _PAPER * (1 - opacity)).round().astype(np.uint8)
 
 
 def _draw(
@@ -94,6 +117,9 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height widt
       path: The file; missing parent directories are created.
       image: RGB, 0 to 255.
 
+    Raises:
+      UserError: The image is no such array, or the path is a URL.
+
     Example:
       >>> import tempfile
       >>> path = os.path.join(tempfile.mkdtemp(), "black.png")
@@ -102,5 +128,10 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height widt
       ...     image.size
       (6, 4)
     """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(
+            f"`image` must be uint8 of shape [height, width, 3], got {image.dtype} of shape {image.shape}; "
+            "use vqjax.data.to_uint8."
+        )
     with atomic_file(path) as file:
         Image.fromarray(image).save(file, format="PNG")
