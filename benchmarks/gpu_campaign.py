@@ -29,6 +29,7 @@ from benchmarks.measure import RESULTS, machine
 from benchmarks.peers.available import installed
 from benchmarks.trainer import ROOT, fields, start, train
 from vqjax.runtime.files import atomic_file, strict_json
+from vqjax.runtime.paths import local_path
 
 Rows = list[dict[str, Any]]
 _PUBLISHED_ERROR = 0.056
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="all by default")
     parser.add_argument("--toy", action="store_true", help="small sizes, on any device; results go to runs/")
     parser.add_argument("--minutes", type=float, help="start no part whose limit is longer than what is left of these")
-    parser.add_argument("--results", type=Path, help="directory of the results")
+    parser.add_argument("--results", type=local_path, help="directory of the results")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     results = options.results or (ROOT / "runs" / "gpu_campaign_toy" if options.toy else RESULTS)

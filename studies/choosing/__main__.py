@@ -17,6 +17,7 @@ from studies.common.command import check_positive, chosen
 from studies.common.document import write_document
 from studies.common.plotting import matplotlib_module
 from studies.common.records import Results
+from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 
 
@@ -84,15 +85,16 @@ def main(
       steps: Steps of each training.
       variants: Variants to train, by name; all by default.
     """
+    records, docs = local_path(records, "--records"), local_path(docs, "--docs")
     check_positive(seeds=seeds, steps=steps)
     parts = chosen(only, list(PARTS), "only")
     names = chosen(variants, [name for group in GROUPS.values() for name in group], "variants")
     # A missing matplotlib is reported before minutes are spent.
     matplotlib_module("figure")
-    results = Results(Path(records) / "results.jsonl")
+    results = Results(records / "results.jsonl")
     if not report_only:
         study(results, parts, collapse.Setting(steps=steps), seeds, names)
-    report(results, Path(docs))
+    report(results, docs)
     print("done", file=sys.stderr)
 
 

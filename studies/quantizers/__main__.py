@@ -6,7 +6,6 @@ table of the document. Finished runs are not repeated: the same command again co
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from studies.common.command import check_positive, chosen
 from studies.common.document import write_document
@@ -15,6 +14,7 @@ from studies.common.training import TrainingSetting
 from studies.quantizers.report import DOCUMENT, document_parts
 from studies.quantizers.runs import make_runs, quantizer_runs
 from studies.quantizers.variants import VARIANTS
+from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 
 
@@ -37,13 +37,14 @@ def main(
       steps: Steps of each training.
       quantizers: Quantizers to train, by name; all by default.
     """
+    records, docs = local_path(records, "--records"), local_path(docs, "--docs")
     check_positive(seeds=seeds, steps=steps)
     names = chosen(quantizers, list(VARIANTS), "quantizers")
-    results = Results(Path(records) / "results.jsonl")
+    results = Results(records / "results.jsonl")
     if not report_only:
         setting = TrainingSetting(steps=steps)
         make_runs(results.unfinished(quantizer_runs(setting, seeds, names)), results, setting)
-    print(write_document(Path(docs) / DOCUMENT, "Quantizers: results", document_parts(results)))
+    print(write_document(docs / DOCUMENT, "Quantizers: results", document_parts(results)))
     print("done", file=sys.stderr)
 
 

@@ -7,7 +7,6 @@ epoch: the same command again goes on. CIFAR-10 is found through TFDS_DATA_DIR.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from studies.common.command import chosen
@@ -15,6 +14,7 @@ from studies.common.plotting import matplotlib_module
 from studies.reproduction.layout import tsne_module
 from studies.reproduction.report import write_report
 from studies.reproduction.runs import BETAS, SCALES, TABLES, make_runs, table_runs
+from vqjax.runtime.paths import local_path
 from vqjax.runtime.workdir import exclusive
 from vqjax.training.cli import run
 
@@ -48,6 +48,8 @@ def main(
       tables: Tables to make; all by default.
       betas: Commitment weights of the table betas; all by default.
     """
+    records, docs = local_path(records, "--records"), local_path(docs, "--docs")
+    workdir = local_path(workdir, "--workdir")
     size, names = SCALES[scale], chosen(tables, list(TABLES), "tables")
     allowed = [f"{beta:g}" for beta in BETAS]
     weights = [float(beta) for beta in chosen([_short(beta) for beta in betas], allowed, "betas")]
@@ -55,10 +57,10 @@ def main(
     matplotlib_module("figure")
     if not report_only:
         tsne_module()
-        directory = Path(workdir) / size.name
+        directory = workdir / size.name
         with exclusive(directory):
-            make_runs(table_runs(size, names, weights), Path(records), size, directory)
-    for path in write_report(Path(records), Path(docs)):
+            make_runs(table_runs(size, names, weights), records, size, directory)
+    for path in write_report(records, docs):
         print(path)
     print("done", file=sys.stderr)
 

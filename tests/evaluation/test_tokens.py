@@ -71,3 +71,30 @@ def test_an_index_beyond_the_codebook_is_refused_on_reading(tmp_path):
     np.savez(tmp_path / "tokens.npz", indices=np.full([1, 1, 1], 9, np.uint8), num_codes=4, context="{}")
     with pytest.raises(UserError, match=r"must hold indices in \[0, 3\], got 9 to 9"):
         load_tokens(tmp_path / "tokens.npz")
+
+
+def test_labels_and_origins_stay_with_their_rows(tmp_path):
+    rows = {"labels": np.array([2, 0]), "class_names": ("a", "b", "c"), "origins": ("x/ä b.png", "x/new\nline.png")}
+    save_tokens(tmp_path / "tokens.npz", np.array([[1, 2], [3, 4]]), num_codes=16, context=CONTEXT, **rows)
+    tokens = load_tokens(tmp_path / "tokens.npz")
+    assert (tokens.labels.tolist(), tokens.class_names, tokens.origins) == ([2, 0], *list(rows.values())[1:])
+    with np.load(tmp_path / "tokens.npz", allow_pickle=False) as arrays:
+        assert arrays["origins"].tolist() == list(rows["origins"])
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("indices", "rows", "message"),
+    [
+        (np.array([[0.5, 1.0]]), {}, "indices must be integers .* got float64"),
+        (np.array([1, 2]), {}, r"got int64 of shape \[2\]"),
+        (np.array([[True]]), {}, "got bool"),
+        (np.array([[1]]), {"labels": np.array([1, 2])}, "labels must be one for each of the 1 images, got 2"),
+        (np.array([[1]]), {"origins": []}, "origins must be one for each of the 1 images, got 0"),
+    ],
+)
+def test_rows_that_cannot_be_tokens_are_not_written(tmp_path, indices, rows, message):
+    """Bug: indices of a float type were cut to whole numbers."""
+    with pytest.raises(UserError, match=message):
+        save_tokens(tmp_path / "tokens.npz", indices, num_codes=16, context={}, **rows)
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import UInt8
 from vqjax.evaluation.evaluate import EvaluationResult
 from vqjax.reporting import markdown_table, metrics_table, save_png
 from vqjax.runtime.files import atomic_file, strict_json
+from vqjax.runtime.paths import local_path
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.md"
@@ -23,6 +23,7 @@ def write_report(
     *,
     context: Mapping[str, Any],
     pictures: Mapping[str, UInt8[np.ndarray, "height width 3"]],
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Write metrics.json, report.md and the pictures, each of which is replaced atomically.
 
@@ -32,6 +33,7 @@ def write_report(
       context: What was evaluated, such as dataset, split, checkpoint step and number of codes; the versions of
         vqjax, jax and flax are added.
       pictures: RGB images by the names of their files, without ``.png``.
+      config: Hyper-parameters of the run, for metrics.json.
 
     Example:
       >>> import tempfile
@@ -41,9 +43,11 @@ def write_report(
       >>> sorted(os.listdir(directory))
       ['black.png', 'metrics.json', 'report.md']
     """
-    directory = Path(directory)
+    directory = local_path(directory, "directory")
     facts = {**context, **{f"{name}_version": _version(name) for name in ("vqjax", "jax", "flax")}}
     content = {"context": facts, "metrics": result.metrics, "protocol": result.protocol}
+    if config is not None:
+        content["config"] = config
     for name, picture in pictures.items():
         save_png(directory / f"{name}.png", picture)
     with atomic_file(directory / METRICS_FILE) as file:

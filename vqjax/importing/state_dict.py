@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vqjax.errors import UserError
+from vqjax.runtime.paths import local_path
 
 StateDict = dict[str, np.ndarray]
 
@@ -32,7 +33,7 @@ def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike) -> StateDict:
       {'weight': array([1., 1.], dtype=float32)}
     """
     if isinstance(arrays, str | os.PathLike):
-        arrays = _read_safetensors(Path(arrays))
+        arrays = _read_safetensors(local_path(arrays, "arrays"))
     if not isinstance(arrays, Mapping):
         kind = type(arrays).__name__
         raise UserError(f"arrays must be a dict of NumPy arrays or the path of a .safetensors file, got {kind}.")

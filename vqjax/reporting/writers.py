@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 
 from vqjax.errors import UserError
 from vqjax.runtime.files import atomic_file, naming, strict_json
+from vqjax.runtime.paths import local_path
 
 METRICS_FILE = "metrics.jsonl"
 _TENSORBOARD_FOLDER = "tensorboard"
@@ -64,7 +65,7 @@ class MetricWriter:
         self._lines = self._tensorboard = self._wandb = self._wandb_run = None
         if jax.process_index() != 0:
             return
-        workdir = Path(workdir)
+        workdir = local_path(workdir, "workdir")
         workdir.mkdir(parents=True, exist_ok=True)
         if wandb:
             self._wandb = _import_wandb()

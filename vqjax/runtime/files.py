@@ -4,6 +4,7 @@ import json
 import math
 import numbers
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vqjax.runtime.paths import local_path
+
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file that replaces ``path`` only once it has been written completely.
 
     The old content of ``path`` stays untouched until then, so an interrupted run loses nothing. Missing parent
-    directories are created.
+    directories are created. Where ``path`` is a symbolic link, the file that it leads to is replaced.
 
     Args:
       path: Path of the finished file.
@@ -33,10 +36,12 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       >>> [entry.name for entry in directory.iterdir()]
       ['note.txt']
     """
-    path = Path(path)
+    # Beside the file itself, as a link may lead to another mount, and nothing is renamed across mounts.
+    path = Path(os.path.realpath(local_path(path)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # `tempfile` would make a file that only its owner can read.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # `tempfile` would make a file that only its owner can read. Processes of other hosts may have the same number; a
+    # name may have the greatest length already.
+    temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
         with naming(path), temporary.open("wb") as file:
             yield file

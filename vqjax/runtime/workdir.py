@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vqjax.errors import UserError
+from vqjax.runtime.paths import local_path
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process, main_process_first
 
 SHARE_THE_WORKDIR = "Pass the same --workdir to all of them, on a file system that they share."
@@ -18,13 +19,13 @@ def usable_workdir(workdir: str | Path) -> Path:
     """Validate the directory of a run without creating it.
 
     Args:
-      workdir: Path as the user typed it; ``~`` is the home directory.
+      workdir: Path as the user typed it; see :func:`vqjax.runtime.paths.local_path`.
 
     Returns:
       The expanded path.
 
     Raises:
-      UserError: The path is empty, not UTF-8, not a directory, or not writable.
+      UserError: The path is empty, a URL, not UTF-8, not a directory, or not writable.
 
     Example:
       >>> usable_workdir("runs/quickstart").name
@@ -34,7 +35,7 @@ def usable_workdir(workdir: str | Path) -> Path:
         raise UserError("--workdir must be the directory of the run, got ''; pass, for example, --workdir=runs/first.")
     if not _is_unicode(str(workdir)):
         raise UserError(f"--workdir must have a name in UTF-8, got {str(workdir)!r}; use another path.")
-    path = Path(workdir).expanduser()
+    path = local_path(workdir, "--workdir")
     existing = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not existing.is_dir():
         raise UserError(f"--workdir must be a directory, got {workdir}: {existing} is not one; use another path.")
