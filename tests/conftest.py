@@ -52,6 +52,7 @@ def _compiled_once(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     directory = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    os.environ["XDG_CACHE_HOME"] = str(shared / "cache")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vqjax.data import materialize
-from vqjax.data.arrays import array_splits
+from vqjax.data.arrays import ArrayDataset, array_splits
 from vqjax.errors import UserError
 
 
@@ -175,3 +175,53 @@ def test_labels_of_one_split_alone_are_refused(tmp_path):
     np.savez(tmp_path / "images.npz", train=numbered(6), test=numbered(3), train_labels=np.arange(6))
     with pytest.raises(UserError, match="must have labels for both splits or for none, got no array 'test_labels'"):
         load(tmp_path / "images.npz")
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (numbered(4) / 255, None, r"digits must be uint8 .* got float64 .*\(255 \* images\).round\(\)"),
+        (numbered(4).astype(np.int64), None, "got int64"),
+        (numbered(4)[0], None, None),
+        (numbered(4)[0, 0], None, r"got uint8 of shape \[8, 3\]"),
+        (numbered(4), np.arange(3), r"digits: labels must be integers of shape \[4\], .* got int64 of shape \[3\]"),
+        (numbered(4), np.zeros(4), "labels must be integers"),
+        (numbered(4), np.array(list("abcd")), "labels must be integers"),
+        (numbered(4), np.array([-1, 0, 0, 0]), "labels must be class numbers from 0 to 1048575, got -1 to 0"),
+    ],
+)
+def test_arrays_given_by_hand_are_checked_like_those_of_files(images, labels, message):
+    """Bug: floats became examples as they were, and missing labels an error in a thread."""
+    if message is None:  # [8, 8, 3] may be eight gray images
+        assert len(ArrayDataset("digits", images, 8, labels)) == 8
+        return
+    with pytest.raises(UserError, match=message):
+        ArrayDataset("digits", images, 8, labels)
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [(1, 1), (3, 1), (1, 3), (3, 3), (4, 4)])
+@pytest.mark.parametrize("size", [(8, 12), (4, 6)])
+def test_images_have_the_size_and_the_channels_that_are_asked_for(tmp_path, stored, wanted, size):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 12, stored), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    train = load(tmp_path / "images.npy", image_size=size, channels=wanted).train
+    result = materialize(train)["image"]
+    assert result.shape == (5, *size, wanted)
+    if size == (8, 12) and stored == wanted:
+        rows = [int(train.origin(i).removeprefix("images[").rstrip("]")) for i in range(5)]
+        np.testing.assert_array_equal(result, images[rows])
+
+
+def test_a_fourth_channel_of_arrays_does_not_weigh_the_others(tmp_path):
+    images = np.full((4, 8, 8, 4), 200, np.uint8)
+    images[..., 3] = 0
+    np.save(tmp_path / "images.npy", images)
+    assert load(tmp_path / "images.npy", image_size=4, channels=4).train[0]["image"][0, 0].tolist() == [200] * 3 + [0]
+
+
+@pytest.mark.parametrize(("stored", "channels"), [(3, 4), (1, 4), (4, 1), (4, 3)])
+def test_channels_that_nothing_stands_for_are_refused(tmp_path, stored, channels):
+    np.save(tmp_path / "images.npy", numbered(4, (8, 8, stored)))
+    with pytest.raises(UserError, match=rf"must be uint8 .* got uint8 of shape \[4, 8, 8, {stored}\]"):
+        load(tmp_path / "images.npy", channels=channels)

@@ -1,11 +1,15 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
-from vqjax.data import materialize
+from vqjax.data import Splits, folder_index, load_splits, materialize
+from vqjax.data.copies import report_copies
 from vqjax.data.image_folder import image_folder_splits
+from vqjax.data.images import check_header
 from vqjax.errors import UserError
 
 
@@ -169,6 +173,173 @@ def test_images_beside_folders_leave_all_without_labels(tmp_path):
     for dataset in load(tmp_path):
         assert dataset.class_names is None
         assert dataset[0].keys() == {"image"}
+
+
+JUNK = (".ipynb_checkpoints/1-checkpoint.png", ".Trash-1000/files/1.png", "__MACOSX/._1.png", "._1.png", ".1.png")
+
+
+def test_hidden_files_and_those_of_systems_are_left_out_and_named(tmp_path, warnings_logged):
+    """Bug: ten images, found twenty: copies in .ipynb_checkpoints and the like were data."""
+    for level in range(10):
+        save(tmp_path / "class" / f"{level}.png", level)
+        for name in JUNK:
+            save(tmp_path / "class" / name.replace("1", str(level)), level)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "class" / name).touch()
+    splits = load(tmp_path)
+    assert sorted(levels(splits.train) + levels(splits.eval)) == list(range(10))
+    assert splits.train.class_names == ("class",)
+    (line,) = warnings_logged
+    assert "left out 35 hidden or of the system (class/.0.png, " in line
+
+
+def test_a_directory_may_itself_be_hidden(tmp_path):
+    for level in range(4):
+        save(tmp_path / ".cache" / "images" / f"{level}.png", level)
+    assert len(load(tmp_path / ".cache" / "images").train) == 3
+
+
+def test_other_files_are_counted_by_suffix(tmp_path, warnings_logged):
+    for level in range(4):
+        save(tmp_path / f"{level}.png", level)
+    for name in ("a.heic", "b.HEIC", "list.txt", "README"):
+        (tmp_path / name).touch()
+    load(tmp_path)
+    assert warnings_logged == [f"{tmp_path}: left out 2 .heic, 1 .txt, 1 without a suffix"]
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "tif", "TIFF", "ppm", "jfif", "jp2"])
+def test_formats_that_were_left_out_are_read(tmp_path, suffix, warnings_logged):
+    for level in (10, 250):
+        save(tmp_path / f"{level}.{suffix}", level)
+    splits = load(tmp_path)
+    assert sorted(levels(splits.train) + levels(splits.eval)) == pytest.approx([10, 250], abs=3)
+    assert warnings_logged == []
+
+
+def test_copies_of_training_images_among_the_held_out_ones_are_told(tmp_path, warnings_logged):
+    for level in range(12):
+        save(tmp_path / "train" / f"{level}.png", level)
+        save(tmp_path / "test" / f"{level}.png", level if level < 8 else 100 + level)
+    data = {"source": "image_folder", "name": str(tmp_path), "image_size": 4, "train_split": "train"}
+    splits = load_splits(ConfigDict(data | {"eval_split": "test", "eval_fraction": 0.5}))
+    assert (len(splits.train), len(splits.eval)) == (12, 12)
+    (line,) = warnings_logged
+    assert f"{tmp_path.name}/test: 8 of its 12 images are exact copies of training images" in line
+    assert "(test/0.png is train/0.png, test/1.png is train/1.png, " in line
+    assert line.count(" is ") == 5
+
+
+def test_files_of_one_size_beginning_and_end_are_no_copies_unless_they_are_equal(tmp_path, warnings_logged):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (100, 100, 3), np.uint8)
+    for split in ("train", "test"):
+        for number in range(2):
+            path = tmp_path / split / f"{number}.bmp"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        pixels = pixels.copy()
+        pixels[50] = 0
+    splits = load(tmp_path)
+    assert set(splits.train.digests()) == set(splits.eval.digests())
+    assert report_copies(splits) == 0
+    assert report_copies(Splits(splits.train, splits.train)) == 2
+    assert "2 of its 2 images are exact copies" in warnings_logged[-1]
+
+
+def test_images_need_not_be_square_and_may_have_1_or_4_channels(tmp_path):
+    for level in range(4):
+        save(tmp_path / f"{level}.png", 100 + level)
+    for channels in (1, 3, 4):
+        images = materialize(load(tmp_path, image_size=(4, 6), channels=channels).train)["image"]
+        assert images.shape == (3, 4, 6, channels)
+        assert (images[..., 3:] == 255).all()
+    with pytest.raises(UserError, match=r"config.data.channels must be 1 \(gray\), 3 \(RGB\) or 4 .* got 2"):
+        load(tmp_path, channels=2)
+
+
+@pytest.fixture
+def headers_read(monkeypatch):
+    read = []
+    monkeypatch.setattr(folder_index, "check_header", lambda path: (read.append(path.name), check_header(path)))
+    return read
+
+
+def test_a_second_start_reads_no_headers_but_of_what_has_changed(tmp_path, headers_read):
+    for level in range(10):
+        save(tmp_path / f"{level}.png", level)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    first = load(tmp_path)
+    assert len(headers_read) == 11
+    headers_read.clear()
+    second = load(tmp_path)
+    assert headers_read == []
+    assert levels(second.train) == levels(first.train)
+    np.testing.assert_array_equal(second.train.digests(), first.train.digests())
+    before = os.stat(tmp_path / "3.png")
+    save(tmp_path / "3.png", 4)
+    # Of the same size and, as some copies, of the same time: only the time of the status tells.
+    assert os.stat(tmp_path / "3.png").st_size == before.st_size
+    os.utime(tmp_path / "3.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    save(tmp_path / "new.png", 11)
+    os.remove(tmp_path / "5.png")
+    save(tmp_path / "broken.png", 12)
+    splits = load(tmp_path)
+    assert sorted(headers_read) == ["3.png", "broken.png", "new.png"]
+    assert sorted(levels(splits.train) + levels(splits.eval)) == [0, 1, 2, 4, 4, 6, 7, 8, 9, 11, 12]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "text", "directory", "of another", "pickle"])
+def test_a_damaged_index_counts_as_none(tmp_path, headers_read, damage, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for level in range(4):
+        save(tmp_path / "images" / f"{level}.png", level)
+    expected = levels(load(tmp_path / "images").train)
+    (index,) = (tmp_path / "cache").rglob("*.npz")
+    content = index.read_bytes()
+    middle = content.index(b"0.png")
+    if damage == "cut":
+        index.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        index.write_bytes(content[:middle] + b"9" + content[middle + 1 :])
+    elif damage == "emptied":
+        index.write_bytes(b"")
+    elif damage == "text":
+        index.write_bytes(b"not an archive")
+    elif damage == "directory":
+        index.unlink()
+        index.mkdir()
+    elif damage == "of another":
+        load(tmp_path)
+        other = next(path for path in (tmp_path / "cache").rglob("*.npz") if path != index)
+        index.write_bytes(other.read_bytes())
+    else:
+        arrays = dict(np.load(index))
+        np.savez(index, **arrays | {"names": np.array([{}], object)}, allow_pickle=True)
+    headers_read.clear()
+    assert levels(load(tmp_path / "images").train) == expected
+    assert {name for name in headers_read if "/" not in name} >= {f"{level}.png" for level in range(4)}
+
+
+def test_without_a_cache_that_can_be_written_everything_is_read(tmp_path, headers_read, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for level in range(4):
+        save(tmp_path / "images" / f"{level}.png", level)
+    for _ in range(2):
+        load(tmp_path / "images")
+    assert len(headers_read) == 8
+
+
+def test_starts_at_the_same_time_leave_a_whole_index(tmp_path, headers_read):
+    for level in range(50):
+        save(tmp_path / f"{level}.png", level)
+    with ThreadPoolExecutor(8) as threads:
+        results = [levels(splits.train) for splits in threads.map(lambda _: load(tmp_path), range(8))]
+    assert all(result == results[0] for result in results)
+    headers_read.clear()
+    assert levels(load(tmp_path).train) == results[0]
+    assert headers_read == []
 
 
 def test_a_class_of_any_name_can_be_reported(tmp_path):

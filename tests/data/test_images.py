@@ -138,3 +138,43 @@ def test_a_decompression_bomb_is_found_by_its_header(tmp_path, monkeypatch):
 def test_formats_that_start_other_programs_are_not_opened():
     with pytest.raises(UnreadableImage):
         decode(encode(Image.new("RGB", (8, 8)), "EPS"), 8)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_every_number_of_channels(mode, channels):
+    image = Image.new("RGB", (12, 8), (204, 204, 204)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.full((8, 12), 204 * 256, np.uint16))
+    content = encode(image, "TIFF" if mode == "CMYK" else "PNG")
+    result = decode_image(io.BytesIO(content), (4, 6), path="picture", channels=channels)
+    assert result.shape == (4, 6, channels)
+    if mode != "1":
+        np.testing.assert_allclose(result[..., :3], np.full((4, 6, min(channels, 3)), 204), atol=1)
+    assert (result[..., 3:] == 255).all()
+
+
+def test_the_center_is_kept_at_any_ratio_of_the_sides():
+    image = np.zeros((8, 24, 3), np.uint8)
+    image[:, 4:20] = 200
+    assert (decode_image(io.BytesIO(encode(Image.fromarray(image), "PNG")), (8, 16), path="p") == 200).all()
+
+
+def test_opacity_is_kept_where_there_are_four_channels():
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert decode_image(io.BytesIO(encode(image, "PNG")), 8, path="p", channels=4)[0, 0].tolist() == [255, 0, 0, 0]
+
+
+@pytest.mark.parametrize("pixels", [np.ones((8, 8), np.float32), np.full((8, 8), 2**20, np.int32)])
+def test_pixels_without_a_range_are_refused(pixels):
+    """Floats may end at 1 or at 255; Pillow's conversion takes the latter, which makes the former black."""
+    with pytest.raises(UnreadableImage, match="have no known range"):
+        decode(encode(Image.fromarray(pixels), "TIFF"), 8)
+
+
+@pytest.mark.parametrize("extension", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_the_first_of_several_frames_is_taken(extension):
+    first, second = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    content = encode(first, extension, save_all=True, append_images=[second])
+    red, _, blue = decode(content, 8)[0, 0]
+    assert red > 200 > 50 > blue

@@ -71,3 +71,13 @@ def test_image_sizes_up_to_the_smallest_photograph_work_and_larger_ones_are_refu
 def test_an_incomplete_scikit_image_is_reported():
     with pytest.raises(UserError, match=r"needs missing\.png, which the installed scikit-image lacks"):
         PhotoCrops("photos", (("missing.png",),), crops_per_scene=1, image_size=8)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_crops_need_not_be_square_or_have_three_channels(channels):
+    splits = photo_splits(image_size=(8, 20), channels=channels)
+    image = splits.eval[0]["image"]
+    assert image.shape == (8, 20, channels)
+    assert splits.eval.origin(0).startswith(("chelsea.png[", "coffee.png["))
+    with pytest.raises(UserError, match=r"image_size must be at most 300, .* got \(301, 20\)"):
+        photo_splits(image_size=(301, 20))

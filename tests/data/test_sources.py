@@ -56,3 +56,36 @@ def test_labels_of_readable_images_are_materialized(numbered_images):
     examples = materialize(numbered_images(13, broken=[2, 11], labelled=True))
     assert examples["label"].tolist() == (examples["image"][:, 0, 0, 0] % 10).tolist()
     assert len(examples["label"]) == 11
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image": np.zeros((4, 4, 3))}, r"numbered: `image` must be uint8 .* got float64 of shape \(4, 4, 3\)"),
+        ({"image": np.zeros((4, 4), np.uint8)}, r"got uint8 of shape \(4, 4\)"),
+        ({"image": [[1]]}, "got list"),
+        ({"label": 0.5}, "numbered: `label` must be an integer scalar"),
+        ({"label": np.zeros(2, int)}, "`label` must be an integer scalar"),
+        ({"label": "cat"}, "`label` must be an integer scalar"),
+    ],
+)
+def test_examples_of_a_source_of_ones_own_are_checked(numbered_images, changed, message):
+    class Wrong(numbered_images):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | changed
+
+    with pytest.raises(UserError, match=message):
+        materialize(Wrong(5))
+
+
+def test_examples_of_different_shapes_are_refused(numbered_images):
+    """Bug: an image of one channel was repeated to fill the place of one of three."""
+
+    class Mixed(numbered_images):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return example if index != 3 else {"image": example["image"][..., :1]}
+
+    with pytest.raises(UserError, match=r"numbered: `image` must have one shape .* got \(4, 4, 1\) in example 3"):
+        materialize(Mixed(5))

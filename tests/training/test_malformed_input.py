@@ -170,7 +170,7 @@ def encoded(extension: str, mode: str = "RGB", **options: Any) -> bytes:
     return content.getvalue()
 
 
-@pytest.mark.parametrize("extension", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("extension", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
 def test_a_damaged_image_is_read_or_skipped(extension):
     for content in damaged(encoded(extension), 60):
         with contextlib.suppress(UnreadableImage):

@@ -2,7 +2,7 @@
 
 from vqjax.data.augment import augment, to_model_range, to_uint8
 from vqjax.data.batches import batch_indices, evaluation_batches
-from vqjax.data.dataset import Batch, Example, ImageDataset, Splits, UnreadableImage
+from vqjax.data.dataset import Batch, Example, ImageDataset, Joined, Splits, UnreadableImage, origin
 from vqjax.data.feeds import Feed, ResidentFeed, StreamedFeed, make_feed
 from vqjax.data.reading import materialize
 from vqjax.data.sources import load_splits
@@ -13,6 +13,7 @@ __all__ = [
     "Example",
     "Feed",
     "ImageDataset",
+    "Joined",
     "ResidentFeed",
     "Splits",
     "StreamedFeed",
@@ -24,6 +25,7 @@ __all__ = [
     "load_splits",
     "make_feed",
     "materialize",
+    "origin",
     "to_model_range",
     "to_uint8",
 ]

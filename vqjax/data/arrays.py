@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Shaped, UInt8
+from jaxtyping import Int32, Shaped, UInt8, UInt64
 from PIL import Image
 
 from vqjax.data.batches import hold_out
+from vqjax.data.copies import DIGESTED_BYTES, digest
 from vqjax.data.dataset import Example, Splits
-from vqjax.data.images import resize_and_center_crop
+from vqjax.data.images import Size, check_channels, height_and_width, resize_and_center_crop, with_channels
 from vqjax.errors import UserError, one_line
+from vqjax.runtime.paths import local_path
 
 _ALLOWED = "uint8 of shape [images, height, width, 3], or grayscale without the 3 or with 1 instead"
 _MOST_CLASSES = 2**20
@@ -22,11 +24,17 @@ class ArrayDataset:
 
     Args:
       name: Name in reports.
-      images: ``[images, height, width, 3]``, ``[images, height, width, 1]`` or ``[images, height, width]``.
-      image_size: Side of the images in pixels; others are resized and center-cropped.
+      images: ``[images, height, width, channels]`` with 1, 3 or 4 channels, or ``[images, height, width]``.
+      image_size: Height and width of the images in pixels, or one number for both; others are resized and
+        center-cropped.
       labels: Class of each image, in [0, number of classes); None if the images have none.
       class_names: The class that each label stands for; None names the classes by their numbers.
       indices: Indices of the images to take, in this order; all of them if None.
+      channels: Channels of the examples: gray becomes RGB and RGB gray, while four stay four.
+      array_name: Name of the array, for the origins of the examples.
+
+    Raises:
+      UserError: The images are not uint8 of such a shape, or the labels do not fit them.
 
     Example:
       >>> labels = np.array([2, 0, 1], np.int32)
@@ -39,33 +47,65 @@ class ArrayDataset:
         self,
         name: str,
         images: UInt8[np.ndarray, "images height width *channels"],
-        image_size: int,
+        image_size: Size,
         labels: Int32[np.ndarray, " images"] | None = None,
         class_names: tuple[str, ...] | None = None,
         indices: Shaped[np.ndarray, " chosen"] | None = None,
+        *,
+        channels: int = 3,
+        array_name: str = "images",
     ):
+        _check_images(name, images, channels)
+        if labels is not None:
+            _check_labels(f"{name}: labels", labels, len(images))
         self.name = name
         if labels is not None and class_names is None:
             class_names = _numbered_classes([labels])
         self.class_names = class_names
-        self._images, self._labels = images, labels
-        self._image_size = image_size
+        self._images, self._labels = images, None if labels is None else labels.astype(np.int32)
+        self._size, self._channels = height_and_width(image_size), channels
         self._indices = np.arange(len(images)) if indices is None else indices
+        self._array_name = array_name
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Example:
         row = self._indices[index]
-        image = _square_rgb(self._images[row], self._image_size)
+        image = _fitted(self._images[row], self._size, self._channels)
         return {"image": image} if self._labels is None else {"image": image, "label": self._labels[row]}
 
+    def origin(self, index: int) -> str:
+        """Return the row of the array that an example comes from."""
+        return f"{self._array_name}[{self._indices[index]}]"
 
-def _square_rgb(image: UInt8[np.ndarray, "height width *channels"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    rgb = np.broadcast_to(image if image.ndim == 3 else image[..., None], (*image.shape[:2], 3))
-    if image.shape[:2] == (size, size):
-        return np.array(rgb)
-    return resize_and_center_crop(Image.fromarray(np.ascontiguousarray(rgb)), size)
+    def content(self, index: int) -> bytes:
+        """Return the pixels of an example before they are resized."""
+        return self._images[self._indices[index]].tobytes()
+
+    def digests(self) -> UInt64[np.ndarray, " chosen"]:
+        """Return checksums of the first and last rows of pixels of each image."""
+        return np.array([_digest(self._images[row]) for row in self._indices], np.uint64)
+
+
+def _digest(image: UInt8[np.ndarray, "height width *channels"]) -> int:
+    flat = image.reshape(-1)
+    return digest(flat[:DIGESTED_BYTES].tobytes(), flat[-DIGESTED_BYTES:].tobytes(), flat.size)
+
+
+def _fitted(
+    image: UInt8[np.ndarray, "height width *channels"], size: tuple[int, int], channels: int
+) -> UInt8[np.ndarray, "_ _ {channels}"]:
+    """Bring an image to a size and to a number of channels."""
+    image = image if image.ndim == 3 else image[..., None]
+    if image.shape[-1] == 4:
+        # What the fourth channel means is not known, so that it must not weigh the others.
+        parts = [resize_and_center_crop(Image.fromarray(image[..., i]), size) for i in range(4)]
+        return np.concatenate(parts, axis=-1)
+    if image.shape == (*size, channels):
+        return np.array(image)
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+    return np.array(resize_and_center_crop(with_channels(picture, channels), size))
 
 
 def _numbered_classes(labels: Sequence[np.ndarray]) -> tuple[str, ...]:
@@ -78,7 +118,12 @@ class _Labelled(NamedTuple):
 
 
 def array_splits(
-    name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test", eval_fraction: float = 0.1
+    name: str | Path,
+    image_size: Size = 32,
+    train_split: str = "train",
+    eval_split: str = "test",
+    eval_fraction: float = 0.1,
+    channels: int = 3,
 ) -> Splits:
     """Open a .npy file (read as needed) or a .npz file (read at once).
 
@@ -87,10 +132,11 @@ def array_splits(
 
     Args:
       name: The file.
-      image_size: Side of the images in pixels.
+      image_size: Height and width of the images in pixels, or one number for both.
       train_split: Name of the training array of a .npz.
       eval_split: Name of the held-out array of a .npz.
       eval_fraction: Share held out at random from a single array, in (0, 1).
+      channels: 1 for gray, 3 for RGB, 4 for arrays of four channels.
 
     Returns:
       Both splits.
@@ -98,30 +144,30 @@ def array_splits(
     Raises:
       UserError: The file is missing, damaged or pickled, its arrays are not images, or its labels do not fit them.
     """
-    arrays = _load(name, (train_split, eval_split))
+    arrays = _load(name, (train_split, eval_split), channels)
     known = [labels for _, labels in arrays.values() if labels is not None]
     class_names = _numbered_classes(known) if known else None
 
     def dataset(split: str, key: str, indices: np.ndarray | None = None) -> ArrayDataset:
-        return ArrayDataset(
-            f"{Path(name).name}/{split}", arrays[key].images, image_size, arrays[key].labels, class_names, indices
-        )
+        images, labels = arrays[key]
+        full_name, options = f"{Path(name).name}/{split}", {"channels": channels, "array_name": key}
+        return ArrayDataset(full_name, images, image_size, labels, class_names, indices, **options)
 
     if train_split in arrays and eval_split in arrays:
         return Splits(dataset(train_split, train_split), dataset(eval_split, eval_split))
     (key,) = arrays
-    train, evaluation = hold_out(len(arrays[key].images), eval_fraction, name=name)
+    train, evaluation = hold_out(len(arrays[key].images), eval_fraction, name=str(name))
     return Splits(dataset("train", key, train), dataset("eval", key, evaluation))
 
 
-def _load(name: str, splits: tuple[str, str]) -> dict[str, _Labelled]:
+def _load(name: str | Path, splits: tuple[str, str], channels: int) -> dict[str, _Labelled]:
     """Read and check the arrays of images in a file, each with its labels."""
-    file = Path(name).expanduser()
+    file, name = local_path(name, "config.data.name"), str(name)
     if file.suffix not in (".npy", ".npz") or not file.is_file():
         found = "another file" if file.exists() else "a path that does not exist"
         raise UserError(
             f"config.data.name must be a .npy or .npz file, got {name!r}, {found}; "
-            "save images with numpy.save or numpy.savez"
+            "save images with numpy.save or numpy.savez."
         )
     try:
         if file.suffix == ".npy":
@@ -136,9 +182,9 @@ def _load(name: str, splits: tuple[str, str]) -> dict[str, _Labelled]:
     except Exception as error:  # damaged archives raise a dozen unrelated types
         raise UserError(
             f"config.data.name={name!r} cannot be read ({one_line(error)}); "
-            "save it again with numpy.save or numpy.savez"
+            "save it again with numpy.save or numpy.savez."
         ) from error
-    return {key: _checked(name, key, labels_key, arrays) for key, labels_key in keys.items()}
+    return {key: _checked(name, key, labels_key, arrays, channels) for key, labels_key in keys.items()}
 
 
 def _keys_of_labels(name: str, keys: Sequence[str], splits: tuple[str, str]) -> dict[str, str | None]:
@@ -151,7 +197,7 @@ def _keys_of_labels(name: str, keys: Sequence[str], splits: tuple[str, str]) -> 
         if missing:
             raise UserError(
                 f"config.data.name={name!r} must have labels for both splits or for none, got no array {missing[0]!r} "
-                f"among {sorted(keys)}; save both"
+                f"among {sorted(keys)}; save both."
             )
         return labels
     images = [key for key in keys if key != "labels"]
@@ -159,39 +205,43 @@ def _keys_of_labels(name: str, keys: Sequence[str], splits: tuple[str, str]) -> 
         return {images[0]: "labels" if "labels" in keys else None}
     raise UserError(
         f"config.data.name={name!r} must have the arrays {splits[0]!r} and {splits[1]!r}, or a single one, got "
-        f"{sorted(keys)}; set config.data.train_split and config.data.eval_split to two of them"
+        f"{sorted(keys)}; set config.data.train_split and config.data.eval_split to two of them."
     )
 
 
-def _checked(name: str, key: str, labels_key: str | None, arrays: dict[str, np.ndarray]) -> _Labelled:
-    _check_images(name, key, arrays[key])
+def _checked(name: str, key: str, labels_key: str | None, arrays: dict[str, np.ndarray], channels: int) -> _Labelled:
+    _check_images(f"config.data.name={name!r}: array {key!r}", arrays[key], channels)
     if labels_key is None:
         return _Labelled(arrays[key], None)
-    _check_labels(name, labels_key, arrays[labels_key], len(arrays[key]))
+    _check_labels(f"config.data.name={name!r}: array {labels_key!r}", arrays[labels_key], len(arrays[key]))
     return _Labelled(arrays[key], arrays[labels_key].astype(np.int32))
 
 
-def _check_images(name: str, key: str, images: np.ndarray) -> None:
-    is_images = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
+def _check_images(name: str, images: np.ndarray, channels: int) -> None:
+    check_channels(channels)
+    allowed = (4,) if channels == 4 else (1, 3)
+    is_images = (images.ndim == 3 and channels != 4) or (images.ndim == 4 and images.shape[-1] in allowed)
     if images.dtype == np.uint8 and is_images and images.size:
         return
     hint = "convert and save it again"
-    if images.ndim == 4 and images.shape[1] in (1, 3):
+    if np.issubdtype(images.dtype, np.floating):
+        hint = "convert pixels in [0, 1] with (255 * images).round().astype(numpy.uint8)"
+    elif images.ndim == 4 and images.shape[-1] == 4:
+        hint = "set config.data.channels=4 to take all four, or leave the fourth out"
+    elif images.ndim == 4 and images.shape[1] in (1, 3, 4):
         hint = "move the channels to the end with numpy.moveaxis(images, 1, -1)"
-    raise UserError(
-        f"config.data.name={name!r}: array {key!r} must be {_ALLOWED}, got {images.dtype} of shape "
-        f"{list(images.shape)}; {hint}"
-    )
+    expected = _ALLOWED if channels != 4 else "uint8 of shape [images, height, width, 4]"
+    raise UserError(f"{name} must be {expected}, got {images.dtype} of shape {list(images.shape)}; {hint}.")
 
 
-def _check_labels(name: str, key: str, labels: np.ndarray, num_images: int) -> None:
+def _check_labels(name: str, labels: np.ndarray, num_images: int) -> None:
     if labels.shape != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"config.data.name={name!r}: array {key!r} must be integers of shape [{num_images}], one for each image, "
-            f"got {labels.dtype} of shape {list(labels.shape)}; save it again, or leave it out"
+            f"{name} must be integers of shape [{num_images}], one for each image, got {labels.dtype} of shape "
+            f"{list(labels.shape)}; save it again, or leave it out."
         )
     if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
         raise UserError(
-            f"config.data.name={name!r}: array {key!r} must be class numbers from 0 to {_MOST_CLASSES - 1}, got "
-            f"{labels.min()} to {labels.max()}; number the classes from 0"
+            f"{name} must be class numbers from 0 to {_MOST_CLASSES - 1}, got {labels.min()} to {labels.max()}; "
+            "number the classes from 0."
         )

@@ -39,7 +39,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Int
     if batch_size > num_images:
         raise UserError(
             f"batch_size must be at most {num_images}, the number of training images, got {batch_size}; "
-            "use a smaller batch or more data"
+            "use a smaller batch or more data."
         )
     epoch, batch = divmod(step, num_images // batch_size)
     return _permutation(seed, epoch, num_images)[batch * batch_size : (batch + 1) * batch_size]
@@ -77,12 +77,12 @@ def hold_out(
     """
     if not 0 < eval_fraction < 1:
         raise UserError(
-            f"config.data.eval_fraction must be between 0 and 1, got {eval_fraction}; use 0.1 to hold out a tenth"
+            f"config.data.eval_fraction must be between 0 and 1, got {eval_fraction}; use 0.1 to hold out a tenth."
         )
     if num_images < 2:
         raise UserError(
             f"config.data.name={name!r} must have at least 2 readable images, one each for training and evaluation, "
-            f"got {num_images}; add images"
+            f"got {num_images}; add images."
         )
     num_eval = min(max(1, round(num_images * eval_fraction)), num_images - 1)
     shuffled = np.random.Generator(np.random.Philox(key=0)).permutation(num_images)
@@ -112,12 +112,12 @@ def check_batch_size(batch_size: int, num_images: int, mesh: Mesh, microbatches:
         in_parts = f" in {microbatches} parts" if microbatches > 1 else ""
         raise UserError(
             f"batch_size must be a positive multiple of {multiple} to be divided over {devices} devices{in_parts}, "
-            f"got {batch_size}; use {nearest}"
+            f"got {batch_size}; use {nearest}."
         )
     if batch_size > num_images:
         raise UserError(
             f"batch_size must be at most {num_images}, the number of training images, got {batch_size}; "
-            "use a smaller batch or more data"
+            "use a smaller batch or more data."
         )
 
 
@@ -187,7 +187,8 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch
       batch_size: Examples per batch.
 
     Yields:
-      A batch, with ``valid``, bool ``[batch]``: True for examples of the dataset.
+      A batch, with ``valid``, bool ``[batch]``, True for examples of the dataset, and with ``index``, int32
+      ``[batch]``, the number of each example in the dataset.
 
     Example:
       >>> from vqjax.data.arrays import ArrayDataset
@@ -195,7 +196,8 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch
       >>> [batch["valid"].tolist() for batch in evaluation_batches(dataset, batch_size=3)]
       [[True, True, True], [True, True, False]]
     """
-    for group in itertools.batched(readable_examples(dataset), batch_size):
+    numbered = ({**example, "index": np.int32(index)} for index, example in readable_examples(dataset))
+    for group in itertools.batched(numbered, batch_size):
         blank = {name: np.zeros_like(value) for name, value in group[0].items()}
         batch = stack([*group, *[blank] * (batch_size - len(group))])
         yield batch | {"valid": np.arange(batch_size) < len(group)}

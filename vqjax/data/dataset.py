@@ -19,8 +19,14 @@ class ImageDataset(Protocol):
     """A finite sequence of examples whose images all have one shape.
 
     ``__getitem__`` is stateless, safe to call from several threads, and returns the same names for every index. It
-    raises :class:`UnreadableImage` when that one image cannot be decoded. A source that reads many examples faster than
-    one by one may also have ``__getitems__(indices) -> list of examples``.
+    raises :class:`UnreadableImage` when that one image cannot be decoded.
+
+    A source may also have
+
+    * ``__getitems__(indices) -> list of examples``, where that is faster than one by one;
+    * ``origin(index) -> str``, the file or row that an example comes from, for token files;
+    * ``content(index) -> bytes``, what is stored of an image, and ``digests() -> uint64 [examples]``, checksums that
+      are equal where contents are: see :func:`vqjax.data.copies.report_copies`.
 
     Attributes:
       name: Name in reports, such as ``"cifar10/test"``.
@@ -40,6 +46,47 @@ class Splits(NamedTuple):
 
     train: ImageDataset
     eval: ImageDataset
+
+
+class Joined:
+    """Several datasets one after another, an :class:`ImageDataset`.
+
+    Args:
+      datasets: The datasets, whose examples have the same names and shapes.
+
+    Example:
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> parts = [ArrayDataset(name, np.zeros((3, 8, 8, 3), np.uint8), image_size=8) for name in ("train", "eval")]
+      >>> joined = Joined(parts)
+      >>> joined.name, len(joined), joined.origin(5)
+      ('train + eval', 6, 'images[2]')
+    """
+
+    def __init__(self, datasets: Sequence[ImageDataset]):
+        self.name = " + ".join(dataset.name for dataset in datasets)
+        self.class_names = datasets[0].class_names
+        self._places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Example:
+        dataset, place = self._places[index]
+        return dataset[place]
+
+    def origin(self, index: int) -> str:
+        """Return the file or row that an example comes from."""
+        return origin(*self._places[index])
+
+
+def origin(dataset: ImageDataset, index: int) -> str:
+    """Return the file or row that an example comes from; its number where the source does not say.
+
+    Args:
+      dataset: The examples.
+      index: Index of one.
+    """
+    return dataset.origin(index) if hasattr(dataset, "origin") else f"{dataset.name}[{index}]"
 
 
 class UnreadableImage(Exception):

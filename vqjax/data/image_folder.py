@@ -1,21 +1,22 @@
-"""Source ``image_folder``: JPEG, PNG and WebP files of any size, anywhere below a directory."""
+"""Source ``image_folder``: image files of any size, anywhere below a directory."""
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt64
 
 from vqjax.data.batches import hold_out
 from vqjax.data.dataset import Example, Splits, UnreadableImage
-from vqjax.data.images import check_header, decode_image
-from vqjax.data.reading import READING_THREADS, UnreadableReport
+from vqjax.data.folder_index import index_folder, printable
+from vqjax.data.images import Size, check_channels, decode_image, height_and_width, image_suffixes
+from vqjax.data.reading import UnreadableReport
 from vqjax.errors import UserError
+from vqjax.runtime.paths import local_path
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+_USUAL_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 class ImageFiles:
@@ -23,8 +24,12 @@ class ImageFiles:
 
     Args:
       name: Name in reports.
-      paths: The files.
-      image_size: Side of the images in pixels; others are resized and center-cropped.
+      root: Directory of the files.
+      paths: The files, relative to it.
+      image_size: Height and width of the images in pixels, or one number for both; others are resized and
+        center-cropped.
+      channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
+      digests: Checksums of the files.
       labels: Class of each file; None if they have none.
       class_names: The class that each label stands for; None if there are no labels.
     """
@@ -32,42 +37,64 @@ class ImageFiles:
     def __init__(
         self,
         name: str,
-        paths: Sequence[Path],
-        image_size: int,
+        root: Path,
+        paths: Sequence[str],
+        image_size: Size,
+        channels: int,
+        digests: UInt64[np.ndarray, " paths"],
         labels: Int32[np.ndarray, " paths"] | None = None,
         class_names: Sequence[str] | None = None,
     ):
         self.name, self.class_names = name, class_names
-        self._paths, self._labels = paths, labels
-        self._image_size = image_size
+        self._root, self._paths, self._labels = root, paths, labels
+        self._size, self._channels, self._digests = height_and_width(image_size), channels, digests
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Example:
-        path = self._paths[index]
-        image = decode_image(path, self._image_size, path=path)
+        path = self._root / self._paths[index]
+        image = decode_image(path, self._size, path=path, channels=self._channels)
         return {"image": image} if self._labels is None else {"image": image, "label": self._labels[index]}
+
+    def origin(self, index: int) -> str:
+        """Return the path of a file, relative to the directory of all."""
+        return printable(self._paths[index])
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of a file; none where it is gone."""
+        try:
+            return (self._root / self._paths[index]).read_bytes()
+        except OSError:
+            return b""
+
+    def digests(self) -> UInt64[np.ndarray, " paths"]:
+        """Return checksums of the first and last bytes of each file."""
+        return self._digests
 
 
 def image_folder_splits(
-    name: str,
-    image_size: int = 32,
+    name: str | Path,
+    image_size: Size = 32,
     train_split: str | None = "train",
     eval_split: str | None = "test",
     eval_fraction: float = 0.1,
+    channels: int = 3,
 ) -> Splits:
     """Find the images below a directory; files that are not images are logged and left out.
+
+    Hidden files and directories, such as ``.ipynb_checkpoints`` and ``__MACOSX``, are left out as well.
 
     If every image lies in a subdirectory of its split, as ImageNet is laid out, the sorted names of these
     subdirectories are the classes; otherwise there are no labels.
 
     Args:
       name: The directory, searched recursively, symbolic links included.
-      image_size: Side of the images in pixels.
+      image_size: Height and width of the images in pixels, or one number for both.
       train_split: Subdirectory with the training images; None if the directory is not divided into splits.
       eval_split: Subdirectory with the held-out images; None if the directory is not divided into splits.
       eval_fraction: Share held out at random if neither subdirectory exists, in (0, 1).
+      channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
 
     Returns:
       Both splits, in sorted order of the paths.
@@ -75,12 +102,13 @@ def image_folder_splits(
     Raises:
       UserError: The directory is missing or holds no readable images, or only one of the subdirectories exists.
     """
-    root = Path(name).expanduser()
+    check_channels(channels)
+    root, name = local_path(name, "config.data.name"), str(name)
     if not root.is_dir():
         found = "a file" if root.exists() else "a path that does not exist"
-        raise UserError(f"config.data.name must be a directory of images, got {name!r}, {found}; correct the path")
+        raise UserError(f"config.data.name must be a directory of images, got {name!r}, {found}; correct the path.")
     if _has_split_directories(root, train_split, eval_split):
-        splits = [(split, _image_files(root / split)) for split in (train_split, eval_split)]
+        splits = [(split, _image_files(root, split)) for split in (train_split, eval_split)]
     else:
         files = _image_files(root)
         train, evaluation = hold_out(len(files), eval_fraction, name=name)
@@ -88,21 +116,24 @@ def image_folder_splits(
     # Those of both splits, so that a class has the same number in both.
     folders = {file.folder for _, files in splits for file in files}
     classes = None if None in folders else sorted(folders)
-    return Splits(*(_dataset(f"{root.resolve().name}/{split}", files, image_size, classes) for split, files in splits))
+
+    def dataset(split: str, files: Sequence[_ImageFile]) -> ImageFiles:
+        labelled = {}
+        if classes is not None:
+            numbers = {folder: number for number, folder in enumerate(classes)}
+            labels = np.array([numbers[file.folder] for file in files], np.int32)
+            labelled = {"labels": labels, "class_names": tuple(map(_as_utf8, classes))}
+        full_name, paths = _as_utf8(f"{root.resolve().name}/{split}"), [file.path for file in files]
+        digests = np.array([file.digest for file in files], np.uint64)
+        return ImageFiles(full_name, root, paths, image_size, channels, digests, **labelled)
+
+    return Splits(*(dataset(split, files) for split, files in splits))
 
 
 class _ImageFile(NamedTuple):
-    path: Path
+    path: str  # relative to the directory of all splits
     folder: str | None  # the subdirectory of the split's directory that holds it, None if it lies directly there
-
-
-def _dataset(name: str, files: Sequence[_ImageFile], image_size: int, classes: Sequence[str] | None) -> ImageFiles:
-    paths = [file.path for file in files]
-    if classes is None:
-        return ImageFiles(_as_utf8(name), paths, image_size)
-    numbers = {folder: number for number, folder in enumerate(classes)}
-    labels = np.array([numbers[file.folder] for file in files], np.int32)
-    return ImageFiles(_as_utf8(name), paths, image_size, labels, tuple(map(_as_utf8, classes)))
+    digest: int
 
 
 def _as_utf8(name: str) -> str:
@@ -121,52 +152,33 @@ def _has_split_directories(root: Path, train_split: str | None, eval_split: str 
         others = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name != found)
         raise UserError(
             f"config.data.{field} must be a subdirectory of {root}, as {found} is, got {missing!r}; set it to one of "
-            f"{others}, or both splits to None to hold out config.data.eval_fraction of all images"
+            f"{others}, or both splits to None to hold out config.data.eval_fraction of all images."
         )
     return has_train
 
 
-def _image_files(root: Path) -> list[_ImageFile]:
-    candidates = sorted(path for path in _walk(root) if path.suffix.lower() in _SUFFIXES)
-    if not candidates:
+def _image_files(root: Path, split: str = "") -> list[_ImageFile]:
+    """The readable images of a split, of all where there are no splits."""
+    files = index_folder(root / split)
+    if not files:
+        others = sorted(image_suffixes() - set(_USUAL_SUFFIXES))
         raise UserError(
-            f"config.data.name must be a directory of images, got {root} without any {', '.join(sorted(_SUFFIXES))} "
-            "files; correct the path"
+            f"config.data.name must be a directory of images, got {root / split} without any "
+            f"{', '.join(_USUAL_SUFFIXES)} files (or {', '.join(others)}); correct the path."
         )
-    report = UnreadableReport(str(root))
-    with ThreadPoolExecutor(READING_THREADS) as threads:
-        errors = list(threads.map(_header_error, candidates))
-    for error in filter(None, errors):
-        report.add(error)
-    report.summarize(len(candidates))
-    if report.count == len(candidates):
+    report = UnreadableReport(str(root / split))
+    for file in files:
+        if file.error:
+            report.add(UnreadableImage(root / split / file.path, file.error))
+    report.summarize(len(files))
+    if report.count == len(files):
         raise UserError(
-            f"none of the {len(candidates)} image files below {root} can be read; replace the damaged files"
+            f"none of the {len(files)} image files below {root / split} can be read; replace the damaged files."
         )
-    readable = (path for path, error in zip(candidates, errors, strict=True) if error is None)
-    return [_ImageFile(path, _folder(path.relative_to(root).parts)) for path in readable]
+    readable = [file for file in files if not file.error]
+    return [_ImageFile(os.path.join(split, file.path), _folder(file.path), file.digest) for file in readable]
 
 
-def _folder(parts: tuple[str, ...]) -> str | None:
-    return parts[0] if len(parts) > 1 else None
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Yield every file below ``root``, through symbolic links, but no directory twice: links may form a loop."""
-    seen = set()
-    for directory, subdirectories, files in os.walk(root, followlinks=True):
-        status = os.stat(directory)
-        if (status.st_dev, status.st_ino) in seen:
-            subdirectories.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subdirectories.sort()  # which of two links to one directory counts must not depend on the file system
-        yield from (Path(directory, file) for file in files)
-
-
-def _header_error(path: Path) -> UnreadableImage | None:
-    try:
-        check_header(path)
-    except UnreadableImage as error:
-        return error
-    return None
+def _folder(path: str) -> str | None:
+    folder, slash, _ = path.partition("/")
+    return folder if slash else None

@@ -1,6 +1,7 @@
-"""Decoding of image files of any mode into square RGB arrays."""
+"""Decoding of image files of any mode into arrays of one size and number of channels."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,66 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from vqjax.data.dataset import UnreadableImage
-from vqjax.errors import one_line
+from vqjax.errors import UserError, one_line
 
 # Pillow also reads formats that start other programs (EPS); a data directory has no business doing that.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+LARGEST_SIDE = 4096
+
+Size = int | tuple[int, int]
+"""Height and width in pixels; a single number is both."""
 
 
-def check_header(path: Path) -> None:
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of the files that :func:`decode_image` reads, in lower case."""
+    formats = Image.registered_extensions()
+    # What this build of Pillow cannot open is not registered.
+    return frozenset(suffix for suffix, name in formats.items() if name in _FORMATS and name in Image.OPEN)
+
+
+def height_and_width(size: Size | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of images.
+
+    Args:
+      size: Both, or one number for square images.
+
+    Raises:
+      UserError: It is neither, or out of range.
+
+    Example:
+      >>> height_and_width(32), height_and_width((32, 48))
+      ((32, 32), (32, 48))
+    """
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2:
+        raise UserError(f"config.data.image_size must be one number, or height and width, got {size}.")
+    if min(sides) < 1:
+        raise UserError(
+            f"config.data.image_size must be at least 1, got {size}; set it to the side of the images in pixels."
+        )
+    if max(sides) > LARGEST_SIDE:
+        raise UserError(f"config.data.image_size must be from 1 to {LARGEST_SIDE}, got {size}.")
+    return sides
+
+
+def check_channels(channels: int) -> None:
+    """Refuse numbers of channels that images do not have.
+
+    Args:
+      channels: Of the images.
+
+    Raises:
+      UserError: It is not 1, 3 or 4.
+    """
+    if channels not in _MODES:
+        raise UserError(
+            f"config.data.channels must be 1 (gray), 3 (RGB) or 4 (RGB and opacity), got {channels}; use one of them."
+        )
+
+
+def check_header(path: str | Path) -> None:
     """Check that a file is an image, reading no more than its header.
 
     Args:
@@ -23,6 +77,7 @@ def check_header(path: Path) -> None:
     Raises:
       UnreadableImage: The file is empty, not an image, or claims to be absurdly large.
     """
+    path = Path(path)
     if path.exists() and not path.is_file():
         # Opening a named pipe would wait for somebody to write into it.
         raise UnreadableImage(path, "not a regular file")
@@ -33,67 +88,98 @@ def check_header(path: Path) -> None:
         raise UnreadableImage(path, one_line(error)) from error
 
 
-def decode_image(file: Path | io.BytesIO, size: int, *, path: str | Path) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Decode an image upright, as RGB, with the shorter side scaled to ``size`` and the center cut out.
+def decode_image(
+    file: str | Path | io.BytesIO, size: Size, *, path: str | Path, channels: int = 3
+) -> UInt8[np.ndarray, "height width {channels}"]:
+    """Decode an image upright, with the shorter side scaled to fit and the center cut out.
 
-    Transparent pixels are laid over white, 16-bit grayscale keeps its upper eight bits, and the camera's
-    orientation tag is honored.
+    Transparent pixels are laid over white unless there are four channels, 16 bits a pixel keep their upper eight, the
+    camera's orientation tag is honored, and of several frames or pages the first is taken.
 
     Args:
       file: The file or its content.
-      size: Side of the result in pixels.
+      size: Height and width of the result in pixels, or one number for both.
       path: Name of the file in the error message.
+      channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
 
     Returns:
-      The square image, in [0, 255].
+      The image, in [0, 255].
 
     Raises:
-      UnreadableImage: The content is empty, truncated, not an image, or absurdly large.
+      UnreadableImage: The content is empty, truncated, not an image, absurdly large, or of pixels without a range.
 
     Example:
       >>> content = io.BytesIO()
       >>> Image.new("RGBA", (20, 10)).save(content, "PNG")
       >>> decode_image(content, 4, path="transparent.png")[0, 0].tolist()
       [255, 255, 255]
+      >>> decode_image(content, (2, 6), path="transparent.png", channels=4).shape
+      (2, 6, 4)
     """
+    height, width = height_and_width(size)
     try:
         with Image.open(file, formats=_FORMATS) as image:
             # JPEG can be decoded at a fraction of its size; twice the wanted size leaves room for antialiasing.
-            image.draft(image.mode, (2 * size, 2 * size))
+            image.draft(image.mode, (2 * width, 2 * height))
             ImageOps.exif_transpose(image, in_place=True)
-            return resize_and_center_crop(_to_rgb(image), size)
+            return resize_and_center_crop(with_channels(image, channels), size)
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
         raise UnreadableImage(path, one_line(error)) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Convert an image of any mode to 8 bits and a number of channels.
+
+    Args:
+      image: The image.
+      channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
+
+    Returns:
+      The image; without a channel of opacity its transparent pixels lie over white.
+
+    Raises:
+      ValueError: Its pixels have no known range.
+
+    Example:
+      >>> with_channels(Image.new("RGB", (1, 1), "white"), 1).getpixel((0, 0))
+      255
+    """
+    mode = _MODES[channels]
+    if image.mode == mode and "transparency" not in image.info:
         return image
+    if image.mode == "F":
+        raise ValueError("pixels of floating-point numbers have no known range")
     if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise ValueError("pixels of 32 bits have no known range")
         # Pillow's own conversion clips 16-bit values to 255 instead of scaling them.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert(mode)
+    if image.has_transparency_data and channels != 4:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(mode)
+    return image.convert(mode)
 
 
-def resize_and_center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Scale the shorter side of an RGB image to ``size`` pixels and cut out the center.
+def resize_and_center_crop(image: Image.Image, size: Size) -> UInt8[np.ndarray, "height width channels"]:
+    """Scale an image until it just covers a size, and cut out the center.
 
     Scaling is antialiased (Lanczos); scaling and cutting are one operation, so nothing is rounded in between.
 
     Args:
-      image: An RGB image of any size.
-      size: Side of the result in pixels.
+      image: An image of any size, in 8 bits per channel.
+      size: Height and width of the result in pixels, or one number for both.
 
     Returns:
-      The square image, in [0, 255].
+      The image, in [0, 255].
 
     Example:
       >>> resize_and_center_crop(Image.new("RGB", (40, 30), "red"), 8)[0, 0].tolist()
       [255, 0, 0]
+      >>> resize_and_center_crop(Image.new("L", (40, 30)), (8, 16)).shape
+      (8, 16, 1)
     """
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image)
+    height, width = height_and_width(size)
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(height, width, -1)

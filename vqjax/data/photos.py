@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 
 from vqjax.data.dataset import Example, Splits
+from vqjax.data.images import Size, check_channels, height_and_width, with_channels
 from vqjax.errors import UserError
 
 # Grouped by scene: a scene must not be seen in training and in evaluation, from whichever camera.
@@ -36,7 +37,8 @@ class PhotoCrops:
       name: Name in reports.
       scenes: File names in scikit-image's data directory; each inner tuple shows one scene.
       crops_per_scene: Crops of every scene, shared equally among its photographs.
-      image_size: Side of the images in pixels.
+      image_size: Height and width of the images in pixels, or one number for both.
+      channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
 
     Raises:
       UserError: ``image_size`` is larger than a photograph, or scikit-image came without one.
@@ -44,14 +46,25 @@ class PhotoCrops:
 
     class_names = None
 
-    def __init__(self, name: str, scenes: tuple[tuple[str, ...], ...], crops_per_scene: int, image_size: int):
+    def __init__(
+        self,
+        name: str,
+        scenes: tuple[tuple[str, ...], ...],
+        crops_per_scene: int,
+        image_size: Size,
+        channels: int = 3,
+    ):
+        check_channels(channels)
         self.name = name
-        self._image_size = image_size
+        self._size = height_and_width(image_size)
+        self._file_names: dict[int, str] = {}
         crops = []
         for scene in scenes:
             for file_name in scene:
                 photo = _load(file_name)
-                boxes = _crop_boxes(photo, crops_per_scene // len(scene), image_size)
+                boxes = _crop_boxes(photo, crops_per_scene // len(scene), self._size)
+                photo = with_channels(photo, channels)
+                self._file_names[id(photo)] = file_name
                 crops += [(photo, tuple(box)) for box in boxes.tolist()]
         # Shuffled, so that the first few images, which reports show, come from all photographs.
         self._crops = [crops[i] for i in _generator().permutation(len(crops))]
@@ -61,15 +74,22 @@ class PhotoCrops:
 
     def __getitem__(self, index: int) -> Example:
         photo, box = self._crops[index]
-        size = (self._image_size, self._image_size)
-        return {"image": np.asarray(photo.resize(size, Image.Resampling.LANCZOS, box))}
+        height, width = self._size
+        crop = photo.resize((width, height), Image.Resampling.LANCZOS, box)
+        return {"image": np.asarray(crop).reshape(height, width, -1)}
+
+    def origin(self, index: int) -> str:
+        """Return the photograph, and left, upper, right and lower edge of the crop."""
+        photo, box = self._crops[index]
+        return f"{self._file_names[id(photo)]}{list(box)}"
 
 
-def photo_splits(image_size: int = 32) -> Splits:
+def photo_splits(image_size: Size = 32, channels: int = 3) -> Splits:
     """Crop the bundled photographs; the held-out ones show a cat and a coffee cup that training never sees.
 
     Args:
-      image_size: Side of the images in pixels, at most 300.
+      image_size: Height and width of the images in pixels, or one number for both; at most 300.
+      channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
 
     Returns:
       6144 training crops and 512 held-out ones.
@@ -83,8 +103,8 @@ def photo_splits(image_size: int = 32) -> Splits:
       (6144, 512, (16, 16, 3))
     """
     return Splits(
-        PhotoCrops("photos/train", _TRAINING_SCENES, _TRAINING_CROPS_PER_SCENE, image_size),
-        PhotoCrops("photos/eval", _EVAL_SCENES, _EVAL_CROPS_PER_SCENE, image_size),
+        PhotoCrops("photos/train", _TRAINING_SCENES, _TRAINING_CROPS_PER_SCENE, image_size, channels),
+        PhotoCrops("photos/eval", _EVAL_SCENES, _EVAL_CROPS_PER_SCENE, image_size, channels),
     )
 
 
@@ -94,28 +114,31 @@ def _load(file_name: str) -> Image.Image:
     if not resource.is_file():
         raise UserError(
             f"config.data.source='photos' needs {file_name}, which the installed scikit-image lacks; "
-            "install it again with `pip install --force-reinstall scikit-image`"
+            "install it again with `pip install --force-reinstall scikit-image`."
         )
     with resource.open("rb") as file, Image.open(file) as image:
         return image.convert("RGB")
 
 
-def _crop_boxes(photo: Image.Image, count: int, image_size: int) -> Int64[np.ndarray, "count 4"]:
+def _crop_boxes(photo: Image.Image, count: int, size: tuple[int, int]) -> Int64[np.ndarray, "count 4"]:
     """Draw ``count`` crops as left, upper, right and lower edge, the same every time."""
-    shorter = min(photo.size)
-    if image_size > shorter:
+    height, width = size
+    if height > photo.height or width > photo.width:
+        shorter = min(photo.size)
         raise UserError(
             f"config.data.image_size must be at most {shorter}, the shorter side of the smallest bundled photograph, "
-            f"got {image_size}; use a smaller size, or config.data.source='image_folder' with larger images"
+            f"got {height if height == width else size}; use a smaller size, or config.data.source='image_folder' "
+            "with larger images."
         )
     generator = _generator()
     sums = _summed_area_tables(photo)
     accepted = np.empty((0, 4), np.int64)
     while len(accepted) < count:
-        largest = min(_LARGEST_CROP * image_size, shorter)
-        sides = np.exp(generator.uniform(np.log(image_size), np.log(largest), count)).round().astype(np.int64)
-        corners = generator.integers(0, np.array(photo.size) - sides[:, None], endpoint=True)
-        boxes = np.concatenate([corners, corners + sides[:, None]], axis=1)
+        largest = min(_LARGEST_CROP * height, photo.height, photo.width * height // width)
+        heights = np.exp(generator.uniform(np.log(height), np.log(largest), count)).round().astype(np.int64)
+        sides = np.stack([np.minimum((heights * width / height).round().astype(np.int64), photo.width), heights], 1)
+        corners = generator.integers(0, np.array(photo.size) - sides, endpoint=True)
+        boxes = np.concatenate([corners, corners + sides], axis=1)
         accepted = np.concatenate([accepted, boxes[_contrast(sums, boxes) >= _SMALLEST_CONTRAST]])
     return accepted[:count]
 

@@ -64,14 +64,14 @@ class UnreadableReport:
             logging.warning("%s: skipped %d unreadable images of %d", self._dataset_name, self.count, total)
 
 
-def readable_examples(dataset: ImageDataset) -> Iterator[Example]:
+def readable_examples(dataset: ImageDataset) -> Iterator[tuple[int, Example]]:
     """Yield every readable example once, in dataset order; the others are logged.
 
     Args:
       dataset: The examples.
 
     Yields:
-      One example.
+      The index of an example in the dataset, and the example.
 
     Raises:
       UserError: No image can be read.
@@ -88,14 +88,21 @@ def readable_examples(dataset: ImageDataset) -> Iterator[Example]:
         .map(lambda start: read_many(dataset, range(start, min(start + chunk, total))))
         .to_iter_dataset(grain.ReadOptions(READING_THREADS, prefetch_buffer_size=2 * READING_THREADS))
     )
-    report = UnreadableReport(dataset.name)
+    report, spec = UnreadableReport(dataset.name), example_spec(dataset)
     iterator = iter(chunks)
     try:
-        for example in itertools.chain.from_iterable(iterator):
+        for index, example in enumerate(itertools.chain.from_iterable(iterator)):
             if isinstance(example, UnreadableImage):
                 report.add(example)
-            else:
-                yield example
+                continue
+            for name, entry in spec.items():
+                # Where it is written into a larger array, it would be repeated until it fits.
+                if np.shape(example.get(name)) != entry.shape:
+                    raise UserError(
+                        f"{dataset.name}: `{name}` must have one shape in all examples, {entry.shape} as in the first, "
+                        f"got {np.shape(example.get(name))} in example {index}."
+                    )
+            yield index, example
     finally:
         iterator.close()
     report.summarize(total)
@@ -131,7 +138,7 @@ def example_spec(dataset: ImageDataset) -> dict[str, jax.ShapeDtypeStruct]:
       dataset: The examples.
 
     Raises:
-      UserError: No image can be read.
+      UserError: No image can be read, or an example is not one.
 
     Example:
       >>> from vqjax.data.arrays import ArrayDataset
@@ -141,10 +148,11 @@ def example_spec(dataset: ImageDataset) -> dict[str, jax.ShapeDtypeStruct]:
     for index in range(len(dataset)):
         example = _example_or_error(dataset, index)
         if not isinstance(example, UnreadableImage):
+            _check_example(dataset, example)
             return {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in example.items()}
     raise UserError(
         f"{dataset.name}: none of its {len(dataset)} images can be read; "
-        "check config.data.name and replace damaged files"
+        "check config.data.name and replace damaged files."
     )
 
 
@@ -163,6 +171,16 @@ def bytes_per_example(dataset: ImageDataset) -> int:
       48
     """
     return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in example_spec(dataset).values())
+
+
+def _check_example(dataset: ImageDataset, example: Example) -> None:
+    """Refuse what a source of one's own may return in the place of an image and a label."""
+    image, label = example.get("image"), example.get("label", np.int32(0))
+    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3:
+        found = f"{image.dtype} of shape {image.shape}" if hasattr(image, "dtype") else type(image).__name__
+        raise UserError(f"{dataset.name}: `image` must be uint8 of shape [height, width, channels], got {found}.")
+    if not np.issubdtype(getattr(label, "dtype", np.object_), np.integer) or label.shape:
+        raise UserError(f"{dataset.name}: `label` must be an integer scalar such as numpy.int32(3), got {label!r}.")
 
 
 def _example_or_error(dataset: ImageDataset, index: int) -> Example | UnreadableImage:
@@ -195,7 +213,9 @@ def materialize(dataset: ImageDataset) -> Example:
     # None shows the bar on a terminal only.
     hide_bar = None if total >= _IMAGES_WORTH_A_PROGRESS_BAR else True
     count = 0
-    for example in tqdm(readable_examples(dataset), f"reading {dataset.name}", total, unit="image", disable=hide_bar):
+    for _, example in tqdm(
+        readable_examples(dataset), f"reading {dataset.name}", total, unit="image", disable=hide_bar
+    ):
         for name, value in example.items():
             stacked[name][count] = value
         count += 1

@@ -4,33 +4,56 @@ Adding a source takes a file with such a function and a line in ``SOURCES``. The
 types and defaults, are the fields of the config's group ``data`` that the source reads.
 """
 
+import dataclasses
 import inspect
+import typing
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from vqjax.data.arrays import array_splits
+from vqjax.data.copies import report_copies
 from vqjax.data.dataset import Splits
 from vqjax.data.image_folder import image_folder_splits
+from vqjax.data.images import check_channels, height_and_width
 from vqjax.data.photos import photo_splits
 from vqjax.data.tfds import tfds_splits
 from vqjax.errors import UserError, did_you_mean
+from vqjax.runtime.paths import local_path
+from vqjax.runtime.signature import Call, Registry
 
-SOURCES = {
-    "tfds": tfds_splits,
-    "photos": photo_splits,
-    "image_folder": image_folder_splits,
-    "arrays": array_splits,
-}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feeding:
+    """Fields of the group ``data`` beside the arguments of its source."""
+
+    flip: bool = False  # random horizontal flips
+    crop_padding: int | None = None  # pixels of reflection padding before a random crop
+    resident_limit_mb: int = 1024  # datasets up to this size live on the device, others are streamed
+
+    def __post_init__(self) -> None:
+        for name, least in (("crop_padding", 1), ("resident_limit_mb", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}.")
+
+
+SOURCES = Registry(
+    {"tfds": tfds_splits, "photos": photo_splits, "image_folder": image_folder_splits, "arrays": array_splits},
+    key="source",
+    shared=Call(Feeding),
+)
+"""The sources by name, and the group ``data`` of a config."""
 
 
 def load_splits(data: ConfigDict) -> Splits:
-    """Open the dataset that a config names.
+    """Open the dataset that a config names, and log how many held-out images are copies of training images.
 
     Args:
       data: ``source``, a key of ``SOURCES``, and the arguments of that source; other fields are left alone.
 
     Returns:
-      The training and the held-out examples, whose images are square with side ``image_size``.
+      The training and the held-out examples, whose images have the height and width of ``image_size``.
 
     Raises:
       UserError: A field has a value that cannot be used.
@@ -42,16 +65,51 @@ def load_splits(data: ConfigDict) -> Splits:
     if data.source not in SOURCES:
         hint = did_you_mean(str(data.source), SOURCES)
         raise UserError(f"config.data.source must be a source of images, got {data.source!r}; {hint}")
-    if data.image_size < 1:
-        raise UserError(
-            f"config.data.image_size must be at least 1, got {data.image_size}; "
-            "set it to the side of the images in pixels"
-        )
+    check_image_fields(data)
     open_splits = SOURCES[data.source]
     parameters = inspect.signature(open_splits).parameters
     if "name" in parameters and not data.name:
         raise UserError(
             f"config.data.name must be what config.data.source={data.source!r} reads, got {data.name!r}; "
-            "set it to a dataset, a directory or a file"
+            "set it to a dataset, a directory or a file."
         )
-    return open_splits(**{name: data[name] for name in parameters if name in data})
+    splits = open_splits(**{name: data[name] for name in parameters if name in data})
+    report_copies(splits)
+    return splits
+
+
+def check_image_fields(data: ConfigDict) -> None:
+    """Refuse sizes and numbers of channels that images cannot have.
+
+    Args:
+      data: The group ``data`` of a config.
+
+    Raises:
+      UserError: ``image_size``, ``channels`` or ``crop_padding`` is out of range.
+    """
+    sides = height_and_width(data.image_size)
+    check_channels(data.get("channels", 3))
+    if (data.get("crop_padding") or 0) >= min(sides):
+        raise UserError(
+            f"config.data.crop_padding must be less than image_size={data.image_size}, got {data.crop_padding}."
+        )
+
+
+def with_absolute_path(data: ConfigDict) -> ConfigDict:
+    """Return the group ``data`` with an absolute path, which stays right in another working directory.
+
+    Args:
+      data: ``source`` and its arguments.
+
+    Raises:
+      UserError: The path is a URL, or cannot be reached.
+
+    Example:
+      >>> data = ConfigDict({"source": "arrays", "name": "images.npz"})
+      >>> Path(with_absolute_path(data).name).is_absolute()
+      True
+    """
+    name = inspect.signature(SOURCES[data.source]).parameters.get("name")
+    if name is None or not data.name or Path not in typing.get_args(name.annotation):
+        return data
+    return ConfigDict({**data, "name": str(local_path(data.name, "config.data.name").absolute())})

@@ -45,19 +45,19 @@ def pixel_variance(dataset: ImageDataset) -> float:
     if variance <= 1e-12:
         raise UserError(
             f"config.loss.divide_by_variance must be False for images without variance, got True for {dataset.name}; "
-            "use other images, or False"
+            "use other images, or False."
         )
     return float(variance)
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """Describe a dataset by the number of its images and a checksum of 16 of them, evenly spaced.
+    """Describe a dataset by the number of its images and a checksum of 16 of them, evenly spaced, and their labels.
 
     Args:
       dataset: The images.
 
     Returns:
-      A short text, the same for the same images in the same order.
+      A short text, the same for the same images and labels in the same order.
 
     Example:
       >>> from vqjax.data.arrays import ArrayDataset
@@ -67,7 +67,10 @@ def fingerprint(dataset: ImageDataset) -> str:
     checksum = 0
     rows = np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINTED_IMAGES).astype(int))
     for example in read_many(dataset, rows.tolist()):
-        unreadable = isinstance(example, UnreadableImage)
-        content = os.fsencode(example.path) if unreadable else example["image"].tobytes()
-        checksum = zlib.crc32(content, checksum)
+        if isinstance(example, UnreadableImage):
+            # Not by the whole path, as the directory may move.
+            checksum = zlib.crc32(os.fsencode(os.path.basename(example.path)), checksum)
+        else:
+            for name in sorted(example):
+                checksum = zlib.crc32(example[name].tobytes(), checksum)
     return f"{len(dataset)} images, checksum {checksum:08x}"

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from vqjax.data.dataset import Example, Splits
-from vqjax.data.images import decode_image
+from vqjax.data.images import Size, check_channels, decode_image, height_and_width
 from vqjax.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -24,13 +24,15 @@ class TfdsImages:
     Args:
       builder: A dataset prepared as array_record, with an ``image`` feature.
       split: A split of it, such as ``"train"`` or ``"train[:10%]"``.
-      image_size: Side of the images in pixels; others are resized and center-cropped.
+      image_size: Height and width of the images in pixels, or one number for both; others are resized and
+        center-cropped.
+      channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
 
     Raises:
       UserError: There is no such split, or it is empty.
     """
 
-    def __init__(self, builder: "tfds.core.DatasetBuilder", split: str, image_size: int):
+    def __init__(self, builder: "tfds.core.DatasetBuilder", split: str, image_size: Size, channels: int = 3):
         import tensorflow_datasets as tfds
 
         allowed = ", ".join(repr(name) for name in builder.info.splits)
@@ -41,13 +43,13 @@ class TfdsImages:
         except ValueError as error:
             raise UserError(
                 f"split {split!r} of tfds {builder.name} cannot be read ({one_line(error)}); set "
-                f"config.data.train_split and config.data.eval_split to {allowed}, or a slice such as 'train[:90%]'"
+                f"config.data.train_split and config.data.eval_split to {allowed}, or a slice such as 'train[:90%]'."
             ) from error
         self.name = f"{builder.name}/{split}"
         features = builder.info.features
         is_labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
         self.class_names = tuple(features["label"].names) if is_labelled else None
-        self._image_size = image_size
+        self._size, self._channels = height_and_width(image_size), channels
 
     def __len__(self) -> int:
         return len(self._source)
@@ -60,12 +62,19 @@ class TfdsImages:
         records = self._source.__getitems__(list(indices))
         return [self._decode(index, record) for index, record in zip(indices, records, strict=True)]
 
+    def origin(self, index: int) -> str:
+        """Return the split and the number of an example in it."""
+        return f"{self.name}[{index}]"
+
     def _decode(self, index: int, record: dict) -> Example:
-        image = decode_image(io.BytesIO(record["image"]), self._image_size, path=f"{self.name}[{index}]")
+        content = io.BytesIO(record["image"])
+        image = decode_image(content, self._size, path=self.origin(index), channels=self._channels)
         return {"image": image} if self.class_names is None else {"image": image, "label": np.int32(record["label"])}
 
 
-def tfds_splits(name: str, image_size: int = 32, train_split: str = "train", eval_split: str = "test") -> Splits:
+def tfds_splits(
+    name: str, image_size: Size = 32, train_split: str = "train", eval_split: str = "test", channels: int = 3
+) -> Splits:
     """Open a dataset of the tensorflow-datasets catalog, or one prepared in the same layout.
 
     The data directory is ``TFDS_DATA_DIR``, or the default of tensorflow-datasets. A dataset that is not there yet is
@@ -73,9 +82,10 @@ def tfds_splits(name: str, image_size: int = 32, train_split: str = "train", eva
 
     Args:
       name: Name, such as ``"cifar10"``, or with configuration and version ``"imagenet_resized/32x32:0.1.0"``.
-      image_size: Side of the images in pixels.
+      image_size: Height and width of the images in pixels, or one number for both.
       train_split: The split to train on.
       eval_split: The split to evaluate on.
+      channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
 
     Returns:
       Both splits.
@@ -83,11 +93,12 @@ def tfds_splits(name: str, image_size: int = 32, train_split: str = "train", eva
     Raises:
       UserError: The dataset or a split is unknown, has no images, or is not prepared as array_record.
     """
+    check_channels(channels)
     builder = _prepared_builder(name)
     _check_image_feature(name, builder)
     return Splits(
-        TfdsImages(builder, train_split, image_size),
-        TfdsImages(builder, eval_split, image_size),
+        TfdsImages(builder, train_split, image_size, channels),
+        TfdsImages(builder, eval_split, image_size, channels),
     )
 
 
@@ -101,14 +112,14 @@ def _prepared_builder(name: str) -> "tfds.core.DatasetBuilder":
         if importlib.util.find_spec("tensorflow") is None:
             raise UserError(
                 f"config.data.name={name!r} is not prepared in {builder.data_dir}; set TFDS_DATA_DIR to the "
-                'directory that holds it, or pip install "vqjax[tfds-prepare]" to let this command prepare it'
+                'directory that holds it, or pip install "vqjax[tfds-prepare]" to let this command prepare it.'
             )
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f"config.data.name={name!r} is prepared as {builder.info.file_format.value} in {builder.data_dir}, which "
-            "needs TensorFlow to read; prepare it in another TFDS_DATA_DIR by `tfds build --file_format=array_record`"
+            "needs TensorFlow to read; prepare it in another TFDS_DATA_DIR by `tfds build --file_format=array_record`."
         )
     return builder
 
@@ -125,7 +136,7 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     except (AssertionError, ValueError) as error:  # a version, a configuration, or not a name at all
         raise UserError(
             f"config.data.name={name!r} cannot be opened by tensorflow-datasets ({one_line(error)}); "
-            "correct the name, or leave out configuration and version to get the default ones"
+            "correct the name, or leave out configuration and version to get the default ones."
         ) from error
 
 
@@ -137,7 +148,7 @@ def _check_image_feature(name: str, builder: "tfds.core.DatasetBuilder") -> None
     if not is_image or features["image"].np_dtype != np.uint8:
         raise UserError(
             f"config.data.name={name!r} has no 8-bit feature called 'image' (its features: {', '.join(features)}); "
-            "choose an image dataset"
+            "choose an image dataset."
         )
 
 

@@ -1,11 +1,11 @@
 """XLA options of the training step, and the persistent compilation cache."""
 
 import functools
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+
+from vqjax.runtime.cache import user_cache
 
 # Gradients of 3x3 kernels take 25 ms instead of 43 with it (docs/performance.md).
 _YNNPACK = {
@@ -50,11 +50,7 @@ def enable_compilation_cache() -> None:
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
-    try:
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqjax" / "compiled"
-        directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return
-    if os.access(directory, os.W_OK):
+    directory = user_cache("compiled")
+    if directory is not None:
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
