@@ -10,12 +10,23 @@ from ml_collections import ConfigDict
 from helpers.configs import load
 from vqjax import quantizers
 from vqjax.data.arrays import ArrayDataset
+from vqjax.data.photos import photo_splits
+from vqjax.data.sources import SOURCES
 from vqjax.errors import UserError
 from vqjax.models.registry import build_model
 from vqjax.quantizers.recipes import RECIPES
-from vqjax.runtime.signature import within
+from vqjax.runtime.signature import Call, within
 from vqjax.training.build import build_task, check_fits, example_batch
-from vqjax.training.config import base_config, complete, load_config, override, validate
+from vqjax.training.config import (
+    GROUPS,
+    Run,
+    base_config,
+    complete,
+    load_config,
+    override,
+    override_all,
+    validate,
+)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +235,69 @@ def test_none_turns_off_what_can_be_off():
     assert override(config, "optimizer.clip_norm=None").optimizer.clip_norm is None
     with pytest.raises(UserError, match=r"^config\.batch_size must be an integer, got None\.$"):
         override(config, "batch_size=None")
+
+
+def optional_fields(call, config, path=""):
+    """Dotted names of the fields that can be off, of every choice of every part."""
+    for name, field in call.fields.items():
+        if field.can_be_off or field.several:
+            yield config, f"{path}{name}"
+        if field.part is not None and not field.several and path.count(".") < 3:
+            for choice in field.part:
+                chosen = override(config, f"{path}{name}.{field.part.key}={choice}")
+                yield from optional_fields(field.part.call(choice), chosen, f"{path}{name}.")
+
+
+def test_every_field_that_can_be_off_is_turned_off_by_none():
+    count = 0
+    for config, path in optional_fields(Call(Run, GROUPS), valid_config()):
+        value = override(config, f"{path}=None")
+        for name in path.split("."):
+            value = value[name]
+        assert not value, path
+        assert value is None or hasattr(value, "items"), path
+        count += 1
+    assert count > 100
+
+
+def test_one_of_several_parts_is_turned_off_by_none():
+    """Bug: a penalty that a config had turned on could not be turned off again without the others."""
+    config = override(base_config(), "quantizer.regularizers.diversity.weight=0.1")
+    config = override(config, "quantizer.regularizers.orthogonality.weight=0.2")
+    config = override(config, "quantizer.regularizers.diversity=None")
+    assert list(config.quantizer.regularizers) == ["orthogonality"]
+    with pytest.raises(UserError, match=r"^config\.quantizer\.regularizers\.divrsity=?.* is unknown"):
+        override(config, "quantizer.regularizers.divrsity=None")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["keep_every=150"], "config.keep_every must be a multiple of checkpoint_every=1000 or None, got 150."),
+        (["keep_best=psnr", "eval_every=300"], "config.eval_every must be a divisor of checkpoint_every=1000"),
+        (["keep_best=psnt"], "config.keep_best='psnt' is no metric of an evaluation; did you mean 'psnr'?"),
+        (["keep_best_mode=most"], "config.keep_best_mode='most' is unknown; use one of 'max', 'min'"),
+        (["data.image_size=8,8,8"], "config.data.image_size must be one number, or height and width, got (8, 8, 8)."),
+        (["data.image_size=8,0"], "config.data.image_size must be at least 1, got (8, 0)"),
+        (["data.image_size=8,16", "data.crop_padding=9"], "crop_padding must be less than image_size=(8, 16), got 9."),
+        (["data.channels=2"], "config.data.channels must be 1 (gray), 3 (RGB) or 4"),
+        (["model.image_channels=0"], "config.model.image_channels must be a whole number from 1 to"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(flags, message):
+    config = valid_config()
+    config.model.width = 8
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_parts(validate(override_all(config, [f"--config.{flag}" for flag in flags])))
+
+
+def test_a_source_added_at_run_time_is_a_choice_of_configs():
+    """Bug: the group `data` had a copy of the registry of sources."""
+    SOURCES["added"] = photo_splits
+    try:
+        assert override(base_config(), "data.source=added").data.source == "added"
+    finally:
+        del SOURCES["added"]
 
 
 def test_a_boolean_alone_is_turned_on():

@@ -20,6 +20,8 @@ from vqjax.reporting import MetricWriter
 from vqjax.runtime.signals import Interrupted
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.training import loop
+from vqjax.training.config import validate
+from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 from vqjax.training.resume import check_images
 
@@ -43,6 +45,7 @@ def test_a_run_leaves_checkpoints_metrics_report_and_picture(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
         ".lock",
         "checkpoints",
+        "config.json",
         "eval",
         "metrics.jsonl",
         "reconstructions.png",
@@ -57,6 +60,98 @@ def test_a_run_leaves_checkpoints_metrics_report_and_picture(finished):
     assert [line["step"] for line in logged if "train/loss" in line] == [4, 8, 12]
     assert [line["step"] for line in logged if "eval/psnr" in line] == [6, 12]
     assert {"train/perplexity", "train/dead_codes", "train/angle", "train/norm_ratio"} <= logged[0].keys()
+    assert logged[0]["train/learning_rate"] == pytest.approx(1e-3)
+
+
+def test_the_hyperparameters_are_beside_the_numbers(finished, config):
+    written = json.loads((finished / "config.json").read_text())
+    assert written == json.loads(json.dumps(validate(config).to_dict()))
+    assert json.loads((finished / "eval" / "metrics.json").read_text())["config"] == written
+
+
+@pytest.mark.full
+def test_the_log_has_the_learning_rate_of_the_last_update(config, tmp_path):
+    config.optimizer.schedule, config.optimizer.learning_rate = "linear", 0.012
+    train(config, tmp_path, devices=ONE_DEVICE)
+    rates = [line["train/learning_rate"] for line in lines(tmp_path) if "train/learning_rate" in line]
+    assert rates == pytest.approx([0.009, 0.005, 0.001])
+
+
+def test_a_run_whose_images_have_moved_goes_on(finished, config, tmp_path):
+    """Bug: the path was compared, so that a data set on another disk was another one."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copy(config.data.name, tmp_path / "moved.npz")
+    config.data.name = str(tmp_path / "moved.npz")
+    config.num_steps = 13
+    train(config, tmp_path / "run", devices=ONE_DEVICE)
+    assert load_tokenizer(tmp_path / "run").step == 13
+    assert load_tokenizer(tmp_path / "run").config["data"]["name"] == config.data.name
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("test", "held-out")])
+def test_a_run_does_not_go_on_with_other_labels_or_held_out_images(config, tmp_path, split, name):
+    """Bug: the fingerprint left out labels and the held-out split."""
+    arrays = dict(np.load(config.data.name))
+    arrays |= {f"{part}_labels": np.arange(len(arrays[part])) % 3 for part in ("train", "test")}
+    np.savez(tmp_path / "images.npz", **arrays)
+    config.num_steps, config.data.name = 1, str(tmp_path / "images.npz")
+    train(config, tmp_path / "run", devices=ONE_DEVICE)
+    np.savez(tmp_path / "images.npz", **arrays | {f"{split}_labels": 2 - arrays[f"{split}_labels"]})
+    with pytest.raises(UserError, match=f"The {name} images must be those of the run"):
+        train(config, tmp_path / "run", devices=ONE_DEVICE)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_best_checkpoint_and_every_so_many_are_kept(config, tmp_path, mode):
+    config.num_steps, config.eval_every, config.checkpoint_every = 12, 1, 1
+    config.keep_checkpoints, config.keep_every = 1, 5
+    with config.ignore_type():
+        config.keep_best, config.keep_best_mode = "perplexity_split", mode
+    train(config, tmp_path, devices=ONE_DEVICE)
+    found = {line["step"]: line["eval/perplexity_split"] for line in lines(tmp_path) if "eval/psnr" in line}
+    best = (max if mode == "max" else min)(found, key=lambda step: found[step])
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {5, 10, 12, best}
+    assert load_tokenizer(tmp_path, best=True).step == best
+    assert evaluate_workdir(tmp_path, best=True).metrics["perplexity_split"] == pytest.approx(found[best], rel=1e-5)
+    # Damage to the metrics of an old checkpoint does not keep the newest from being read.
+    (tmp_path / "checkpoints" / "5" / "metrics" / "metrics").write_text("")
+    assert load_tokenizer(tmp_path).step == 12
+    with pytest.raises(UserError, match=r"metrics of the checkpoints in .* cannot be read"):
+        load_tokenizer(tmp_path, best=True)
+
+
+def test_the_best_checkpoint_is_that_of_a_run_that_keeps_it(finished):
+    with pytest.raises(UserError, match=r"must be the directory of a run with config.keep_best for --best"):
+        load_tokenizer(finished, best=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_that_are_not_square_or_of_other_channels_train_and_evaluate(config, tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 24, channels), np.uint8)
+    np.savez(tmp_path / "images.npz", train=images[:12], test=images[12:])
+    data = {"source": "arrays", "name": str(tmp_path / "images.npz"), "image_size": (8, 24), "channels": channels}
+    config.data = data | {"flip": True, "crop_padding": 2}
+    config.model.image_channels = channels
+    config.num_steps = 2
+    for limit, name in ((1024, "resident"), (0, "streamed")):
+        config.data.resident_limit_mb = limit
+        result = train(config, tmp_path / name, devices=ONE_DEVICE)
+        assert result.collected["reconstruction"].shape == (8, 8, 24, channels)
+        assert (tmp_path / name / "reconstructions.png").exists()
+    chex.assert_trees_all_equal(variables(tmp_path / "resident"), variables(tmp_path / "streamed"))
+    tokens = load_tokenizer(tmp_path / "resident").encode(images)
+    assert tokens.shape == (20, 2, 6)
+
+
+def test_images_of_other_channels_than_the_model_are_refused(config, tmp_path):
+    config.data.channels = 1
+    with pytest.raises(UserError, match=r"images must have the 3 channels .* set config.model.image_channels=1 or"):
+        train(config, tmp_path / "run", devices=ONE_DEVICE)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_run_in_the_same_directory_changes_nothing(finished, config, capsys):

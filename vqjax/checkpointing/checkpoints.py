@@ -1,10 +1,11 @@
 """Checkpoints of a run: saving and restoring its state, and loading its networks."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from absl import logging
@@ -15,14 +16,17 @@ from vqjax.checkpointing.discovery import (
     CHECKPOINTS,
     FORMAT,
     CheckpointInfo,
+    best_step,
+    directory_of,
     find_checkpoint,
-    open_checkpoints,
+    score,
     set_aside,
 )
 from vqjax.checkpointing.integrity import write_checksums
 from vqjax.errors import UserError, one_line
 from vqjax.models.registry import build_model
 from vqjax.models.tokenizer import NETWORK, Tokenizer
+from vqjax.runtime.paths import local_path
 from vqjax.runtime.processes import (
     assert_same_on_all_processes,
     is_lost_process,
@@ -41,7 +45,11 @@ class Checkpoints:
       workdir: Directory of the run, which no other run uses.
       config: Config of the run, stored with every checkpoint.
       images: Fingerprint of the training images, also stored with every checkpoint.
+      eval_images: Fingerprint of the held-out images, also stored with every checkpoint.
       keep: Number of newest checkpoints to keep.
+      keep_every: Also keep the checkpoints at multiples of this number of steps.
+      keep_best: Also keep the checkpoint with the best value of this metric.
+      keep_best_mode: Whether the best value is the largest or the smallest.
 
     Attributes:
       found: The newest checkpoint that was intact when this object was created, or None.
@@ -50,11 +58,23 @@ class Checkpoints:
       UserError: There are checkpoints, and none of them is intact.
     """
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any], images: str, keep: int):
+    def __init__(
+        self,
+        workdir: Path,
+        config: Mapping[str, Any],
+        images: str,
+        *,
+        eval_images: str,
+        keep: int,
+        keep_every: int | None = None,
+        keep_best: str | None = None,
+        keep_best_mode: Literal["max", "min"] = "max",
+    ):
         self._metadata = {
             "format": FORMAT,
             "config": config,
             "images": images,
+            "eval_images": eval_images,
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
         self.found = find_checkpoint(workdir)
@@ -62,9 +82,19 @@ class Checkpoints:
         with main_process_first("damaged checkpoints are set aside"):
             if self.found is not None and is_main_process():
                 set_aside(workdir, self.found)
+        preservation_policies = ocp.training.preservation_policies
+        self._has_metrics = keep_best is not None
+        policies = [preservation_policies.LatestN(keep)]
+        if keep_every is not None:
+            policies.append(preservation_policies.EveryNSteps(interval_steps=keep_every))
+        if keep_best is not None:
+            of_metrics = functools.partial(score, name=keep_best, mode=keep_best_mode)
+            policies.append(
+                preservation_policies.BestN(get_metric_fn=of_metrics, n=1, keep_checkpoints_without_metrics=False)
+            )
         self._checkpointer = ocp.training.Checkpointer(
             (workdir / CHECKPOINTS).resolve(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=preservation_policies.AnyPreservationPolicy(policies),
             # A save that was killed leaves a temporary directory behind, which never counts as a checkpoint.
             cleanup_tmp_directories=True,
         )
@@ -75,12 +105,13 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else Path(self._checkpointer.directory) / str(latest.step)
 
-    def save(self, step: int, state: Mapping[str, PyTree]) -> None:
+    def save(self, step: int, state: Mapping[str, PyTree], metrics: Mapping[str, float] | None = None) -> None:
         """Write a checkpoint, unless one already exists for this step or a later one.
 
         Args:
           step: Number of steps taken.
           state: State of the run, by field.
+          metrics: Numbers of an evaluation of that state, if there was one.
 
         Raises:
           UserError: The checkpoint could not be written. Earlier checkpoints are unaffected.
@@ -89,7 +120,14 @@ class Checkpoints:
         if latest is not None and latest.step >= step:
             return
         try:
-            self._checkpointer.save(step, dict(state), force=True, custom_metadata=self._metadata)
+            self._checkpointer.save(
+                step,
+                dict(state),
+                force=True,
+                # Where they are damaged, Orbax opens no checkpoint at all: written only where somebody asks for them.
+                metrics=dict(metrics) if self._has_metrics and metrics is not None else None,
+                custom_metadata=self._metadata,
+            )
             if is_main_process():
                 write_checksums(Path(self._checkpointer.directory) / str(step))
         except Exception as error:
@@ -147,12 +185,13 @@ class SavedNetworks(NamedTuple):
     ema_params: dict[str, PyTree] | None
 
 
-def load_networks(workdir: str | Path, step: int | None = None) -> SavedNetworks:
+def load_networks(workdir: str | Path, step: int | None = None, *, best: bool = False) -> SavedNetworks:
     """Load the networks of a run onto one device, wherever they were trained.
 
     Args:
       workdir: Directory of the run.
       step: Step of the checkpoint; by default the newest one that is intact.
+      best: Load the checkpoint with the best value of the metric ``config.keep_best`` instead.
 
     Returns:
       The networks.
@@ -160,8 +199,8 @@ def load_networks(workdir: str | Path, step: int | None = None) -> SavedNetworks
     Raises:
       UserError: There is no such checkpoint, or it cannot be read.
     """
-    workdir = Path(workdir)
-    info = find_checkpoint(workdir, step)
+    workdir = local_path(workdir, "--workdir")
+    info = find_checkpoint(workdir, best_step(workdir) if best else step)
     if info is None:
         raise UserError(
             f"{workdir} contains no checkpoint; train a model first with python train.py --workdir={workdir}, or pass "
@@ -177,22 +216,24 @@ def load_networks(workdir: str | Path, step: int | None = None) -> SavedNetworks
     def left_out(array: Any) -> Any:
         return ocp.PLACEHOLDER
 
-    with open_checkpoints(workdir) as checkpointer, _readable(checkpointer.directory, info.step):
-        saved = checkpointer.metadata(info.step).metadata
+    directory = directory_of(workdir, info.step).resolve()
+    with _readable(directory.parent, info.step):
+        saved = ocp.metadata(directory).metadata
         wanted = {
             name: jax.tree.map(on_device if name in SavedNetworks._fields else left_out, tree)
             for name, tree in saved.items()
         }
-        networks = checkpointer.load(info.step, wanted)
+        networks = ocp.load(directory, wanted)
     return SavedNetworks(info, networks["params"], networks["variables"], networks.get("ema_params"))
 
 
-def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
+def load_tokenizer(workdir: str | Path, step: int | None = None, *, best: bool = False) -> Tokenizer:
     """Load the tokenizer of a run, whose config is read from the checkpoint.
 
     Args:
       workdir: Directory of the run.
       step: Step of the checkpoint; by default the newest one that is intact.
+      best: Load the checkpoint with the best value of the metric ``config.keep_best`` instead.
 
     Returns:
       The model and its variables, with the averaged parameters if the run keeps them.
@@ -200,7 +241,7 @@ def load_tokenizer(workdir: str | Path, step: int | None = None) -> Tokenizer:
     Raises:
       UserError: There is no such checkpoint, it cannot be read, or the run did not train a tokenizer.
     """
-    networks = load_networks(workdir, step)
+    networks = load_networks(workdir, step, best=best)
     config, params = networks.info.config, networks.ema_params or networks.params
     if NETWORK not in params or config.get("quantizer") is None:
         raise UserError(

@@ -1,10 +1,12 @@
 """Discovery of a run's checkpoints: the newest intact one."""
 
+import contextlib
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from absl import logging
 from orbax.checkpoint.experimental import v1 as ocp
@@ -26,6 +28,7 @@ class CheckpointInfo(NamedTuple):
       step: Training step at which it was saved.
       config: Config of the run.
       images: Fingerprint of the training images.
+      eval_images: Fingerprint of the held-out images; None where it was not written.
       versions: Versions of the packages that wrote it, by name.
       passed_over: Reasons why later checkpoints are not used, by step.
     """
@@ -33,6 +36,7 @@ class CheckpointInfo(NamedTuple):
     step: int
     config: dict[str, Any]
     images: str
+    eval_images: str | None
     versions: dict[str, str]
     passed_over: dict[int, str]
 
@@ -62,9 +66,9 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
     if step is not None and step not in steps:
         raise UserError(f"--step must be one of {steps}, the checkpoints of --workdir={workdir}, got {step}.")
     candidates = steps if step is None else [step]
-    reasons = {number: "it is not a directory" for number in candidates if not _directory(workdir, number).is_dir()}
+    reasons = {number: "it is not a directory" for number in candidates if not directory_of(workdir, number).is_dir()}
     for candidate in _in_order_of_trust(workdir, [number for number in candidates if number not in reasons]):
-        directory = _directory(workdir, candidate)
+        directory = directory_of(workdir, candidate)
         try:
             has_checksums = (directory / CHECKSUMS_FILE).exists()
             if has_checksums and (damage := find_damage(directory)) is not None:
@@ -81,6 +85,7 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
             candidate,
             metadata["config"],
             metadata["images"],
+            metadata.get("eval_images"),
             metadata["versions"],
             passed_over={other: reasons.get(other, unchecked) for other in later},
         )
@@ -89,6 +94,56 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
         f"No checkpoint in {workdir / CHECKPOINTS} is intact ({listed}). Restore the directory from a backup, or train "
         "from scratch in another --workdir."
     )
+
+
+def best_step(workdir: Path) -> int:
+    """Return the step of the checkpoint with the best metric, the latest of equal ones.
+
+    Args:
+      workdir: Directory of the run.
+
+    Returns:
+      The step.
+
+    Raises:
+      UserError: The run does not keep the best checkpoint, or has none with a metric yet.
+    """
+    newest = find_checkpoint(workdir)
+    config = {} if newest is None else newest.config
+    if config.get("keep_best") is None:
+        raise UserError(
+            f"--workdir must be the directory of a run with config.keep_best for --best, got {workdir}; give --step."
+        )
+    try:
+        with contextlib.closing(ocp.training.Checkpointer((workdir / CHECKPOINTS).resolve())) as checkpointer:
+            metrics = {found.step: found.metrics for found in checkpointer.checkpoints if found.metrics is not None}
+    except Exception as error:  # Orbax raises many types for damaged files
+        raise UserError(
+            f"The metrics of the checkpoints in --workdir={workdir} cannot be read ({one_line(error)}); give --step."
+        ) from error
+    name, mode = config["keep_best"], config["keep_best_mode"]
+    scores = {step: score(numbers, name, mode) for step, numbers in metrics.items()}
+    if not scores:
+        raise UserError(f"--workdir must hold an evaluated checkpoint for --best, got {workdir}; give --step.")
+    return max(scores, key=lambda step: (scores[step], step))
+
+
+def score(metrics: Mapping[str, Any], name: str, mode: Literal["max", "min"]) -> float:
+    """Return a metric as a number of which the largest is the best; minus infinity where it is missing.
+
+    Args:
+      metrics: Numbers of an evaluation by name.
+      name: The metric.
+      mode: Whether its best value is the largest or the smallest.
+
+    Example:
+      >>> score({"psnr": 24.5}, "psnr", "max"), score({"mse_01": 0.5}, "mse_01", "min"), score({}, "ssim", "max")
+      (24.5, -0.5, -inf)
+    """
+    value = metrics.get(name)
+    if value is None:
+        return -math.inf
+    return value if mode == "max" else -value
 
 
 def set_aside(workdir: Path, info: CheckpointInfo) -> None:
@@ -102,21 +157,12 @@ def set_aside(workdir: Path, info: CheckpointInfo) -> None:
         names = itertools.chain([str(step)], (f"{step}.{number}" for number in itertools.count(1)))
         place = next(path for name in names if not (path := workdir / DAMAGED / name).exists())
         place.parent.mkdir(exist_ok=True)
-        _directory(workdir, step).rename(place)
+        # Not a renaming, as `checkpoints` may be a link to another mount.
+        shutil.move(directory_of(workdir, step), place)
         logging.warning("checkpoint %d is not intact (%s); moved it to %s. Inspect or delete it.", step, reason, place)
 
 
-@contextmanager
-def open_checkpoints(workdir: Path) -> Iterator[ocp.training.Checkpointer]:
-    """Open the checkpoints of a run for reading."""
-    checkpointer = ocp.training.Checkpointer((workdir / CHECKPOINTS).resolve())
-    try:
-        yield checkpointer
-    finally:
-        checkpointer.close()
-
-
-def _directory(workdir: Path, step: int) -> Path:
+def directory_of(workdir: Path, step: int) -> Path:
     return workdir / CHECKPOINTS / str(step)
 
 
@@ -130,12 +176,12 @@ def _steps(workdir: Path) -> list[int]:
 
 
 def _in_order_of_trust(workdir: Path, steps: list[int]) -> list[int]:
-    return sorted(steps, key=lambda step: ((_directory(workdir, step) / CHECKSUMS_FILE).exists(), step), reverse=True)
+    return sorted(steps, key=lambda step: ((directory_of(workdir, step) / CHECKSUMS_FILE).exists(), step), reverse=True)
 
 
 def _read_metadata(workdir: Path, step: int) -> dict[str, Any]:
-    with open_checkpoints(workdir) as checkpointer:
-        metadata = checkpointer.metadata(step).custom_metadata
+    # Not through a Checkpointer, which fails where any other checkpoint is damaged.
+    metadata = ocp.metadata(directory_of(workdir, step).resolve()).custom_metadata
     if metadata is None or not {"config", "images", "versions"} <= metadata.keys():
         raise ValueError("its metadata is damaged")
     return metadata

@@ -131,7 +131,8 @@ class Kind:
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text.strip())
         # A single integer needs no parentheses.
-        return self.check((value,) if tuple in self.types and type(value) is int else value)
+        one = tuple in self.types and int not in self.types and type(value) is int
+        return self.check((value,) if one else value)
 
     def __str__(self) -> str:
         words = [_WORDS[kind] for kind in (bool, int, float, str) if kind in self.types]
@@ -206,6 +207,8 @@ class Field:
         name, _, argument = path.partition(".")
         with within(name):
             call = self.part.call(name)
+            if not argument and text.lower() == "none":
+                return {other: arguments for other, arguments in value.items() if other != name}
             if not argument:
                 raise _is_a_group(text, next(iter(call.fields)))
             return value | {name: call.override(value.get(name, {}), argument, text)}

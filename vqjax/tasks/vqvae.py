@@ -90,6 +90,11 @@ class VQVAETask(Task):
         # One program, which the compilation cache keeps between runs; it would not keep hundreds of small ones.
         variables = jax.jit(model.init)({"params": params_key, "quantizer": quantizer_key}, images)
         decoded = jax.eval_shape(lambda variables: model.apply(variables, images, method="reconstruct"), variables)
+        if decoded.shape[:-1] == images.shape[:-1] and decoded.shape != images.shape:
+            raise UserError(
+                f"images must have the {decoded.shape[-1]} channels of reconstructions, got {images.shape[-1]}; set "
+                f"config.model.image_channels={images.shape[-1]} or config.data.channels={decoded.shape[-1]}."
+            )
         if decoded.shape != images.shape:
             raise UserError(
                 f"The model must reconstruct images at their own size of {images.shape[1]} x {images.shape[2]} pixels, "

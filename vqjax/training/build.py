@@ -14,14 +14,15 @@ from ml_collections import ConfigDict
 from vqjax.data import Batch, ImageDataset, augment
 from vqjax.data.batches import first_epoch_batches
 from vqjax.data.reading import example_spec
-from vqjax.errors import UserError
+from vqjax.errors import UserError, did_you_mean
 from vqjax.losses.registry import LOSSES
 from vqjax.models.registry import build_model
+from vqjax.models.tokenizer import NETWORK
 from vqjax.runtime.signature import within
 from vqjax.tasks.registry import TASKS
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
-from vqjax.training.optimizer import build_optimizer
+from vqjax.training.optimizer import OPTIMIZERS, build_optimizer
 
 # No training step has this number, and a run that is made longer later starts from the same state.
 _DATA_KEY = 2**31 - 1
@@ -54,7 +55,12 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
     # A task takes the parts that it needs.
     wanted = TASKS.call(config.task.name).others
     with within("config.task"):
-        return TASKS.build(**{name: part for name, part in parts.items() if name in wanted}, **config.task)
+        task = TASKS.build(**{name: part for name, part in parts.items() if name in wanted}, **config.task)
+    numbers = {number for metric in task.metrics for number in metric.protocol}
+    if config.keep_best is not None and config.keep_best not in numbers:
+        hint = did_you_mean(config.keep_best, numbers)
+        raise UserError(f"config.keep_best={config.keep_best!r} is no metric of an evaluation; {hint}")
+    return task
 
 
 def _build_optimizers(
@@ -68,6 +74,25 @@ def _build_optimizers(
         with within(network):
             optimizers[network] = build_optimizer(group, num_steps)
     return optimizers
+
+
+def learning_rates(config: Mapping[str, Any] | ConfigDict, num_steps: int) -> dict[str, optax.Schedule]:
+    """Return the schedules of the optimizers in a config, by the network that each trains.
+
+    Args:
+      config: The group ``optimizer``.
+      num_steps: Length of the run.
+
+    Returns:
+      Learning rates as functions of the number of updates.
+
+    Example:
+      >>> rates = learning_rates({"name": "adam", "learning_rate": 0.5, "warmup_steps": 10}, num_steps=100)
+      >>> float(rates["generator"](5))
+      0.25
+    """
+    groups = {NETWORK: config} if "name" in config else config
+    return {network: OPTIMIZERS.build(**group).learning_rates(num_steps) for network, group in groups.items()}
 
 
 def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> None:

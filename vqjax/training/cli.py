@@ -202,7 +202,10 @@ def _call(function: Callable[..., Any], program: str, example: str, flags: Seque
     except UserError as error:
         raise UserError(f"--{error}") from error
     enable_compilation_cache()
-    function(*others, **values)
+    # What stands before ``*args`` can only be given by its place.
+    places = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    leading = [values.pop(name) for name in places] if takes_others else []
+    function(*leading, *others, **values)
 
 
 def _descriptions(function: Callable[..., Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ signature. ``config.quantizer = quantizers.defaults("fsq", levels=(8, 5, 5))`` t
 import dataclasses
 import importlib.util
 import inspect
+import re
 import runpy
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,12 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from vqjax.data.sources import SOURCES
+from vqjax.data.sources import SOURCES, Feeding, check_image_fields
 from vqjax.errors import UserError, did_you_mean
 from vqjax.losses.registry import LOSSES
 from vqjax.models.registry import MODELS
 from vqjax.quantizers.registry import QUANTIZERS
+from vqjax.runtime.paths import local_path
 from vqjax.runtime.signature import Call, Registry, within
 from vqjax.tasks.registry import TASKS
 from vqjax.training.optimizer import OPTIMIZERS
@@ -40,6 +42,9 @@ class Run:
     eval_every: int = 1000  # steps between evaluations on the held-out split
     checkpoint_every: int = 1000  # steps between checkpoints; one is always written at the end
     keep_checkpoints: int = 2  # newest checkpoints to keep
+    keep_every: int | None = None  # steps; checkpoints at their multiples are kept besides
+    keep_best: str | None = None  # metric of evaluations, such as psnr, whose best checkpoint is kept besides
+    keep_best_mode: Literal["max", "min"] = "max"  # whether the best value of that metric is the largest
     nonfinite: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; skip omits that step
     steps_per_dispatch: int | None = None  # steps per call of the compiled program; None: 1 on CPUs, 20 elsewhere
     tensorboard: bool = True  # scalars and pictures under WORKDIR/tensorboard
@@ -58,6 +63,17 @@ class Run:
         _check_range("seed", self.seed, 0)
         _check_range("steps_per_dispatch", self.steps_per_dispatch, 1, 1000)
         _check_range("gradient_accumulation", self.gradient_accumulation, 1)
+        _check_range("keep_every", self.keep_every, 1)
+        if (self.keep_every or 0) % self.checkpoint_every:
+            raise UserError(
+                f"keep_every must be a multiple of checkpoint_every={self.checkpoint_every} or None, got "
+                f"{self.keep_every}."
+            )
+        if self.keep_best is not None and self.checkpoint_every % self.eval_every:
+            raise UserError(
+                f"eval_every must be a divisor of checkpoint_every={self.checkpoint_every}, as keep_best needs an "
+                f"evaluation at each checkpoint, got {self.eval_every}."
+            )
         if self.batch_size % (self.gradient_accumulation or 1):
             raise UserError(
                 f"gradient_accumulation must be a divisor of batch_size={self.batch_size} or None, "
@@ -65,19 +81,6 @@ class Run:
             )
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise UserError('wandb must be False without its package, got True; run pip install "vqjax[wandb]".')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Feeding:
-    """Fields of the group ``data`` beside the arguments of its source."""
-
-    flip: bool = False  # random horizontal flips
-    crop_padding: int | None = None  # pixels of reflection padding before a random crop
-    resident_limit_mb: int = 1024  # datasets up to this size live on the device, others are streamed
-
-    def __post_init__(self) -> None:
-        _check_range("crop_padding", self.crop_padding, 1)
-        _check_range("resident_limit_mb", self.resident_limit_mb, 0)
 
 
 def _check_range(name: str, value: int | None, low: int, high: int | None = None) -> None:
@@ -113,7 +116,7 @@ class PerNetwork(Registry):
 
 GROUPS: dict[str, Registry] = {
     "task": TASKS,
-    "data": Registry(SOURCES, key="source", shared=Call(Feeding)),
+    "data": SOURCES,
     "model": MODELS,
     "quantizer": QUANTIZERS,
     "loss": LOSSES,
@@ -222,12 +225,7 @@ def validate(config: Any) -> ConfigDict:
         with within("data"):
             Feeding(**{field.name: config.data[field.name] for field in dataclasses.fields(Feeding)})
             GROUPS["data"].call(config.data.source).check_given(config.data)
-            _check_range("image_size", config.data.image_size, 1, 4096)
-            if (config.data.crop_padding or 0) >= config.data.image_size:
-                raise UserError(
-                    f"crop_padding must be less than image_size={config.data.image_size}, "
-                    f"got {config.data.crop_padding}."
-                )
+    check_image_fields(config.data)
     return config
 
 
@@ -249,22 +247,47 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       >>> load_config("configs/quickstart.py:quantizer=fsq", ["--config.seed=1"]).quantizer.levels
       (8, 6, 5)
     """
-    file, _, argument = path.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"--config={file} is not a file; pass a config file, with its arguments after a colon.")
+    file, argument = _split(path)
     try:
-        config = _call(runpy.run_path(file)["get_config"], argument)
+        config = _call(runpy.run_path(str(file))["get_config"], argument)
     except Exception as error:
         # Config files are the user's code: what fails there is reported with its place.
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         place = f"--config={file}" + (f", line {lines[-1]}" if lines else "")
         reason = "" if isinstance(error, UserError) else f" cannot be used: {type(error).__name__}"
         raise UserError(f"{place}{reason}: {error}") from error
-    config = complete(config)
+    return override_all(complete(config), overrides)
+
+
+def override_all(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Change fields as the command line asks, in any order.
+
+    Args:
+      config: The config.
+      overrides: Arguments such as ``"--config.quantizer.num_codes=512"``.
+
+    Returns:
+      The complete config with these changes.
+
+    Raises:
+      UserError: A name is unknown, or a value is of the wrong type.
+
+    Example:
+      >>> override_all(base_config(), ["--config.quantizer.levels=8,5", "--config.quantizer.name=fsq"]).quantizer.levels
+      (8, 5)
+    """
     # Another name brings other fields, so names come first, those of outer parts before those of inner ones.
     for assignment in sorted((text.removeprefix("--config.") for text in overrides), key=_order):
         config = override(config, assignment)
     return config
+
+
+def _split(path: str) -> tuple[Path, str]:
+    """A config file and the text of its arguments; the colon between them is the first behind an existing file."""
+    for place in [match.start() for match in re.finditer(":|$", path)]:
+        if place and (file := local_path(path[:place], "--config")).is_file():
+            return file, path[place + 1 :]
+    raise UserError(f"--config={path} is not a file; pass a config file, with its arguments after a colon.")
 
 
 def _call(get_config: Callable[..., Any], text: str) -> Any:

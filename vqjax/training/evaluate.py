@@ -1,6 +1,7 @@
 """Evaluation of a state, and of the checkpoint of a run."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks
-from vqjax.data import Batch, ImageDataset, evaluation_batches, load_splits
+from vqjax.checkpointing.discovery import CheckpointInfo
+from vqjax.data import Batch, ImageDataset, Joined, Splits, evaluation_batches, fingerprint, load_splits, origin
+from vqjax.data.reading import example_spec
 from vqjax.errors import UserError
 from vqjax.evaluation import (
     Collector,
@@ -24,12 +27,13 @@ from vqjax.evaluation import (
     terminal_table,
     write_report,
 )
+from vqjax.runtime.paths import local_path
 from vqjax.runtime.processes import is_main_process
 from vqjax.runtime.workdir import usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
-from vqjax.training.config import complete
+from vqjax.training.config import complete, override_all
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -86,7 +90,7 @@ def report(
       result: The evaluation.
       config: Config of the run.
       dataset: The evaluated examples.
-      split: ``"train"`` or ``"eval"``.
+      split: ``"train"``, ``"eval"`` or ``"all"``.
       step: Training step of the evaluated state.
       directory: Directory of the report.
 
@@ -107,7 +111,7 @@ def report(
     if is_main_process():
         pictures = task.pictures(result.collected)
         print(terminal_table(result, context), flush=True)
-        write_report(directory, result, context=context, pictures=pictures)
+        write_report(directory, result, context=context, pictures=pictures, config=config.to_dict())
         print(f"report:  {directory}/report.md")
         for name in pictures:
             print(f"picture: {directory}/{name}.png", flush=True)
@@ -116,20 +120,26 @@ def report(
 
 def evaluate_workdir(
     workdir: str | Path,
-    *,
+    *overrides: str,
     step: int | None = None,
-    split: Literal["train", "eval"] = "eval",
+    best: bool = False,
+    split: Literal["train", "eval", "all"] = "eval",
     batch_size: int | None = None,
     export_tokens: str | Path | None = None,
 ) -> EvaluationResult:
     """Evaluate the checkpoint of a run, print the table and write the report into ``workdir/eval``.
 
+    --config.data.FIELD=VALUE evaluates on other images than those of the run, or on these where they have moved. The
+    report on other images goes into a directory of its own.
+
     Args:
       workdir: Directory of the run.
+      *overrides: Changes of the data, as ``--config.data.field=value``.
       step: Step of the checkpoint; the newest by default.
-      split: ``"eval"`` for the held-out images, ``"train"`` for the training images.
+      best: Evaluate the checkpoint with the best value of the metric config.keep_best instead.
+      split: ``"eval"`` for the held-out images, ``"train"`` for the training images, ``"all"`` for both.
       batch_size: Images per batch, over which ``perplexity_batch`` is measured; the training batch by default.
-      export_tokens: File for the indices of all images of the split (``.npz``); None writes none.
+      export_tokens: File for the indices, labels and file names of all images of the split (``.npz``).
 
     Returns:
       The numbers.
@@ -139,35 +149,58 @@ def evaluate_workdir(
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
+    if best and step is not None:
+        raise UserError(f"--step must be left out with --best, got {step}; give one of the two.")
     if export_tokens is not None:
-        _check_tokens_file(Path(export_tokens))
+        export_tokens = _tokens_file(export_tokens)
+    for flag in (override.partition("=")[0] for override in overrides):
+        if not flag.startswith("--config.data."):
+            raise UserError(f"{flag} is unknown to an evaluation, which takes --config.data.FIELD; train anew with it.")
     workdir = usable_workdir(workdir)
-    networks = load_networks(workdir, step)
-    config = complete(networks.info.config)
+    networks = load_networks(workdir, step, best=best)
+    config = override_all(complete(networks.info.config), overrides)
     splits = load_splits(config.data)
     task = build_task(config, splits.train)
-    dataset = splits.train if split == "train" else splits.eval
+    dataset = {"train": splits.train, "eval": splits.eval}.get(split) or Joined(splits)
     result = evaluate_state(
         task,
         _restored_state(networks, task, example_batch(dataset)),
         dataset,
         batch_size=batch_size or config.batch_size,
-        collectors=[] if export_tokens is None else [Rows(("indices",))],
+        collectors=[] if export_tokens is None else [Rows(_exported(dataset))],
         progress=_progress(len(dataset)),
     )
-    context = report(
-        task,
-        result,
-        config,
-        dataset,
-        split=split,
-        step=networks.info.step,
-        directory=workdir / ("eval" if split == "eval" else "eval_train"),
-    )
+    directory = "eval" if split == "eval" else f"eval_{split}"
+    if not _are_images_of_run(networks.info, splits, split):
+        if overrides:
+            directory += f"_{re.sub(r'[^\w.-]+', '_', dataset.name)}"
+        else:
+            print("note: these images are not those that the run has seen.", file=sys.stderr, flush=True)
+    context = report(task, result, config, dataset, split=split, step=networks.info.step, directory=workdir / directory)
     if export_tokens is not None:
-        save_tokens(export_tokens, result.collected["indices"], num_codes=task.facts["num_codes"], context=context)
+        rows = result.collected
+        save_tokens(
+            export_tokens,
+            rows["indices"],
+            num_codes=task.facts["num_codes"],
+            context=context,
+            labels=rows.get("label"),
+            class_names=dataset.class_names,
+            origins=[origin(dataset, index) for index in rows["index"].tolist()],
+        )
         print(f"tokens:  {export_tokens}")
     return result
+
+
+def _exported(dataset: ImageDataset) -> tuple[str, ...]:
+    """Rows of a token file."""
+    return ("indices", "index", *example_spec(dataset).keys() & {"label"})
+
+
+def _are_images_of_run(info: CheckpointInfo, splits: Splits, split: str) -> bool:
+    known = {"train": info.images, "eval": info.eval_images}
+    wanted = ("train", "eval") if split == "all" else (split,)
+    return all(known[name] == fingerprint(getattr(splits, name)) for name in wanted)
 
 
 def _restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainState:
@@ -185,11 +218,13 @@ def _restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainS
     )
 
 
-def _check_tokens_file(path: Path) -> None:
+def _tokens_file(path: str | Path) -> Path:
     """Refuse a file that cannot be written before the evaluation rather than after it."""
-    parent = next(p for p in path.absolute().parents if p.exists())
-    if path.suffix != ".npz" or path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+    file = local_path(path, "--export_tokens")
+    parent = next(p for p in file.absolute().parents if p.exists())
+    if file.suffix != ".npz" or file.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--export_tokens must be a file name that ends in .npz in a writable directory, got {path}.")
+    return file
 
 
 def _progress(total: int) -> Callable[[int], None]:

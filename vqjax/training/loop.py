@@ -3,34 +3,42 @@
 import functools
 import itertools
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import Checkpoints
 from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import Feed, ImageDataset, batch_indices, fingerprint, load_splits, make_feed
 from vqjax.data.batches import check_batch_size
+from vqjax.data.sources import with_absolute_path
 from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
+from vqjax.runtime.files import atomic_file, strict_json
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
 from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
-from vqjax.training.build import build_task, check_fits, example_batch, initial_state
+from vqjax.training.build import build_task, check_fits, example_batch, initial_state, learning_rates
 from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, log, progress_line
 from vqjax.training.devices import make_mesh, state_sharding
 from vqjax.training.dispatch import empty_log_sums, make_dispatch
 from vqjax.training.evaluate import evaluate_state, report
 from vqjax.training.nonfinite import Losses, NonfiniteGuard
+from vqjax.training.optimizer import updates_taken
 from vqjax.training.resume import check_config, check_images
+
+CONFIG_FILE = "config.json"
 
 
 def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:
@@ -52,6 +60,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     """
     # The config is taken apart here, once; what follows has the parts.
     workdir, config = usable_workdir(workdir), validate(config)
+    config.data = with_absolute_path(config.data)
     text = config.to_json_best_effort(sort_keys=True)
     assert_same_on_all_processes("config", text, "Start all of them with the same arguments.")
     check_config(workdir, find_checkpoint(workdir), config)
@@ -80,12 +89,25 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     )
     # Only now, so that a mistake found above leaves no directory behind.
     with exclusive(workdir):
-        images = fingerprint(splits.train)
-        assert_same_on_all_processes("set of training images", images, "Pass the same images to all of them.")
-        checkpoints = Checkpoints(workdir, config.to_dict(), images, keep=config.keep_checkpoints)
+        images, eval_images = fingerprint(splits.train), fingerprint(splits.eval)
+        for name, found in (("training", images), ("held-out", eval_images)):
+            assert_same_on_all_processes(f"set of {name} images", found, "Pass the same images to all of them.")
+        checkpoints = Checkpoints(
+            workdir,
+            config.to_dict(),
+            images,
+            eval_images=eval_images,
+            keep=config.keep_checkpoints,
+            keep_every=config.keep_every,
+            keep_best=config.keep_best,
+            keep_best_mode=config.keep_best_mode,
+        )
         # Another run may have ended since the first look.
         check_config(workdir, checkpoints.found, config)
-        check_images(workdir, checkpoints.found, images)
+        check_images(workdir, checkpoints.found, images, eval_images)
+        if is_main_process():
+            with atomic_file(workdir / CONFIG_FILE) as file:
+                file.write((strict_json(config.to_dict(), indent=2) + "\n").encode())
         state, sharding = _start_or_restore(task, feed, splits.train, mesh, checkpoints, **order)
         trainer = _Trainer(
             task=task,
@@ -108,6 +130,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
                 images_of=lambda step: batch_indices(step=step, num_images=feed.num_images, **order),
                 workdir=workdir,
             ),
+            learning_rates=learning_rates(config.optimizer, config.num_steps),
             checkpoints=checkpoints,
             writer=MetricWriter(
                 workdir,
@@ -179,6 +202,7 @@ class _LogLine(NamedTuple):
     step: int
     losses: Losses
     sums: Metrics
+    updates: dict[str, Int[Array, ""]]  # taken by the optimizers
 
 
 class _Trainer:
@@ -194,12 +218,14 @@ class _Trainer:
         dispatch: Callable[..., tuple[TrainState, Any]],
         evaluate: Callable[[TrainState], EvaluationResult],
         nonfinite: NonfiniteGuard,
+        learning_rates: dict[str, optax.Schedule],
         checkpoints: Checkpoints,
         writer: MetricWriter,
         workdir: Path,
     ) -> None:
         self.task, self.schedule, self.feed, self.dispatch, self.evaluate = task, schedule, feed, dispatch, evaluate
         self.nonfinite, self.checkpoints, self.writer, self.workdir = nonfinite, checkpoints, writer, workdir
+        self.learning_rates = learning_rates
         # The compiled program takes the frozen networks apart from the state, whose memory it reuses.
         self.state, self.frozen = state.replace(frozen={}), state.frozen
         self.step = int(state.step)
@@ -247,17 +273,23 @@ class _Trainer:
         schedule, step = self.schedule, self.step
         evaluates, saves = (schedule.is_due(n, step) for n in (schedule.eval_every, schedule.checkpoint_every))
         if schedule.is_due(schedule.log_every, step):
-            self.unwritten = _LogLine(step, self.losses, self.state.log_sums)
+            # Copies, as the state goes into the next dispatch.
+            counts = {network: updates_taken(self.state.opt_state.get(network)) for network in self.learning_rates}
+            updates = {network: count for network, count in counts.items() if count is not None}
+            self.unwritten = _LogLine(step, self.losses, self.state.log_sums, updates)
             self.losses = []
             zeros = jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), self.state.log_sums)
             self.state = self.state.replace(log_sums=zeros)
         if evaluates or saves:
             self._flush(progress)
+        metrics = None
         if evaluates:
-            progress.say(f"step {step}: {self.task.headline(self._evaluate_and_log().metrics)}")
+            measured = self._evaluate_and_log().metrics
+            metrics = {name: float(x) for name, x in measured.items() if x is not None and isfinite(x)}
+            progress.say(f"step {step}: {self.task.headline(measured)}")
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if saves:
-            self.checkpoints.save(step, self.state.saved())
+            self.checkpoints.save(step, self.state.saved(), metrics)
 
     def _flush(self, progress: Progress) -> None:
         """Write what is measured, and make sure that all steps so far were finite."""
@@ -268,16 +300,26 @@ class _Trainer:
     def _write_log_line(self, progress: Progress) -> None:
         if self.unwritten is None:
             return
-        step, losses, sums = self.unwritten
+        step, losses, sums, updates = self.unwritten
         self.unwritten = None
         self.nonfinite.check(losses, self.checkpoints.newest, progress.say)
         sums = {name: float(value) for name, value in jax.device_get(sums).items()}
         steps, skipped = sums.pop("steps"), sums.pop("skipped")
         means = {name: value / steps for name, value in sums.items()} if steps else dict.fromkeys(sums)
-        self.writer.scalars(step, "train", means | ({"skipped": skipped} if self.nonfinite.skip else {}))
+        rates = self._learning_rates(jax.device_get(updates))
+        self.writer.scalars(step, "train", means | rates | ({"skipped": skipped} if self.nonfinite.skip else {}))
         if steps:
             progress.metrics(means)
         self.nonfinite.count(step, int(steps), int(skipped), self.checkpoints.newest)
+
+    def _learning_rates(self, updates: dict[str, Int[np.ndarray, ""]]) -> dict[str, float]:
+        """Learning rate of the last update of each network."""
+        return {
+            "learning_rate" if len(self.learning_rates) == 1 else f"{network}_learning_rate": float(
+                self.learning_rates[network](max(int(count) - 1, 0))
+            )
+            for network, count in updates.items()
+        }
 
     def _evaluate_and_log(self) -> EvaluationResult:
         result = self.evaluate(self.full_state)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
 from vqjax.errors import UserError
@@ -239,6 +240,25 @@ def build_optimizer(config: Mapping[str, Any] | ConfigDict, num_steps: int) -> o
       >>> optimizer = build_optimizer({"name": "adamw", "weight_decay": 0.05}, num_steps=100)
     """
     return OPTIMIZERS.build(**config).build(num_steps)
+
+
+def updates_taken(opt_state: PyTree) -> Int[Array, ""] | None:
+    """Return how many updates an optimizer of :func:`build_optimizer` has made, from which its learning rate follows.
+
+    Args:
+      opt_state: Its state.
+
+    Returns:
+      A copy of the number; None where the state of another optimizer has none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(updates_taken(SGD().build(num_steps=100).init(jnp.ones(3))))
+      0
+    """
+    # All parts of the state count the same updates.
+    counts = optax.tree.get_all_with_path(opt_state, "count")
+    return jnp.copy(counts[0][1]) if counts else None
 
 
 def _check_decays(**decays: float) -> None:

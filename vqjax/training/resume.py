@@ -13,10 +13,14 @@ from vqjax.tasks.registry import TASKS
 from vqjax.training.config import complete
 
 MUTABLE_FIELDS = frozenset(
-    {"num_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "steps_per_dispatch"}
-    | {"gradient_accumulation", "nonfinite", "tensorboard", "wandb"}
+    {"num_steps", "log_every", "eval_every", "checkpoint_every", "steps_per_dispatch"}
+    | {"keep_checkpoints", "keep_every", "keep_best", "keep_best_mode"}
+    | {"gradient_accumulation", "nonfinite", "tensorboard", "wandb", "data.name", "data.resident_limit_mb"}
 )
-"""Config fields that may change when a run resumes: none changes a step by more than rounding. A task may add some."""
+"""Config fields that may change when a run resumes: none changes a step by more than rounding. A task may add some.
+
+Where images lie may change, as ``check_images`` compares the images themselves.
+"""
 
 
 def check_config(workdir: Path, info: CheckpointInfo | None, config: ConfigDict) -> None:
@@ -55,22 +59,29 @@ def check_config(workdir: Path, info: CheckpointInfo | None, config: ConfigDict)
             )
 
 
-def check_images(workdir: Path, info: CheckpointInfo | None, images: str) -> None:
-    """Refuse to continue a run on other images.
+def check_images(workdir: Path, info: CheckpointInfo | None, images: str, eval_images: str | None = None) -> None:
+    """Refuse to continue a run on other images, wherever they lie.
 
     Args:
       workdir: Directory of the run.
       info: Its newest checkpoint; a run without one fits any images.
       images: Fingerprint of the training images.
+      eval_images: Fingerprint of the held-out images; None where they do not matter.
 
     Raises:
-      UserError: The fingerprint differs from that in the checkpoint.
+      UserError: A fingerprint differs from that in the checkpoint.
     """
-    if info is not None and info.images != images:
-        raise UserError(
-            f"The training images must be those of the run that --workdir={workdir} holds ({info.images}), got "
-            f"{images}; restore them, or use another --workdir to start a new run."
-        )
+    if info is None:
+        return
+    pairs = [("training", info.images, images)]
+    if None not in (info.eval_images, eval_images):
+        pairs.append(("held-out", info.eval_images, eval_images))
+    for name, saved, given in pairs:
+        if saved != given:
+            raise UserError(
+                f"The {name} images must be those of the run that --workdir={workdir} holds ({saved}), got {given}; "
+                "restore them, or use another --workdir to start a new run."
+            )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
