@@ -97,7 +97,7 @@ def test_the_range_is_not_checked_inside_of_jit():
         (np.full((2, 4, 4), 2**32 + 3), r"got 4294967299 to 4294967299"),
         (np.full((2, 4, 4), 255, np.uint8), r"got 255 to 255"),
         (jnp.full((2, 4, 4), 99), r"got 99 to 99"),
-        (np.zeros((4, 4), int), r"got shape \(4, 4\); pass what encode returns, with the axis of the batch"),
+        (np.zeros((4, 4), int), r"got shape \(4, 4\) .*; pass what encode returns, with the axis of the batch"),
         (np.zeros((2, 16), int), r"got shape \(2, 16\)"),
         (np.zeros(16, int), r"`indices` must fit the model, got shape \(16,\)"),
         (np.zeros((2, 4, 4, 4), int), r"indices"),
@@ -130,6 +130,14 @@ def test_the_autoencoder_itself_takes_floats(images):
     for method in ("__call__", "encode", "latents", "reconstruct"):
         with pytest.raises(UserError, match=r"`images` must be floats in \[-1, 1\], got (uint8|int32|list); scale"):
             tokenizer().model.apply(tokenizer().variables, images, method=method)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (16, 16), (1, 2, 16, 16, 3)])
+@pytest.mark.parametrize("name", ["sonnet", "residual"])
+def test_images_of_another_rank_are_refused_by_the_layers(name, shape):
+    own = tokenizer(name=name)
+    with pytest.raises(UserError, match=r"must be \[batch, height, width, channels\], got shape"):
+        own.model.apply(own.variables, jnp.zeros(shape), method="encode")
 
 
 def test_conversions_between_ranges_take_what_they_convert():

@@ -281,7 +281,7 @@ def test_one_of_several_parts_is_turned_off_by_none():
         (["data.image_size=8,0"], "config.data.image_size must be at least 1, got (8, 0)"),
         (["data.image_size=8,16", "data.crop_padding=9"], "crop_padding must be less than image_size=(8, 16), got 9."),
         (["data.channels=2"], "config.data.channels must be 1 (gray), 3 (RGB) or 4"),
-        (["model.image_channels=0"], "config.model.image_channels must be a whole number from 1 to"),
+        (["model.image_channels=0"], "config.model.image_channels must be an integer from 1 to"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(flags, message):

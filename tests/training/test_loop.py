@@ -16,6 +16,7 @@ from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import ResidentFeed, fingerprint, load_splits
 from vqjax.errors import UserError
+from vqjax.evaluation import load_tokens
 from vqjax.reporting import MetricWriter
 from vqjax.runtime.signals import Interrupted
 from vqjax.runtime.workdir import exclusive, usable_workdir
@@ -86,6 +87,24 @@ def test_a_run_whose_images_have_moved_goes_on(finished, config, tmp_path):
     train(config, tmp_path / "run", devices=ONE_DEVICE)
     assert load_tokenizer(tmp_path / "run").step == 13
     assert load_tokenizer(tmp_path / "run").config["data"]["name"] == config.data.name
+
+
+def test_other_images_can_be_evaluated_beside_those_of_the_run(finished, config, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    before = (tmp_path / "run" / "eval" / "metrics.json").read_text()
+    np.save(tmp_path / "other.npy", np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3), np.uint8))
+    name = f"--config.data.name={tmp_path}/other.npy"
+    result = evaluate_workdir(tmp_path / "run", name, split="all", export_tokens=tmp_path / "tokens.npz")
+    assert result.metrics["images"] == 9
+    assert sorted(load_tokens(tmp_path / "tokens.npz").origins) == [f"images[{row}]" for row in range(9)]
+    assert (tmp_path / "run" / "eval" / "metrics.json").read_text() == before
+    assert (tmp_path / "run" / "eval_all_other.npy_train_other.npy_eval" / "report.md").exists()
+    with pytest.raises(UserError, match=r"^--config.seed is unknown to an evaluation, which takes --config.data.FIELD"):
+        evaluate_workdir(tmp_path / "run", "--config.seed=3")
+    # Other images under the same name are told of.
+    shutil.copy(config.data.name, tmp_path / "moved.npz")
+    evaluate_workdir(tmp_path / "run", f"--config.data.name={tmp_path}/moved.npz")
+    assert "note: " not in capsys.readouterr().err
 
 
 @pytest.mark.full

@@ -48,8 +48,8 @@ def save_tokens(
 ) -> None:
     """Write indices as a compressed .npz with the arrays ``indices``, ``num_codes`` and ``context``.
 
-    ``indices`` is stored as the narrowest of uint8, uint16 and uint32 that can hold every code; ``context`` is JSON. The
-    arrays ``labels``, ``class_names`` and ``origins`` are stored if they are given.
+    ``indices`` is stored as the narrowest of uint8, uint16 and uint32 that can hold every code; ``context`` is JSON.
+    The arrays ``labels``, ``class_names`` and ``origins`` are stored if they are given.
 
     Args:
       path: The file; an older one is replaced atomically.
@@ -126,17 +126,17 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
     """
     place = local_path(path)
     if not place.exists():
-        raise UserError(f"path={str(path)!r} does not exist; create it with {_export(path)}.")
+        raise UserError(f"path={str(path)!r} does not exist; create it with {_export(place)}.")
     try:
         tokens = _read(place)
     except Exception as error:  # damaged archives raise a dozen unrelated types
         raise UserError(
-            f"path={str(path)!r} is not a valid token file ({one_line(error)}); recreate it with {_export(path)}."
+            f"path={str(path)!r} is not a valid token file ({one_line(error)}); recreate it with {_export(place)}."
         ) from error
     if not _within(tokens.indices, tokens.num_codes):
         raise UserError(
             f"path={str(path)!r} must hold indices in [0, {tokens.num_codes - 1}], got {tokens.indices.min()} to "
-            f"{tokens.indices.max()}; recreate it with {_export(path)}."
+            f"{tokens.indices.max()}; recreate it with {_export(place)}."
         )
     return tokens
 

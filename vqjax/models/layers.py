@@ -42,6 +42,7 @@ class DownsamplingConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
+        _check_rank(x)
         _, height, width, channels = x.shape
         if height % 2 or width % 2:
             raise UserError(
@@ -78,6 +79,7 @@ class UpsamplingConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
+        _check_rank(x)
         channels = x.shape[-1]
         x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -93,6 +95,11 @@ class UpsamplingConv(nn.Module):
         pixels = [[row[:, :, p : p + width, p] for p in (0, 1)] for row in rows_of_phase]
         y = jnp.stack([jnp.stack(row, axis=3) for row in pixels], axis=2)
         return y.reshape(batch, 2 * height, 2 * width, self.features) + bias[None, None, None]
+
+
+def _check_rank(x: Images) -> None:
+    if x.ndim != 4:
+        raise UserError(f"`x` must be [batch, height, width, channels], got shape {x.shape}; add the missing axes.")
 
 
 def _parameters(
