@@ -75,7 +75,7 @@ def codes_of(module):
     return np.asarray(module.decode(jnp.arange(CODES)))
 
 
-@pytest.mark.parametrize("arguments", [{"codebook": replacing()}, {"codebook": "gradient"}])
+@pytest.mark.parametrize("arguments", [{"codebook": replacing()}, {"codebook": replacing("gradient")}])
 def test_an_autoencoder_trains(arguments):
     model, x = Autoencoder(nnx.Rngs(0), **arguments), gaussian(64, FEATURES)
     model.train()
@@ -90,7 +90,7 @@ def test_an_autoencoder_trains(arguments):
     assert np.any(held[...] != 1)
     # The optimizer saw the codes exactly where they are learned.
     moments = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(optimizer, nnx.OptState))}
-    assert any("codes" in path for path in moments) == (arguments["codebook"] == "gradient")
+    assert any("codes" in path for path in moments) == arguments["codebook"].in_params
 
 
 def test_it_is_the_linen_module_bit_for_bit():
@@ -199,7 +199,7 @@ def test_each_call_draws_its_own_random_numbers_and_the_state_repeats_them():
 
 
 def test_split_separates_the_codebook_from_what_is_learned():
-    _, params, codebook, rest = nnx.split(quantizer(codebook="gradient"), nnx.Param, CodebookState, ...)
+    _, params, codebook, rest = nnx.split(quantizer(codebook=replacing("gradient")), nnx.Param, CodebookState, ...)
     assert set(params["variables"]["params"]) == {"codes"}
     assert set(codebook["variables"]["codebook"]) == {"offsets", "relative_usage"}
     assert set(rest) == {"rngs"}

@@ -181,7 +181,8 @@ class Quantizer(nnx.Module):
         values = jax.tree.map(nnx.Variable.get_value, self.variables, is_leaf=_is_variable)
         if not update:
             return self.module.apply(values, *arguments, method=method, **options)
-        state = [collection for collection in values if collection != "params"]
+        # Codes that are parameters move by the optimizer, but start from clusters.
+        state = [collection for collection in values if collection != "params" or method == "kmeans_init"]
         rngs = {"quantizer": self.rngs()}
         out, updates = self.module.apply(values, *arguments, method=method, mutable=state, rngs=rngs, **options)
         # In place: callers such as nnx.scan hold references to these variables.

@@ -136,10 +136,7 @@ def test_implicit_codebooks():
     module = ResidualVQ(
         STAGE.clone(codebook="gradient"), STAGES, implicit_codebooks=ImplicitCodebook(depth=4, hidden=12)
     )
-    state = {
-        name: {"offsets": jnp.zeros((CODES, DIM)), "relative_usage": jnp.ones(CODES)} for name in our_state(codebooks)
-    }
-    out = module.apply({"params": params, "codebook": state}, jnp.asarray(z), train=False)
+    out = module.apply({"params": params}, jnp.asarray(z), train=False)
     quantized, indices, _ = theirs.eval()(torch.tensor(z))
     np.testing.assert_array_equal(out.indices, indices)
     close(out.quantized, quantized, atol=1e-5)

@@ -99,13 +99,6 @@ def test_arguments_of_the_wrong_type_are_refused(make, message, as_users_run_it)
     ("quantizer", "made_by", "message"),
     [
         (VectorQuantizer(11), VectorQuantizer(5), r"num_codes=11 and one codebook, got shape \(5, 8\)"),
-        (VectorQuantizer(4, codebook=EMACodebook(replace=Replacement(None, 1))), VectorQuantizer(4), "must hold idle"),
-        (
-            VectorQuantizer(4, codebook=EMACodebook(accumulation_steps=2)),
-            VectorQuantizer(4),
-            "must hold pending_counts",
-        ),
-        (VectorQuantizer(4), VectorQuantizer(4, codebook="frozen"), "must hold counts"),
         (
             VectorQuantizer(4, codebook_dim=3),
             VectorQuantizer(4),
@@ -121,6 +114,19 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
     indices = jnp.zeros((3, quantizer.num_codebooks) if quantizer.num_codebooks > 1 else 3, jnp.int32)
     with pytest.raises(UserError, match=message):
         quantizer.apply(create(made_by), indices, method="decode")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "made_by", "message"),
+    [
+        (VectorQuantizer(4, codebook=EMACodebook(replace=Replacement(None, 1))), VectorQuantizer(4), "must hold idle"),
+        (VectorQuantizer(4, codebook=EMACodebook(accumulation_steps=2)), VectorQuantizer(4), "hold pending_counts"),
+        (VectorQuantizer(4), VectorQuantizer(4, codebook="frozen"), "must hold counts"),
+    ],
+)
+def test_the_state_of_another_codebook_is_refused_in_training(quantizer, made_by, message):
+    with pytest.raises(UserError, match=message):
+        quantizer.apply(create(made_by), Z, train=True, mutable=["codebook"], rngs=KEYS)
 
 
 @pytest.mark.parametrize(

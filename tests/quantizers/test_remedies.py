@@ -203,7 +203,7 @@ def test_kmeans_plus_plus_starts_the_transformed_codes_on_the_tokens():
     z = gaussian(TOKENS, DIM) * 3 + 7
     vq, variables = create(codebook=GradientCodebook(transform=LearnedAffine(1.0)))
     _, changed = vq.apply(
-        variables, z, start="plus_plus", method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY}
+        variables, z, start="plus_plus", method="kmeans_init", mutable=["params"], rngs={"quantizer": KEY}
     )
     before, after = (
         vq.apply(v, z, train=False).metrics["quantization_error"] for v in (variables, variables | changed)

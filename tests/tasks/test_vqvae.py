@@ -230,6 +230,18 @@ def test_unreadable_images_do_not_keep_the_codebook_from_being_started(batch, ba
     assert float(started["counts"].sum()) == (256 if batch_size == 8 else 26 * 16)
 
 
+def test_codes_that_are_parameters_start_from_clusters_too(batch):
+    model = model_of(VectorQuantizer(num_codes=4, codebook="gradient"))
+    task = VQVAETask(model, optax.sgd(0.1), squared_error(1.0), kmeans_init=True, ema_decay=0.9)
+    state = task.init(jax.random.key(0), batch)
+    started = task.init_from_data(state, iter([batch]), jax.random.key(1))
+    chex.assert_trees_all_equal_shapes(started, state)
+    assert (started.params[NETWORK]["quantizer"]["codes"] != state.params[NETWORK]["quantizer"]["codes"]).all()
+    chex.assert_trees_all_equal(started.ema_params, started.params)
+    del state.params[NETWORK]["quantizer"], started.params[NETWORK]["quantizer"]
+    chex.assert_trees_all_equal(started.params, state.params)
+
+
 def test_a_quantizer_without_a_start_from_data_is_refused():
     from vqjax import FSQ
 

@@ -97,8 +97,9 @@ class Quantizer(nn.Module):
 
     A subclass implements ``__call__``, ``encode`` and ``decode``. It has ``num_codes``, the number of codes of one
     codebook, and ``axis_name``, the name of a mapped axis over which the batch is split (or None), each as a field or
-    as a property. :class:`Residual` and :class:`Grouped` compose quantizers by the other public members, whose
-    defaults suit a quantizer with one index per vector.
+    as a property. Only training needs that axis: other calls outside of the mapped function take their input for the
+    whole batch. :class:`Residual` and :class:`Grouped` compose quantizers by the other public members, whose defaults
+    suit a quantizer with one index per vector.
 
     Attributes:
       train: Whether calls train, for a module that is made to do one or the other; None where each call says so.
@@ -227,6 +228,11 @@ class Quantizer(nn.Module):
             else "mark it as a static argument under jit"
         )
         require(isinstance(train, bool | np.bool_), "train", train, f"True or False for {type(self).__name__}", advice)
+        if train and self.axis_name is not None and not _is_mapped(self.axis_name):
+            raise UserError(
+                f"axis_name must be the axis of a mapped function around a call that trains, got {self.axis_name!r}; "
+                "train within pmap or shard_map over that axis, or evaluate with train=False."
+            )
         return bool(train)
 
     def _check_template(self) -> None:
@@ -236,8 +242,10 @@ class Quantizer(nn.Module):
 
     @property
     def _batch_axis(self) -> str | None:
-        """The mapped axis of the statistics; None in ``init``, which runs outside of the mapped function."""
-        return None if self.is_initializing() else self.axis_name
+        """The mapped axis of the statistics; None outside of the mapped function, and in ``init``."""
+        if self.axis_name is None or self.is_initializing() or not _is_mapped(self.axis_name):
+            return None
+        return self.axis_name
 
     def _draw_key(self, cause: str, *, per_device: bool = True) -> Array:
         """Draw a key of the stream ``quantizer``; by default another one on each device of a mapped axis."""
@@ -322,6 +330,15 @@ class Quantizer(nn.Module):
 
     def _project_out(self, vectors: Features) -> Vectors:
         return self._project("project_out", vectors) if self._is_projected else vectors
+
+
+def _is_mapped(axis_name: str) -> bool:
+    """Return True within a function that is mapped over the axis."""
+    try:
+        jax.lax.axis_size(axis_name)
+    except NameError:
+        return False
+    return True
 
 
 def combine_metrics(metrics: Sequence[dict[str, Scalar]]) -> dict[str, Scalar]:

@@ -91,6 +91,7 @@ class BaseCodebook:
     Attributes:
       in_params: The codes are parameters, which the optimizer moves; else they are in the collection ``codebook``.
       tracks_usage: Training measures how much each code is used.
+      clusters_in: The collection that k-means writes to.
       weight: Weight of the codebook loss.
       sync_nu: Weight with which the gradient of the task reaches the codes.
       replace: Which codes are replaced.
@@ -98,6 +99,7 @@ class BaseCodebook:
     """
 
     in_params: ClassVar[bool] = False
+    clusters_in: ClassVar[str] = "codebook"
     tracks_usage: ClassVar[bool] = True
     weight: ClassVar[float] = 0.0
     sync_nu: ClassVar[float] = 0.0
@@ -141,6 +143,11 @@ class BaseCodebook:
         """The names of the variables, ``codes`` first."""
         idle = ("idle",) if self.replace is not None and self.replace.unused_after is not None else ()
         return ("codes", *idle)
+
+    @property
+    def code_names(self) -> tuple[str, ...]:
+        """The names of the variables that make the codes."""
+        return ("codes",)
 
     def create(self, codes: Codes, unit_norm: bool) -> Variables:
         """Return the initial variables for codes as the initializer draws them."""
@@ -379,15 +386,16 @@ class GradientCodebook(BaseCodebook):
     .. math:: \alpha\, |\mathrm{sg}(z) - e_k|^2
 
     Variables:
-      ``params["codes"]``, and in the collection ``codebook`` their ``offsets`` and ``relative_usage``, with
-      least-recently-used replacement also ``idle``. The codes are ``params["codes"] + codebook["offsets"]``: the
-      optimizer moves the first; k-means and replacement, which are not gradient steps, write the second.
+      ``params["codes"]`` alone. With replacement also the collection ``codebook`` with their ``offsets`` and
+      ``relative_usage``, and where the least recently used are replaced ``idle``. The codes are then
+      ``params["codes"] + codebook["offsets"]``: the optimizer moves the first; k-means and replacement, which are not
+      gradient steps, write the second.
 
     Args:
       weight: :math:`\alpha`.
       sync_nu: Weight with which the gradient of the task reaches the codes as well (:math:`\nu` of Huh et al., 2023,
         eq. 21).
-      decay: Of the moving average of use per batch, in ``[0, 1)``.
+      decay: Of the moving average of use per batch, in ``[0, 1)``; use is tracked where codes are replaced.
       dead_code_threshold: A code counts as dead while its moving average of use is below this fraction of the average
         use (tokens / codes).
       replace: Replace codes that are not in use.
@@ -414,16 +422,34 @@ class GradientCodebook(BaseCodebook):
     transform: nn.Module | None = None
 
     @property
+    def tracks_usage(self) -> bool:
+        return self.replace is not None
+
+    @property
+    def clusters_in(self) -> str:
+        return "params" if self.replace is None else "codebook"
+
+    @property
     def variable_names(self) -> tuple[str, ...]:
-        return ("codes", "offsets", "relative_usage", *super().variable_names[1:])
+        return (
+            super().variable_names
+            if self.replace is None
+            else (*self.code_names, "relative_usage", *super().variable_names[1:])
+        )
+
+    @property
+    def code_names(self) -> tuple[str, ...]:
+        return ("codes",) if self.replace is None else ("codes", "offsets")
 
     def create(self, codes: Codes, unit_norm: bool) -> Variables:
         variables = super().create(codes, unit_norm)
+        if self.replace is None:
+            return variables
         relative_usage = jnp.ones(codes.shape[:-1], jnp.float32)
         return variables | {"offsets": jnp.zeros_like(codes), "relative_usage": relative_usage}
 
     def stored(self, variables: Variables) -> Codes:
-        return variables["codes"] + variables["offsets"]
+        return variables["codes"] if self.replace is None else variables["codes"] + variables["offsets"]
 
     def update(
         self,
@@ -448,8 +474,10 @@ class GradientCodebook(BaseCodebook):
         return variables, dead
 
     def restart(self, variables: Variables, clusters: Codebook) -> Variables:
-        offsets = self.to_stored(clusters.codes) - variables["codes"]
-        return variables | {"offsets": offsets, "relative_usage": clusters.relative_usage}
+        codes = self.to_stored(clusters.codes)
+        if self.replace is None:
+            return variables | {"codes": codes}
+        return variables | {"offsets": codes - variables["codes"], "relative_usage": clusters.relative_usage}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,6 +120,7 @@ class IBQ(Quantizer):
           UserError: An input of the wrong kind.
         """
         self._check_input(z, mask, condition)
+        self._is_training(train)  # Checked as everywhere, though it changes nothing.
         if self.is_initializing():
             self.param("codes", self.codebook_init, (self.num_codes, z.shape[-1]), jnp.float32)
         codes = self._codes(z.shape[-1])

@@ -112,6 +112,7 @@ class RandomProjectionQuantizer(Quantizer):
           UserError: An input of the wrong kind.
         """
         self._check_input(z, mask, condition)
+        self._is_training(train)  # Checked as everywhere, though it changes nothing.
         if self.is_initializing():
             shape = (self.num_codebooks, z.shape[-1], self.codebook_dim)
             self.variable("codebook", "projections", _random_projections, self.make_rng("quantizer"), shape)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vqjax.errors import UserError
 from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
 from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive
 
@@ -132,11 +133,12 @@ class RunningAffine(nn.Module):
     @nn.compact
     def __call__(self, codes: Codes) -> Codes:
         """Transform codes."""
-        shape = (*codes.shape[:-2], codes.shape[-1])
-        for name in ("token", "code"):
-            self.variable("codebook", f"{name}_mean", jnp.zeros, shape, jnp.float32)
-            self.variable("codebook", f"{name}_variance", jnp.ones, shape, jnp.float32)
-        self.variable("codebook", "batches", jnp.zeros, (), jnp.int32)
+        if self.is_initializing():
+            shape = (*codes.shape[:-2], codes.shape[-1])
+            for name in ("token", "code"):
+                self.variable("codebook", f"{name}_mean", jnp.zeros, shape, jnp.float32)
+                self.variable("codebook", f"{name}_variance", jnp.ones, shape, jnp.float32)
+            self.variable("codebook", "batches", jnp.zeros, (), jnp.int32)
         return self._match(codes, "code", "token")
 
     def to_base(self, codes: Codes) -> Codes:
@@ -166,9 +168,13 @@ class RunningAffine(nn.Module):
         self.put_variable("codebook", "batches", self.get_variable("codebook", "batches") + 1)
 
     def _statistics(self, name: str) -> FeatureStatistics:
-        return FeatureStatistics(
-            *(self.get_variable("codebook", f"{name}_{field}") for field in FeatureStatistics._fields)
-        )
+        fields = [self.get_variable("codebook", f"{name}_{field}") for field in FeatureStatistics._fields]
+        if any(field is None for field in fields):
+            raise UserError(
+                f"The variables must hold {name}_mean and {name}_variance of RunningAffine, got none; pass all "
+                "collections of init(key, z) to apply."
+            )
+        return FeatureStatistics(*fields)
 
     def _match(self, x: Codes, source: str, target: str) -> Codes:
         match = jax.vmap(match_statistics) if x.ndim == 3 else match_statistics

@@ -101,9 +101,10 @@ class VectorQuantizer(Quantizer):
       ``codebook_transform``.
 
     State and randomness:
-      ``train=False`` changes nothing. ``train=True`` looks codes up first and updates the collection ``codebook``
-      afterwards, so it has to be mutable. Random numbers come from the stream ``quantizer`` (initial codes,
-      k-means, replacement, sampling, noisy estimators). Under ``jit`` over a global batch the statistics are global.
+      ``train=False`` changes nothing, and needs no other variables than those of the codes. ``train=True`` looks codes
+      up first and updates the collection ``codebook`` afterwards, which has to be mutable where it is not empty. Random
+      numbers come from the stream ``quantizer`` (initial codes, k-means, replacement, sampling, noisy estimators).
+      Under ``jit`` over a global batch the statistics are global.
 
     Attributes:
       num_codes: Size of the codebook.
@@ -273,7 +274,7 @@ class VectorQuantizer(Quantizer):
           Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``commitment_loss`` and
           ``codebook_loss`` (unweighted; equal in value, different in gradient), ``relative_error`` (the error over the
           mean square of the latents), ``perplexity`` and ``usage`` of this batch, ``norm_ratio`` (mean |q|/|z|),
-          ``angle`` (mean, radians), unless the codebook is frozen ``dead_codes`` (number, by the moving average,
+          ``angle`` (mean, radians), where the use of codes is tracked ``dead_codes`` (number, by the moving average,
           before any replacement), and each regularizer by its name.
 
         Raises:
@@ -315,7 +316,7 @@ class VectorQuantizer(Quantizer):
         """
         check_input(z, mask)
         train = self._is_training(train)
-        variables = self._variables(z.shape[-1])
+        variables = self._variables(z.shape[-1], train)
         self._check_given(z, indices, code_update_weights)
         latents, token_mask = self._to_code_space(zero_where_masked(z, mask)), self._mask_of_heads(mask)
         key = self._draw_lookup_keys() if train else None
@@ -398,6 +399,7 @@ class VectorQuantizer(Quantizer):
 
         Call it once, before training, as
         ``_, updates = vq.apply(variables, z, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": key})``.
+        The codes of a :class:`GradientCodebook` without replacement are in ``params``, which has to be mutable instead.
 
         Args:
           z: The vectors to cluster, better many times ``num_codes``: stack several batches along a leading axis.
@@ -406,17 +408,23 @@ class VectorQuantizer(Quantizer):
           start: First means: random tokens, or those of k-means++.
 
         Raises:
-          UserError: The collection ``codebook`` is immutable, or there is no ``quantizer`` key.
+          UserError: The collection of the codes is immutable, or there is no ``quantizer`` key.
         """
         check_input(z, mask)
-        variables, transform = self._variables(z.shape[-1]), self.codebook.transform
+        variables, transform = self._variables(z.shape[-1], update=True), self.codebook.transform
         if z.size == 0:
             raise UserError(f"z must have at least one token for kmeans_init, got shape {z.shape}.")
         whole = is_count(iterations) or (is_number(iterations) and iterations == 0)
         require(whole, "iterations", iterations, "a non-negative integer")
         invertible = transform is None or has_inverse(transform)
         require(invertible, "codebook.transform", transform, "invertible (have a method to_base) for kmeans_init")
-        self._require_mutable("kmeans_init(z)")
+        collection = self.codebook.clusters_in
+        if not self.is_mutable_collection(collection):
+            raise UserError(
+                f"kmeans_init(z) updates the collection {collection!r}, which is immutable in this apply. Write\n"
+                f"  _, updates = vq.apply(variables, z, method='kmeans_init', mutable=[{collection!r}], rngs=...)\n"
+                "  variables = variables | updates."
+            )
         latents = self._to_code_space(zero_where_masked(z, mask))
         candidates = self._candidates("kmeans_init", *self._group(latents, self._mask_of_heads(mask)))
         settings = {"iterations": iterations, "unit_norm": self._unit_norm, "start": start}
@@ -425,7 +433,7 @@ class VectorQuantizer(Quantizer):
             return kmeans(key, latents, self.num_codes, mask=mask, **settings)
 
         clusters = per_codebook(cluster, variables["codes"])(*candidates)
-        self._write(self._codebook.restart(variables, clusters))
+        self._write(self._codebook.restart(variables, clusters), collection)
 
     def codebook_loss(self, z: Vectors, mask: Mask = None) -> Scalar:
         """Return the mean squared distance of codes to the latents that choose them, with gradient to the codes alone.
@@ -488,10 +496,18 @@ class VectorQuantizer(Quantizer):
     def _collection_of(self, name: str) -> str:
         return "params" if name == "codes" and self.codebook.in_params else "codebook"
 
-    def _variables(self, features: int | None = None) -> Variables:
-        """Read the variables of the codebook, made for these settings and an input of ``features``."""
-        names = {name: self._collection_of(name) for name in self.codebook.variable_names}
-        missing = [name for name, collection in names.items() if not self.has_variable(collection, name)]
+    def _variables(self, features: int | None = None, update: bool = False) -> Variables:
+        """Read the variables of the codebook, made for these settings and an input of ``features``.
+
+        All have to be there for an update. Otherwise those of the codes are enough.
+        """
+        codebook = self.codebook
+        known = dict.fromkeys((*codebook.variable_names, *codebook.code_names))
+        names = {
+            name: self._collection_of(name) for name in known if self.has_variable(self._collection_of(name), name)
+        }
+        needed = codebook.variable_names if update else codebook.code_names
+        missing = [name for name in needed if name not in names]
         if missing:
             what = "a codebook" if {"codes", "offsets"} & {*missing} else " and ".join(missing)
             raise UserError(
@@ -502,10 +518,10 @@ class VectorQuantizer(Quantizer):
         self._check_shape(variables["codes"].shape, features)
         return variables
 
-    def _write(self, variables: Variables) -> None:
+    def _write(self, variables: Variables, collection: str = "codebook") -> None:
         for name in self.codebook.variable_names:
-            if self._collection_of(name) == "codebook":
-                self.put_variable("codebook", name, jax.lax.stop_gradient(variables[name]))
+            if self._collection_of(name) == collection:
+                self.put_variable(collection, name, jax.lax.stop_gradient(variables[name]))
 
     def _code_features(self, features: int) -> int:
         """Return the dimension of a code for an input of this many features."""
@@ -549,10 +565,10 @@ class VectorQuantizer(Quantizer):
         if weights is not None and weights.shape not in (expected, expected[-1:]):
             raise UserError(f"code_update_weights must have shape {expected}, one per code, got {weights.shape}.")
 
-    def _require_mutable(self, what: str) -> None:
+    def _require_mutable(self) -> None:
         if not self.is_mutable_collection("codebook"):
             raise UserError(
-                f"{what} updates the collection 'codebook', which is immutable in this apply. Write\n"
+                "train=True updates the collection 'codebook', which is immutable in this apply. Write\n"
                 "  out, updates = vq.apply(variables, z, train=True, mutable=['codebook'])\n"
                 "  variables = variables | updates\n"
                 "or pass train=False to leave the codebook as it is."
@@ -708,7 +724,7 @@ class VectorQuantizer(Quantizer):
         metrics |= {"quantization_error": error, "relative_error": self._relative_error(error, latents, mask)}
         metrics["perplexity"] = jnp.mean(per_codebook(perplexity, variables["codes"])(counts))
         metrics["usage"] = usage(counts.ravel())
-        if self.codebook.tracks_usage:
+        if "relative_usage" in variables:
             metrics["dead_codes"] = self.codebook.count_dead(variables["relative_usage"])
         return metrics
 
@@ -724,7 +740,7 @@ class VectorQuantizer(Quantizer):
         """Update the variables by one batch; return the number of codes that are then dead, before any is replaced."""
         codebook = self._codebook
         if codebook.changes_in_training:
-            self._require_mutable("train=True")
+            self._require_mutable()
         latents, mask = self._group(jax.lax.stop_gradient(latents), mask)
         if hasattr(codebook.transform, "update"):
             # Before the moving averages: tokens of the first batch would enter them as if nothing were transformed.

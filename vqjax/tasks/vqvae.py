@@ -149,12 +149,18 @@ class VQVAETask(Task):
                 variables,
                 z,
                 method=lambda model, z: model.quantizer.kmeans_init(z),
-                mutable=list(state.variables[NETWORK]),
+                # Codes that are parameters start from clusters as well.
+                mutable=["params", *state.variables[NETWORK]],
                 rngs={"quantizer": key},
             )
         )
         _, started = cluster(state.trained(NETWORK), jnp.concatenate(latents))
-        return state.replace(variables={**state.variables, NETWORK: state.variables[NETWORK] | started})
+        params = {**state.params, NETWORK: started.pop("params")}
+        return state.replace(
+            params=params,
+            variables={**state.variables, NETWORK: state.variables[NETWORK] | started},
+            ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
+        )
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return reconstructions, code indices and the quantizer's metrics; see :meth:`Task.evaluate`."""
