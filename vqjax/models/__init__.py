@@ -1,6 +1,19 @@
 """Encoders, decoders, and the autoencoder that joins them with a quantizer."""
 
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
+from vqjax.models.vit import ViTDecoder, ViTEncoder
+from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE, VQVAEOutput
 
-__all__ = ["VQVAE", "ResidualDecoder", "ResidualEncoder", "SonnetDecoder", "SonnetEncoder", "VQVAEOutput"]
+__all__ = [
+    "VQVAE",
+    "ResidualDecoder",
+    "ResidualEncoder",
+    "SonnetDecoder",
+    "SonnetEncoder",
+    "VQGANDecoder",
+    "VQGANEncoder",
+    "VQVAEOutput",
+    "ViTDecoder",
+    "ViTEncoder",
+]

@@ -1,0 +1,206 @@
+"""Encoder and decoder of ViT-VQGAN, as enhancing-transformers trains them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vqjax.errors import UserError
+from vqjax.models.layers import Images
+
+Tokens = Float[Array, "batch rows columns _"]
+
+_HEAD_DIM = 64
+
+
+class ViTEncoder(nn.Module):
+    """Images to a grid of vectors, one for each patch.
+
+    Attributes:
+      patch_size: Height and width of a patch in pixels.
+      dim: Features of a token.
+      depth: Number of transformer blocks.
+      heads: Heads of the attention, of 64 features each.
+      mlp_dim: Hidden features of the two-layer networks.
+      code_dim: Features of the output, by a linear layer; None: ``dim``, without it.
+      remat: Compute each block again in the backward pass, instead of keeping its activations.
+      dtype: Of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> encoder = ViTEncoder(dim=16, depth=1, heads=1, mlp_dim=32, code_dim=4)
+      >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 32, 16, 3)))[0].shape
+      (1, 4, 2, 4)
+
+    Source: Yu et al., 2022 (arXiv 2110.04627).
+    """
+
+    patch_size: int = 8
+    dim: int = 512
+    depth: int = 8
+    heads: int = 8
+    mlp_dim: int = 2048
+    code_dim: int | None = None
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Images) -> Tokens:
+        _, height, width, _ = images.shape
+        size = self.patch_size
+        if height % size or width % size:
+            raise UserError(
+                f"images must have a height and width that patch_size={size} divides, got {height} x {width}; resize "
+                "or crop them."
+            )
+        x = nn.Conv(self.dim, (size, size), size, "VALID", dtype=self.dtype, name="to_tokens")(images)
+        x = _Transformer(self.depth, self.heads, self.mlp_dim, self.remat, self.dtype, name="transformer")(x)
+        return x if self.code_dim is None else nn.Dense(self.code_dim, name="to_codes")(x)
+
+
+class ViTDecoder(nn.Module):
+    """A grid of codes to images, one patch for each code. The output is not bounded.
+
+    Attributes:
+      patch_size: As in the encoder.
+      dim: As in the encoder; codes are brought to it by a linear layer.
+      depth: As in the encoder.
+      heads: As in the encoder.
+      mlp_dim: As in the encoder.
+      image_channels: Channels of the images.
+      remat: As in the encoder.
+      dtype: As in the encoder.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> decoder = ViTDecoder(dim=16, depth=1, heads=1, mlp_dim=32)
+      >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 4, 2, 4)))[0].shape
+      (1, 32, 16, 3)
+
+    Source: Yu et al., 2022 (arXiv 2110.04627).
+    """
+
+    patch_size: int = 8
+    dim: int = 512
+    depth: int = 8
+    heads: int = 8
+    mlp_dim: int = 2048
+    image_channels: int = 3
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        self.conv_out = _PatchToPixels(self.patch_size, self.image_channels)
+
+    def __call__(self, codes: Tokens) -> Images:
+        return self.to_images(self.features(codes))
+
+    @nn.compact
+    def features(self, codes: Tokens) -> Tokens:
+        """Return the float32 input of the last layer, ``conv_out``; see :meth:`VQGANDecoder.features`."""
+        x = nn.Dense(self.dim, dtype=self.dtype, name="from_codes")(codes)
+        return _Transformer(self.depth, self.heads, self.mlp_dim, self.remat, self.dtype, name="transformer")(x)
+
+    def to_images(self, features: Tokens) -> Images:
+        """Return images from the features in front of the last layer."""
+        return self.conv_out(features)
+
+
+class _PatchToPixels(nn.Module):
+    """A transposed convolution whose stride is its size: a linear map from each token to its patch."""
+
+    patch_size: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Images:
+        batch, rows, columns, dim = x.shape
+        shape = (dim, self.patch_size, self.patch_size, self.channels)
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2, 3)), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        pixels = jnp.einsum("brcd,duvo->brucvo", x, kernel)
+        pixels = pixels.reshape(batch, rows * self.patch_size, columns * self.patch_size, self.channels)
+        return pixels + bias[None, None, None]
+
+
+class _Transformer(nn.Module):
+    """Positions, blocks of attention and two-layer networks behind a norm each, and a last norm."""
+
+    depth: int
+    heads: int
+    mlp_dim: int
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        batch, rows, columns, dim = x.shape
+        x = x.astype(jnp.float32) + positions(rows, columns, dim)[None]
+        x = x.reshape(batch, rows * columns, dim)
+        block = nn.remat(_Block) if self.remat else _Block
+        for i in range(self.depth):
+            x = block(self.heads, self.mlp_dim, self.dtype, name=f"block_{i}")(x)
+        return _norm("norm")(x).reshape(batch, rows, columns, dim)
+
+
+class _Block(nn.Module):
+    """Attention, then a two-layer network with a hyperbolic tangent, each added to its input."""
+
+    heads: int
+    mlp_dim: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch positions dim"]) -> Float[Array, "batch positions dim"]:
+        inner = self.heads * _HEAD_DIM
+        projected = nn.Dense(3 * inner, use_bias=False, dtype=self.dtype, name="qkv")(_norm("norm_1")(x))
+        query, key, value = (
+            part.reshape(*x.shape[:2], self.heads, _HEAD_DIM) for part in jnp.split(projected, 3, axis=-1)
+        )
+        attended = jax.nn.dot_product_attention(query, key, value).reshape(*x.shape[:2], inner)
+        if (self.heads, _HEAD_DIM) != (1, x.shape[-1]):
+            attended = nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attended)
+        x = x + attended
+        hidden = nn.tanh(nn.Dense(self.mlp_dim, dtype=self.dtype, name="mlp_1")(_norm("norm_2")(x)))
+        return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_2")(hidden)
+
+
+def positions(rows: int, columns: int, dim: int) -> Float[np.ndarray, "rows columns dim"]:
+    r"""Return a fixed embedding of the positions of a grid.
+
+    The first half of the features depends on the column, the second on the row. Each holds
+    :math:`\sin(p\,\omega_k)`, then :math:`\cos(p\,\omega_k)`, with :math:`\omega_k = 10000^{-k/(dim/4)}`.
+
+    Args:
+      rows: Rows of the grid.
+      columns: Columns of the grid.
+      dim: Features; a multiple of 4.
+
+    Returns:
+      float32 values in [-1, 1].
+
+    Raises:
+      UserError: ``dim`` is not a multiple of 4.
+
+    Example:
+      >>> print(positions(1, 2, 4)[0].round(3))
+      [[0.    1.    0.    1.   ]
+       [0.841 0.54  0.    1.   ]]
+    """
+    if dim % 4:
+        raise UserError(f"dim must be a multiple of 4, got {dim}.")
+    frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))
+
+    def along(count: int) -> Float[np.ndarray, "count half"]:
+        angles = np.arange(count)[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    by_column = np.broadcast_to(along(columns)[None], (rows, columns, dim // 2))
+    by_row = np.broadcast_to(along(rows)[:, None], (rows, columns, dim // 2))
+    return np.concatenate([by_column, by_row], axis=-1).astype(np.float32)
+
+
+def _norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(1e-5, use_fast_variance=False, dtype=jnp.float32, name=name)

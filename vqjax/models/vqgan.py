@@ -1,0 +1,249 @@
+"""Encoder and decoder of VQGAN, as taming-transformers and latent diffusion train them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vqjax.errors import UserError
+from vqjax.models.layers import Images
+
+_GROUPS = 32
+
+
+class VQGANEncoder(nn.Module):
+    """Images to a grid of vectors, ``2 ** (len(multipliers) - 1)`` times smaller in each direction.
+
+    A 3x3 convolution; at each level residual blocks, each followed by attention at the resolutions that have it, and
+    a strided convolution; a residual block, attention and another residual block in the middle; group norm, swish and
+    a 3x3 convolution to the latents, with a 1x1 convolution to the codes behind it.
+
+    Attributes:
+      channels: Channels of the first level; a multiple of 32, the number of groups of the norms.
+      multipliers: Channels of each level, from fine to coarse, as multiples of ``channels``.
+      num_res_blocks: Residual blocks of each level.
+      attention_resolutions: Heights of feature maps at which levels have attention, where the image has
+        ``resolution`` pixels.
+      resolution: Height of the images for which the model is made. Images of other sizes keep attention at the same
+        levels.
+      middle_attention: Attention in the middle; False is ``attn_type: none`` of the published configs.
+      latent_dim: Features of the latents (``z_channels``).
+      code_dim: Features of the codes (``embed_dim``), by a 1x1 convolution; None: ``latent_dim``, without it.
+      dropout: Rate of dropout in the residual blocks, from the stream ``dropout``; None for none.
+      remat: Compute each block again in the backward pass, instead of keeping its activations.
+      dtype: Of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> encoder = VQGANEncoder(channels=32, multipliers=(1, 2), latent_dim=4, attention_resolutions=())
+      >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 16, 16, 3)))[0].shape
+      (1, 8, 8, 4)
+
+    Source: Esser et al., 2021 (arXiv 2012.09841); Rombach et al., 2022 (arXiv 2112.10752).
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    resolution: int = 256
+    middle_attention: bool = True
+    latent_dim: int = 256
+    code_dim: int | None = None
+    dropout: float | None = None
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_channels(self.channels)
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Images:
+        block, attention = _blocks(self, train)
+        x = _conv(self.channels, self.dtype, name="conv_in")(images)
+        last = len(self.multipliers) - 1
+        for level, multiplier in enumerate(self.multipliers):
+            for i in range(self.num_res_blocks):
+                x = block(self.channels * multiplier, name=f"level_{level}_block_{i}")(x)
+                if self.resolution >> level in self.attention_resolutions:
+                    x = attention(name=f"level_{level}_attention_{i}")(x)
+            if level < last:
+                x = _Downsample(self.dtype, name=f"level_{level}_downsample")(x)
+        x = _middle(x, block, attention if self.middle_attention else None)
+        # Latents rounded to bfloat16 would be nearest to other codes.
+        x = _conv(self.latent_dim, jnp.float32, name="conv_out")(nn.swish(_norm(name="norm_out")(x)))
+        return x if self.code_dim is None else nn.Conv(self.code_dim, (1, 1), name="to_codes")(x)
+
+
+class VQGANDecoder(nn.Module):
+    """A grid of codes to images, ``2 ** (len(multipliers) - 1)`` times larger in each direction.
+
+    The mirror image of :class:`VQGANEncoder`, with one residual block more at each level, and a nearest-neighbor
+    enlargement with a convolution in the place of the strided one. The output is not bounded.
+
+    Attributes:
+      channels: As in the encoder.
+      multipliers: As in the encoder, from fine to coarse.
+      num_res_blocks: One less than the residual blocks of each level, as in the published configs.
+      attention_resolutions: As in the encoder.
+      resolution: As in the encoder.
+      middle_attention: As in the encoder.
+      latent_dim: Features that codes of another dimension are brought to first, by a 1x1 convolution
+        (``post_quant_conv``); None: codes are taken as they are.
+      image_channels: Channels of the images.
+      dropout: As in the encoder.
+      remat: As in the encoder.
+      dtype: As in the encoder.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> decoder = VQGANDecoder(channels=32, multipliers=(1, 2), attention_resolutions=())
+      >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
+      (1, 16, 16, 3)
+
+    Source: Esser et al., 2021 (arXiv 2012.09841); Rombach et al., 2022 (arXiv 2112.10752).
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    resolution: int = 256
+    middle_attention: bool = True
+    latent_dim: int | None = None
+    image_channels: int = 3
+    dropout: float | None = None
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_channels(self.channels)
+
+    def setup(self) -> None:
+        self.conv_out = _conv(self.image_channels, jnp.float32)
+
+    def __call__(self, codes: Images, train: bool = False) -> Images:
+        return self.to_images(self.features(codes, train))
+
+    @nn.compact
+    def features(self, codes: Images, train: bool = False) -> Images:
+        """Return the float32 input of the last layer, the convolution ``conv_out``.
+
+        The adaptive weight of the adversarial loss is a ratio of gradients of that layer.
+        """
+        block, attention = _blocks(self, train)
+        x = codes if self.latent_dim is None else nn.Conv(self.latent_dim, (1, 1), name="from_codes")(codes)
+        x = _conv(self.channels * self.multipliers[-1], self.dtype, name="conv_in")(x)
+        x = _middle(x, block, attention if self.middle_attention else None)
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for i in range(self.num_res_blocks + 1):
+                x = block(self.channels * multiplier, name=f"level_{level}_block_{i}")(x)
+                if self.resolution >> level in self.attention_resolutions:
+                    x = attention(name=f"level_{level}_attention_{i}")(x)
+            if level > 0:
+                x = _Upsample(self.dtype, name=f"level_{level}_upsample")(x)
+        return nn.swish(_norm(name="norm_out")(x))
+
+    def to_images(self, features: Images) -> Images:
+        """Return images from the features in front of the last layer."""
+        return self.conv_out(features)
+
+
+class _ResidualBlock(nn.Module):
+    """Twice group norm, swish and a 3x3 convolution, added to the input."""
+
+    features: int
+    dropout: float | None = None
+    train: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        h = _conv(self.features, self.dtype, name="conv_1")(nn.swish(_norm(name="norm_1")(x)))
+        h = nn.swish(_norm(name="norm_2")(h))
+        if self.dropout is not None:
+            h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
+        h = _conv(self.features, self.dtype, name="conv_2")(h)
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class _Attention(nn.Module):
+    """Attention of all positions with each other, by one head, added to the input."""
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        batch, height, width, channels = x.shape
+        normed = _norm(name="norm")(x)
+
+        def tokens(name: str) -> Float[Array, "batch positions 1 channels"]:
+            projected = nn.Conv(channels, (1, 1), dtype=self.dtype, name=name)(normed)
+            return projected.reshape(batch, height * width, 1, channels)
+
+        attended = jax.nn.dot_product_attention(tokens("query"), tokens("key"), tokens("value"))
+        return x + nn.Conv(channels, (1, 1), dtype=self.dtype, name="out")(attended.reshape(x.shape))
+
+
+class _Downsample(nn.Module):
+    """A 3x3 convolution of stride 2, padded at the bottom and on the right."""
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        return nn.Conv(x.shape[-1], (3, 3), 2, ((0, 1), (0, 1)), dtype=self.dtype, name="conv")(x)
+
+
+class _Upsample(nn.Module):
+    """Each pixel repeated twice in both directions, and a 3x3 convolution."""
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return _conv(x.shape[-1], self.dtype, name="conv")(x)
+
+
+def _blocks(module: VQGANEncoder | VQGANDecoder, train: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Residual blocks and attention with the options of a model, and a name and features yet to be given."""
+    block, attention = (nn.remat(kind) if module.remat else kind for kind in (_ResidualBlock, _Attention))
+
+    def residual_block(features: int, name: str) -> nn.Module:
+        return block(features, module.dropout, train, module.dtype, name=name)
+
+    def attention_block(name: str) -> nn.Module:
+        return attention(module.dtype, name=name)
+
+    return residual_block, attention_block
+
+
+def _middle(x: Images, block: Callable[..., Any], attention: Callable[..., Any] | None) -> Images:
+    features = x.shape[-1]
+    x = block(features, name="middle_block_0")(x)
+    if attention is not None:
+        x = attention(name="middle_attention")(x)
+    return block(features, name="middle_block_1")(x)
+
+
+def _conv(features: int, dtype: DTypeLike | None, name: str | None = None) -> nn.Conv:
+    return nn.Conv(features, (3, 3), dtype=dtype, name=name)
+
+
+def _norm(name: str) -> nn.GroupNorm:
+    # The fast variance is off by a percent where the mean is large.
+    return nn.GroupNorm(_GROUPS, use_fast_variance=False, dtype=jnp.float32, name=name)
+
+
+def _check_channels(channels: int) -> None:
+    if channels < 1 or channels % _GROUPS:
+        raise UserError(f"channels must be a multiple of {_GROUPS}, the groups of the norms, got {channels}.")
