@@ -1,0 +1,170 @@
+"""VQGANs of taming-transformers, latent diffusion, LlamaGen and diffusers as models and variables."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from helpers.arrays import gaussian
+from helpers.goldens import assert_equal, channels_last, golden, kernel, weights
+from vqjax import UserError
+from vqjax.importing import diffusers, llamagen, taming, to_diffusers
+
+CONFIG = {
+    "ddconfig": {
+        "double_z": False,
+        "z_channels": 8,
+        "resolution": 8,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [4],
+        "dropout": 0.0,
+    },
+    "n_embed": 16,
+    "embed_dim": 4,
+}
+
+
+def state_dict(seed=0):
+    """The entries of taming's VQModel of that config, listed here by hand."""
+    random, arrays = np.random.default_rng(seed), {}
+
+    def add(name, *shape):
+        arrays[f"{name}.weight"] = random.normal(size=shape).astype(np.float32) / 8
+        arrays[f"{name}.bias"] = random.normal(size=shape[:1]).astype(np.float32) / 8
+
+    def block(name, inputs, outputs):
+        add(f"{name}.norm1", inputs)
+        add(f"{name}.conv1", outputs, inputs, 3, 3)
+        add(f"{name}.norm2", outputs)
+        add(f"{name}.conv2", outputs, outputs, 3, 3)
+        if inputs != outputs:
+            add(f"{name}.nin_shortcut", outputs, inputs, 1, 1)
+
+    def attention(name, channels):
+        add(f"{name}.norm", channels)
+        for part in ("q", "k", "v", "proj_out"):
+            add(f"{name}.{part}", channels, channels, 1, 1)
+
+    def middle(name):
+        block(f"{name}.block_1", 64, 64)
+        attention(f"{name}.attn_1", 64)
+        block(f"{name}.block_2", 64, 64)
+
+    add("encoder.conv_in", 32, 3, 3, 3)
+    block("encoder.down.0.block.0", 32, 32)
+    add("encoder.down.0.downsample.conv", 32, 32, 3, 3)
+    block("encoder.down.1.block.0", 32, 64)
+    attention("encoder.down.1.attn.0", 64)
+    middle("encoder.mid")
+    add("encoder.norm_out", 64)
+    add("encoder.conv_out", 8, 64, 3, 3)
+    add("decoder.conv_in", 64, 8, 3, 3)
+    middle("decoder.mid")
+    for i in range(2):
+        block(f"decoder.up.1.block.{i}", 64, 64)
+        attention(f"decoder.up.1.attn.{i}", 64)
+        block(f"decoder.up.0.block.{i}", 64 if i == 0 else 32, 32)
+    add("decoder.up.1.upsample.conv", 64, 64, 3, 3)
+    add("decoder.norm_out", 32)
+    add("decoder.conv_out", 3, 32, 3, 3)
+    add("quant_conv", 4, 8, 1, 1)
+    add("post_quant_conv", 8, 4, 1, 1)
+    arrays["quantize.embedding.weight"] = random.normal(size=(16, 4)).astype(np.float32)
+    return arrays
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["taming_vqmodel", "ldm_vqmodel"])
+def test_the_model_is_the_recorded_one(name):
+    arrays, config = golden(name)
+    model, variables = taming(weights(arrays), config)
+    images = channels_last(arrays["x"])
+
+    def loss(params, images):
+        output, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["codebook"])
+        return jnp.mean(jnp.abs(output.reconstruction - images)) + output.quantizer.loss, output
+
+    with_gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (total, output), (gradient, of_images) = with_gradient(variables["params"], images)
+    assert_equal(output.reconstruction, channels_last(arrays["reconstruction"]))
+    np.testing.assert_array_equal(output.quantizer.indices, arrays["indices"])
+    assert_equal(total, arrays["l1"] + arrays["codebook_loss_legacy"])
+    assert_equal(gradient["encoder"]["conv_in"]["kernel"], kernel(arrays["grad_first_layer"]))
+    assert_equal(gradient["decoder"]["conv_out"]["kernel"], kernel(arrays["grad_last_layer"]))
+    assert_equal(gradient["quantizer"]["codes"], arrays["grad_codes"])
+    assert_equal(of_images, channels_last(arrays["grad_x"]))
+
+
+@pytest.mark.full
+def test_the_tokenizer_of_llamagen_is_the_recorded_one():
+    arrays, facts = golden("llamagen_tokenizer")
+    config = facts["config"] | {"codebook_size": facts["codes"], "codebook_embed_dim": facts["code_dim"]}
+    model, variables = llamagen(weights(arrays), config | {"encoder_ch_mult": facts["config"]["ch_mult"]})
+    output = jax.jit(lambda x: model.apply(variables, x, train=False))(channels_last(arrays["x"]))
+    assert_equal(output.reconstruction, channels_last(arrays["reconstruction"]))
+    np.testing.assert_array_equal(output.quantizer.indices.ravel(), arrays["indices"].ravel())
+
+
+@pytest.mark.full
+def test_export_and_import_are_inverse(tmp_path):
+    model, variables = taming(state_dict(), CONFIG)
+    arrays, config = to_diffusers(model, variables)
+    # Names and shapes of diffusers, counted from coarse to fine in the decoder, with linear layers in attention.
+    assert arrays["decoder.up_blocks.0.upsamplers.0.conv.weight"].shape == (64, 64, 3, 3)
+    assert arrays["encoder.mid_block.attentions.0.to_out.0.weight"].shape == (64, 64)
+    assert config["down_block_types"] == ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
+    assert config["up_block_types"] == ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]
+    save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, tmp_path / "model.safetensors")
+    again, same = diffusers(tmp_path / "model.safetensors", config)
+    chex.assert_trees_all_equal(same["params"], variables["params"])
+    images = gaussian(2, 8, 8, 3)
+    first, second = (m.apply(v, images, method="reconstruct") for m, v in ((model, variables), (again, same)))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_names_of_old_diffusers_files():
+    model, variables = taming(state_dict(), CONFIG)
+    arrays, config = to_diffusers(model, variables)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        arrays = {key.replace(f".{new}.", f".{name}."): value for key, value in arrays.items()}
+    chex.assert_trees_all_equal(diffusers(arrays, config)[1]["params"], variables["params"])
+
+
+@pytest.mark.full
+def test_a_checkpoint_of_a_whole_training():
+    arrays = state_dict()
+    averages = {f"model_ema.{key.replace('.', '')}": value for key, value in state_dict(seed=1).items()}
+    others = {"loss.discriminator.main.0.weight": np.ones(3), "model_ema.decay": np.array(0.999)}
+    others["model_ema.num_updates"] = np.array(7)
+    _, variables = taming(arrays | averages | others, CONFIG)
+    chex.assert_trees_all_equal(variables, taming(state_dict(seed=1), CONFIG)[1])
+    prefixed = {f"first_stage_model.{key}": value for key, value in arrays.items()} | {"model.other": np.ones(2)}
+    chex.assert_trees_all_equal(taming(prefixed, CONFIG)[1], taming(arrays, CONFIG)[1])
+
+
+def without(key):
+    return {name: value for name, value in state_dict().items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "config", "message"),
+    [
+        (without("quant_conv.bias"), CONFIG, r"missing \['quant_conv.bias'\] and surplus \[\]"),
+        (state_dict() | {"colorize": np.ones(3)}, CONFIG, "got a VQGAN of segmentation maps"),
+        (state_dict() | {"quantize.proj.weight": np.ones(3)}, CONFIG, "got a VQGAN with a Gumbel-softmax quantizer"),
+        (state_dict() | {"quantize.used": np.ones(3)}, CONFIG, "whose indices are remapped"),
+        (state_dict(), CONFIG | {"n_embed": 8}, r"quantize.embedding.weight must have shape \[8, 4\], got \[16, 4\]"),
+        (state_dict() | {"quant_conv.bias": np.full(4, np.nan)}, CONFIG, r"undefined numbers in \['quant_conv.bias'\]"),
+        (state_dict(), CONFIG | {"ddconfig": CONFIG["ddconfig"] | {"double_z": True}}, "double_z must be False"),
+    ],
+)
+def test_what_is_another_model_is_rejected(arrays, config, message):
+    with pytest.raises(UserError, match=message):
+        taming(arrays, config)

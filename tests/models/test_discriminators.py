@@ -1,0 +1,126 @@
+"""Discriminators, beside the recorded outputs of the originals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers.arrays import gaussian
+from helpers.goldens import assert_equal, channels_last, golden, kernel, patchgan_variables, weights
+from vqjax import UserError
+from vqjax.losses.adversarial import hinge_loss, r1_penalty, vanilla_loss
+from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("num_layers", [2, 3])
+def test_patchgan_is_the_recorded_one(num_layers):
+    arrays, facts = golden(f"patchgan_{num_layers}")
+    variables, places = patchgan_variables(weights(arrays), num_layers)
+    discriminator = PatchGAN(channels=facts["ndf"], num_layers=num_layers)
+    real, fake = channels_last(arrays["real"]), channels_last(arrays["fake"])
+
+    def judge(variables, images):
+        logits, updates = discriminator.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, variables | updates
+
+    of_real, after_real = judge(variables, real)
+    of_fake, after = judge(after_real, fake)
+    assert_equal(of_real, arrays["logits_real"][:, 0])
+    assert_equal(of_fake, arrays["logits_fake"][:, 0])
+    assert_equal(hinge_loss(of_real, of_fake), arrays["hinge_d"])
+    assert_equal(vanilla_loss(of_real, of_fake), arrays["vanilla_d"])
+    for layer in range(1, num_layers + 1):
+        norm = f"after.main.{places[layer] + 1}"
+        assert_equal(after["batch_stats"][f"norm_{layer}"]["mean"], arrays[f"{norm}.running_mean"])
+        assert_equal(after["batch_stats"][f"norm_{layer}"]["var"], arrays[f"{norm}.running_var"])
+    assert_equal(discriminator.apply(after, real, train=False), arrays["logits_real_eval"][:, 0])
+    assert_equal(jax.grad(lambda x: -jnp.mean(judge(variables, x)[0]))(fake), channels_last(arrays["grad_fake"]))
+
+    def loss(params):
+        return hinge_loss(*(judge(variables | {"params": params}, x)[0] for x in (real, fake)))
+
+    gradient = jax.grad(loss)(variables["params"])
+    for layer, place in enumerate(places):
+        expected = kernel(arrays[f"hinge_grad.main.{place}.weight"])
+        assert_equal(gradient[f"conv_{layer}"]["kernel"], expected)
+
+
+@pytest.mark.full
+def test_the_discriminator_of_stylegan_is_the_recorded_one():
+    arrays, facts = golden("stylegan_discriminator")
+    original = weights(arrays)
+    channels = tuple(facts["channels"])
+
+    def conv(weight, bias=None):
+        biases = {} if bias is None else {"bias": jnp.asarray(original[bias])}
+        return {"kernel": kernel(original[weight])} | biases
+
+    params = {
+        "conv_in": conv("blocks.0.0.weight", "blocks.0.1.bias"),
+        "conv_out": conv("final_conv.0.weight", "final_conv.1.bias"),
+        "logit": conv("final_linear.1.weight", "final_linear.1.bias"),
+    }
+    for i in range(1, len(channels)):
+        params[f"block_{i - 1}"] = {
+            "conv_1": conv(f"blocks.{i}.conv1.0.weight", f"blocks.{i}.conv1.1.bias"),
+            "conv_2": conv(f"blocks.{i}.conv2.1.weight", f"blocks.{i}.conv2.2.bias"),
+            "skip": conv(f"blocks.{i}.skip.1.weight"),
+        }
+    # The original flattens channels first.
+    dense = original["final_linear.0.weight"].reshape(channels[-1], channels[-1], 4, 4).transpose(2, 3, 1, 0)
+    params["dense"] = {
+        "kernel": jnp.asarray(dense.reshape(-1, channels[-1])),
+        "bias": jnp.asarray(original["final_linear.0.bias"]),
+    }
+    discriminator, images = StyleGANDiscriminator(channels), channels_last(arrays["x"])
+
+    def judge(params, images):
+        return discriminator.apply({"params": params}, images)
+
+    assert_equal(judge(params, images), arrays["logits"])
+    assert_equal(jax.grad(lambda x: jnp.sum(judge(params, x)))(images), channels_last(arrays["grad_x"]))
+    penalty, gradient = jax.value_and_grad(lambda params: r1_penalty(lambda x: judge(params, x), images))(params)
+    assert_equal(penalty, arrays["r1"])
+    assert_equal(gradient["conv_in"]["kernel"], kernel(arrays["r1_grad.blocks.0.0.weight"]))
+    assert_equal(gradient["block_1"]["skip"]["kernel"], kernel(arrays["r1_grad.blocks.2.skip.1.weight"]))
+    assert_equal(gradient["logit"]["kernel"], kernel(arrays["r1_grad.final_linear.1.weight"]))
+
+
+@pytest.mark.parametrize(
+    ("module", "count", "logits"),
+    [(PatchGAN(), 2_765_633, (1, 30, 30)), (PatchGAN(num_layers=2), 663_361, (1, 62, 62))],
+)
+def test_patchgan_has_the_published_number_of_parameters(module, count, logits):
+    images = jnp.zeros((1, 256, 256, 3))
+    out, variables = jax.eval_shape(lambda key: module.init_with_output(key, images, train=False), jax.random.key(0))
+    assert out.shape == logits
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+
+
+def test_the_discriminator_of_stylegan_has_the_published_number_of_parameters():
+    images = jnp.zeros((1, 256, 256, 3))
+    variables = jax.eval_shape(StyleGANDiscriminator().init, jax.random.key(0), images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 28_864_129
+
+
+def test_parts_of_a_batch_are_normalized_by_themselves():
+    images = gaussian(4, 16, 16, 3) * jnp.array([1.0, 1.0, 3.0, 3.0])[:, None, None, None]
+    whole, parts = (PatchGAN(channels=4, num_layers=1, statistics_groups=groups) for groups in (1, 2))
+    variables = whole.init(jax.random.key(0), images, train=False)
+    together, _ = parts.apply(variables, images, train=True, mutable=["batch_stats"])
+    apart = [whole.apply(variables, part, train=True, mutable=["batch_stats"])[0] for part in jnp.split(images, 2)]
+    np.testing.assert_allclose(together, jnp.concatenate(apart), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match=r"statistics_groups must divide the batch of 3 images, got 2"):
+        parts.apply(variables, images[:3], train=True, mutable=["batch_stats"])
+
+
+def test_a_lack_of_variety_is_visible_to_the_discriminator_of_stylegan():
+    module, images = StyleGANDiscriminator((8, 8)), gaussian(4, 8, 8, 3)
+    variables = module.init(jax.random.key(0), images)
+    alone = module.apply(variables, images)[0]
+    copies = module.apply(variables, jnp.tile(images[:1], (4, 1, 1, 1)))
+    np.testing.assert_allclose(copies, copies[0], rtol=1e-5)
+    assert abs(float(copies[0] - alone)) > 1e-4
+    with pytest.raises(UserError, match=r"images must be 8 pixels high and wide for 2 entries in channels"):
+        module.apply(variables, gaussian(4, 16, 16, 3))

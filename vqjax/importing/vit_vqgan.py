@@ -1,0 +1,98 @@
+"""ViT-VQGANs trained with enhancing-transformers."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vqjax.errors import UserError
+from vqjax.importing.state_dict import check_entries, read_state_dict
+from vqjax.importing.vqgan import Arrays
+from vqjax.models.vit import ViTDecoder, ViTEncoder, positions
+from vqjax.models.vqvae import VQVAE
+from vqjax.quantizers.codebooks import GradientCodebook
+from vqjax.quantizers.vector import VectorQuantizer
+
+_POSITIONS = ("encoder.en_pos_embedding", "decoder.de_pos_embedding")
+
+
+def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, Any]]:
+    """Turn a ``ViTVQ`` of enhancing-transformers into a model and its variables.
+
+    The checkpoints of Table 4 of the rotation-trick paper have the same form. The model is for images in [0, 1], not
+    in [-1, 1] as the other models are.
+
+    Args:
+      arrays: The state dict, ``{key: tensor.cpu().numpy() for key, tensor in state_dict.items()}``, or the path of a
+        ``.safetensors`` file. Entries of the losses (``loss.``) are left out.
+      config: Parameters of the original model: ``image_size``, ``patch_size``, ``encoder`` and ``decoder`` (``dim``,
+        ``depth``, ``heads``, ``mlp_dim``), and ``quantizer`` (``n_embed``, ``embed_dim``).
+
+    Returns:
+      The model and its variables.
+
+    Raises:
+      UserError: Entries are missing, surplus, of the wrong shape or not finite, or it is another kind of model.
+
+    Source: enhancing-transformers, ``enhancing/modules/stage1/vitvqgan.py``.
+    """
+    arrays = {key: value for key, value in read_state_dict(arrays).items() if not key.startswith("loss.")}
+    quantizer = config["quantizer"]
+    if quantizer.get("use_residual", False):
+        raise UserError("quantizer.use_residual must be False, got True; residual ViT-VQGANs are not imported.")
+    size, patch = config["image_size"], config["patch_size"]
+    encoder, decoder = (
+        kind(patch_size=patch, **{name: config[part][name] for name in ("dim", "depth", "heads", "mlp_dim")}, **options)
+        for kind, part, options in (
+            (ViTEncoder, "encoder", {"code_dim": quantizer["embed_dim"]}),
+            (ViTDecoder, "decoder", {}),
+        )
+    )
+    codebook = GradientCodebook(weight=1.0)
+    options = {"distance": "cosine", "estimator": "straight_through", "commitment_weight": 0.25}
+    model = VQVAE(encoder, VectorQuantizer(quantizer["n_embed"], codebook=codebook, **options), decoder)
+    keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
+    variables = model.init(keys, jnp.zeros((1, patch, patch, 3)))
+    flat = flax.traverse_util.flatten_dict(variables["params"])
+    names = {path: _original_name(path) for path in flat}
+    rows = size // patch
+    axes = {path: _original_axes(path, value.ndim) for path, value in flat.items()}
+    shapes = {names[path]: tuple(value.shape[axis] for axis in axes[path]) for path, value in flat.items()}
+    shapes |= {name: (1, rows**2, module.dim) for name, module in zip(_POSITIONS, (encoder, decoder), strict=True)}
+    check_entries(arrays, shapes, "pass the original's config, and the state dict of its autoencoder")
+    for name, module in zip(_POSITIONS, (encoder, decoder), strict=True):
+        expected = positions(rows, rows, module.dim).reshape(1, rows**2, module.dim)
+        if not np.allclose(arrays[name], expected, atol=1e-5):
+            raise UserError(f"{name} must be the fixed embedding of positions, got other numbers.")
+    params = {path: jnp.asarray(arrays[name].transpose(np.argsort(axes[path]))) for path, name in names.items()}
+    return model, {**variables, "params": flax.traverse_util.unflatten_dict(params)}
+
+
+def _original_name(path: tuple[str, ...]) -> str:
+    network, *modules, leaf = path
+    if network == "quantizer":
+        return "quantizer.embedding.weight"
+    leaf = "bias" if leaf == "bias" else "weight"
+    if modules in (["to_codes"], ["from_codes"]):
+        return f"{'pre_quant' if network == 'encoder' else 'post_quant'}.{leaf}"
+    if modules in (["to_tokens"], ["conv_out"]):
+        return f"{network}.{'to_patch_embedding.0' if network == 'encoder' else 'to_pixel.1'}.{leaf}"
+    name = ".".join([network, *modules])
+    name = re.sub(r"\.transformer\.block_(\d+)\.", r".transformer.layers.\1.", name)
+    parts = {"norm_1": "0.norm", "qkv": "0.fn.to_qkv", "out": "0.fn.to_out"}
+    parts |= {"norm_2": "1.norm", "mlp_1": "1.fn.net.0", "mlp_2": "1.fn.net.2"}
+    place, _, last = name.rpartition(".")
+    return f"{place}.{parts.get(last, last)}.{leaf}"
+
+
+def _original_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
+    """Axes of a parameter here, in the order that they have there."""
+    if path[-2] == "conv_out" and ndim == 4:
+        return (0, 3, 1, 2)
+    if ndim == 4:
+        return (3, 2, 0, 1)
+    return (1, 0) if path[-1] == "kernel" else tuple(range(ndim))

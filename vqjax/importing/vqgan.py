@@ -1,0 +1,312 @@
+"""VQGANs trained with taming-transformers, latent diffusion, diffusers or LlamaGen."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vqjax.errors import UserError
+from vqjax.importing.state_dict import StateDict, check_entries, read_state_dict
+from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
+from vqjax.models.vqvae import VQVAE
+from vqjax.quantizers.codebooks import GradientCodebook
+from vqjax.quantizers.vector import VectorQuantizer
+from vqjax.quantizers.weightings import taming_legacy
+
+Arrays = Mapping[str, Any] | str | os.PathLike
+
+# What the files of a training hold besides the autoencoder.
+_OTHER_NETWORKS = ("loss.", "model_ema.decay", "model_ema.num_updates", "quantize.codebook_used")
+
+_OTHER_KINDS = {
+    "quantize.proj.weight": "a VQGAN with a Gumbel-softmax quantizer",
+    "quantize.used": "a VQGAN whose indices are remapped to the used codes",
+    "colorize": "a VQGAN of segmentation maps",
+    "encoder.mid.attn_1.to_qkv.weight": "a VQGAN with linear attention",
+}
+
+_DIFFUSERS_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm"}
+_OLD_DIFFUSERS_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+Names = Callable[[str], str]
+"""The name of a parameter in a state dict, from its name in that of taming-transformers."""
+
+
+def taming(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, Any]]:
+    """Turn a ``VQModel`` of taming-transformers or latent diffusion into a model and its variables.
+
+    The checkpoints of Table 3 of the rotation-trick paper have the same form. Entries may have the prefix
+    ``first_stage_model.``. If there is a moving average of the parameters (``model_ema.``), it is taken.
+
+    Args:
+      arrays: The state dict, ``{key: tensor.cpu().numpy() for key, tensor in state_dict.items()}``, or the path of a
+        ``.safetensors`` file. Entries of the losses (``loss.``) are left out.
+      config: Parameters of the original model: ``ddconfig``, ``n_embed`` and ``embed_dim``.
+
+    Returns:
+      The model, for images in [-1, 1], and its variables.
+
+    Raises:
+      UserError: Entries are missing, surplus, of the wrong shape or not finite, or it is another kind of model.
+
+    Source: taming-transformers, ``taming/models/vqgan.py``; latent-diffusion, ``ldm/models/autoencoder.py``.
+    """
+    arrays = read_state_dict(arrays)
+    prefix = "first_stage_model."
+    inner = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    arrays = _averaged(inner or arrays)
+    quantizer = VectorQuantizer(config["n_embed"], estimator="straight_through", **taming_legacy(0.25))
+    return _model(arrays, config, quantizer)
+
+
+def llamagen(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, Any]]:
+    """Turn a ``VQModel`` of LlamaGen into a model and its variables.
+
+    Args:
+      arrays: The state dict, or the path of a ``.safetensors`` file; see :func:`taming`.
+      config: Parameters of the original model: ``codebook_size``, ``codebook_embed_dim``, ``encoder_ch_mult`` and
+        ``z_channels``, and of its encoder ``ch`` and ``num_res_blocks``; those left out have the original's defaults.
+
+    Returns:
+      The model, for images in [-1, 1], and its variables.
+
+    Raises:
+      UserError: As :func:`taming`.
+
+    Source: LlamaGen, ``tokenizer/tokenizer_image/vq_model.py``.
+    """
+    multipliers = list(config.get("encoder_ch_mult", [1, 1, 2, 2, 4]))
+    last = len(multipliers) - 1
+    ddconfig = {
+        "ch": config.get("ch", 128),
+        "ch_mult": multipliers,
+        "num_res_blocks": config.get("num_res_blocks", 2),
+        # Attention at the coarsest level alone, whatever the size of the image.
+        "resolution": 2**last,
+        "attn_resolutions": [1],
+        "z_channels": config.get("z_channels", 256),
+    }
+    quantizer = VectorQuantizer(
+        config.get("codebook_size", 16384),
+        distance="cosine",
+        estimator="straight_through",
+        codebook=GradientCodebook(weight=1.0),
+        commitment_weight=0.25,
+    )
+    taming_config = {"ddconfig": ddconfig, "embed_dim": config.get("codebook_embed_dim", 8)}
+
+    def name(taming_name: str) -> str:
+        place = re.sub(r"^encoder\.down\.", "encoder.conv_blocks.", taming_name)
+        place = re.sub(r"^decoder\.up\.(\d+)", lambda level: f"decoder.conv_blocks.{last - int(level[1])}", place)
+        place = place.replace(".block.", ".res.")
+        return re.sub(r"\.mid\.(block_1|attn_1|block_2)", lambda part: f".mid.{_MIDDLE.index(part[1])}", place)
+
+    return _model(read_state_dict(arrays), taming_config, quantizer, name)
+
+
+def diffusers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, Any]]:
+    """Turn a ``VQModel`` of diffusers into a model and its variables.
+
+    Args:
+      arrays: The state dict, or the path of ``diffusion_pytorch_model.safetensors``; see :func:`taming`.
+      config: The contents of the model's ``config.json``.
+
+    Returns:
+      The model, for images in [-1, 1], and its variables.
+
+    Raises:
+      UserError: As :func:`taming`.
+
+    Source: diffusers, ``models/autoencoders/vq_model.py``.
+    """
+    widths = list(config["block_out_channels"])
+    if config.get("norm_type", "group") != "group":
+        raise UserError(f"norm_type must be 'group', got {config['norm_type']!r}; MoVQ is a different model.")
+    if any(width % widths[0] for width in widths):
+        raise UserError(f"block_out_channels must be multiples of the first, got {widths}.")
+    last = len(widths) - 1
+    levels = [i for i, kind in enumerate(config["down_block_types"]) if kind.startswith("Attn")]
+    ddconfig = {
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": config.get("layers_per_block", 1),
+        "resolution": 2**last,
+        "attn_resolutions": [2 ** (last - level) for level in levels],
+        "attn_type": "vanilla" if config.get("mid_block_add_attention", True) else "none",
+        "z_channels": config["latent_channels"],
+        "in_channels": config.get("in_channels", 3),
+        "out_ch": config.get("out_channels", 3),
+    }
+    taming_config = {"ddconfig": ddconfig, "embed_dim": config.get("vq_embed_dim") or config["latent_channels"]}
+    quantizer = VectorQuantizer(config["num_vq_embeddings"], estimator="straight_through", **taming_legacy(0.25))
+    arrays = {_present_name(key): value for key, value in read_state_dict(arrays).items()}
+    return _model(arrays, taming_config, quantizer, _diffusers_names(last))
+
+
+def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict, dict[str, Any]]:
+    """Turn a VQGAN into the state dict and config of a ``VQModel`` of diffusers.
+
+    Args:
+      model: A model of :class:`VQGANEncoder`, a Euclidean :class:`VectorQuantizer` whose codes are parameters, and
+        :class:`VQGANDecoder`.
+      variables: Its variables.
+
+    Returns:
+      Arrays by diffusers' names, to be written with ``safetensors.numpy.save_file``, and the contents of
+      ``config.json``.
+
+    Raises:
+      UserError: diffusers has no such model.
+    """
+    encoder, quantizer = model.encoder, model.quantizer
+    fits = isinstance(encoder, VQGANEncoder) and isinstance(quantizer, VectorQuantizer)
+    if not fits or quantizer.distance != "euclidean" or quantizer.heads != 1 or encoder.code_dim is None:
+        raise UserError(
+            "model must be a VQGAN with code_dim and a VectorQuantizer of one head and Euclidean distance, got "
+            f"{type(encoder).__name__} and {type(quantizer).__name__}; diffusers has no other VQModel."
+        )
+    levels = range(len(encoder.multipliers))
+    attends = [encoder.resolution >> level in encoder.attention_resolutions for level in levels]
+    kinds = ["AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in attends]
+    config = {
+        "_class_name": "VQModel",
+        "act_fn": "silu",
+        "block_out_channels": [encoder.channels * multiplier for multiplier in encoder.multipliers],
+        "down_block_types": kinds,
+        "up_block_types": [kind.replace("Down", "Up").replace("Encoder", "Decoder") for kind in reversed(kinds)],
+        "in_channels": variables["params"]["encoder"]["conv_in"]["kernel"].shape[2],
+        "out_channels": model.decoder.image_channels,
+        "latent_channels": encoder.latent_dim,
+        "layers_per_block": encoder.num_res_blocks,
+        "mid_block_add_attention": encoder.middle_attention,
+        "norm_num_groups": 32,
+        "norm_type": "group",
+        "num_vq_embeddings": quantizer.num_codes,
+        "vq_embed_dim": encoder.code_dim,
+    }
+    name = _diffusers_names(len(encoder.multipliers) - 1)
+    flat = flax.traverse_util.flatten_dict(variables["params"])
+    names = {path: name(_taming_name(path)) for path in flat}
+    arrays = {names[path]: _to_torch(np.asarray(value)) for path, value in flat.items()}
+    return {key: value.reshape(_shape_there(key, value.shape)) for key, value in arrays.items()}, config
+
+
+def _model(
+    arrays: StateDict, config: Mapping[str, Any], quantizer: VectorQuantizer, name: Names = lambda name: name
+) -> tuple[VQVAE, dict[str, Any]]:
+    """Build the model of a config in taming's form, and its variables."""
+    arrays = {key: value for key, value in arrays.items() if not key.startswith(_OTHER_NETWORKS)}
+    for key, kind in _OTHER_KINDS.items():
+        if key in arrays:
+            raise UserError(f"arrays must be those of a VQGAN with a plain codebook, got {kind} (it has {key!r}).")
+    ddconfig = config["ddconfig"]
+    if ddconfig.get("double_z", False):
+        raise UserError("ddconfig.double_z must be False, got True; that is a variational autoencoder without codes.")
+    size = {
+        "channels": ddconfig["ch"],
+        "multipliers": tuple(ddconfig["ch_mult"]),
+        "num_res_blocks": ddconfig["num_res_blocks"],
+        "attention_resolutions": tuple(ddconfig["attn_resolutions"]),
+        "resolution": ddconfig["resolution"],
+        "middle_attention": ddconfig.get("attn_type", "vanilla") != "none",
+        "latent_dim": ddconfig["z_channels"],
+        "dropout": ddconfig.get("dropout") or None,
+    }
+    encoder = VQGANEncoder(**size, code_dim=config["embed_dim"])
+    model = VQVAE(encoder, quantizer, VQGANDecoder(**size, image_channels=ddconfig.get("out_ch", 3)))
+    pixels = 2 ** len(size["multipliers"])
+    images = jnp.zeros((1, pixels, pixels, ddconfig.get("in_channels", 3)))
+    variables = model.init({"params": jax.random.key(0), "quantizer": jax.random.key(1)}, images)
+    flat = flax.traverse_util.flatten_dict(variables["params"])
+    names = {path: name(_taming_name(path)) for path in flat}
+    in_torch = {path: jax.eval_shape(_to_torch, value).shape for path, value in flat.items()}
+    shapes = {names[path]: _shape_there(names[path], shape) for path, shape in in_torch.items()}
+    check_entries(arrays, shapes, "pass the original's config, and the state dict of its autoencoder")
+    params = {path: jnp.asarray(_to_flax(arrays[names[path]].reshape(in_torch[path]))) for path in flat}
+    return model, {**variables, "params": flax.traverse_util.unflatten_dict(params)}
+
+
+_MIDDLE = ["block_1", "attn_1", "block_2"]
+_MODULES = {
+    "to_codes": "quant_conv",
+    "from_codes": "post_quant_conv",
+    "middle_block_0": "mid.block_1",
+    "middle_attention": "mid.attn_1",
+    "middle_block_1": "mid.block_2",
+    "conv_1": "conv1",
+    "conv_2": "conv2",
+    "norm_1": "norm1",
+    "norm_2": "norm2",
+    "shortcut": "nin_shortcut",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "out": "proj_out",
+}
+
+
+def _taming_name(path: tuple[str, ...]) -> str:
+    """Name of a parameter in the state dict of taming-transformers."""
+    network, *modules, leaf = path
+    if network == "quantizer":
+        return "quantize.embedding.weight"
+    names = [_MODULES.get(module, module) for module in modules]
+    leaf = "bias" if leaf == "bias" else "weight"
+    if names[0] in ("quant_conv", "post_quant_conv"):
+        return f"{names[0]}.{leaf}"
+    side = "down" if network == "encoder" else "up"
+    names[0] = re.sub(r"^level_(\d+)_block_(\d+)$", rf"{side}.\1.block.\2", names[0])
+    names[0] = re.sub(r"^level_(\d+)_attention_(\d+)$", rf"{side}.\1.attn.\2", names[0])
+    names[0] = re.sub(r"^level_(\d+)_(down|up)sample$", rf"{side}.\1.\2sample", names[0])
+    return ".".join([network, *names, leaf])
+
+
+def _diffusers_names(last: int) -> Names:
+    """Names in a state dict of diffusers, for levels from 0 to ``last``; the decoder's run from coarse to fine."""
+
+    def name(taming_name: str) -> str:
+        place = re.sub(r"^encoder\.down\.", "encoder.down_blocks.", taming_name)
+        place = re.sub(r"^decoder\.up\.(\d+)", lambda level: f"decoder.up_blocks.{last - int(level[1])}", place)
+        place = re.sub(r"\.mid\.block_(\d)", lambda part: f".mid_block.resnets.{int(part[1]) - 1}", place)
+        place = place.replace(".mid.attn_1", ".mid_block.attentions.0").replace(".norm_out", ".conv_norm_out")
+        place = re.sub(r"\.(down|up)sample\.", r".\1samplers.0.", place).replace(".nin_shortcut", ".conv_shortcut")
+        place = place.replace(".block.", ".resnets.").replace(".attn.", ".attentions.")
+        if ".attentions." in place:
+            *place, module, leaf = place.split(".")
+            return ".".join([*place, _DIFFUSERS_ATTENTION[module], leaf])
+        return place
+
+    return name
+
+
+def _present_name(key: str) -> str:
+    """Name that diffusers has given to a layer of attention since version 0.15."""
+    if ".attentions." not in key:
+        return key
+    return re.sub(r"\.(query|key|value|proj_attn)\.", lambda old: f".{_OLD_DIFFUSERS_ATTENTION[old[1]]}.", key)
+
+
+def _shape_there(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape in a state dict; attention in diffusers has linear layers where others have convolutions of one pixel."""
+    return shape[:2] if re.search(r"\.attentions\..*\.weight$", key) else shape
+
+
+def _to_torch(array: Array | np.ndarray) -> Array | np.ndarray:
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+
+
+def _to_flax(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+
+
+def _averaged(arrays: StateDict) -> StateDict:
+    """Replace parameters by their moving averages, which are stored without the dots of the names."""
+    averages = {key.removeprefix("model_ema."): value for key, value in arrays.items() if key.startswith("model_ema.")}
+    others = {key: value for key, value in arrays.items() if not key.startswith("model_ema.")}
+    return {key: averages.get(key.replace(".", ""), value) for key, value in others.items()}

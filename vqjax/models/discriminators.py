@@ -1,0 +1,238 @@
+"""Discriminators of adversarial training: PatchGAN, and that of StyleGAN2."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vqjax.errors import UserError
+from vqjax.models.layers import Images
+
+Logits = Float[Array, "batch *positions"]
+
+_SLOPE = 0.2
+
+
+class PatchGAN(nn.Module):
+    """Convolutions that judge overlapping patches of an image.
+
+    Strided 4x4 convolutions, each behind the first with batch normalization and a leaky ReLU. Real and generated images
+    pass in calls of their own, so that each is normalized by its own statistics.
+
+    Under ``jit``, the statistics of a batch that is divided over devices are those of the whole batch. The published
+    models normalize per device, with 3 to 14 images each: ``statistics_groups`` divides a batch as they do.
+
+    Attributes:
+      channels: Channels of the first convolution.
+      num_layers: Strided convolutions; the receptive field is 34 pixels with 2, 70 with 3.
+      statistics_groups: Number of equal parts of a batch, each of which is normalized by itself; the running statistics
+        follow their mean.
+      dtype: Of the convolutions but the last, such as ``"bfloat16"``; parameters, statistics and logits are float32.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> discriminator = PatchGAN(channels=8)
+      >>> variables = discriminator.init(jax.random.key(0), jnp.ones((2, 64, 64, 3)), train=False)
+      >>> logits, updates = discriminator.apply(
+      ...   variables, jnp.ones((2, 64, 64, 3)), train=True, mutable=["batch_stats"]
+      ... )
+      >>> logits.shape
+      (2, 6, 6)
+
+    Source: Isola et al., 2017 (arXiv 1611.07004); widths and initial values as in taming-transformers.
+    """
+
+    channels: int = 64
+    num_layers: int = 3
+    statistics_groups: int = 1
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool) -> Logits:
+        x = _patch_conv(self.channels, 2, self.dtype, name="conv_0")(images)
+        x = nn.leaky_relu(x, _SLOPE)
+        for layer in range(1, self.num_layers + 1):
+            stride = 2 if layer < self.num_layers else 1
+            features = self.channels * min(2**layer, 8)
+            x = _patch_conv(features, stride, self.dtype, use_bias=False, name=f"conv_{layer}")(x)
+            x = _BatchNorm(self.statistics_groups, name=f"norm_{layer}")(x, train)
+            x = nn.leaky_relu(x, _SLOPE)
+        return _patch_conv(1, 1, jnp.float32, name=f"conv_{self.num_layers + 1}")(x)[..., 0]
+
+
+def _patch_conv(features: int, stride: int, dtype: DTypeLike | None, *, name: str, use_bias: bool = True) -> nn.Conv:
+    init = nn.initializers.normal(0.02)
+    padding = ((1, 1), (1, 1))
+    return nn.Conv(features, (4, 4), stride, padding, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
+
+
+class _BatchNorm(nn.Module):
+    """Batch normalization of parts of a batch, with the running variance of PyTorch, which is unbiased."""
+
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool) -> Images:
+        features = x.shape[-1]
+        scale = self.param("scale", lambda key, shape: 1 + 0.02 * jax.random.normal(key, shape), (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
+        if len(x) % self.groups:
+            raise UserError(f"statistics_groups must divide the batch of {len(x)} images, got {self.groups}.")
+        if not train:
+            centered = x.astype(jnp.float32) - mean.value[None, None, None]
+            scale = scale * jax.lax.rsqrt(variance.value + 1e-5)
+            return (centered * scale[None, None, None] + bias[None, None, None]).astype(x.dtype)
+        parts = x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
+        axes = (1, 2, 3)
+        of_parts = jnp.mean(parts, axes, keepdims=True)
+        centered = parts - of_parts
+        variances = jnp.mean(jnp.square(centered), axes, keepdims=True)
+        if not self.is_initializing():
+            count = math.prod(parts.shape[1:4])
+            unbiased = jnp.mean(variances, (0, 1, 2, 3)) * (count / max(1, count - 1))
+            mean.value = 0.9 * mean.value + 0.1 * jnp.mean(of_parts, (0, 1, 2, 3))
+            variance.value = 0.9 * variance.value + 0.1 * unbiased
+        normed = (centered * jax.lax.rsqrt(variances + 1e-5)).reshape(x.shape)
+        return (normed * scale[None, None, None] + bias[None, None, None]).astype(x.dtype)
+
+
+class StyleGANDiscriminator(nn.Module):
+    """The residual discriminator of StyleGAN2, with one logit per image.
+
+    Weights are drawn from the unit normal distribution and scaled at use, so that an optimizer moves all layers at the
+    same relative rate. A feature of the standard deviation over groups of images reveals a lack of variety.
+
+    Attributes:
+      channels: Channels from the image's resolution down to a resolution of 4, which the last layers see.
+      group_size: Largest number of images in a group of the standard deviation; members are as far apart in the batch
+        as there are groups.
+      dtype: Of the convolutions, such as ``"bfloat16"``; parameters and logits are float32.
+
+    Raises:
+      UserError: The number of levels does not fit the image.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> discriminator = StyleGANDiscriminator(channels=(8, 8, 16))
+      >>> images = jnp.ones((4, 16, 16, 3))
+      >>> discriminator.init_with_output(jax.random.key(0), images, train=True)[0].shape
+      (4,)
+
+    Source: Karras et al., 2020 (arXiv 1912.04958); sizes as in enhancing-transformers.
+    """
+
+    channels: tuple[int, ...] = (128, 256, 512, 512, 512, 512, 512)
+    group_size: int = 4
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Logits:
+        del train
+        smallest = 2 ** (len(self.channels) - 1)
+        _, height, width, _ = images.shape
+        if (height, width) != (4 * smallest, 4 * smallest):
+            raise UserError(
+                f"images must be {4 * smallest} pixels high and wide for {len(self.channels)} entries in channels, got "
+                f"{height} x {width}; pass one entry for each halving down to 4 pixels, and one more."
+            )
+        x = _activated(_EqualizedConv(self.channels[0], 1, dtype=self.dtype, name="conv_in")(images))
+        for i, features in enumerate(self.channels[1:]):
+            x = _StyleBlock(features, self.dtype, name=f"block_{i}")(x)
+        x = jnp.concatenate([x, _deviation(x, self.group_size)], axis=-1)
+        x = _activated(_EqualizedConv(self.channels[-1], 3, dtype=self.dtype, name="conv_out")(x))
+        x = x.reshape(len(x), -1)
+        x = _activated(_EqualizedDense(self.channels[-1], name="dense")(x))
+        return _EqualizedDense(1, name="logit")(x)[:, 0]
+
+
+class _StyleBlock(nn.Module):
+    """Two convolutions, the second of which halves the image, beside a skip that halves it."""
+
+    features: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        h = _activated(_EqualizedConv(x.shape[-1], 3, dtype=self.dtype, name="conv_1")(x))
+        h = _EqualizedConv(self.features, 3, stride=2, dtype=self.dtype, name="conv_2")(_blur(h, 2))
+        skip = _EqualizedConv(self.features, 1, stride=2, use_bias=False, dtype=self.dtype, name="skip")(_blur(x, 1))
+        return (_activated(h) + skip) / math.sqrt(2)
+
+
+class _EqualizedConv(nn.Module):
+    """A convolution whose weights are scaled by their fan-in at use; without padding where it strides."""
+
+    features: int
+    size: int
+    stride: int = 1
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(1.0), shape) / math.sqrt(math.prod(shape[:3]))
+        dtype = x.dtype if self.dtype is None else self.dtype
+        y = jax.lax.conv_general_dilated(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            (self.stride, self.stride),
+            "SAME" if self.stride == 1 else "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return y + bias.astype(dtype)[None, None, None]
+
+
+class _EqualizedDense(nn.Module):
+    """A linear layer whose weights are scaled by their fan-in at use."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch dim"]) -> Float[Array, "batch features"]:
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return jnp.matmul(x.astype(jnp.float32), kernel / math.sqrt(x.shape[-1])) + bias[None]
+
+
+def _activated(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A leaky ReLU that keeps the mean square of unit normal inputs about as it is."""
+    return nn.leaky_relu(x, _SLOPE) * math.sqrt(2)
+
+
+def _blur(x: Images, padding: int) -> Images:
+    """Smooth by the binomial filter 1, 3, 3, 1 in both directions, between zeros."""
+    taps = np.array([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = jnp.asarray(np.outer(taps, taps), x.dtype)[:, :, None, None]
+    channels = x.shape[-1]
+    return jax.lax.conv_general_dilated(
+        x,
+        jnp.broadcast_to(kernel, (4, 4, 1, channels)),
+        (1, 1),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=channels,
+    )
+
+
+def _deviation(x: Images, group_size: int) -> Images:
+    """Mean standard deviation over the images of a group, as one more channel of each of its images."""
+    batch, height, width, channels = x.shape
+    size = min(group_size, batch)
+    # A batch that does not divide has larger groups.
+    size = batch // (batch // size)
+    groups = x.astype(jnp.float32).reshape(size, batch // size, height, width, channels)
+    variance = jnp.mean(jnp.square(groups - jnp.mean(groups, axis=0, keepdims=True)), axis=0)
+    of_group = jnp.mean(jnp.sqrt(variance + 1e-8), axis=(1, 2, 3))
+    # Image i is in group i modulo the number of groups.
+    per_image = jnp.tile(of_group, size)[:, None, None, None]
+    return jnp.broadcast_to(per_image, (batch, height, width, 1)).astype(x.dtype)
