@@ -23,6 +23,10 @@ if [ -d ../shared/data/tfds ]; then
   TFDS_DATA_DIR=$(cd ../shared/data/tfds && pwd)
   export TFDS_DATA_DIR
 fi
+if [ -d ../shared/data/goldens ]; then
+  VQJAX_GOLDENS=$(cd ../shared/data/goldens && pwd)
+  export VQJAX_GOLDENS
+fi
 
 # environment NAME CONSTRAINTS REQUIREMENT...: enters an environment; creates it on its first use.
 environment() {
@@ -60,7 +64,8 @@ parity() {
   environment parity constraints.txt -e ".[test,parity]"
   # Without them every comparison would be skipped.
   python -c "import torch, vector_quantize_pytorch"
-  pytest tests/parity
+  # With the recorded outputs of the original modules, where VQJAX_GOLDENS names their directory.
+  pytest tests/parity tests/importing tests/models/test_discriminators.py tests/losses/test_adversarial.py
 }
 
 # Train, continue, evaluate.
