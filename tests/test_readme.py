@@ -7,6 +7,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vqjax.data.sources import SOURCES
@@ -35,6 +36,45 @@ def test_the_examples_of_the_readme_run_and_keep_their_promises():
     evaluated = names["vq"].apply(names["variables"], names["z"], train=False)
     assert (names["vectors"] == evaluated.quantized).all()
     assert names["out"].indices.shape == (8, 16, 16)
+
+
+def test_the_examples_of_other_libraries_settings_are_those_settings():
+    names = run_examples("docs/coming-from.md", 5)
+    vqgan = names["vqgan"]
+    assert (vqgan.commitment_weight, vqgan.codebook.weight) == (1.0, 0.25)
+    z = jax.random.normal(jax.random.key(0), (12, 8))
+    codes = vqgan.init(jax.random.key(0), z)["params"]["codes"]
+    assert float(jnp.max(jnp.abs(codes))) <= 1 / 1024
+    for name in ("maskgit", "dvae"):
+        quantizer, key = names[name].clone(num_codes=16), jax.random.key(1)
+        variables = quantizer.init(key, z)
+        out, _ = quantizer.apply(variables, z, train=True, mutable=["codebook"], rngs={"quantizer": key})
+        assert jnp.isfinite(out.loss)
+    assert names["indices"].shape == (2, 75, 2)
+    assert names["vectors"].shape == names["z"].shape
+    assert names["rvq"].apply(names["variables"], z, method="encode").shape == (12, 4)
+
+
+def test_the_world_model_in_nnx_learns_and_its_tokens_are_its_frames():
+    names = run_examples("docs/nnx-world-model.md", 4)
+    assert names["history"][-1] < 0.5 * names["history"][0]
+    assert names["tokens"].shape == (4, 8, 8)
+    model, frames = names["model"], names["squares"](jax.random.key(300), 4)
+    np.testing.assert_allclose(model.decode(model.encode(frames)), model(frames, train=False)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(names["table"].shape, (64, 16))
+    assert jnp.isfinite(names["value"])
+
+
+def test_the_speech_model_in_equinox_learns_and_its_codebook_is_state():
+    names = run_examples("docs/equinox.md", 4)
+    assert names["history"][-1] < 0.5 * names["history"][0]
+    model, state, frames = names["model"], names["state"], names["frames"]
+    reconstruction, out, unchanged = model(frames, state, inference=True)
+    np.testing.assert_array_equal(names["tokens"], out.indices)
+    np.testing.assert_allclose(names["restored"], reconstruction, rtol=1e-5, atol=1e-5)
+    assert unchanged is state
+    error = {name: float(jnp.mean((names[name] - frames) ** 2)) for name in ("coarse", "restored")}
+    assert error["restored"] < error["coarse"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -82,7 +82,9 @@ def test_random_projection_labels(num_codebooks, standardize):
 def pool():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("vqtorch.nn.pool", reason="vqtorch is compared where its source is on PYTHONPATH")
+        return pytest.importorskip(
+            "vqtorch.nn.pool", reason="comparisons with vqtorch need its source, and string-color, on PYTHONPATH"
+        )
 
 
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 1)])

@@ -14,7 +14,9 @@ from vqjax.quantizers.weightings import vqtorch as vqtorch_weights
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    vqtorch_nn = pytest.importorskip("vqtorch.nn", reason="vqtorch is compared where its source is on PYTHONPATH")
+    vqtorch_nn = pytest.importorskip(
+        "vqtorch.nn", reason="comparisons with vqtorch need its source, and string-color, on PYTHONPATH"
+    )
 
 CODES, DIM = 8, 4
 
