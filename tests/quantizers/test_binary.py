@@ -352,7 +352,5 @@ def test_wrong_uses_are_named(as_users_run_it):
         bit_entropies(jnp.zeros((2, 3)), bits_per_group=1, smallest_probability=0.1)
     with pytest.raises(UserError, match=r"smallest_probability must be above 0, or None, got 0.0"):
         bit_entropies(jnp.zeros((2, 3)), smallest_probability=0.0)
-    with pytest.raises(
-        UserError, match=r"The variables must hold a rotation of 3 features, got none; pass all collections"
-    ):
+    with pytest.raises(UserError, match=r"The variables must hold a rotation of 3 features, got none; create them"):
         LFQ(3, orthogonal_rotation=True).apply({}, jnp.zeros((2, 3)))

@@ -52,10 +52,10 @@ def test_the_variables_are_those_that_the_codebook_names(name, heads):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EMACodebook(transform=LinearTransform()), "without parameters where codes are moving averages"),
+        (lambda: EMACodebook(transform=LinearTransform()), "without parameters for an EMA codebook"),
         (
             lambda: GradientCodebook(transform=LinearTransform(), replace=Replacement()),
-            r"transform must be invertible .* where codes are replaced, got LinearTransform",
+            r"transform must be invertible .* if codes are replaced, got LinearTransform",
         ),
     ],
 )
@@ -71,15 +71,15 @@ def test_codebooks_refuse_transforms_that_do_not_suit_them(make, message):
         (EMACodebook, {"decay": -0.1}, r"decay must be .*, got -0.1"),
         (GradientCodebook, {"decay": float("nan")}, r"decay must be .*, got nan"),
         (GradientCodebook, {"weight": -1.0}, r"weight must be a finite number of at least 0, got -1.0"),
-        (FrozenCodebook, {"weight": 0.5}, r"weight must be 1.0 for frozen codes without a transform .*, got 0.5"),
-        (FrozenCodebook, {"sync_nu": 0.1}, r"sync_nu must be 0.0 for frozen codes without a transform .*, got 0.1"),
+        (FrozenCodebook, {"weight": 0.5}, r"weight must be 1.0 unless the transform has parameters, got 0.5"),
+        (FrozenCodebook, {"sync_nu": 0.1}, r"sync_nu must be 0.0 unless the transform has parameters, got 0.1"),
         (EMACodebook, {"dead_code_threshold": 2.0}, r"must be a fraction of the average use, in \[0, 1\), got 2.0"),
         (EMACodebook, {"smoothing": -1.0}, r"smoothing must be 0, or a small number such as 1e-5, got -1.0"),
         (EMACodebook, {"start": "full"}, r"start must be 'empty', 'one_token' or 'sums_only', got 'full'"),
         (EMACodebook, {"accumulation_steps": 0}, r"accumulation_steps must be a positive integer, got 0"),
         (EMACodebook, {"replace": True}, r"replace must be a Replacement\(...\), or None, got True"),
         (Replacement, {"below": 1.0}, r"below must be in \[0, 1\), or None, got 1.0"),
-        (Replacement, {"below": None}, r"below must be set where unused_after is None, got None; use replace=None"),
+        (Replacement, {"below": None}, r"below must be a number if unused_after is None, got None; use replace=None"),
         (Replacement, {"unused_after": 0}, r"unused_after must be a positive integer, or None, got 0"),
     ],
 )

@@ -74,5 +74,5 @@ def test_codes_that_only_a_gradient_moves_are_parameters_alone():
 
 def test_training_still_needs_its_state():
     vq, variables = create()
-    with pytest.raises(UserError, match="must hold counts and sums and relative_usage, got none"):
+    with pytest.raises(UserError, match="must hold the codebook's counts and sums and relative_usage, got none"):
         vq.apply(codes_alone(variables), gaussian(2, DIM), train=True, mutable=["codebook"])

@@ -49,7 +49,7 @@ def create(quantizer, z=Z):
         (lambda: LearnedAffine(-1.0), "learning_rate_scale must be a finite number above 0, got -1.0"),
         (lambda: RunningAffine(2.0), r"token_decay must be a number in \[0, 1\), got 2.0"),
         (lambda: ImplicitCodebook(-1), "depth must be a positive integer, got -1"),
-        (lambda: ProductVQ(4, heads=1), "heads must be at least 2, got 1"),
+        (lambda: ProductVQ(4, heads=1), "heads must be at least 2 with separate_codebooks=True, got 1"),
         (lambda: FSP((4, 4), activation="tan"), "activation must be one of .*, got 'tan'"),
         (lambda: MultiScaleVQ(VectorQuantizer(4), scales=(1, 2), spatial_dims=4), r"spatial_dims must be .*, got 4"),
     ],
@@ -119,9 +119,17 @@ def test_variables_of_another_quantizer_are_refused(quantizer, made_by, message)
 @pytest.mark.parametrize(
     ("quantizer", "made_by", "message"),
     [
-        (VectorQuantizer(4, codebook=EMACodebook(replace=Replacement(None, 1))), VectorQuantizer(4), "must hold idle"),
-        (VectorQuantizer(4, codebook=EMACodebook(accumulation_steps=2)), VectorQuantizer(4), "hold pending_counts"),
-        (VectorQuantizer(4), VectorQuantizer(4, codebook="frozen"), "must hold counts"),
+        (
+            VectorQuantizer(4, codebook=EMACodebook(replace=Replacement(None, 1))),
+            VectorQuantizer(4),
+            "must hold the codebook's idle",
+        ),
+        (
+            VectorQuantizer(4, codebook=EMACodebook(accumulation_steps=2)),
+            VectorQuantizer(4),
+            "hold the codebook's pending_counts",
+        ),
+        (VectorQuantizer(4), VectorQuantizer(4, codebook="frozen"), "must hold the codebook's counts"),
     ],
 )
 def test_the_state_of_another_codebook_is_refused_in_training(quantizer, made_by, message):
@@ -134,7 +142,7 @@ def test_the_state_of_another_codebook_is_refused_in_training(quantizer, made_by
     [
         (
             {"train": False, "method": "assign", "indices": jnp.zeros(3, jnp.int32)},
-            r"indices must be integers\[4, 6\], .*int32\[3\]",
+            r"indices must be integers of shape \[4, 6\], .*int32\[3\]",
         ),
         (
             {"train": False, "code_update_weights": jnp.ones(3)},

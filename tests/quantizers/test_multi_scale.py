@@ -325,7 +325,7 @@ def test_evaluation_changes_nothing_and_draws_nothing():
     chex.assert_trees_all_equal(changed["codebook"], variables["codebook"])
     with pytest.raises(UserError, match=r"dropout=0\.5 draws random numbers"):
         vq.apply(variables, Z, train=True, mutable=["codebook"])
-    with pytest.raises(UserError, match="immutable in this apply"):
+    with pytest.raises(UserError, match="immutable in this call to apply"):
         vq.apply(variables, Z, train=True, rngs={"quantizer": KEY})
 
 

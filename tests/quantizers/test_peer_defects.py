@@ -101,7 +101,7 @@ def test_defect_10_synchronization_reaches_the_codes_and_leaves_the_encoder():
 
 
 def test_defect_11_orthogonality_is_refused_where_moving_averages_would_erase_it():
-    with pytest.raises(UserError, match="moving averages and frozen codebooks would undo Orthogonality"):
+    with pytest.raises(UserError, match="without Orthogonality unless codes are learned by gradient"):
         VectorQuantizer(num_codes=CODES, regularizers=(Orthogonality(1.0),))
     vq, variables = create(codebook="gradient", regularizers=(Orthogonality(10.0),))
     moved = variables | {"params": {"codes": variables["params"]["codes"] + 1000}}

@@ -145,7 +145,7 @@ def test_implicit_codebooks_differ_by_token_and_learn():
         variables["params"]
     )
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient))
-    with pytest.raises(UserError, match=r"which codebook\.transform=ImplicitCodebook needs, got None"):
+    with pytest.raises(UserError, match=r"because codebook\.transform=ImplicitCodebook needs it, got None"):
         vq.apply(variables, z, train=False)
 
 
@@ -165,13 +165,13 @@ def test_alternating_steps_bring_the_codes_to_the_tokens():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"regularizers": (Orthogonality(1.0),)}, "moving averages and frozen codebooks would undo Orthogonality"),
+        ({"regularizers": (Orthogonality(1.0),)}, "without Orthogonality unless codes are learned by gradient"),
         ({"distance": "cosine", "codebook": EMACodebook(transform=RunningAffine())}, "off the unit sphere"),
-        ({"separate_codebooks": True}, "heads must be at least 2, got 1; one head has one codebook anyway"),
+        ({"separate_codebooks": True}, "heads must be at least 2 with separate_codebooks=True, got 1; use more heads"),
         ({"estimator": "gumbel_softmax", "sampling_temperature": 1.0}, "chooses the codes itself"),
         (
             {"codebook": GradientCodebook(transform=ImplicitCodebook()), "heads": 2},
-            "heads must be 1, got 2; a codebook per token",
+            "heads must be 1, got 2; a transform with a condition",
         ),
     ],
 )

@@ -21,7 +21,7 @@ from vqjax import UserError, VectorQuantizer
         ({"codebook_shards": 3}, r"codebook_shards must be an integer that divides num_codes=16, got 3"),
         (
             {"codebook_shards": 2, "heads": 2, "separate_codebooks": True},
-            r"codebook_shards must be 1, got 2; separate codebooks are not divided",
+            r"codebook_shards must be 1, got 2; separate codebooks cannot be sharded",
         ),
         ({"sampling_temperature": 0.0}, r"sampling_temperature must be a finite number above 0, got 0.0"),
     ],
@@ -36,7 +36,7 @@ def test_wrong_inputs_are_named(as_users_run_it):
     z = gaussian(2, 3, DIM)
     with pytest.raises(UserError, match=r"z must have 4 features, as the codebook of shape \(12, 4\) .*, got 5"):
         vq.apply(variables, gaussian(2, 5), train=False)
-    with pytest.raises(UserError, match="that of num_codes=13 and one codebook, got shape"):
+    with pytest.raises(UserError, match="must match num_codes=13 and one codebook, got shape"):
         vq.clone(num_codes=13).apply(variables, z, train=False)
     with pytest.raises(UserError, match=r"z must be floating-point vectors, got int32"):
         vq.apply(variables, jnp.ones((2, DIM), jnp.int32), method="encode")
@@ -76,7 +76,7 @@ def test_missing_variables_are_named(codebook, arguments):
     for collection in variables:
         rest = {name: value for name, value in variables.items() if name != collection}
         with pytest.raises(
-            UserError, match=r"must hold a codebook, got none; create them with init\(key, z\).*not params alone"
+            UserError, match=r"must hold a codebook, got none; create them with init\(key, z\).*not only params"
         ):
             vq.apply(rest, gaussian(2, 3, DIM), **arguments)
 

@@ -1,5 +1,6 @@
 """Loss terms that keep a codebook in use: pure functions, and the same with a weight and a name."""
 
+import abc
 import dataclasses
 import math
 import numbers
@@ -196,7 +197,7 @@ class Orthogonality:
 
 
 @dataclasses.dataclass(frozen=True)
-class _EntropyRegularizer:
+class _EntropyRegularizer(abc.ABC):
     """Base of the terms that are computed from :func:`assignment_entropies`."""
 
     weight: float
@@ -220,8 +221,8 @@ class _EntropyRegularizer:
         settings = {"inverse_temperature": self.inverse_temperature, "distance": distance}
         return self._combine(*assignment_entropies(z, codes, mask=mask, axis_name=axis_name, **settings))
 
-    def _combine(self, per_token: Float[Array, ""], batch: Float[Array, ""]) -> Float[Array, ""]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _combine(self, per_token: Float[Array, ""], batch: Float[Array, ""]) -> Float[Array, ""]: ...
 
 
 class Diversity(_EntropyRegularizer):

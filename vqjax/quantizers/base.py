@@ -1,5 +1,6 @@
 """The contract of every quantizer: base class, output, masking, projections, random keys."""
 
+import abc
 import contextlib
 import dataclasses
 import math
@@ -92,33 +93,36 @@ def register_export(output: type) -> None:
 register_export(QuantizerOutput)
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, abc.ABC):
     """Base class of the quantizers.
 
-    A subclass implements ``__call__``, ``encode`` and ``decode``. It has ``num_codes``, the number of codes of one
-    codebook, and ``axis_name``, the name of a mapped axis over which the batch is split (or None), each as a field or
-    as a property. Only training needs that axis: other calls outside of the mapped function take their input for the
-    whole batch. :class:`Residual` and :class:`Grouped` compose quantizers by the other public members, whose defaults
-    suit a quantizer with one index per vector.
+    A subclass implements ``__call__``, ``encode`` and ``decode``, and has ``num_codes``, the number of codes of one
+    codebook, as a field or as a property. :class:`Residual` and :class:`Grouped` compose quantizers by the other public
+    members, whose defaults suit a quantizer with one index per vector.
 
     Attributes:
-      train: Whether calls train, for a module that is made to do one or the other; None where each call says so.
-      differs_in_training: True where a call in training updates state, draws random numbers, or searches in another
-        way, so that ``train`` has to be given.
-      estimator: How the gradient crosses. Composites whose gradient crosses once apply it to the sum of the codes.
-      fits_residual: True where the output approximates the input vector by vector, so that a residual is left.
-      quantizes_maps: True where vectors of a map are quantized together instead of one by one.
+      train: Whether calls train, for a module that is made to do one or the other; None if each call says so.
+      axis_name: Name of a mapped axis over which the batch is split, or None; a subclass may make it a field. Only
+        training needs the axis: other calls outside of the mapped function take their input for the whole batch.
+      differs_in_training: Whether a call in training updates state, draws random numbers, or searches differently, so
+        that ``train`` has to be given.
+      estimator: Gradient estimator. Composites with ``gradient="total"`` apply that of their quantizer once, to the sum
+        of the codes.
+      fits_residual: Whether the output approximates the input vector by vector, so that a residual is left.
+      quantizes_maps: Whether vectors of a map are quantized together instead of one by one.
     """
 
     _: dataclasses.KW_ONLY
     train: bool | None = None
 
     # Without annotations, which would make them fields.
+    axis_name = None
     differs_in_training = True
     estimator = "straight_through"
     fits_residual = True
     quantizes_maps = False
 
+    @abc.abstractmethod
     def __call__(
         self, z: Vectors, mask: Mask = None, train: bool | None = None, condition: Features | None = None
     ) -> QuantizerOutput:
@@ -128,36 +132,35 @@ class Quantizer(nn.Module):
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in losses, statistics or sampling, receive no gradient,
             and come back as zero vectors with index -1.
-          train: Update state after the lookup, and draw the noise of training. To be given here or at construction,
-            wherever that changes anything.
-          condition: One vector per token, where the codes depend on one.
+          train: Update state after the lookup, and draw the noise of training. Must be given here or at construction if
+            it changes anything.
+          condition: One vector per token, if the codes depend on one.
 
         Returns:
           Codes, indices, the weighted loss, and metrics.
 
         Raises:
-          UserError: An input of the wrong kind; ``train`` is given neither here nor at construction, or twice; no
-            ``quantizer`` key where random numbers are drawn.
+          UserError: An input has the wrong dtype or shape; ``train`` is given neither here nor at construction, or
+            twice; random numbers are drawn and there is no ``quantizer`` key.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def encode(self, z: Vectors, mask: Mask = None) -> Indices:
         """Return the int32 indices of vectors, -1 where the mask is False."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Vectors:
         """Return the float32 vectors of indices: ``decode(encode(z))`` equals ``quantized`` of ``train=False``."""
-        raise NotImplementedError
 
     def code_vectors(self) -> Codes | tuple[Any, ...]:
         """Return the codes that are looked up, after any transform and normalization, as an array or a tuple of them.
 
-        ``quantizer.apply(variables, method="code_vectors")``. They are in the space of the codes; those of the input's
-        space are ``decode(jnp.arange(num_codes))``, which differ where there is a projection.
+        Call it as ``quantizer.apply(variables, method="code_vectors")``. The codes are in the space of the codes; in
+        that of the input they are ``decode(jnp.arange(num_codes))``, which differs if there is a projection.
 
         Returns:
-          float32 ``[num_codes, features]``, with an axis of heads before it where each has a codebook; a tuple where
-          there are stages, groups or scales.
+          float32 ``[num_codes, features]``, after an axis of heads if each has a codebook; a tuple if there are stages,
+          groups or scales.
 
         Raises:
           UserError: There are no codes to return: none that are the same for every token, or too many.
@@ -181,12 +184,12 @@ class Quantizer(nn.Module):
 
     @property
     def code_features(self) -> int | None:
-        """The number of features of the codes where it is fixed; None where it is the input's."""
+        """The number of features of the codes if it is fixed; None if it is that of the input."""
         return None
 
     @property
     def residual_limits(self) -> tuple[float, ...] | None:
-        """Limit within which :class:`Residual` keeps each feature of its input by a soft clamp; None for none."""
+        """Limit of each feature of the input, which :class:`Residual` bounds by a soft clamp; None for no limits."""
         return None
 
     def at_stage(self, stage: int) -> "Quantizer":
@@ -194,9 +197,9 @@ class Quantizer(nn.Module):
         return self
 
     def without_estimator(self) -> "Quantizer":
-        """Return a copy whose gradient goes to the codes alone, for composites whose gradient crosses once.
+        """Return a copy whose gradient goes to the codes alone, for composites that apply an estimator once.
 
-        Straight-through crossing holds the codes constant, so that a quantizer with it stays as it is.
+        The straight-through estimator holds the codes constant, so a quantizer with it is returned as it is.
         """
         return self
 
@@ -206,11 +209,11 @@ class Quantizer(nn.Module):
         return 0.0
 
     def kmeans_init(self, z: Vectors, mask: Mask = None, **options: object) -> None:
-        """Start the codebook from clusters; refused by quantizers without one."""
-        raise UserError(f"{type(self).__name__} has no codebook to start from clusters; leave kmeans_init out.")
+        """Initialize the codebook with k-means; an error for quantizers without a codebook."""
+        raise UserError(f"{type(self).__name__} has no codebook to initialize with k-means; leave kmeans_init out.")
 
     def bypass(self, z: Vectors) -> Vectors:
-        """Return what an infinitely fine codebook would return; refused by quantizers without one."""
+        """Return what an infinitely fine codebook would return; an error for quantizers without a codebook."""
         raise UserError(f"{type(self).__name__} has no codebook to bypass; use a VectorQuantizer.")
 
     def _is_training(self, train: bool | None) -> bool:
@@ -248,7 +251,7 @@ class Quantizer(nn.Module):
         return self.axis_name
 
     def _draw_key(self, cause: str, *, per_device: bool = True) -> Array:
-        """Draw a key of the stream ``quantizer``; by default another one on each device of a mapped axis."""
+        """Draw a key of the stream ``quantizer``; by default a different one on each device of a mapped axis."""
         if not self.has_rng("quantizer"):
             raise UserError(f"{cause} draws random numbers; pass rngs={{'quantizer': key}} to apply.")
         key = self.make_rng("quantizer")
@@ -281,7 +284,7 @@ class Quantizer(nn.Module):
         return {"quantization_error": error, "relative_error": self._relative_error(error, x, mask)}
 
     def _relative_error(self, error: Scalar, x: Features, mask: Bool[Array, "*tokens"] | None) -> Scalar:
-        """Return the ratio of a mean squared error to the mean square; zero where that is zero."""
+        """Return the ratio of a mean squared error to the mean square; zero if that is zero."""
         square = self._mean(jnp.mean(jnp.square(x), axis=-1), mask)
         if self._batch_axis is not None:
             # The mean over devices of the ratio is then the ratio of the global batch.
@@ -310,21 +313,21 @@ class Quantizer(nn.Module):
         if kernel is None or kernel.shape[0] != x.shape[-1]:
             found = "none" if kernel is None else f"one of shape {kernel.shape}"
             raise UserError(
-                f"The variables must hold the projection {name} of {x.shape[-1]} features, got {found}; pass the input "
-                "and all collections of init(key, z) of a quantizer with the same settings to apply."
+                f"The variables must hold the projection {name} of {x.shape[-1]} features, got {found}; create them "
+                "with init(key, z), using the same settings and input, and pass all collections to apply."
             )
         x = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
         return x + jnp.broadcast_to(bias, x.shape)
 
     def _project_in(self, z: Vectors, features: int | None) -> Features:
-        """Return float32 vectors of the codes' features, projected where ``init`` made projections."""
+        """Return float32 vectors of the codes' features, projected if ``init`` created projections."""
         z = z.astype(jnp.float32)
         z = self._project("project_in", z) if self._is_projected else z
         if features is not None and z.shape[-1] != features:
             where = " after the projection in the variables" if self._is_projected else ""
             raise UserError(
-                f"z must have {features} features{where}, as the codes have, got {z.shape[-1]}; pass such vectors, "
-                "or all collections of init(key, z) to apply."
+                f"z must have {features} features{where}, as the codes have, got {z.shape[-1]}; pass vectors of that "
+                "size, or pass all collections of init(key, z) to apply."
             )
         return z
 
@@ -366,7 +369,7 @@ def decode_valid(
 ) -> Float[Array, "*batch dim"]:
     """Decode indices of any integer dtype: zero vectors for -1, NaN for all others out of range.
 
-    NaN reveals a wrong index; the vector of another code would hide it. With ``several``, a vector has all indices
+    NaN exposes a wrong index; the vector of some other code would hide it. With ``several``, a vector has all indices
     along the last axis.
     """
     indices = int32_indices(indices, num_codes)

@@ -1,9 +1,10 @@
 """Codebooks: how the codes of a quantizer are stored and learned.
 
-A codebook holds options and no arrays: its methods are pure functions of the quantizer's variables, as those of an
-optimizer in optax are of its state.
+A codebook object holds options, not arrays. Like those of an optax optimizer, its methods are pure functions of a
+state: the quantizer's variables.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -36,16 +37,17 @@ Condition = Float[Array, "*batch features"] | None
 Weights = Float[Array, "*codebooks codes"] | None
 
 Variables = dict[str, Array]
-"""The arrays of a codebook by name; where each head has a codebook of its own, all have a leading axis of heads."""
+"""The arrays of a codebook by name; if each head has its own codebook, every array has a leading axis of heads."""
 
 
 class Candidates(NamedTuple):
-    """The latents that may take the place of codes.
+    """Latents that may replace codes.
 
     Attributes:
       keys: Random key of each codebook.
-      latents: Where the codes are looked up.
-      mask: True for those that may become codes; all by default.
+      latents: Latents to draw from, in the space in which the codebook averages them (see
+        :meth:`BaseCodebook.where_averaged`).
+      mask: True for the latents that may be drawn; None allows all.
     """
 
     keys: Key[Array, "*codebooks"]
@@ -55,12 +57,14 @@ class Candidates(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """Replacement of codes that are not in use by random latents of the batch, after each update.
+    """Rule that replaces unused codes with random latents from the batch, after each codebook update.
 
-    A replaced code starts again as a new one: its statistics are reset with it.
+    The statistics of a replaced code are reset as well. Codebooks replace nothing by default; the recipe of the
+    quickstart does. The ``dead_code_threshold`` of a codebook is independent of ``below``: it replaces nothing, but
+    decides which codes the metric ``dead_codes`` counts.
 
     Args:
-      below: Replace codes whose moving average of use is below this fraction of the average use (tokens / codes); in
+      below: Replace codes whose moving average of usage is below this fraction of the average (tokens / codes); in
         ``[0, 1)``, or None.
       unused_after: Replace codes that no token has chosen for this number of training batches, or None.
 
@@ -68,8 +72,16 @@ class Replacement:
       UserError: An argument is out of range, or both are None.
 
     Example:
+      >>> import jax
       >>> from vqjax import EMACodebook, VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook=EMACodebook(replace=Replacement(below=0.05)))
+      >>> z = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> vq = VectorQuantizer(num_codes=16, codebook=EMACodebook(decay=0.0, replace=Replacement(below=0.05)))
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> out, updates = vq.apply(variables, z, train=True, mutable=["codebook"], rngs={"quantizer": jax.random.key(2)})
+      >>> int(out.metrics["dead_codes"]) > 0  # counted before they are replaced
+      True
+      >>> bool((updates["codebook"]["relative_usage"] > 0).all())  # and none is left
+      True
     """
 
     below: float | None = 0.01
@@ -80,24 +92,28 @@ class Replacement:
         batches = self.unused_after
         require(batches is None or is_count(batches), "unused_after", batches, "a positive integer, or None")
         either = self.below is not None or self.unused_after is not None
-        require(either, "below", None, "set where unused_after is None", "use replace=None to replace no code")
+        require(either, "below", None, "a number if unused_after is None", "use replace=None to replace no code")
 
 
-class BaseCodebook:
+class BaseCodebook(abc.ABC):
     """Base of the codebooks.
 
     A subclass is a frozen dataclass with the field ``transform``, and names its variables in ``variable_names``.
 
     Attributes:
-      in_params: The codes are parameters, which the optimizer moves; else they are in the collection ``codebook``.
-      tracks_usage: Training measures how much each code is used.
+      in_params: Whether the codes are parameters, updated by the optimizer; otherwise they are in the collection
+        ``codebook``.
+      tracks_usage: Whether training tracks code usage.
       clusters_in: The collection that k-means writes to.
+      decay: Decay of the moving averages; 0 in codebooks that have none.
+      dead_code_threshold: The metric ``dead_codes`` counts codes whose usage is below this fraction of the average.
       weight: Weight of the codebook loss.
       sync_nu: Weight with which the gradient of the task reaches the codes.
-      replace: Which codes are replaced.
+      replace: Rule for replacing unused codes; None replaces none.
       transform: Maps stored codes to those that are looked up.
     """
 
+    # What holds in a subclass without the field of this name, such as no decay; not the defaults of the fields.
     in_params: ClassVar[bool] = False
     clusters_in: ClassVar[str] = "codebook"
     tracks_usage: ClassVar[bool] = True
@@ -112,7 +128,7 @@ class BaseCodebook:
         transform, replace = self.transform, self.replace
         known = transform is None or isinstance(transform, nn.Module)
         require(known, "transform", transform, "a Flax module, or None", "pass an instance such as LinearTransform()")
-        require(is_fraction(self.decay), "decay", self.decay, "a number in [0, 1)", "use for example 0.99")
+        require(is_fraction(self.decay), "decay", self.decay, "a number in [0, 1)", "use, for example, 0.99")
         threshold = self.dead_code_threshold
         require(is_fraction(threshold), "dead_code_threshold", threshold, "a fraction of the average use, in [0, 1)")
         require(is_weight(self.weight), "weight", self.weight, "a finite number of at least 0")
@@ -124,18 +140,18 @@ class BaseCodebook:
                 transform is None or has_inverse(transform),
                 "transform",
                 transform,
-                "invertible (have a method to_base) where codes are replaced",
+                "invertible (have a method to_base) if codes are replaced",
                 "use replace=None, or another transform",
             )
 
     @property
     def is_learned(self) -> bool:
-        """True where a gradient moves the codes that are looked up: their own, or that of the transform."""
+        """True if the codes that are looked up are trained by gradient, either directly or through the transform."""
         return self.in_params or is_learned(self.transform)
 
     @property
     def changes_in_training(self) -> bool:
-        """True where training writes to the collection ``codebook``."""
+        """True if training writes to the collection ``codebook``."""
         return self.tracks_usage or hasattr(self.transform, "update")
 
     @property
@@ -150,7 +166,7 @@ class BaseCodebook:
         return ("codes",)
 
     def create(self, codes: Codes, unit_norm: bool) -> Variables:
-        """Return the initial variables for codes as the initializer draws them."""
+        """Return the initial variables, given the codes drawn by the initializer."""
         variables = {"codes": normalize(codes) if unit_norm and not self.in_params else codes}
         if "idle" in self.variable_names:
             variables["idle"] = jnp.zeros(codes.shape[:-1], jnp.int32)
@@ -161,7 +177,7 @@ class BaseCodebook:
         return variables["codes"]
 
     def codes(self, variables: Variables, *, unit_norm: bool, condition: Condition = None) -> Array:
-        """Return the codes that are looked up: one codebook, one per head, or with a condition one per token."""
+        """Return the codes that are looked up: one codebook, one per head, or, with a condition, one per token."""
         codes = self.stored(variables)
         if self.transform is not None or condition is not None:
             self._check_condition(condition)
@@ -171,21 +187,21 @@ class BaseCodebook:
     def codes_at(
         self, variables: Variables, indices: Int[Array, "*indices"], *, unit_norm: bool, condition: Condition = None
     ) -> Float[Array, "*indices dim"]:
-        """Return the codes of indices in range; where each head has a codebook, heads are the last axis of indices."""
+        """Return the codes at indices, which must be in range; codebooks per head are chosen by their last axis."""
         if condition is None:
             return take_codes(self.codes(variables, unit_norm=unit_norm), indices)
         self._check_condition(condition)
-        # Only the chosen codes are made, each for its own token.
+        # Compute only the chosen code of each token.
         chosen = jnp.expand_dims(self.stored(variables)[indices], -2)
         chosen = jnp.squeeze(self.transform(chosen, condition), -2)
         return normalize(chosen) if unit_norm else chosen
 
     def to_stored(self, codes: Codes) -> Codes:
-        """Return the stored codes that are looked up as ``codes``."""
+        """Return the stored codes that the transform maps to ``codes``."""
         return self.transform.to_base(codes) if has_inverse(self.transform) else codes
 
     def where_averaged(self, latents: Float[Array, "*codebooks tokens dim"]) -> Float[Array, "*codebooks tokens dim"]:
-        """Return latents in the space of their averages."""
+        """Map latents to the space in which they are averaged; with moving averages, that of the stored codes."""
         return latents
 
     def update(
@@ -197,23 +213,23 @@ class BaseCodebook:
         candidates: Candidates | None = None,
         weights: Weights = None,
     ) -> tuple[Variables, Float[Array, ""]]:
-        """Move the variables by one batch.
+        """Update the variables with one batch; called if ``tracks_usage``.
 
         Args:
-          variables: Before the batch.
+          variables: Variables before the batch.
           batch: Counts and sums of the global batch.
-          unit_norm: Codes live on the unit sphere.
-          candidates: Replace codes by these; only with ``replace``.
+          unit_norm: Whether codes have unit length.
+          candidates: Latents to replace codes with; given if ``replace`` is set.
           weights: Update weight of each code, in [0, 1]; 0 freezes it.
 
         Returns:
           The variables after the batch, and the number of dead codes before any was replaced.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} tracks usage and must implement update.")
 
+    @abc.abstractmethod
     def restart(self, variables: Variables, clusters: Codebook) -> Variables:
-        """Return the variables with clusters of latents for codes."""
-        raise NotImplementedError
+        """Return the variables with the codes set to the given cluster centers."""
 
     def count_dead(self, relative_usage: Float[Array, "*codebooks codes"]) -> Float[Array, ""]:
         """Count the codes whose use is below the threshold."""
@@ -222,7 +238,7 @@ class BaseCodebook:
     def _track_usage(
         self, variables: Variables, counts: Float[Array, " codes"], weights: Weights
     ) -> tuple[Variables, Bool[Array, " codes"]]:
-        """Move the statistics of use of one codebook, and mark the codes to be replaced."""
+        """Update the usage statistics of one codebook, and return a mask of the codes to replace."""
         relative_usage = update_relative_usage(variables["relative_usage"], counts, decay=self.decay)
         variables = variables | {"relative_usage": relative_usage}
         if self.replace is None:
@@ -244,16 +260,19 @@ class BaseCodebook:
         return self.in_params or self.transform is not None
 
     def _check_condition(self, condition: Condition) -> None:
-        name = f"codebook.transform={type(self.transform).__name__}"
+        name = "codebook.transform=" + ("None" if self.transform is None else type(self.transform).__name__)
         if condition is None and takes_condition(self.transform):
-            raise UserError(f"condition must be one vector per token, which {name} needs, got None.")
+            raise UserError(f"condition must have one vector per token, because {name} needs it, got None.")
         if condition is not None and not takes_condition(self.transform):
-            raise UserError(f"condition must be None where {name} takes none; leave it out.")
+            raise UserError(
+                f"condition must be None, because {name} does not take one, got an array of shape {condition.shape}; "
+                "leave it out."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class EMACodebook(BaseCodebook):
-    r"""Codes that are the moving averages of the latents that choose them.
+    r"""Codes that are moving averages of the latents assigned to them.
 
     .. math::
       N_k \leftarrow \gamma N_k + (1-\gamma)\, n_k,\quad M_k \leftarrow \gamma M_k + (1-\gamma)\, s_k,\quad
@@ -261,31 +280,36 @@ class EMACodebook(BaseCodebook):
 
     Variables:
       In the collection ``codebook``: ``codes``, ``counts`` (:math:`N`), ``sums`` (:math:`M`), ``relative_usage``;
-      with least-recently-used replacement ``idle``, with accumulation ``pending_counts``, ``pending_sums`` and
-      ``pending_batches``.
+      with ``replace.unused_after`` also ``idle``; with ``accumulation_steps > 1`` also ``pending_counts``,
+      ``pending_sums`` and ``pending_batches``.
 
     Args:
       decay: :math:`\gamma` per batch, in ``[0, 1)``.
       smoothing: Laplace smoothing of the counts. With 0, a code without tokens keeps its value; above 0, every code
-        is rewritten in every batch, and codes that are never used drift to the origin (van den Oord et al., 2017,
-        as in vector-quantize-pytorch with 1e-5).
+        is rewritten in every batch, and codes that are never used drift to the origin. Van den Oord et al., 2017, and
+        vector-quantize-pytorch smooth, the latter with 1e-5.
       start: Counts and sums before the first batch. ``"empty"``: zeros, so that a code's first batch moves it all
         the way to the mean of its tokens. ``"one_token"``: as if each code had received itself once
         (vector-quantize-pytorch). ``"sums_only"``: sums without counts (the official rotation-trick code).
-      accumulation_steps: Training calls whose counts and sums are collected before the codes move once, by their
-        total: the partner of ``optax.MultiSteps(every_k_schedule=...)``.
-      dead_code_threshold: A code counts as dead while its moving average of use is below this fraction of the average
-        use (tokens / codes).
-      replace: Replace codes that are not in use.
-      transform: A transform without parameters, such as :class:`RunningAffine`: a gradient and moving averages would
-        both move the codes.
+      accumulation_steps: Number of training calls over which counts and sums are accumulated before each codebook
+        update; use it with ``optax.MultiSteps(every_k_schedule=...)``.
+      dead_code_threshold: The metric ``dead_codes`` counts the codes whose moving average of usage is below this
+        fraction of the average (tokens / codes). It replaces nothing: see ``replace``.
+      replace: Rule for replacing unused codes; None (the default) replaces none.
+      transform: An invertible transform without parameters, such as :class:`RunningAffine`; with parameters, both the
+        gradient and the moving averages would change the codes.
 
     Raises:
-      UserError: An argument is out of range, or the transform has parameters.
+      UserError: An argument is out of range, or the transform has parameters or no inverse.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> from vqjax import EMACodebook, VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook=EMACodebook(decay=0.9, accumulation_steps=4))
+      >>> z = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> vq = VectorQuantizer(num_codes=1, codebook=EMACodebook(decay=0.9))
+      >>> out, updates = vq.apply(vq.init(jax.random.key(1), z), z, train=True, mutable=["codebook"])
+      >>> bool(jnp.allclose(updates["codebook"]["codes"][0], z.mean(axis=0)))  # the mean of the latents assigned to it
+      True
 
     Source: van den Oord et al., 2017 (arXiv 1711.00937), Appendix A.1.
     """
@@ -309,7 +333,7 @@ class EMACodebook(BaseCodebook):
             not is_learned(self.transform) and (self.transform is None or has_inverse(self.transform)),
             "transform",
             self.transform,
-            "an invertible one without parameters where codes are moving averages",
+            "invertible and without parameters for an EMA codebook",
             "use FrozenCodebook or GradientCodebook with it",
         )
 
@@ -353,7 +377,7 @@ class EMACodebook(BaseCodebook):
     def _accumulate(
         self, variables: Variables, batch: Assignment, candidates: Candidates | None, weights: Weights, unit_norm: bool
     ) -> tuple[Variables, Float[Array, ""]]:
-        """Collect batches, and move one codebook by their total once they are due."""
+        """Accumulate batches, and update one codebook once ``accumulation_steps`` have been collected."""
         if self.accumulation_steps == 1:
             return self._move(variables, batch, candidates, weights, unit_norm)
         counts, sums = variables["pending_counts"] + batch.counts, variables["pending_sums"] + batch.sums
@@ -367,7 +391,7 @@ class EMACodebook(BaseCodebook):
     def _move(
         self, variables: Variables, batch: Assignment, candidates: Candidates | None, weights: Weights, unit_norm: bool
     ) -> tuple[Variables, Float[Array, ""]]:
-        """Move one codebook by one batch."""
+        """Update one codebook with one batch."""
         decay = self.decay if weights is None else 1 - (1 - self.decay) * weights
         codebook = Codebook(*(variables[name] for name in Codebook._fields))
         codebook = ema_update(codebook, batch, decay=decay, unit_norm=unit_norm, smoothing=self.smoothing)
@@ -381,33 +405,38 @@ class EMACodebook(BaseCodebook):
 
 @dataclasses.dataclass(frozen=True)
 class GradientCodebook(BaseCodebook):
-    r"""Codes that are parameters, moved by the optimizer along the gradient of the codebook loss.
+    r"""Codes that are parameters, trained by the optimizer on the codebook loss.
 
     .. math:: \alpha\, |\mathrm{sg}(z) - e_k|^2
 
     Variables:
       ``params["codes"]`` alone. With replacement also the collection ``codebook`` with their ``offsets`` and
-      ``relative_usage``, and where the least recently used are replaced ``idle``. The codes are then
-      ``params["codes"] + codebook["offsets"]``: the optimizer moves the first; k-means and replacement, which are not
+      ``relative_usage``, and with ``replace.unused_after`` also ``idle``. The codes are then
+      ``params["codes"] + codebook["offsets"]``: the optimizer updates the first; k-means and replacement, which are not
       gradient steps, write the second.
 
     Args:
       weight: :math:`\alpha`.
-      sync_nu: Weight with which the gradient of the task reaches the codes as well (:math:`\nu` of Huh et al., 2023,
-        eq. 21).
-      decay: Of the moving average of use per batch, in ``[0, 1)``; use is tracked where codes are replaced.
-      dead_code_threshold: A code counts as dead while its moving average of use is below this fraction of the average
-        use (tokens / codes).
-      replace: Replace codes that are not in use.
-      transform: Flax module that maps the stored codes to those that are looked up, see
+      sync_nu: Weight with which the task's gradient also reaches the codes (:math:`\nu` of Huh et al., 2023, eq. 21).
+      decay: Decay per batch of the moving average of code usage, in ``[0, 1)``; usage is tracked if codes are replaced.
+      dead_code_threshold: The metric ``dead_codes`` counts the codes whose moving average of usage is below this
+        fraction of the average (tokens / codes). It replaces nothing: see ``replace``.
+      replace: Rule for replacing unused codes; None (the default) replaces none.
+      transform: Flax module that maps the stored codes to the codes that are looked up; see
         :mod:`vqjax.quantizers.transforms`.
 
     Raises:
       UserError: An argument is out of range, or codes cannot be replaced through the transform.
 
     Example:
+      >>> import jax
       >>> from vqjax import GradientCodebook, VectorQuantizer
+      >>> z = jax.random.normal(jax.random.key(0), (64, 4))
       >>> vq = VectorQuantizer(num_codes=16, codebook=GradientCodebook(weight=0.25), commitment_weight=1.0)
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> loss = lambda params: vq.apply(variables | {"params": params}, z, train=False).loss
+      >>> bool((jax.grad(loss)(variables["params"])["codes"] != 0).any())  # the codes are parameters
+      True
 
     Source: van den Oord et al., 2017 (arXiv 1711.00937), eq. 3.
     """
@@ -482,25 +511,31 @@ class GradientCodebook(BaseCodebook):
 
 @dataclasses.dataclass(frozen=True)
 class FrozenCodebook(BaseCodebook):
-    """Codes that stay as they are drawn, or as k-means starts them.
+    """Codes that keep their initial values, random or from k-means.
 
-    With a transform that has parameters the codes that are looked up are learned nevertheless: see :class:`SimVQ`.
+    With a transform that has parameters, the codes that are looked up are still learned; see :class:`SimVQ`.
 
     Variables:
       In the collection ``codebook``: ``codes``.
 
     Args:
-      transform: Flax module that maps the stored codes to those that are looked up, see
+      transform: Flax module that maps the stored codes to the codes that are looked up; see
         :mod:`vqjax.quantizers.transforms`.
-      weight: Weight of the codebook loss, whose gradient moves the parameters of the transform.
-      sync_nu: Weight with which the gradient of the task reaches these parameters as well.
+      weight: Weight of the codebook loss, which trains the parameters of the transform.
+      sync_nu: Weight with which the task's gradient also reaches these parameters.
 
     Raises:
-      UserError: An argument is out of range, or a weight is set where there are no parameters.
+      UserError: An argument is out of range, or a weight is set although there are no parameters.
 
     Example:
-      >>> from vqjax import FrozenCodebook, LinearTransform, VectorQuantizer
-      >>> vq = VectorQuantizer(num_codes=16, codebook=FrozenCodebook(transform=LinearTransform()))
+      >>> import jax
+      >>> from vqjax import FrozenCodebook, VectorQuantizer
+      >>> z = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> vq = VectorQuantizer(num_codes=16, codebook=FrozenCodebook())
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> out, updates = vq.apply(variables, z, train=True, mutable=["codebook"])
+      >>> bool((updates["codebook"]["codes"] == variables["codebook"]["codes"]).all())  # training changes nothing
+      True
     """
 
     tracks_usage: ClassVar[bool] = False
@@ -514,7 +549,7 @@ class FrozenCodebook(BaseCodebook):
         for name, default in (("weight", 1.0), ("sync_nu", 0.0)):
             value = getattr(self, name)
             effective = value == default or self.is_learned
-            require(effective, name, value, f"{default} for frozen codes without a transform that has parameters")
+            require(effective, name, value, f"{default} unless the transform has parameters")
 
     def restart(self, variables: Variables, clusters: Codebook) -> Variables:
         return variables | {"codes": self.to_stored(clusters.codes)}
@@ -529,7 +564,7 @@ CODEBOOKS: dict[str, type[BaseCodebook]] = {
 
 
 def get_codebook(codebook: str | BaseCodebook) -> BaseCodebook:
-    """Return the codebook of a name, with default options; a codebook is returned as it is."""
+    """Return the codebook with the given name and default options; a codebook object is returned unchanged."""
     if isinstance(codebook, BaseCodebook):
         return codebook
     known = isinstance(codebook, str) and codebook in CODEBOOKS
@@ -538,10 +573,10 @@ def get_codebook(codebook: str | BaseCodebook) -> BaseCodebook:
 
 
 def per_codebook(function: Callable, codes: Codes) -> Callable:
-    """Map a function of one codebook over the leading axis of codebooks, where there is one."""
+    """Map a function of one codebook over the leading axis of codebooks, if there is one."""
     return jax.vmap(function) if codes.ndim == 3 else function
 
 
 def take_codes(codes: Codes, indices: Int[Array, "*indices"]) -> Float[Array, "*indices dim"]:
-    """Return the codes of indices; where there are several codebooks, they are the last axis of indices."""
+    """Return the codes at the indices; with several codebooks, the last axis of ``indices`` selects the codebook."""
     return codes[jnp.arange(codes.shape[0]), indices] if codes.ndim == 3 else codes[indices]

@@ -1,5 +1,6 @@
 """Base class of the quantizers whose codes are a grid: each feature is quantized on its own, nothing is looked up."""
 
+import abc
 import math
 from typing import NamedTuple
 
@@ -48,9 +49,9 @@ class GridCodes(NamedTuple):
 class GridQuantizer(Quantizer):
     """Base class of the quantizers whose codes are all combinations of the levels of their features.
 
-    A subclass has the fields ``num_codebooks`` and ``axis_name``, and defines :meth:`radices`, :meth:`quantize`,
-    :meth:`values` and, as needed, :meth:`create_variables`, :meth:`preprocess`, :meth:`postprocess`, :meth:`latents`
-    and :meth:`losses`. An input with ``num_codebooks * len(radices)`` features is quantized as it is; any other is
+    A subclass has the field ``num_codebooks``, and defines :meth:`radices`, :meth:`quantize`, :meth:`values` and, as
+    needed, :meth:`create_variables`, :meth:`preprocess`, :meth:`postprocess`, :meth:`latents` and :meth:`losses`. An
+    input with ``num_codebooks * len(radices)`` features is quantized as it is; any other is
     projected to that number and back by two linear maps. Each codebook has an index; with several, indices get a
     last axis.
     """
@@ -62,17 +63,17 @@ class GridQuantizer(Quantizer):
         check_flags(self)
         require_count("num_codebooks", self.num_codebooks)
 
+    @abc.abstractmethod
     def radices(self) -> tuple[int, ...]:
-        """The number of levels of each feature of a codebook; the first feature varies fastest in an index."""
-        raise NotImplementedError
+        """Return the number of levels of each feature of a codebook; the first feature varies fastest in an index."""
 
+    @abc.abstractmethod
     def quantize(self, x: Features, train: bool) -> GridCodes:
-        """Quantize preprocessed features; the gradient crosses here."""
-        raise NotImplementedError
+        """Quantize preprocessed features, with the gradient of an estimator."""
 
+    @abc.abstractmethod
     def values(self, levels: Levels) -> Features:
         """Return the values of levels by the operations of :meth:`quantize`, so that both agree bit for bit."""
-        raise NotImplementedError
 
     def create_variables(self) -> None:
         """Create variables other than projections, in ``init``."""
@@ -105,7 +106,7 @@ class GridQuantizer(Quantizer):
 
     @property
     def index_shape(self) -> tuple[int, ...]:
-        """An axis of codebooks, where there are several."""
+        """An axis of codebooks, if there are several."""
         return () if self.num_codebooks == 1 else (self.num_codebooks,)
 
     @nn.compact
@@ -118,7 +119,7 @@ class GridQuantizer(Quantizer):
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens. The others take no part in losses or statistics, receive no gradient, and
             come back as zero vectors with index -1.
-          train: Draw the noise of training; to be given here or at construction where there is such.
+          train: Draw the noise of training; must be given here or at construction if there is any.
           condition: None; the codes do not depend on one.
 
         Returns:
@@ -126,7 +127,8 @@ class GridQuantizer(Quantizer):
           ``perplexity`` and ``usage`` (of this batch, mean over codebooks) and each term of the loss.
 
         Raises:
-          UserError: An input of the wrong kind; where noise is drawn, no ``train``, or no ``quantizer`` key.
+          UserError: An input has the wrong dtype or shape; noise is drawn and there is no ``train`` or no ``quantizer``
+            key.
         """
         self._check_input(z, mask, condition)
         train = self._is_training(train)
@@ -161,8 +163,8 @@ class GridQuantizer(Quantizer):
         """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
-          indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector, anything
-            else NaN. With several codebooks, their axis is the last one.
+          indices: Indices of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector,
+            anything else NaN. With several codebooks, their axis is the last one.
 
         Returns:
           Vectors in float32.
@@ -218,7 +220,7 @@ class GridQuantizer(Quantizer):
         if rotation is None or rotation.shape[0] != x.shape[-1]:
             found = "none" if rotation is None else f"one of shape {rotation.shape}"
             raise UserError(
-                f"The variables must hold a rotation of {x.shape[-1]} features, got {found}; pass all collections of "
-                "init(key, z) of a quantizer with the same settings to apply, not params alone."
+                f"The variables must hold a rotation of {x.shape[-1]} features, got {found}; create them with "
+                "init(key, z), using the same settings, and pass all collections to apply, not only params."
             )
         return jnp.matmul(x, rotation.T if inverse else rotation, precision=jax.lax.Precision.HIGHEST)

@@ -41,18 +41,19 @@ class IBQ(Quantizer):
     ``EntropyPenalty(0.05)`` for 16,384 codes of 256 features.
 
     Variables:
-      ``params["codes"]``, float32 ``[num_codes, dim]``; moved by the optimizer alone. ``train`` changes nothing.
+      ``params["codes"]``, float32 ``[num_codes, dim]``; updated by the optimizer alone. ``train`` changes nothing.
 
     Attributes:
       num_codes: Size of the codebook.
-      temperature: Of the softmax whose gradient is taken, above 0.
+      temperature: Temperature of the softmax whose gradient is taken, above 0.
       quantization_weight: :math:`w`.
       commitment_weight: :math:`\beta`.
       codebook_weight: :math:`\alpha`.
       codebook_init: Initializer of the codes; the authors' is standard normal.
-      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Not needed, and
-        wrong, under plain ``jit``. Average gradients over the axis.
-      regularizers: Added to the loss, see :mod:`vqjax.functional.regularizers`; their similarity is the inner product.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
+        ``jit``, where they are global without it. Average gradients over the axis.
+      regularizers: Terms added to the loss, see :mod:`vqjax.functional.regularizers`; their similarity is the inner
+        product.
 
     Raises:
       UserError: An argument is out of range; at construction.
@@ -152,8 +153,8 @@ class IBQ(Quantizer):
         """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
-          indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector, anything
-            else NaN.
+          indices: Indices of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector,
+            anything else NaN.
 
         Returns:
           Vectors in float32.
@@ -164,14 +165,14 @@ class IBQ(Quantizer):
         return self._codes()
 
     def _codes(self, features: int | None = None) -> Float[Array, "codes dim"]:
-        """Return the codes, of the given number of features where there is an input."""
+        """Return the codes, which must have the given number of features if there is an input."""
         codes = self.get_variable("params", "codes")
         found = "no codes" if codes is None else f"codes of shape {codes.shape}"
         expected = (self.num_codes, "dim" if features is None else features)
         if codes is None or codes.shape != (self.num_codes, features or codes.shape[-1]):
             raise UserError(
-                f"The variables must hold codes of shape {expected}, got {found}; pass z and params of init(key, z) of "
-                "a quantizer with the same settings to apply."
+                f"The variables must hold codes of shape {expected}, got {found}; create them with init(key, z), using "
+                "the same settings and input."
             )
         return codes
 

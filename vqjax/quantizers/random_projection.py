@@ -17,7 +17,7 @@ _random_directions = nn.initializers.normal(1.0)
 
 
 class RandomProjectionQuantizer(Quantizer):
-    r"""Looks up random projections of the input among random unit codes; nothing is trained.
+    r"""Quantizer that looks up random projections of the input among random unit codes; nothing is trained.
 
     .. math:: i_c = \arg\max_k \frac{P_c^T \hat z}{|P_c^T \hat z|} \cdot e_{ck},\quad
       \hat z = \frac{z - \mathrm{mean}(z)}{\sqrt{\mathrm{var}(z) + 10^{-5}}}
@@ -28,17 +28,17 @@ class RandomProjectionQuantizer(Quantizer):
     Variables:
       All in the collection ``codebook``, float32 and fixed from ``init`` on: ``projections``
       ``[num_codebooks, dim, codebook_dim]`` (Xavier normal) and ``quantizer/codes`` ``[num_codes, codebook_dim]``, with
-      several codebooks ``[num_codebooks, num_codes, codebook_dim]``. Keep them with the model: another draw is another
-      set of labels.
+      several codebooks ``[num_codebooks, num_codes, codebook_dim]``. Keep them with the model: a different draw gives
+      different labels.
 
     Attributes:
       num_codes: Size of each codebook.
-      codebook_dim: Features of a projection and of a code.
-      num_codebooks: Number of projections, each with a codebook of its own. With several, indices get a last axis.
+      codebook_dim: Number of features of a projection and of a code.
+      num_codebooks: Number of projections, each with its own codebook. With several, indices have a last axis.
       standardize: Give each vector mean 0 and variance 1 over its features first (layer normalization without
         parameters). Without it, feature means that all tokens share make most tokens choose the same codes.
-      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Not needed, and
-        wrong, under plain ``jit``.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
+        ``jit``, where they are global without it.
 
     Raises:
       UserError: An argument is out of range; at construction.
@@ -86,7 +86,7 @@ class RandomProjectionQuantizer(Quantizer):
 
     @property
     def index_shape(self) -> tuple[int, ...]:
-        """An axis of codebooks, where there are several."""
+        """An axis of codebooks, if there are several."""
         return () if self.num_codebooks == 1 else (self.num_codebooks,)
 
     @nn.compact
@@ -138,8 +138,8 @@ class RandomProjectionQuantizer(Quantizer):
         """Return the unit codes of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
-          indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector, anything
-            else NaN. With several codebooks, their axis is the last one.
+          indices: Indices of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector,
+            anything else NaN. With several codebooks, their axis is the last one.
 
         Returns:
           Vectors of ``num_codebooks * codebook_dim`` features in float32.
@@ -160,11 +160,12 @@ class RandomProjectionQuantizer(Quantizer):
             found = "none" if projections is None else f"ones of shape {projections.shape}"
             raise UserError(
                 f"The variables must hold projections of shape {expected} for z of {z.shape[-1]} features, got "
-                f"{found}; pass the input and all collections of init(key, z) to apply."
+                f"{found}; create them with init(key, z), using the same settings and input, and pass all collections "
+                "to apply."
             )
         z = zero_where_masked(z, mask).astype(jnp.float32)
         if self.standardize:
-            # The variance about the mean: the faster mean of squares loses its digits where the mean is large.
+            # The variance about the mean: the faster mean of squares loses its digits if the mean is large.
             z = jax.nn.standardize(z, axis=-1, variance=jnp.var(z, axis=-1, keepdims=True), epsilon=1e-5)
         projected = jnp.einsum("...d,cde->...ce", z, projections, precision=jax.lax.Precision.HIGHEST)
         return projected.reshape(*z.shape[:-1], -1)

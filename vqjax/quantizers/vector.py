@@ -54,7 +54,7 @@ Indices = Int[Array, "*indices"]
 Scalar = Float[Array, ""]
 Codes = Float[Array, "*codebooks codes dim"]
 
-# Where codes are looked up: after projection, split into heads (each a token of its own), and normalization.
+# Latents as they are compared with codes: projected, split into heads (one token per head), and normalized.
 Latents = Float[Array, "*tokens code_dim"]
 TokenMask = Bool[Array, "*tokens"] | None
 TokenIndices = Int[Array, "*tokens"]
@@ -72,7 +72,7 @@ class Lookup(NamedTuple):
     Attributes:
       quantized: The codes, with the gradient of the estimator.
       indices: int32, one per latent.
-      codes: The codes of the indices, with a plain gradient.
+      codes: The codes at ``indices``, without the estimator: gradients flow to the codebook alone.
     """
 
     quantized: Latents
@@ -81,23 +81,23 @@ class Lookup(NamedTuple):
 
 
 class VectorQuantizer(Quantizer):
-    r"""Replaces each vector by its nearest code, and lets the gradient cross by an estimator.
+    r"""Quantizer that replaces each vector with its nearest code; an estimator defines the gradient.
 
-    The code :math:`q = e_i,\ i = \arg\min_k |z - e_k|^2` is the output bit for bit; its gradient with respect to
+    The code :math:`q = e_i,\ i = \arg\min_k |z - e_k|^2` is returned bit for bit; its gradient with respect to
     ``z`` is the estimator's (by default the rotation trick). The loss is
 
     .. math:: \beta\, |z - \mathrm{sg}(q)|^2 + \alpha\, |\mathrm{sg}(z) - q|^2
 
     averaged over unmasked tokens and dimensions, where :math:`\alpha` is the ``weight`` of a codebook that is learned
     by gradient, and 0 otherwise. ``dim`` is taken from the last axis of the input; all other axes are batch axes.
-    Losses and lookup live in the space of the codes: after projection, split into heads and, for cosine,
+    Losses and the lookup are computed in the space of the codes: after projection, split into heads and, for cosine,
     normalization.
 
     Variables:
-      Those of the codebook, float32 under any input dtype: with moving averages the collection ``codebook`` holds
-      ``codes``, ``counts``, ``sums`` and ``relative_usage`` (:class:`EMACodebook`, :class:`GradientCodebook` and
-      :class:`FrozenCodebook` list theirs). With ``separate_codebooks`` each has a leading axis of heads. ``params``
-      holds the projections (``project_in_kernel`` and so on), and the variables of a transform are under
+      Those of the codebook, always in float32. With moving averages, the collection ``codebook`` holds ``codes``,
+      ``counts``, ``sums`` and ``relative_usage`` (:class:`EMACodebook`, :class:`GradientCodebook` and
+      :class:`FrozenCodebook` list theirs). With ``separate_codebooks``, every array has a leading axis of heads.
+      ``params`` holds the projections (``project_in_kernel`` and so on), and the variables of a transform are under
       ``codebook_transform``.
 
     State and randomness:
@@ -110,28 +110,30 @@ class VectorQuantizer(Quantizer):
       num_codes: Size of the codebook.
       distance: ``"euclidean"``, or ``"cosine"``: latents and codes are scaled to unit length before the lookup, and
         output, estimator, losses and averages live on the unit sphere.
-      estimator: A name from :data:`vqjax.estimators.ESTIMATORS` or a callable ``(z, q) -> q'``. Those that draw
+      estimator: A name from :data:`vqjax.estimators.ESTIMATORS` or a callable ``(z, q) -> q'``. Estimators that draw
         noise do so in training only.
       codebook: How the codes are stored and learned: ``"ema"``, ``"gradient"`` or ``"frozen"``, or one of the objects
         behind these names with its options, such as ``EMACodebook(decay=0.9, replace=Replacement())``.
       commitment_weight: :math:`\beta`.
-      codebook_dim: Project to this many features per head before the lookup, and back after it, where the input has
-        others.
-      heads: Parts into which the features are split; each is a token of its own. Indices get a last axis of heads.
+      codebook_dim: Number of features per head of the codes. If the input has a different number, it is projected
+        before the lookup and back after it.
+      heads: Number of parts into which the features are split; each part is looked up separately. With several,
+        indices have a last axis of heads.
       codebook_init: Initializer of the ``[num_codes, dim]`` codes.
-      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Not needed, and
-        wrong, under plain ``jit``. Pass every device the same ``quantizer`` key; average gradients over the axis.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
+        ``jit``, where they are global without it. Pass every device the same ``quantizer`` key; average gradients
+        over the axis.
       separate_codebooks: One codebook per head instead of one for all.
-      sampling_temperature: Draw indices in training from ``softmax(similarity / temperature)``
-        (:func:`vqjax.functional.sample_codes`) instead of the nearest; None for never.
-      regularizers: Added to the loss, see :mod:`vqjax.functional.regularizers`.
-      codebook_shards: Number of devices that hold a part of the codebook each, where it is sharded along its first
-        axis (``PartitionSpec("codes")`` for the collection ``codebook``, under ``jit``, as argument and in
-        ``out_shardings``): each searches its own part, and nothing of the codebook's size crosses devices. Divides
-        ``num_codes``. The result is the same for any number.
+      sampling_temperature: In training, draw indices from ``softmax(similarity / temperature)``
+        (:func:`vqjax.functional.sample_codes`) instead of taking the nearest code; None disables sampling.
+      regularizers: Terms added to the loss; see :mod:`vqjax.functional.regularizers`.
+      codebook_shards: Number of shards of the codebook along its first axis (``PartitionSpec("codes")`` for the
+        collection ``codebook``, under ``jit``, as argument and in ``out_shardings``); must divide ``num_codes``. Each
+        device searches its own shard, and nothing of the codebook's size moves between devices. The result is the same
+        for any number.
 
     Raises:
-      UserError: An argument is out of range or has no effect with the others; at construction.
+      UserError: Raised by the constructor if an argument is out of range, or is set but would have no effect.
 
     Example:
       >>> import jax
@@ -193,25 +195,27 @@ class VectorQuantizer(Quantizer):
 
     def _check_combinations(self) -> None:
         codebook, estimator = self.codebook, get_estimator(self.estimator)
-        advice = "one head has one codebook anyway; or use separate_codebooks=False"
-        require(not self.separate_codebooks or self.heads > 1, "heads", self.heads, "at least 2", advice)
+        expected, advice = "at least 2 with separate_codebooks=True", "use more heads, or separate_codebooks=False"
+        require(not self.separate_codebooks or self.heads > 1, "heads", self.heads, expected, advice)
         if self.separate_codebooks:
-            self._require_off("separate codebooks are not divided", codebook_shards=1)
+            self._require_off("separate codebooks cannot be sharded", codebook_shards=1)
         for regularizer in self.regularizers:
             name = type(regularizer).__name__
             kept = codebook.is_learned or not regularizer.needs_learned_codes
-            expected = f"without {name} where codes are not learned by gradient"
-            advice = f"moving averages and frozen codebooks would undo {name}; use GradientCodebook()"
+            expected = f"without {name} unless codes are learned by gradient"
+            advice = f"{name} acts through a gradient on the codes, which this codebook ignores; use GradientCodebook()"
             require(kept, "regularizers", self.regularizers, expected, advice)
         running = self.distance == "cosine" and hasattr(codebook.transform, "update")
         advice = "running statistics move codes off the unit sphere"
-        require(not running, "codebook.transform", codebook.transform, "None with distance='cosine'", advice)
+        expected = "without running statistics if distance='cosine'"
+        require(not running, "codebook.transform", codebook.transform, expected, advice)
         if chooses_codes(estimator):
             self._require_off(f"estimator={self.estimator!r} chooses the codes itself", sampling_temperature=None)
         if takes_condition(codebook.transform):
-            advice = "a codebook per token (a transform with a condition) cannot be combined with it"
+            advice = "a transform with a condition, which gives each token its own codebook, does not support it"
             self._require_off(advice, heads=1, sampling_temperature=None, regularizers=())
-            require(not chooses_codes(estimator), "estimator", self.estimator, "another one", advice)
+            expected = "one that does not choose the codes itself"
+            require(not chooses_codes(estimator), "estimator", self.estimator, expected, advice)
 
     def _require_off(self, advice: str, **off: object) -> None:
         """Refuse options that are not off."""
@@ -221,7 +225,7 @@ class VectorQuantizer(Quantizer):
     def setup(self) -> None:
         self._codebook = self.codebook
         if self.codebook.transform is not None:
-            # Its own copy, also where the transform was made inside of another module: it belongs to this one.
+            # A copy, which becomes a submodule of this module even if the transform was created inside another one.
             self.codebook_transform = self.codebook.transform.clone(parent=None, name=None)
             self._codebook = dataclasses.replace(self.codebook, transform=self.codebook_transform)
 
@@ -232,7 +236,7 @@ class VectorQuantizer(Quantizer):
 
     @property
     def index_shape(self) -> tuple[int, ...]:
-        """An axis of heads, where there are several."""
+        """An axis of heads, if there are several."""
         return (self.heads,) if self.heads > 1 else ()
 
     @property
@@ -242,7 +246,7 @@ class VectorQuantizer(Quantizer):
 
     @property
     def sync_nu(self) -> float:
-        """That of the codebook."""
+        """The codebook's weight with which the task's gradient reaches the codes."""
         return self.codebook.sync_nu
 
     def without_estimator(self) -> "VectorQuantizer":
@@ -268,14 +272,18 @@ class VectorQuantizer(Quantizer):
           train: Update the codebook after the lookup, and draw what is random; to be given here or at construction,
             unless neither happens.
           condition: One vector per token, for a transform that gives each token a codebook of its own.
-          code_update_weights: Weight of each code's moving averages, in [0, 1]; 0 freezes a code.
+          code_update_weights: Update weight of each code, in [0, 1]; 0 freezes the code.
 
         Returns:
-          Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``commitment_loss`` and
-          ``codebook_loss`` (unweighted; equal in value, different in gradient), ``relative_error`` (the error over the
-          mean square of the latents), ``perplexity`` and ``usage`` of this batch, ``norm_ratio`` (mean |q|/|z|),
-          ``angle`` (mean, radians), where the use of codes is tracked ``dead_codes`` (number, by the moving average,
-          before any replacement), and each regularizer by its name.
+          Codes, indices, the weighted loss, and these metrics:
+
+          * ``quantization_error``, ``commitment_loss`` and ``codebook_loss``: unweighted; equal in value, different in
+            gradient;
+          * ``relative_error``: the error over the mean square of the latents;
+          * ``perplexity`` and ``usage`` of this batch;
+          * ``norm_ratio``: mean of |q|/|z|; ``angle``: mean angle in radians;
+          * ``dead_codes``, if code usage is tracked: their number, by the moving average, before any replacement;
+          * each regularizer by its name.
 
         Raises:
           UserError: ``train=True`` with an immutable ``codebook``; ``train`` is missing, or given twice; no
@@ -297,11 +305,11 @@ class VectorQuantizer(Quantizer):
         code_update_weights: Float[Array, "*heads codes"] | None = None,
         update: bool = True,
     ) -> QuantizerOutput:
-        """Quantize vectors with codes that were chosen elsewhere: by a beam search, or by another device.
+        """Quantize vectors with codes that were chosen elsewhere, such as by a beam search or on another device.
 
         Args:
           z: As in the call.
-          indices: As ``encode`` returns them; None looks them up.
+          indices: Indices as ``encode`` returns them; None looks them up as in the call.
           mask: As in the call.
           train: As in the call.
           condition: As in the call.
@@ -312,7 +320,7 @@ class VectorQuantizer(Quantizer):
           The output of the call.
 
         Raises:
-          UserError: As the call, and where the estimator chooses the codes itself.
+          UserError: As in the call; also if the estimator chooses the codes itself.
         """
         check_input(z, mask)
         train = self._is_training(train)
@@ -335,7 +343,7 @@ class VectorQuantizer(Quantizer):
             metrics |= self._update_codebook(variables, *batch, code_update_weights)
         quantized = lookup.quantized
         if self.sync_nu:
-            # The difference is zero, and carries a gradient to the codes.
+            # The difference is zero but carries a gradient to the codes.
             quantized += self.sync_nu * (lookup.codes - jax.lax.stop_gradient(lookup.codes))
         quantized = zero_where_masked(self._from_code_space(quantized).astype(z.dtype), mask)
         indices = self._mask_indices(lookup.indices, mask)
@@ -353,7 +361,8 @@ class VectorQuantizer(Quantizer):
           top_k: Number of codes per vector, nearest first, along a new last axis.
 
         Returns:
-          int32 indices; with several heads, an axis of heads follows the leading axes of ``z``.
+          int32 indices; with several heads, the axis of heads comes after the leading axes of ``z`` and before that of
+          ``top_k``.
         """
         check_input(z, mask)
         variables = self._variables(z.shape[-1])
@@ -367,16 +376,19 @@ class VectorQuantizer(Quantizer):
         """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
-          indices: Of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector. All others
-            become NaN, which reveals them; the vector of another code would hide them. With several heads, their axis
-            is the last one.
+          indices: Indices of any integer dtype, in ``[0, num_codes)``; -1 (a masked token) becomes the zero vector. Any
+            other index gives NaN, which exposes the mistake; the vector of some other code would hide it. With several
+            heads, their axis is the last one.
           condition: As in the call.
 
         Returns:
           Vectors in float32.
+
+        Raises:
+          UserError: The last axis is not that of the heads, or the variables are those of different settings.
         """
         if self.heads > 1 and indices.shape[-1:] != (self.heads,):
-            raise UserError(f"indices must have {self.heads} heads along its last axis, got shape {indices.shape}.")
+            raise UserError(f"indices must have {self.heads} heads along their last axis, got shape {indices.shape}.")
         variables = self._variables()
 
         def decode(valid: Indices) -> Vectors:
@@ -395,17 +407,17 @@ class VectorQuantizer(Quantizer):
         iterations: int = 10,
         start: Literal["random", "plus_plus"] = "random",
     ) -> None:
-        """Start the codebook from clusters.
+        """Initialize the codebook with the cluster centers of k-means.
 
         Call it once, before training, as
         ``_, updates = vq.apply(variables, z, method="kmeans_init", mutable=["codebook"], rngs={"quantizer": key})``.
         The codes of a :class:`GradientCodebook` without replacement are in ``params``, which has to be mutable instead.
 
         Args:
-          z: The vectors to cluster, better many times ``num_codes``: stack several batches along a leading axis.
-          mask: True for valid tokens; at least one has to be.
-          iterations: Of Lloyd's algorithm.
-          start: First means: random tokens, or those of k-means++.
+          z: The vectors to cluster, preferably many times ``num_codes``; concatenate several batches to get enough.
+          mask: True for valid tokens; at least one must be.
+          iterations: Number of iterations of Lloyd's algorithm.
+          start: Initial cluster centers: random tokens, or those of k-means++.
 
         Raises:
           UserError: The collection of the codes is immutable, or there is no ``quantizer`` key.
@@ -438,7 +450,7 @@ class VectorQuantizer(Quantizer):
     def codebook_loss(self, z: Vectors, mask: Mask = None) -> Scalar:
         """Return the mean squared distance of codes to the latents that choose them, with gradient to the codes alone.
 
-        Alternating optimization minimizes it between steps on the task (:mod:`vqjax.tasks.alternating`).
+        Alternating optimization minimizes this loss between training steps (:mod:`vqjax.tasks.alternating`).
 
         Args:
           z: Vectors along the last axis.
@@ -455,7 +467,7 @@ class VectorQuantizer(Quantizer):
         return self._squared_distance(latents, chosen, self._mask_of_heads(mask))
 
     def bypass(self, z: Vectors) -> Vectors:
-        """Return what an infinitely fine codebook would: projections and normalization without the lookup.
+        """Apply the projections and normalization without the lookup, as if the codebook were infinitely fine.
 
         Args:
           z: Vectors along the last axis.
@@ -472,7 +484,7 @@ class VectorQuantizer(Quantizer):
         return self.distance == "cosine"
 
     def _create_variables(self, features: int) -> None:
-        """Create projections and codebook, in ``init``, where the module has not been called before."""
+        """Create the projections and the codebook during ``init``, the first time the module is called."""
         if self.has_variable(self._collection_of("codes"), "codes"):
             return
         if self.codebook_dim is not None:
@@ -509,10 +521,10 @@ class VectorQuantizer(Quantizer):
         needed = codebook.variable_names if update else codebook.code_names
         missing = [name for name in needed if name not in names]
         if missing:
-            what = "a codebook" if {"codes", "offsets"} & {*missing} else " and ".join(missing)
+            what = "a codebook" if {"codes", "offsets"} & {*missing} else f"the codebook's {' and '.join(missing)}"
             raise UserError(
-                f"The variables must hold {what}, got none; create them with init(key, z) of a quantizer with these "
-                "settings, and pass all collections on to apply, not params alone."
+                f"The variables must hold {what}, got none; create them with init(key, z), using the same settings, "
+                "and pass all collections to apply, not only params."
             )
         variables = {name: self.get_variable(collection, name) for name, collection in names.items()}
         self._check_shape(variables["codes"].shape, features)
@@ -532,14 +544,14 @@ class VectorQuantizer(Quantizer):
         return features // self.heads
 
     def _check_shape(self, stored: tuple[int, ...], features: int | None) -> None:
-        """Refuse the codebook of other settings, and inputs that it was not made for."""
+        """Refuse the codebook of different settings, and inputs that it was not created for."""
         heads = (self.heads,) if self.separate_codebooks else ()
         if stored[:-1] != (*heads, self.num_codes) or self.codebook_dim not in (None, stored[-1]):
             number = "a codebook per head" if heads else "one codebook"
             dim = "" if self.codebook_dim is None else f", codebook_dim={self.codebook_dim}"
             raise UserError(
-                f"The codebook in the variables must be that of num_codes={self.num_codes}{dim} and {number}, got "
-                f"shape {stored}; use the settings it was made with, or initialize again."
+                f"The codebook in the variables must match num_codes={self.num_codes}{dim} and {number}, got shape "
+                f"{stored}; use the settings it was created with, or initialize again."
             )
         if features is None:
             return
@@ -548,8 +560,8 @@ class VectorQuantizer(Quantizer):
             made_for = self.get_variable("params", "project_in_kernel").shape[0]
         if features != made_for:
             raise UserError(
-                f"z must have {made_for} features, as the codebook of shape {stored} in the variables was made for, "
-                f"got {features}; pass such vectors, or initialize again."
+                f"z must have {made_for} features, as the codebook of shape {stored} in the variables expects, got "
+                f"{features}; pass vectors of that size, or initialize again."
             )
 
     def _check_given(self, z: Vectors, indices: Indices | None, weights: Array | None) -> None:
@@ -557,7 +569,7 @@ class VectorQuantizer(Quantizer):
         if indices is not None:
             expected, given = (*z.shape[:-1], *self.index_shape), f"{indices.dtype}{list(indices.shape)}"
             if indices.shape != expected or not jnp.issubdtype(indices.dtype, jnp.integer):
-                raise UserError(f"indices must be integers{list(expected)}, one per token, got {given}.")
+                raise UserError(f"indices must be integers of shape {list(expected)}, one per token, got {given}.")
             if chooses_codes(get_estimator(self.estimator)):
                 chooses = f"estimator={self.estimator!r} chooses the codes itself"
                 raise UserError(f"indices must be None, got {given}; {chooses}.")
@@ -568,21 +580,21 @@ class VectorQuantizer(Quantizer):
     def _require_mutable(self) -> None:
         if not self.is_mutable_collection("codebook"):
             raise UserError(
-                "train=True updates the collection 'codebook', which is immutable in this apply. Write\n"
+                "train=True updates the collection 'codebook', which is immutable in this call to apply. Write\n"
                 "  out, updates = vq.apply(variables, z, train=True, mutable=['codebook'])\n"
                 "  variables = variables | updates\n"
                 "or pass train=False to leave the codebook as it is."
             )
 
     def _to_code_space(self, z: Vectors) -> Latents:
-        """Take inputs to where codes live; with several heads their axis comes before the last one."""
+        """Map inputs to the space of the codes; with several heads, the axis of heads comes before the last one."""
         z = self._project_in(z, None)
         if self.heads > 1:
             z = z.reshape(*z.shape[:-1], self.heads, z.shape[-1] // self.heads)
         return normalize(z) if self._unit_norm else z
 
     def _from_code_space(self, codes: Latents) -> Vectors:
-        """Take codes to where the inputs came from."""
+        """Map codes back to the space of the inputs."""
         if self.heads > 1:
             codes = codes.reshape(*codes.shape[:-2], self.heads * codes.shape[-1])
         return self._project_out(codes)
@@ -593,7 +605,7 @@ class VectorQuantizer(Quantizer):
         return jnp.broadcast_to(mask[..., None], (*mask.shape, self.heads))
 
     def _group(self, latents: Latents, mask: TokenMask) -> tuple[Array, Array | None]:
-        """Put tokens into one axis, after an axis of heads where each head has its own codebook."""
+        """Flatten tokens into one axis; with one codebook per head, the axis of heads comes first."""
         if not self.separate_codebooks:
             return latents.reshape(-1, latents.shape[-1]), None if mask is None else mask.reshape(-1)
         latents = jnp.moveaxis(latents, -2, 0).reshape(self.heads, -1, latents.shape[-1])
@@ -606,7 +618,7 @@ class VectorQuantizer(Quantizer):
         return self._codebook.codes_at(variables, indices, unit_norm=self._unit_norm, condition=condition)
 
     def _look_up(self, latents: Latents, codes: Codes, mask: TokenMask, keys: Keys, indices: Indices | None) -> Lookup:
-        """Choose a code for each latent unless it is given, and let the gradient cross."""
+        """Choose a code for each latent unless it is given, and apply the estimator."""
         if not self.separate_codebooks:
             return self._look_up_in(latents, codes, mask, keys, indices)
         axes = (-2, 0, None if mask is None else -1, None if keys is None else 0, None if indices is None else -1)
@@ -621,7 +633,7 @@ class VectorQuantizer(Quantizer):
         key: Keys,
         indices: TokenIndices | None,
     ) -> Lookup:
-        """Look up in one codebook."""
+        """Do the lookup of ``_look_up`` in a single codebook (with one per head, that of one head under vmap)."""
         estimator = self._estimator(key)
         if chooses_codes(estimator):
             quantized, indices = estimator(latents, codes, **_select(estimator, key=key, mask=mask))
@@ -643,10 +655,10 @@ class VectorQuantizer(Quantizer):
         key: Keys,
         indices: Indices | None,
     ) -> Lookup:
-        """Look each latent up in a codebook of its own."""
+        """Look each latent up in its own codebook."""
         if indices is None:
             indices = nearest_own_codes(latents, self._codes(variables, condition))
-        # Only the chosen codes have a gradient, and are made as decode makes them.
+        # Computed for the chosen indices only, exactly as `decode` does, so that the gradient flows to these alone.
         return self._cross(latents, self._codes_at(variables, indices, condition), indices, mask, key)
 
     def _cross(self, latents: Latents, chosen: Latents, indices: TokenIndices, mask: TokenMask, key: Keys) -> Lookup:
@@ -657,7 +669,7 @@ class VectorQuantizer(Quantizer):
         return Lookup(quantized, indices, chosen)
 
     def _estimator(self, key: Keys) -> Estimator:
-        """Return the estimator; noise is for training, so without a key straight-through in place of a noisy one."""
+        """Return the estimator; without a key, outside training, straight-through replaces a noisy one."""
         return straight_through if key is None and self._is_noisy else get_estimator(self.estimator)
 
     @property
@@ -666,7 +678,7 @@ class VectorQuantizer(Quantizer):
         return "key" in keyword_names(get_estimator(self.estimator))
 
     def _draw_lookup_keys(self) -> Keys:
-        """Draw the keys of a lookup, where it is random."""
+        """Draw the keys of a lookup, if it is random."""
         if self.sampling_temperature is not None:
             return self._draw_keys("sampling_temperature")
         return self._draw_keys(f"estimator={self.estimator!r}") if self._is_noisy else None
@@ -743,7 +755,7 @@ class VectorQuantizer(Quantizer):
             self._require_mutable()
         latents, mask = self._group(jax.lax.stop_gradient(latents), mask)
         if hasattr(codebook.transform, "update"):
-            # Before the moving averages: tokens of the first batch would enter them as if nothing were transformed.
+            # Update the transform first: otherwise the first batch would be averaged as if nothing were transformed.
             codes = jax.lax.stop_gradient(codebook.stored(variables))
             codebook.transform.update(codes, latents, mask, self._batch_axis)
         if not codebook.tracks_usage:
@@ -761,9 +773,9 @@ class VectorQuantizer(Quantizer):
         return {"dead_codes": dead}
 
     def _candidates(self, cause: str, latents: Array, mask: Array | None) -> Candidates:
-        """Return the grouped latents of all devices, of which those may become codes that have a direction."""
+        """Return the grouped latents of all devices, and a mask without zero vectors if codes have unit length."""
         if self._unit_norm:
-            # As a code the zero vector would win every token more than 60 degrees from the others.
+            # A zero code would be the nearest to every token that is more than 60 degrees from all other codes.
             directed = jnp.any(latents != 0, axis=-1)
             mask = directed if mask is None else mask & directed
         if self._batch_axis is not None:
@@ -775,10 +787,10 @@ class VectorQuantizer(Quantizer):
 
 
 class ProductVQ(VectorQuantizer):
-    """Product quantization: every group of features (a head) has a codebook of its own.
+    """Product quantization: every group of features (a head) has its own codebook.
 
-    ``VectorQuantizer(heads=..., separate_codebooks=True)`` by its own name: ``heads`` codebooks of ``num_codes``
-    vectors offer ``num_codes ** heads`` vectors.
+    ``VectorQuantizer(heads=..., separate_codebooks=True)`` under its common name: ``heads`` codebooks of ``num_codes``
+    vectors can represent ``num_codes ** heads`` different vectors.
 
     Example:
       >>> import jax
@@ -802,12 +814,12 @@ class SimVQ(VectorQuantizer):
 
     .. math:: e_k = W c_k,\quad c_k \sim \mathcal N(0, I/d)\ \text{fixed}
 
-    The codebook loss moves :math:`W`, and with it all codes, those that no token chooses included: none die. Only
-    defaults differ from :class:`VectorQuantizer`: ``codebook=FrozenCodebook(transform=LinearTransform())`` (another
-    transform or another weight may be given) and ``codebook_init``.
+    The codebook loss updates :math:`W` and therefore all codes, including those that no token selects, so no code dies.
+    Only defaults differ from :class:`VectorQuantizer`: ``codebook=FrozenCodebook(transform=LinearTransform())`` (a
+    different transform or weight may be given) and ``codebook_init``.
 
     Variables:
-      ``codebook["codes"]``, the fixed :math:`c_k`, and ``params["codebook_transform"]``, the transform's own.
+      ``codebook["codes"]``, the fixed :math:`c_k`, and ``params["codebook_transform"]``, those of the transform.
 
     Example:
       >>> import jax
@@ -834,5 +846,5 @@ def _select(estimator: Estimator, **settings: Array | int | str | None) -> dict[
 
 
 def _pass_to_codes(z: Latents, q: Latents) -> Latents:
-    """The estimator of a quantizer whose gradient crosses elsewhere: to the codes alone."""
+    """Pass gradients to the codes only; the estimator if a composite quantizer handles the gradient to the input."""
     return q
