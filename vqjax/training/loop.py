@@ -1,7 +1,6 @@
 """The training loop."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
@@ -188,7 +187,9 @@ class _Schedule(NamedTuple):
 
     def steps_to_next_event(self, step: int) -> int:
         """Steps from ``step`` that one dispatch may take."""
-        ends = [step - step % period + period for period in self[1:]]
+        # A full dispatch ends a period like the others, so that a resumed run compiles and takes the same ones.
+        periods = (self.log_every, self.eval_every, self.checkpoint_every, self.steps_per_dispatch)
+        ends = [step - step % period + period for period in periods]
         return min(*ends, self.num_steps) - step
 
     def is_due(self, period: int, step: int) -> bool:
@@ -240,10 +241,8 @@ class _Trainer:
 
     def run(self, stop_request: StopRequest, progress: Progress) -> None:
         """Take the remaining steps."""
-        losses = None
-        for dispatch in itertools.count():
-            if self.step == self.schedule.num_steps:
-                break
+        losses, dispatches = None, 0
+        while self.step < self.schedule.num_steps:
             count = self.schedule.steps_to_next_event(self.step)
             staged = self.feed.stage(self.step, count)
             # Waiting for the previous dispatch keeps the device busy and the progress line honest.
@@ -255,13 +254,14 @@ class _Trainer:
             self._write_log_line(progress)
             self._handle_events(progress)
             progress.update(self.step)
-            if stop_request.reached(dispatch):
+            if stop_request.reached(dispatches):
                 self._flush(progress)
                 self.checkpoints.save(self.step, self.state.saved())
                 raise Interrupted(
                     f"stopped at step {self.step}; the same command continues from there.",
                     stop_request.signal_number,
                 )
+            dispatches += 1
 
     def close(self) -> None:
         """End everything that runs in the background."""
