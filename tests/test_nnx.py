@@ -16,7 +16,7 @@ from flax import nnx
 
 import vqjax
 from helpers.quantizing import CODES, DIM, gaussian, replacing
-from vqjax import GradientCodebook, QuantizerOutput, UserError, VectorQuantizer
+from vqjax import GradientCodebook, MultiScaleVQ, QuantizerOutput, Residual, UserError, VectorQuantizer
 from vqjax.nnx import CodebookState, Quantizer
 from vqjax.quantizers import ImplicitCodebook
 
@@ -333,3 +333,14 @@ def test_mistakes_are_refused(arguments, message, monkeypatch):
 def test_borrowing_a_linen_quantizer_does_not_load_this():
     program = "import sys, vqjax; assert 'vqjax.nnx' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=Path(vqjax.__file__).parents[1], check=True)
+
+
+def test_encode_and_decode_take_what_the_module_takes():
+    z = gaussian(2, 4, DIM)
+    stages = Quantizer(Residual(VectorQuantizer(num_codes=8), num_quantizers=3), dim=DIM, rngs=nnx.Rngs(0))
+    first = stages.encode(z, num_quantizers=1)
+    np.testing.assert_array_equal(first, stages.encode(z)[..., :1])
+    assert stages.decode(first).shape == z.shape
+    module = MultiScaleVQ(VectorQuantizer(num_codes=8), scales=(1, 2), spatial_dims=1)
+    scales = Quantizer(module, dim=DIM, rngs=nnx.Rngs(0))
+    assert scales.decode(scales.encode(z), shape=(4,)).shape == z.shape

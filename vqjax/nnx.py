@@ -126,31 +126,31 @@ class Quantizer(nnx.Module):
         return self._apply("__call__", z, mask, update=bool(train), train=train, **inputs)
 
     def encode(
-        self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **inputs: Array
+        self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **options: Any
     ) -> Int[Array, "..."]:
         """Return the indices of vectors; change nothing.
 
         Args:
           z: Vectors along the last axis.
           mask: True for valid tokens; the others get index -1.
-          **inputs: Further inputs of the module's ``encode``.
+          **options: Further arguments of the module's ``encode``, such as ``num_quantizers`` of a ``Residual``.
 
         Returns:
           int32 indices.
         """
-        return self._apply("encode", z, mask, **inputs)
+        return self._apply("encode", z, mask, **options)
 
-    def decode(self, indices: Integer[Array, "..."], **inputs: Array) -> Float[Array, "..."]:
+    def decode(self, indices: Integer[Array, "..."], **options: Any) -> Float[Array, "..."]:
         """Return the vectors of indices; change nothing.
 
         Args:
           indices: As ``encode`` returns them.
-          **inputs: Further inputs of the module's ``decode``.
+          **options: Further arguments of the module's ``decode``, such as ``shape`` of a ``MultiScaleVQ``.
 
         Returns:
           Vectors in float32.
         """
-        return self._apply("decode", indices, **inputs)
+        return self._apply("decode", indices, **options)
 
     def code_vectors(self) -> Any:
         """Return the codes that are looked up, as the module's ``code_vectors`` does."""

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from vqjax import EMACodebook, GradientCodebook, Replacement, VectorQuantizer
+from vqjax import EMACodebook, GradientCodebook, Replacement, Residual, VectorQuantizer
 from vqjax.data import UnreadableImage, augment
 from vqjax.data.batches import first_epoch_batches
 from vqjax.errors import UserError
@@ -164,6 +164,17 @@ class NormalizedDecoder(nn.Module):
         x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(nn.Dense(8)(codes))
         x = nn.SpectralNorm(nn.Dense(8))(nn.relu(x), update_stats=train)
         return SonnetDecoder(width=8, num_residual_blocks=1)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def test_the_use_of_each_stage_s_codes_is_logged_and_evaluated(batch):
+    quantizer = Residual(VectorQuantizer(num_codes=8), num_quantizers=2, stage_sizes=(8, 4))
+    task = VQVAETask(model_of(quantizer), optax.adam(1e-2), squared_error(2.0))
+    state = jax.eval_shape(task.init, jax.random.key(0), batch)
+    _, logged = jax.eval_shape(task.train_step, state, batch, jax.random.key(1))
+    evaluated = {name for metric in task.metrics if hasattr(metric, "protocol") for name in metric.protocol}
+    for name in ("perplexity", "usage", "dead_codes"):
+        assert {name, f"{name}_0", f"{name}_1"} <= set(logged)
+        assert {f"{name}_split", f"{name}_split_0", f"{name}_split_1"} <= evaluated
 
 
 def test_a_decoder_with_state_of_its_own_trains_in_the_same_step(batch):

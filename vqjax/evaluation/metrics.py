@@ -282,7 +282,7 @@ class CodeUsage(Metric):
             "bits_per_image": "tokens_per_image * log2(number of codes)",
             "entropy_bits_per_image": "tokens_per_image * log2(perplexity_split)",
         } | {
-            name: f"the same of codebook {number}, in the order of the indices of one latent position"
+            name: f"{name.removesuffix(f'_{number}')} of codebook {number} alone, in the order of a latent's indices"
             for number in range(len(self._sizes))
             for name in self._names_of(number)
         }
