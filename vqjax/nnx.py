@@ -1,12 +1,14 @@
 """Quantizers in ``flax.nnx`` models."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.bridge.variables import to_nnx_var
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
@@ -40,7 +42,8 @@ class Quantizer(nnx.Module):
 
     Attributes:
       module: The linen quantizer.
-      variables: Its variables, by collection and name: ``variables["codebook"]["codes"]`` is an ``nnx.Variable``.
+      variables: Its variables, by collection and name: ``variables["codebook"]["codes"]`` is an ``nnx.Variable``, with
+        the names of sharded axes that its initializer gives.
       deterministic: True in evaluation mode, False in training mode, None as long as neither was chosen.
 
     Args:
@@ -94,11 +97,14 @@ class Quantizer(nnx.Module):
         keys = {"params": _stream(rngs, "params")(), "quantizer": self.rngs()}
         # Some quantizers take maps: here of one position.
         one_vector = jnp.zeros((*[1] * getattr(module, "spatial_dims", 1), dim))
-        created = nn.unbox(module.init(keys, one_vector, **inputs))
+        created = module.init(keys, one_vector, **inputs)
         if variables is not None:
-            _check_variables(created, variables)
-            created = jax.tree.map(jnp.array, variables)
-        self.variables = nnx.data({name: _to_nnx(name, tree) for name, tree in created.items()})
+            variables = nn.unbox(variables)
+            _check_variables(nn.unbox(created), variables)
+            created = nn.meta.replace_boxed(created, jax.tree.map(jnp.array, variables))
+        # Without a mesh the names of sharded axes are kept for later.
+        with nnx.use_eager_sharding(nnx.using_eager_sharding() and not jax.sharding.get_abstract_mesh().empty):
+            self.variables = nnx.data({name: _to_nnx(name, tree) for name, tree in created.items()})
 
     def __call__(
         self,
@@ -196,8 +202,8 @@ def _is_variable(value: object) -> bool:
 
 
 def _to_nnx(collection: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    kind = nnx.variable_type_from_name(collection, allow_register=True)
-    return jax.tree.map(kind, tree)
+    """Return variables with the metadata of their boxes, such as the names of sharded axes."""
+    return jax.tree.map(partial(to_nnx_var, collection), tree, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
 
 
 def _stream(rngs: nnx.Rngs, name: str) -> nnx.RngStream:

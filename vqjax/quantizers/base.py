@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
 from vqjax.functional.metrics import masked_mean
+from vqjax.quantizers.boxes import read
 from vqjax.quantizers.validation import check_input, require
 
 Vectors = Float[Array, "*batch dim"]
@@ -309,7 +310,7 @@ class Quantizer(nn.Module, abc.ABC):
 
     def _project(self, name: Literal["project_in", "project_out"], x: Vectors) -> Features:
         """Apply one of the two maps in float32."""
-        kernel, bias = (self.get_variable("params", f"{name}_{part}") for part in ("kernel", "bias"))
+        kernel, bias = (read(self, "params", f"{name}_{part}") for part in ("kernel", "bias"))
         if kernel is None or kernel.shape[0] != x.shape[-1]:
             found = "none" if kernel is None else f"one of shape {kernel.shape}"
             raise UserError(

@@ -23,6 +23,7 @@ from vqjax.quantizers.base import (
     decode_valid,
     zero_where_masked,
 )
+from vqjax.quantizers.boxes import read
 from vqjax.quantizers.validation import check_flags, require, require_count
 
 Vectors = Float[Array, "*batch dim"]
@@ -216,7 +217,7 @@ class GridQuantizer(Quantizer):
 
     def _rotate(self, x: Features, inverse: bool = False) -> Features:
         """Rotate features by the stored rotation, or back."""
-        rotation = self.get_variable("codebook", "rotation")
+        rotation = read(self, "codebook", "rotation")
         if rotation is None or rotation.shape[0] != x.shape[-1]:
             found = "none" if rotation is None else f"one of shape {rotation.shape}"
             raise UserError(

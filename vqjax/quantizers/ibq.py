@@ -23,6 +23,7 @@ from vqjax.quantizers.base import (
     decode_valid,
     zero_where_masked,
 )
+from vqjax.quantizers.boxes import read
 from vqjax.quantizers.validation import check_flags, require_count, require_positive, require_weight
 
 
@@ -166,7 +167,7 @@ class IBQ(Quantizer):
 
     def _codes(self, features: int | None = None) -> Float[Array, "codes dim"]:
         """Return the codes, which must have the given number of features if there is an input."""
-        codes = self.get_variable("params", "codes")
+        codes = read(self, "params", "codes")
         found = "no codes" if codes is None else f"codes of shape {codes.shape}"
         expected = (self.num_codes, "dim" if features is None else features)
         if codes is None or codes.shape != (self.num_codes, features or codes.shape[-1]):

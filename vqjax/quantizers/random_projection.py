@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Integer
 
 from vqjax.errors import UserError
 from vqjax.quantizers.base import Codes, Indices, Mask, Quantizer, QuantizerOutput, Vectors, zero_where_masked
+from vqjax.quantizers.boxes import read
 from vqjax.quantizers.validation import check_flags, require_count
 from vqjax.quantizers.vector import VectorQuantizer
 
@@ -154,7 +155,7 @@ class RandomProjectionQuantizer(Quantizer):
 
     def _project_randomly(self, z: Vectors, mask: Mask) -> Float[Array, "*batch features"]:
         """Return all projections side by side, in float32."""
-        projections = self.get_variable("codebook", "projections")
+        projections = read(self, "codebook", "projections")
         expected = (self.num_codebooks, z.shape[-1], self.codebook_dim)
         if projections is None or projections.shape != expected:
             found = "none" if projections is None else f"ones of shape {projections.shape}"

@@ -26,6 +26,7 @@ from vqjax.functional.scalar import (
     values_at,
 )
 from vqjax.quantizers.base import Scalar
+from vqjax.quantizers.boxes import read
 from vqjax.quantizers.grid import Features, GridCodes, GridQuantizer, Levels, TokenMask
 from vqjax.quantizers.validation import (
     is_count,
@@ -398,7 +399,7 @@ class LatentQuantizer(LevelQuantizer):
     def _values(self) -> Float[Array, " values"]:
         if not self.learn_values:
             return jnp.asarray(self._initial_values())
-        values = self.get_variable("params", "code_values")
+        values = read(self, "params", "code_values")
         if values is None or values.shape != (sum(self.levels),):
             found = "none" if values is None else str(values.shape[0])
             raise UserError(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError
 from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
+from vqjax.quantizers.boxes import read, write
 from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive
 
 Codes = Float[Array, "*batch codes dim"]
@@ -95,8 +96,8 @@ class LearnedAffine(nn.Module):
             rows = jnp.repeat(values, codes.shape[-2] // self.groups, axis=0)
             return jnp.broadcast_to(rows, codes.shape)
 
-        scale = 1 + self.learning_rate_scale * self.get_variable("params", "scale")
-        return spread(scale), spread(self.learning_rate_scale * self.get_variable("params", "shift"))
+        scale = 1 + self.learning_rate_scale * read(self, "params", "scale")
+        return spread(scale), spread(self.learning_rate_scale * read(self, "params", "shift"))
 
     def _check_groups(self, num_codes: int) -> None:
         require(num_codes % self.groups == 0, "groups", self.groups, f"a divisor of num_codes={num_codes}")
@@ -156,7 +157,7 @@ class RunningAffine(nn.Module):
           mask: True for the latents that count.
           axis_name: Mapped axis over which the batch is split.
         """
-        started = self.get_variable("codebook", "batches") > 0
+        started = read(self, "codebook", "batches") > 0
         for name, decay, new in (
             ("token", self.token_decay, _statistics_of(latents, mask, axis_name)),
             ("code", self.code_decay, _statistics_of(codes, None, None)),
@@ -164,11 +165,11 @@ class RunningAffine(nn.Module):
             moved = update_statistics(self._statistics(name), new, decay)
             for field in FeatureStatistics._fields:
                 value = jnp.where(started, getattr(moved, field), getattr(new, field))
-                self.put_variable("codebook", f"{name}_{field}", jax.lax.stop_gradient(value))
-        self.put_variable("codebook", "batches", self.get_variable("codebook", "batches") + 1)
+                write(self, "codebook", f"{name}_{field}", jax.lax.stop_gradient(value))
+        write(self, "codebook", "batches", read(self, "codebook", "batches") + 1)
 
     def _statistics(self, name: str) -> FeatureStatistics:
-        fields = [self.get_variable("codebook", f"{name}_{field}") for field in FeatureStatistics._fields]
+        fields = [read(self, "codebook", f"{name}_{field}") for field in FeatureStatistics._fields]
         if any(field is None for field in fields):
             raise UserError(
                 f"The variables must hold {name}_mean and {name}_variance of RunningAffine, got none; pass all "

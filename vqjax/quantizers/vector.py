@@ -26,6 +26,7 @@ from vqjax.functional.search import (
     sample_codes,
 )
 from vqjax.quantizers.base import Quantizer, QuantizerOutput, decode_valid, zero_where_masked
+from vqjax.quantizers.boxes import box_like, read, write
 from vqjax.quantizers.codebooks import (
     BaseCodebook,
     Candidates,
@@ -119,7 +120,8 @@ class VectorQuantizer(Quantizer):
         before the lookup and back after it.
       heads: Number of parts into which the features are split; each part is looked up separately. With several,
         indices have a last axis of heads.
-      codebook_init: Initializer of the ``[num_codes, dim]`` codes.
+      codebook_init: Initializer of the ``[num_codes, dim]`` codes. The names of one in ``nn.with_partitioning`` also
+        go to all other variables with a row per code.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
         ``jit``, where they are global without it. Pass every device the same ``quantizer`` key; average gradients
         over the axis.
@@ -491,19 +493,21 @@ class VectorQuantizer(Quantizer):
             self._create_projections(features, self.heads * self.codebook_dim)
         shape = (self.num_codes, self._code_features(features))
 
-        def initial_codes(key: Key[Array, ""]) -> Codes:
+        def initial_codes(key: Key[Array, ""]) -> Codes | nn.meta.AxisMetadata:
             if not self.separate_codebooks:
                 return self.codebook_init(key, shape, jnp.float32)
-            return jax.vmap(lambda key: self.codebook_init(key, shape, jnp.float32))(jax.random.split(key, self.heads))
+            codes = jax.vmap(lambda key: self.codebook_init(key, shape, jnp.float32))(jax.random.split(key, self.heads))
+            return nn.meta.add_axis(codes, 0, {nn.PARTITION_NAME: None})
 
         if self.codebook.in_params:
-            codes = self.param("codes", initial_codes)
+            self.param("codes", initial_codes)
+            codes = self.get_variable("params", "codes")
         else:
             codes = initial_codes(self.make_rng("quantizer"))
-        for name, value in self.codebook.create(codes, self._unit_norm).items():
+        for name, value in self.codebook.create(nn.unbox(codes), self._unit_norm).items():
             if self._collection_of(name) == "codebook":
                 # A copy: codes and sums may be the same buffer, which cannot be donated twice.
-                self.variable("codebook", name, value.copy)
+                self.variable("codebook", name, lambda value=value: box_like(codes, value.copy()))
 
     def _collection_of(self, name: str) -> str:
         return "params" if name == "codes" and self.codebook.in_params else "codebook"
@@ -526,14 +530,14 @@ class VectorQuantizer(Quantizer):
                 f"The variables must hold {what}, got none; create them with init(key, z), using the same settings, "
                 "and pass all collections to apply, not only params."
             )
-        variables = {name: self.get_variable(collection, name) for name, collection in names.items()}
+        variables = {name: read(self, collection, name) for name, collection in names.items()}
         self._check_shape(variables["codes"].shape, features)
         return variables
 
     def _write(self, variables: Variables, collection: str = "codebook") -> None:
         for name in self.codebook.variable_names:
             if self._collection_of(name) == collection:
-                self.put_variable(collection, name, jax.lax.stop_gradient(variables[name]))
+                write(self, collection, name, jax.lax.stop_gradient(variables[name]))
 
     def _code_features(self, features: int) -> int:
         """Return the dimension of a code for an input of this many features."""
@@ -557,7 +561,7 @@ class VectorQuantizer(Quantizer):
             return
         made_for = stored[-1] * self.heads
         if self._is_projected:
-            made_for = self.get_variable("params", "project_in_kernel").shape[0]
+            made_for = read(self, "params", "project_in_kernel").shape[0]
         if features != made_for:
             raise UserError(
                 f"z must have {made_for} features, as the codebook of shape {stored} in the variables expects, got "
