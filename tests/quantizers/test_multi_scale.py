@@ -377,7 +377,7 @@ def step(vq, variables, z, mask, average=lambda x: x):
         ({"dropout_min_scales": 4}, r"dropout_min_scales must be an integer in \[1, 3\], got 4"),
         ({"quantizer": VectorQuantizer(CODES, heads=2)}, "a token of a scale has one index"),
         ({"quantizer": VectorQuantizer(CODES, codebook_dim=2)}, "or use gradient='per_scale'"),
-        ({"quantizer": VectorQuantizer(CODES, estimator="gumbel_softmax")}, "or use shared_codebook=False"),
+        ({"quantizer": VectorQuantizer(CODES, estimator="gumbel_softmax")}, "use shared_codebook=False"),
         ({"quantizer": VectorQuantizer(CODES, estimator="dynamic_straight_through")}, "or use gradient='per_scale'"),
     ],
 )

@@ -263,10 +263,10 @@ def test_mistakes_are_named(as_users_run_it, arguments, message):
     [
         ({"num_quantizers": 0}, "num_quantizers must be a positive integer, got 0"),
         ({"gradient": "both"}, "gradient must be one of 'total', 'per_stage', got 'both'"),
-        ({"soft_clamp": 2.0}, "soft_clamp must be None, got 2.0; stages that clip have a limit of their own"),
+        ({"soft_clamp": 2.0}, "soft_clamp must be None, got 2.0; stages that clip already limit their input"),
         ({"soft_clamp": -1.0}, "soft_clamp must be a finite number above 0, got -1.0"),
         ({"codebook_dim": 3}, "codebook_dim must be None, got 3; codes of FSQ have 2"),
-        ({"beam_size": 2}, "beam_size must be 1, got 2; a FSQ has none"),
+        ({"beam_size": 2}, "beam_size must be 1, got 2; FSQ does not support it"),
         ({"quantizer": FSQ((4, 3), bound="paper")}, "bound must be 'symmetric' or left out in Residual"),
         ({"quantizer": FSQ((3, 3), orthogonal_rotation=True)}, "orthogonal_rotation must be False in Residual"),
     ],

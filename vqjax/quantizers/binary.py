@@ -41,7 +41,7 @@ class LFQ(GridQuantizer):
     .. math:: q_j = s\,\mathrm{sign}(x_j),\quad i = \sum_j 2^{b-1-j}\, [x_j > 0]
 
     with ``scale`` :math:`s` and :math:`b` bits (``sign(0)`` is -1; the first feature is the highest bit, as in
-    vector-quantize-pytorch). The gradient crosses straight through. The loss draws each token to one code and the
+    vector-quantize-pytorch). The gradient passes straight through. The loss draws each token to one code and the
     batch to all of them:
 
     .. math:: w\,\Big(\frac1N\sum_n H(p_n) - \gamma\, H\Big(\frac1N\sum_n p_n\Big)\Big) +
@@ -49,8 +49,8 @@ class LFQ(GridQuantizer):
 
     Bits are independent given a token, so the first entropy is a sum over bits, and the second is taken per group of
     bits: memory does not grow with the number of codes (see
-    :func:`vqjax.functional.binary.bit_entropies`). An input with another number of features than
-    ``num_codebooks * bits`` is projected there and back by two linear maps.
+    :func:`vqjax.functional.binary.bit_entropies`). An input with a different number of features than
+    ``num_codebooks * bits`` is projected to that number and back by two linear maps.
 
     ``Residual(LFQ(bits), n)`` halves ``scale`` and ``soft_clamp`` from stage to stage: its codes divide
     ``[-2 s, 2 s]`` evenly into :math:`2^n` values per feature.
@@ -60,7 +60,7 @@ class LFQ(GridQuantizer):
 
     Attributes:
       bits: Features of a code, 1 to 30; there are ``2**bits`` codes.
-      num_codebooks: Parts into which the features are split, each with an index of its own (along a last axis).
+      num_codebooks: Number of parts into which the features are split, each with its own index (along a last axis).
       scale: :math:`s`, the distance of each feature of a code from zero.
       entropy_weight: :math:`w`.
       diversity_gamma: :math:`\gamma`.
@@ -68,16 +68,16 @@ class LFQ(GridQuantizer):
       commitment_weight: :math:`\beta`; the mean is over tokens and features.
       bits_per_group: Largest number of bits whose joint distribution the second entropy is taken of, up to 20; by
         default 10. Groups are as few and as equal as possible; with several, their entropies are added, which is
-        exact where groups are independent over the batch, and an upper bound elsewhere.
+        exact if groups are independent over the batch, and an upper bound otherwise.
       soft_clamp: Bounds features by :math:`c \tanh(x/c)` before they are quantized; at least ``scale``.
       orthogonal_rotation: Rotate features by a fixed random rotation before they are quantized, and codes back.
       smallest_probability: 1e-5 reproduces the entropies of vector-quantize-pytorch, which bounds probabilities
         within logarithms; needs all bits in one group, and a value per token and code. None for exact entropies.
-      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Not needed, and wrong,
-        under plain ``jit``. Average gradients over the axis.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
+        ``jit``. Average gradients over the axis.
 
     Raises:
-      UserError: An argument is out of range or has no effect with the others; at construction.
+      UserError: Raised by the constructor if an argument is out of range, or is set but would have no effect.
 
     Example:
       >>> import jax
@@ -244,10 +244,10 @@ class BinaryMapper(Quantizer):
       free_nats: :math:`\kappa`, by default one bit.
       temperature: :math:`T` of the draw; neither the gradient nor the loss depends on it.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed; each device draws its
-        own bits. Not needed, and wrong, under plain ``jit``. Average gradients over the axis.
+        own bits. Leave it None under plain ``jit``. Average gradients over the axis.
 
     Raises:
-      UserError: An argument is out of range; at construction.
+      UserError: Raised by the constructor if an argument is out of range.
 
     Example:
       >>> import jax
@@ -339,8 +339,8 @@ class BinaryMapper(Quantizer):
         """Return the one-hot vectors of indices.
 
         Args:
-          indices: Of any integer dtype, in ``[0, 2**bits)``; -1 (a masked token) becomes the zero vector, anything
-            else NaN.
+          indices: Indices of any integer dtype, in ``[0, 2**bits)``; -1 (a masked token) becomes the zero vector,
+            anything else NaN.
 
         Returns:
           float32 vectors of ``2**bits`` features.

@@ -1,4 +1,4 @@
-"""Groups of features, each with a quantizer of its own."""
+"""Groups of features, each with its own quantizer."""
 
 import math
 from typing import Any
@@ -26,17 +26,18 @@ from vqjax.quantizers.validation import check_input, require, require_count
 
 
 class Grouped(Quantizer):
-    """Splits the features into groups and quantizes each on its own.
+    """Quantizer that splits the features into groups and quantizes each on its own.
 
     Variables:
-      Those of the template, once per group, under ``parts_0``, ``parts_1`` and so on.
+      Those of ``quantizer``, once per group, under ``parts_0``, ``parts_1`` and so on.
 
     Attributes:
-      quantizer: Template of a group's quantizer: any that quantizes vector by vector.
-      groups: Number of groups; has to divide the number of features.
+      quantizer: Template of the groups: the quantizer that every group has a copy of. It must quantize vector by
+        vector.
+      groups: Number of groups; must divide the number of features.
 
     Raises:
-      UserError: An argument is out of range; at construction.
+      UserError: Raised by the constructor if an argument is out of range.
 
     Example:
       >>> import jax
@@ -72,7 +73,7 @@ class Grouped(Quantizer):
 
     @property
     def index_shape(self) -> tuple[int, ...]:
-        """An axis of groups, and the template's."""
+        """An axis of groups, followed by the axes of ``quantizer``."""
         return (self.groups, *self.quantizer.index_shape)
 
     @property
@@ -85,44 +86,44 @@ class Grouped(Quantizer):
 
     @property
     def code_features(self) -> int | None:
-        """The number of features of all groups, where the template's is fixed."""
+        """The number of features of all groups, if that of ``quantizer`` is fixed."""
         features = self.quantizer.code_features
         return None if features is None else self.groups * features
 
     @property
     def axis_name(self) -> str | None:
-        """The template's."""
+        """The ``axis_name`` of ``quantizer``."""
         return self.quantizer.axis_name
 
     @property
     def differs_in_training(self) -> bool:
-        """As the template."""
+        """As for ``quantizer``."""
         return self.quantizer.differs_in_training
 
     @property
     def estimator(self) -> str | Estimator:
-        """The template's."""
+        """The estimator of ``quantizer``."""
         return self.quantizer.estimator
 
     @property
     def fits_residual(self) -> bool:
-        """As the template."""
+        """As for ``quantizer``."""
         return self.quantizer.fits_residual
 
     @property
     def codebook_dim(self) -> int | None:
-        """The template's, where it projects within itself."""
+        """The ``codebook_dim`` of ``quantizer``, if it has one."""
         return getattr(self.quantizer, "codebook_dim", None)
 
     @property
     def residual_limits(self) -> tuple[float, ...] | None:
-        """The template's, for each group."""
+        """The limits of ``quantizer``, repeated for each group."""
         limits = self.quantizer.residual_limits
         return None if limits is None else limits * self.groups
 
     @property
     def sync_nu(self) -> float:
-        """The template's."""
+        """The ``sync_nu`` of ``quantizer``."""
         return self.quantizer.sync_nu
 
     def at_stage(self, stage: int) -> "Grouped":
@@ -138,18 +139,21 @@ class Grouped(Quantizer):
 
         Args:
           z: Vectors along the last axis, any leading axes.
-          mask: As the template takes it.
-          train: As the template takes it.
-          condition: None; the codes do not depend on one.
+          mask: As for ``quantizer``.
+          train: As for ``quantizer``.
+          condition: Must be None: the codes do not depend on one.
 
         Returns:
           Codes of all groups side by side, indices with an axis of groups after the leading axes of ``z``, the sum
-          of the groups' losses, and metrics: ``relative_error``, the error of all groups over the mean square of all
-          their latents, the total of their dead codes, the mean of all others, and ``perplexity_group_0``,
-          ``usage_group_0``, ``dead_codes_group_0`` and so on of each group.
+          of the groups' losses, and these metrics:
+
+          * ``relative_error``: the error of all groups over the mean square of all their latents;
+          * ``dead_codes``: the total of the groups;
+          * ``perplexity_group_0``, ``usage_group_0``, ``dead_codes_group_0`` and so on of each group;
+          * the mean over groups of all other metrics.
 
         Raises:
-          UserError: The features do not split into groups, or the template's reasons.
+          UserError: The number of features is not divisible by ``groups``, or ``quantizer`` raises it.
         """
         self._check_input(z, mask, condition)
         train = self._is_training(train)
@@ -165,7 +169,8 @@ class Grouped(Quantizer):
         Args:
           z: Vectors along the last axis.
           mask: True for valid tokens; the others get index -1.
-          **options: Further arguments of the template's ``encode``, such as ``num_quantizers`` of :class:`Residual`.
+          **options: Further arguments of the ``encode`` of ``quantizer``, such as ``num_quantizers`` of
+            :class:`Residual`.
 
         Returns:
           int32 indices.
@@ -185,11 +190,11 @@ class Grouped(Quantizer):
         return jnp.concatenate([part.decode(piece) for part, piece in pieces], axis=-1)
 
     def code_vectors(self) -> tuple[Any, ...]:
-        """Return the codes of each group; see the template's method."""
+        """Return the codes of each group, as its quantizer's ``code_vectors`` does."""
         return tuple(part.code_vectors() for part in self.parts)
 
     def kmeans_init(self, z: Vectors, mask: Mask = None, **options: object) -> None:
-        """Start the codebooks of every group from clusters, see the template's method."""
+        """Initialize the codebooks of every group with k-means, as the ``kmeans_init`` of ``quantizer``."""
         for part, piece in zip(self.parts, self._split(z), strict=True):
             part.kmeans_init(piece, mask, **options)
 

@@ -57,7 +57,7 @@ class IBQ(Quantizer):
         product.
 
     Raises:
-      UserError: An argument is out of range; at construction.
+      UserError: Raised by the constructor if an argument is out of range.
 
     Example:
       >>> import jax

@@ -26,7 +26,7 @@ Map = Float[Array, "*space dim"]
 Mask = Bool[Array, "*space"] | None
 Tokens = Int[Array, "*batch tokens"]
 
-# Of a shared codebook, by its joint update with the tokens of all scales.
+# Metrics of a shared codebook, from its joint update with the tokens of all scales.
 _METRICS_OF_CODEBOOK = ("dead_codes", "perplexity", "usage")
 
 
@@ -54,41 +54,41 @@ class Phi(nn.Module):
 
 
 class MultiScaleVQ(StagedQuantizer):
-    r"""Describes a map by few tokens for all of it, more for what those leave, and so on: next-scale tokens.
+    r"""Quantizer of feature maps into tokens from coarse to fine: each scale quantizes what the coarser ones leave.
 
     .. math::
       r_1 = z,\quad q_s = \mathrm{VQ}(\mathrm{pool}_s(r_s)),\quad p_s = \phi_s(\mathrm{interpolate}(q_s)),\quad
       r_{s+1} = r_s - \mathrm{sg}(p_s),\quad q = \sum_s p_s
 
-    where :math:`\phi(x) = (1 - \rho)\, x + \rho\, \mathrm{conv}(x)` repairs what interpolation blurs. Averages go down
-    to each scale, linear interpolation goes back up to the size of the input, which may be any. The loss is the mean of
-    the scales' losses, each for its own pooled residual.
+    where :math:`\phi(x) = (1 - \rho)\, x + \rho\, \mathrm{conv}(x)` repairs what interpolation blurs. Averaging reduces
+    the map to each scale, and linear interpolation restores the size of the input, which may be any. The loss is the
+    mean of the scales' losses, each for its own pooled residual.
 
     The tokens of all scales are one sequence, coarse to fine and within a scale row by row, for an autoregressive
     model of scales. A mask keeps positions out of every average; windows without any other position have token -1,
     and a scale without any token adds nothing.
 
     Variables:
-      Those of the template under ``stages_0``, with a codebook per scale also under ``stages_1`` and so on; the
+      Those of ``quantizer`` under ``stages_0``, with a codebook per scale also under ``stages_1`` and so on; the
       convolutions in ``params`` under ``phi_0`` and so on.
 
     Attributes:
-      quantizer: Template of the quantizer of a scale: a :class:`VectorQuantizer` with all its options, of one head.
-        Its estimator lets the gradient cross.
+      quantizer: Template of the scales: the :class:`VectorQuantizer` that every scale has a copy of, with all its
+        options, its estimator included; of one head.
       scales: Size of the token map at each scale, coarse to fine: a number for all axes, or one per axis.
       spatial_dims: Number of axes of space (1, 2 or 3) before the features.
       shared_codebook: One codebook for all scales, updated once per batch with the tokens of all.
       phi_weight: :math:`\rho`, in (0, 1]; None for no convolutions.
       num_phi: Number of convolutions, spread evenly over the scales; None for one per scale.
-      gradient: ``"total"``: the estimator crosses once, from the reconstruction to the input, and gradients to the
-        encoder do not grow with the number of scales; convolutions have the gradient of the reconstruction, codes that
-        times ``sync_nu``. ``"per_scale"``: in every scale, residuals included.
-      dropout: Probability with which an example (first axis) of a training batch keeps its first scales only; None for
-        never.
-      dropout_min_scales: Scales that dropout always keeps.
+      gradient: ``"total"``: the estimator is applied once, from the reconstruction to the input, and gradients to the
+        encoder do not grow with the number of scales; convolutions receive the gradient of the reconstruction, codes
+        that times ``sync_nu``. ``"per_scale"``: it is applied in every scale, residuals included.
+      dropout: Probability with which an example (first axis) of a training batch keeps only its first scales; None
+        disables dropout.
+      dropout_min_scales: Number of scales that dropout always keeps.
 
     Raises:
-      UserError: An argument is out of range or has no effect with the others; at construction.
+      UserError: Raised by the constructor if an argument is out of range, or is set but would have no effect.
 
     Example:
       >>> import jax
@@ -166,7 +166,7 @@ class MultiScaleVQ(StagedQuantizer):
 
     @property
     def num_codebooks(self) -> int:
-        """The number of codebooks whose use is counted: one, even where every scale has its own."""
+        """The number of codebooks for which usage is counted: one, even if every scale has its own."""
         return 1
 
     @property
@@ -187,17 +187,19 @@ class MultiScaleVQ(StagedQuantizer):
           z: Any leading axes, ``spatial_dims`` axes of space of any size, features; any floating-point dtype.
           mask: True for valid positions. The others take no part in averages, losses or statistics, receive no
             gradient, and come back as zero vectors.
-          train: Update the codebooks after the lookup, and drop scales where that is asked for; as the template takes
-            it.
+          train: Update the codebooks after the lookup, and apply dropout if configured; as for ``quantizer``.
           condition: None; the codes do not depend on one.
 
         Returns:
-          The reconstruction, int32 indices ``[..., tokens]`` (-1 where nothing valid is below, and in dropped scales),
-          the mean of the scales' losses, and metrics: ``quantization_error``, ``relative_error``, ``norm_ratio`` and
-          ``angle`` (of the reconstruction), ``quantization_error_0``, ``perplexity_0``, ``usage_0`` and so on (of the
-          tokens of each scale; with a codebook per scale also ``dead_codes_0`` and so on),
-          ``perplexity``, ``usage`` and ``dead_codes`` of the shared codebook (else their mean over scales, and the sum
-          of the dead codes), and the mean over scales of all others.
+          The reconstruction, int32 indices ``[..., tokens]`` (-1 for windows without valid positions, and in dropped
+          scales), the mean of the scales' losses, and these metrics:
+
+          * ``quantization_error``, ``relative_error``, ``norm_ratio`` and ``angle`` of the reconstruction;
+          * ``quantization_error_0``, ``perplexity_0``, ``usage_0`` and so on: those of the tokens of each scale; with a
+            codebook per scale also ``dead_codes_0`` and so on;
+          * ``perplexity``, ``usage`` and ``dead_codes`` of the shared codebook; with a codebook per scale, their means
+            over scales, and the sum of the dead codes;
+          * the mean over scales of all other metrics.
 
         Raises:
           UserError: As :class:`VectorQuantizer`.
@@ -258,9 +260,9 @@ class MultiScaleVQ(StagedQuantizer):
         With a mask that holds at unmasked positions: indices do not say which positions were masked.
 
         Args:
-          indices: Of any integer dtype, along the last axis as ``encode`` returns them. The tokens of the first scales
-            alone give the coarser map. Index -1 is the zero vector, and a scale of -1 alone adds nothing; others out
-            of range make their whole map NaN.
+          indices: Indices of any integer dtype, along the last axis as ``encode`` returns them. The tokens of the first
+            scales alone give a coarser map. Index -1 is the zero vector, and a scale of -1 alone adds nothing; others
+            out of range make their whole map NaN.
           shape: Size of the map; by default that of the last scale.
 
         Returns:
@@ -284,23 +286,23 @@ class MultiScaleVQ(StagedQuantizer):
         return split_scales(indices, self.shapes)
 
     def code_vectors(self) -> tuple[Any, ...]:
-        """Return the codes of each scale; see the template's method."""
+        """Return the codes of each scale, as its quantizer's ``code_vectors`` does."""
         return tuple(self._quantizer_at(scale).code_vectors() for scale in range(len(self.scales)))
 
     def kmeans_init(
         self, z: Map, mask: Mask = None, *, iterations: int = 10, start: Literal["random", "plus_plus"] = "random"
     ) -> None:
-        """Start the codebooks from clusters, as :meth:`VectorQuantizer.kmeans_init`, which shows how to call it.
+        """Initialize the codebooks with k-means, as :meth:`VectorQuantizer.kmeans_init`, which shows how to call it.
 
-        A shared codebook starts from the tokens of all scales, with residuals as an infinitely fine codebook would
-        leave them. A codebook per scale starts from the tokens that the clusters of the coarser scales leave; the
-        coarsest have few, so pass many examples.
+        A shared codebook is initialized from the tokens of all scales, with residuals as an infinitely fine codebook
+        would leave them. A codebook per scale is initialized from the tokens that the clusters of the coarser scales
+        leave; the coarsest have few, so pass many examples.
 
         Args:
           z: As in the call.
           mask: True for valid positions.
-          iterations: Of Lloyd's algorithm.
-          start: First means: random tokens, or those of k-means++.
+          iterations: Number of iterations of Lloyd's algorithm.
+          start: Initial cluster centers: random tokens, or those of k-means++.
         """
         self._check_input(z, mask)
         tokens, masks = [], []
@@ -428,5 +430,5 @@ def split_scales(
 
 
 def _detach_codes(z: Map, q: Map) -> Map:
-    """Hold the codes constant: the estimator of a scale whose gradient crosses elsewhere."""
+    """Hold the codes constant; the estimator of a scale if the gradient is that of the reconstruction."""
     return jax.lax.stop_gradient(q)

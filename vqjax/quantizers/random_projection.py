@@ -42,7 +42,7 @@ class RandomProjectionQuantizer(Quantizer):
         ``jit``, where they are global without it.
 
     Raises:
-      UserError: An argument is out of range; at construction.
+      UserError: Raised by the constructor if an argument is out of range.
 
     Example:
       >>> import jax

@@ -1,4 +1,4 @@
-"""The residual quantizer, over any other: several codes per vector, each for what the ones before have left."""
+"""Residual quantization with any quantizer as the stage: each stage quantizes the residual of the stages before it."""
 
 import dataclasses
 import math
@@ -56,16 +56,16 @@ def draw_depths(
 ) -> Depths:
     """Draw the number of stages that each example keeps.
 
-    With ``probability`` an example keeps a number drawn evenly from ``[min_stages, num_stages]``, rounded up to a
-    multiple of ``multiple``; otherwise all.
+    With the given probability, an example keeps a number of stages drawn uniformly from ``[min_stages, num_stages]``,
+    rounded up to a multiple of ``multiple`` (but at most ``num_stages``); otherwise it keeps all.
 
     Args:
       key: Random key.
-      num_examples: Examples of the batch.
-      num_stages: Stages there are.
-      probability: Of dropping stages, in [0, 1].
-      min_stages: Stages that are always kept.
-      multiple: Structure of the depths, such as 4 where bit rates come in steps of four stages.
+      num_examples: Number of examples in the batch.
+      num_stages: Number of stages.
+      probability: Probability of dropping stages, in [0, 1].
+      min_stages: Number of stages that are always kept.
+      multiple: Granularity of the depths, such as 4 if bit rates change in steps of four stages.
 
     Returns:
       int32 depths in ``[min_stages, num_stages]``.
@@ -86,18 +86,18 @@ def draw_depths(
 
 
 class StagedQuantizer(Quantizer):
-    """Base class of the quantizers that apply others in turn, each to what the ones before have left.
+    """Base class of quantizers made of stages, each of which quantizes what the earlier stages left over.
 
-    A subclass has the fields ``quantizer`` (template of a stage), ``gradient``, ``shared_codebook`` and ``dropout``.
-    With ``gradient="total"`` the gradient crosses once, from the sum of the codes to the input, so that it does not
-    grow with the number of stages.
+    A subclass has the fields ``quantizer`` (the template: the quantizer that every stage is a copy of), ``gradient``,
+    ``shared_codebook`` and ``dropout``. With ``gradient="total"`` the estimator is applied once, from the sum of the
+    codes to the input, so that the gradient does not grow with the number of stages.
     """
 
     fits_residual = False
 
     @property
     def axis_name(self) -> str | None:
-        """The template's."""
+        """The ``axis_name`` of ``quantizer``."""
         return self.quantizer.axis_name
 
     @property
@@ -106,22 +106,22 @@ class StagedQuantizer(Quantizer):
         return self.quantizer.differs_in_training or self.dropout is not None
 
     def _check_stages(self, per_stage: str) -> None:
-        """Refuse options of stages, and templates whose gradient cannot cross once."""
+        """Check the options of stages, and refuse quantizers that do not support ``gradient="total"``."""
         check_flags(self)
         self._check_template()
         require_choice("gradient", self.gradient, ("total", per_stage))
         require_probability("dropout", self.dropout)
         estimator, codebook_dim = self.quantizer.estimator, getattr(self.quantizer, "codebook_dim", None)
         alone = not (self.shared_codebook and chooses_codes(get_estimator(estimator)))
-        advice = "a shared codebook is updated with the codes of all stages; or use shared_codebook=False"
+        advice = "a shared codebook is updated with the codes of all stages; use shared_codebook=False"
         require(alone, "quantizer.estimator", estimator, "one that does not choose the codes", advice)
         if self.gradient == per_stage:
             return
         names, advice = keyword_names(get_estimator(estimator)), f"or use gradient={per_stage!r}"
-        expected = "one that needs no codebook where the gradient crosses once"
+        expected = "one that does not need the codebook if gradient='total'"
         require(not names & {"codes", "indices", "num_codes"}, "quantizer.estimator", estimator, expected, advice)
-        expected = "None where the gradient crosses once, as projections within a stage would not learn"
-        advice = f"{advice}, or project around all stages"
+        expected = "None if gradient='total', because projections inside a stage would get no gradient"
+        advice = f"{advice}, or project around all stages by the codebook_dim of {type(self).__name__}"
         require(codebook_dim is None, "quantizer.codebook_dim", codebook_dim, expected, advice)
 
     def _draw_depths(self, num_examples: int, num_stages: int, min_stages: int, multiple: int = 1) -> Depths:
@@ -129,7 +129,7 @@ class StagedQuantizer(Quantizer):
         return draw_depths(self._draw_key(f"dropout={self.dropout}"), num_examples, num_stages, **settings)
 
     def _apply_estimator(self, x: Vectors, codes: Vectors, mask: Mask, train: bool) -> Vectors:
-        """Return the sum of the codes with the gradient of the template's estimator, whose noise is for training."""
+        """Return the sum of the codes with the gradient of the template's estimator, noisy in training only."""
         estimator = get_estimator(self.quantizer.estimator)
         settings = {"mask": mask, "axis_name": self._batch_axis}
         if "key" in keyword_names(estimator):
@@ -161,7 +161,7 @@ class StagedQuantizer(Quantizer):
 
 
 def keep_stage(stage: int, depths: Depths | None, mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """Return the mask of the tokens, of leading axes ``shape``, that reach a stage; the first axis is the examples'."""
+    """Return the mask of the tokens that reach a stage; leading axes are ``shape``, of which the first is examples."""
     if depths is None:
         return mask
     kept = jnp.broadcast_to(per_token(depths, shape) > stage, shape)
@@ -169,48 +169,48 @@ def keep_stage(stage: int, depths: Depths | None, mask: Mask, shape: tuple[int, 
 
 
 def per_token(depths: Depths, shape: tuple[int, ...]) -> Int[Array, "*batch"]:
-    """Return the depth of every token of leading axes ``shape``."""
+    """Return the depth of every token, for tokens with leading axes ``shape``."""
     return jnp.broadcast_to(depths.reshape(-1, *[1] * (len(shape) - 1)), shape) if shape else depths[0]
 
 
 class Residual(StagedQuantizer):
-    r"""Describes a vector by several codes: the first for the vector, each further one for what is left.
+    r"""Residual quantizer: the first code approximates the vector, each later code the remaining residual.
 
     .. math:: r_1 = z,\quad q_i = Q_i(r_i),\quad r_{i+1} = r_i - \mathrm{sg}(q_i),\quad q = \sum_i q_i
 
-    :math:`Q` stages of :math:`K` codes cost :math:`Q \log_2 K` bits and offer :math:`K^Q` vectors. The loss is the
-    sum of the stages' losses, each for its own residual. Stages of :class:`FSQ` and :class:`LFQ` have finer and finer
-    grids (:meth:`Quantizer.at_stage`), and an input of another number of features than theirs is projected there and
-    back once, around all stages.
+    :math:`Q` stages of :math:`K` codes cost :math:`Q \log_2 K` bits per vector and can represent :math:`K^Q` different
+    vectors. The loss is the sum of the stages' losses, each for its own residual. Stages of :class:`FSQ` and
+    :class:`LFQ` have progressively finer grids (:meth:`Quantizer.at_stage`); an input with a different number of
+    features is projected to theirs before the first stage and back after the last.
 
     Variables:
-      Those of the template, once per stage, under ``stages_0``, ``stages_1`` and so on; projections in ``params``.
+      Those of ``quantizer``, once per stage, under ``stages_0``, ``stages_1`` and so on; projections in ``params``.
 
     Attributes:
-      quantizer: Template of a stage: any quantizer whose output approximates its input, with all its options. Its
-        estimator lets the gradient cross.
+      quantizer: Template of the stages: the quantizer that every stage is a copy of, with all its options, its
+        estimator included. Its output must approximate its input.
       num_quantizers: Number of stages.
-      gradient: ``"total"``: the gradient crosses once, from the sum of the codes to the input, and does not grow with
-        the number of stages. ``"per_stage"``: in every stage (SoundStream, DAC, vector-quantize-pytorch), which
-        multiplies straight-through gradients by that number.
-      stage_sizes: Number of codes of each stage, where that is not the template's.
-      codebook_dim: Project to this many features before the first stage, and back after the last. (The template's own
-        ``codebook_dim`` projects within each stage, as DAC does.)
+      gradient: ``"total"``: the estimator is applied once, from the sum of the codes to the input, and the gradient
+        does not grow with the number of stages. ``"per_stage"``: it is applied in every stage (SoundStream, DAC,
+        vector-quantize-pytorch), which multiplies straight-through gradients by that number.
+      stage_sizes: Number of codes of each stage, if not that of ``quantizer``.
+      codebook_dim: Number of features to project to before the first stage; the result is projected back after the
+        last. (The ``codebook_dim`` of ``quantizer`` projects within each stage, as DAC does.)
       shared_codebook: All stages use one codebook, updated once per batch with the tokens of all stages.
-      implicit_codebooks: Template of a network that adapts each codebook but the first to what the stages before
-        have decoded (QINCo); the quantizer's codes have to be learned by gradient.
-      beam_size: Candidates that a search over the stages keeps, in training; with 1 the search is greedy: each stage
-        takes the nearest code.
-      beam_size_eval: The same where ``train=False``; ``beam_size`` by default.
-      soft_clamp: Bounds the input by :math:`c \tanh(z/c)` once, before the first stage. Stages of :class:`FSQ` that
-        clip bring limits of their own.
-      dropout: Probability with which an example of a training batch (first axis) keeps its first stages only; None
-        for never.
-      dropout_min_stages: Stages that dropout always keeps.
-      dropout_multiple: Depths under dropout are multiples of this.
+      implicit_codebooks: Network that adapts every codebook except the first to the reconstruction of the previous
+        stages (QINCo); requires a quantizer whose codes are learned by gradient.
+      beam_size: Beam width of a search over the stages during training; with 1 each stage greedily takes the nearest
+        code.
+      beam_size_eval: The same for evaluation; ``beam_size`` by default.
+      soft_clamp: Limit :math:`c`: the input is bounded by :math:`c \tanh(z/c)` once, before the first stage. Stages of
+        :class:`FSQ` that clip use their own limits; leave this None with them.
+      dropout: Probability with which an example of a training batch (first axis) keeps only its first stages; None
+        disables dropout.
+      dropout_min_stages: Number of stages that dropout always keeps.
+      dropout_multiple: Depths under dropout are rounded up to a multiple of this, at most ``num_quantizers``.
 
     Raises:
-      UserError: An argument is out of range or has no effect with the others; at construction.
+      UserError: Raised by the constructor if an argument is out of range, or is set but would have no effect.
 
     Example:
       >>> import jax
@@ -258,32 +258,33 @@ class Residual(StagedQuantizer):
         require_count("dropout_multiple", self.dropout_multiple, largest=self.num_quantizers)
         self._check_features()
         self._check_codebooks()
-        # Stages refuse what does not suit them; the first differs from the others where codebooks are implicit.
+        # Building a stage checks its options; the first stage differs from the others if codebooks are implicit.
         for stage in {0, self.num_quantizers - 1}:
             self._make_stage(stage)
 
     def _check_features(self) -> None:
         if self.codebook_dim is not None:
             require_count("codebook_dim", self.codebook_dim)
-            name, features = type(self.quantizer).__name__, self.quantizer.code_features
-            require(features is None, "codebook_dim", self.codebook_dim, "None", f"codes of {name} have {features}")
+            features = self.quantizer.code_features
+            advice = f"codes of {type(self.quantizer).__name__} have {features} features"
+            require(features is None, "codebook_dim", self.codebook_dim, "None", advice)
         if self.soft_clamp is not None:
             require_positive("soft_clamp", self.soft_clamp)
-            advice = "stages that clip have a limit of their own; leave it out, or use hard_clamp=False"
+            advice = "stages that clip already limit their input; leave soft_clamp out, or use hard_clamp=False"
             require(self.quantizer.residual_limits is None, "soft_clamp", self.soft_clamp, "None", advice)
 
     def _check_codebooks(self) -> None:
-        """Refuse what only a lookup has, for other templates, and what excludes each other in a lookup."""
+        """Refuse options that only a VectorQuantizer supports, and options that exclude each other."""
         template, kind = self.quantizer, type(self.quantizer).__name__
         off = {"stage_sizes": None, "shared_codebook": False, "implicit_codebooks": None, "beam_size": 1}
         for name, value in (off | {"beam_size_eval": None}).items():
             known = isinstance(template, VectorQuantizer) or getattr(self, name) == value
-            require(known, name, getattr(self, name), repr(value), f"a {kind} has none; use a VectorQuantizer")
+            require(known, name, getattr(self, name), repr(value), f"{kind} does not support it; use a VectorQuantizer")
         if self.stage_sizes is not None:
             sizes, expected = self.stage_sizes, f"{self.num_quantizers} positive integers, one per stage"
             each = isinstance(sizes, Sequence) and all(is_count(size) for size in sizes)
             require(each and len(sizes) == self.num_quantizers, "stage_sizes", sizes, expected)
-            advice = "a shared codebook has the size of the template"
+            advice = "a shared codebook has the num_codes of the quantizer"
             require(not self.shared_codebook, "stage_sizes", self.stage_sizes, "None", advice)
             # A module has to be hashable, and lists come from configs.
             object.__setattr__(self, "stage_sizes", tuple(self.stage_sizes))
@@ -291,11 +292,10 @@ class Residual(StagedQuantizer):
         if implicit is not None:
             require(takes_condition(implicit), "implicit_codebooks", implicit, "ImplicitCodebook(...) or None")
             learned = isinstance(template.codebook, GradientCodebook) and template.codebook.transform is None
-            expected = (
-                "learned by gradient (codebook='gradient'), without a transform of its own, for implicit_codebooks"
-            )
+            expected = "learned by gradient (codebook='gradient') and without its own transform, for implicit_codebooks"
             require(learned, "quantizer.codebook", template.codebook, expected)
-            require(not self.shared_codebook, "shared_codebook", True, "False", "implicit codebooks belong to a stage")
+            advice = "each stage has its own implicit codebook"
+            require(not self.shared_codebook, "shared_codebook", True, "False", advice)
         require_count("beam_size", self.beam_size)
         if self.beam_size_eval is not None:
             require_count("beam_size_eval", self.beam_size_eval)
@@ -304,8 +304,9 @@ class Residual(StagedQuantizer):
         require(template.heads == 1, "quantizer.heads", template.heads, "1 with a beam search")
         chooses = "a beam search chooses the codes"
         temperature, estimator = template.sampling_temperature, template.estimator
+        expected = "one that does not choose the codes itself"
         require(temperature is None, "quantizer.sampling_temperature", temperature, "None", chooses)
-        require(not chooses_codes(get_estimator(estimator)), "quantizer.estimator", estimator, "another one", chooses)
+        require(not chooses_codes(get_estimator(estimator)), "quantizer.estimator", estimator, expected, chooses)
 
     def setup(self) -> None:
         count = 1 if self.shared_codebook else self.num_quantizers
@@ -318,29 +319,29 @@ class Residual(StagedQuantizer):
 
     @property
     def num_codes(self) -> int:
-        """The number of codes of a stage, of the largest one where they differ."""
+        """The number of codes per stage; the largest if stages differ."""
         return self.quantizer.num_codes if self.stage_sizes is None else max(self.stage_sizes)
 
     @property
     def index_shape(self) -> tuple[int, ...]:
-        """That of the template, and an axis of stages."""
+        """The index shape of a stage, followed by an axis of stages."""
         return (*self.quantizer.index_shape, self.num_quantizers)
 
     @property
     def num_codebooks(self) -> int:
-        """The number of codebooks whose use is counted: one per index, or one for all."""
+        """The number of codebooks for which usage is counted: one per index of a vector, or 1 if shared."""
         return 1 if self.shared_codebook and not self.quantizer.index_shape else super().num_codebooks
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """The number of codes of each codebook whose use is counted: of each stage, for each index of the template."""
+        """The number of codes of each codebook for which usage is counted: of each stage, for each of its indices."""
         if self.stage_sizes is None:
             return super().codebook_sizes
         return self.stage_sizes * math.prod(self.quantizer.index_shape)
 
     @property
     def code_features(self) -> int | None:
-        """The number of features of the codes where it is fixed."""
+        """The number of features of the codes if it is fixed."""
         return self.quantizer.code_features or self.codebook_dim
 
     @nn.compact
@@ -350,22 +351,25 @@ class Residual(StagedQuantizer):
         """Quantize vectors.
 
         Args:
-          z: Vectors along the last axis, any leading axes, any floating-point dtype. With dropout, the first axis is
-            that of the examples.
+          z: Vectors along the last axis, any leading axes, any floating-point dtype. With dropout, the first axis must
+            index examples.
           mask: True for valid tokens. The others take no part in losses, statistics or sampling, receive no
             gradient, and come back as zero vectors with index -1.
-          train: Update codebooks after the lookup, and drop stages where that is asked for; as the template takes it.
-          condition: None; the codes do not depend on one from outside.
+          train: Update the codebooks after the lookup, and apply dropout if configured; as for ``quantizer``.
+          condition: Must be None: the codes do not depend on an external condition.
 
         Returns:
           The sum of the codes, int32 indices ``[..., num_quantizers]`` (-1 in dropped stages), the sum of the stages'
-          losses, and metrics: ``quantization_error`` and ``relative_error`` (of the sum), ``quantization_error_0`` and
-          so on (of what each stage was given), ``perplexity_0``, ``usage_0`` and, where each stage has a codebook,
-          ``dead_codes_0`` and so on, ``norm_ratio`` and ``angle`` (of the sum), the total of the stages' dead codes,
-          and the mean over stages of all others.
+          losses, and these metrics:
+
+          * ``quantization_error``, ``relative_error``, ``norm_ratio`` and ``angle`` of the sum;
+          * ``quantization_error_0`` and so on: the error of each stage at its input;
+          * ``perplexity_0``, ``usage_0`` and so on, and ``dead_codes_0`` and so on if each stage has a codebook;
+          * ``dead_codes``: the total of the stages;
+          * the mean over stages of all other metrics.
 
         Raises:
-          UserError: See the template's class.
+          UserError: ``condition`` is not None, ``z`` or ``mask`` has the wrong dtype or shape, or a stage raises it.
         """
         self._check_input(z, mask, condition)
         train = self._is_training(train)
@@ -428,12 +432,15 @@ class Residual(StagedQuantizer):
         """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32.
 
         Args:
-          indices: Of any integer dtype, stages along the last axis. Fewer stages than there are give the coarser
-            vector. A stage of index -1 adds nothing; a token without any stage is zero; other indices out of range
-            give NaN.
+          indices: Indices of any integer dtype, stages along the last axis; fewer than ``num_quantizers`` give a
+            coarser vector. A stage with index -1 contributes nothing; a token whose indices are all -1 decodes to
+            zero; any other index out of range gives NaN.
 
         Returns:
           Vectors in float32.
+
+        Raises:
+          UserError: The last axis has no stages, or more than there are.
         """
         indices = int32_indices(indices, self.num_codes)
         if indices.ndim < 1 or not 1 <= indices.shape[-1] <= self.num_quantizers:
@@ -448,7 +455,7 @@ class Residual(StagedQuantizer):
         return zero_where_masked(self._project_out(total), jnp.any(indices != -1, axis=own_axes))
 
     def code_vectors(self) -> tuple[Any, ...]:
-        """Return the codes of each stage; see the template's method."""
+        """Return the codes of each stage, as its own ``code_vectors`` does."""
         advice = "the codes of a stage depend on those before it; decode the indices whose vectors you need"
         require(self.implicit_codebooks is None, "implicit_codebooks", self.implicit_codebooks, "None", advice)
         return tuple(self._quantizer_at(stage).code_vectors() for stage in range(self.num_quantizers))
@@ -456,14 +463,14 @@ class Residual(StagedQuantizer):
     def kmeans_init(
         self, z: Vectors, mask: Mask = None, *, iterations: int = 10, start: Literal["random", "plus_plus"] = "random"
     ) -> None:
-        """Start every codebook from clusters of what the stages before it leave.
+        """Initialize every codebook by k-means on the residuals of the previous stages.
 
         Args:
-          z: As in :meth:`VectorQuantizer.kmeans_init`, which shows how to call it; a shared codebook is started from
-            the tokens of the first stage.
+          z: As in :meth:`VectorQuantizer.kmeans_init`, which shows how to call it; a shared codebook is initialized
+            from the tokens of the first stage.
           mask: True for valid tokens.
-          iterations: Of Lloyd's algorithm.
-          start: First means: random tokens, or those of k-means++.
+          iterations: Number of iterations of Lloyd's algorithm.
+          start: Initial cluster centers: random tokens, or those of k-means++.
         """
         x = self._to_code_space(z)
         for quantizer in self.stages:
@@ -483,7 +490,7 @@ class Residual(StagedQuantizer):
         return self.stages[0 if self.shared_codebook else stage]
 
     def _condition(self, stage: int, above: Vectors | None) -> dict[str, Vectors]:
-        """Return what implicit codebooks depend on as an argument: the sum of the codes of the stages above."""
+        """Return the keyword argument that conditions implicit codebooks: the sum of the earlier stages' codes."""
         return {} if self.implicit_codebooks is None or stage == 0 else {"condition": above}
 
     def _to_code_space(self, z: Vectors) -> Features:
@@ -504,21 +511,21 @@ class Residual(StagedQuantizer):
         return self._quantizer_at(stage).decode(indices, **self._condition(stage, above))
 
     def _cross(self, x: Vectors, codes: Vectors, mask: Mask, train: bool) -> Vectors:
-        """Return the sum of the codes with its gradient to the input, and to the codes where they learn by the task."""
+        """Return the sum of the codes with its gradient to the input and, if ``sync_nu`` > 0, to the codes."""
         crossed, weight = self._apply_estimator(x, codes, mask, train), self.quantizer.sync_nu
-        # The sum is the value of the first term bit for bit: the second is zero, and carries a gradient to the codes.
+        # The second term is zero, so the value is that of the first bit for bit; it carries a gradient to the codes.
         return crossed + weight * (codes - jax.lax.stop_gradient(codes)) if weight else crossed
 
     def _update_shared_codebook(
         self, residuals: list[Vectors], indices: Indices, masks: list[Mask]
     ) -> dict[str, Scalar]:
-        """Update the codebook with the tokens of all stages; return metrics that take the place of the stages'."""
+        """Update the codebook with the tokens of all stages; return the metrics that replace those of the stages."""
         mask = None if masks[0] is None else jnp.stack(masks)
         out = self.stages[0].assign(jnp.stack(residuals), jnp.moveaxis(indices, -1, 0), mask, train=True)
         return {name: out.metrics[name] for name in ("dead_codes", "perplexity", "usage") if name in out.metrics}
 
     def _search(self, x: Vectors, depths: Int[Array, "*batch"] | None, train: bool, num_stages: int) -> Indices | None:
-        """Choose the indices of the first stages by beam search, where one is asked for."""
+        """Choose the indices of the first stages by beam search if ``beam_size`` > 1; otherwise return None."""
         size = self.beam_size if train or self.beam_size_eval is None else self.beam_size_eval
         if size == 1 or self.is_initializing():
             return None

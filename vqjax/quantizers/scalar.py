@@ -1,4 +1,4 @@
-"""Scalar quantizers: each feature takes one of a few values of its own, fixed (FSQ, FSP) or learned (latent)."""
+"""Scalar quantizers: each feature takes one of its few values, which are fixed (FSQ, FSP) or learned (latent)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -63,12 +63,12 @@ class FSQ(LevelQuantizer):
     r"""Finite scalar quantization: squashes each feature and rounds it to one of a few values.
 
     The codes are all :math:`\prod_j L_j` combinations of the values of ``len(levels)`` features; none of them is
-    stored, and there is no loss. The gradient crosses the rounding unchanged and the squashing function
-    (:func:`vqjax.functional.scalar.bounded`) by its derivative. Indices are mixed-radix numbers in which the
-    first feature varies fastest, in integers and so exact for every size.
+    stored, and there is no loss. The gradient passes through the rounding unchanged (straight-through), and through the
+    squashing function (:func:`vqjax.functional.scalar.bounded`) by its derivative. Indices are mixed-radix numbers in
+    which the first feature varies fastest, computed in integers and so exact for every size.
 
-    An input with ``num_codebooks * len(levels)`` features is quantized as it is, any other is projected there and
-    back. ``Residual(FSQ(levels), n)`` refines each value by symmetric grids, see :class:`FSQStage`.
+    An input with ``num_codebooks * len(levels)`` features is quantized as it is, any other is projected to that number
+    and back. ``Residual(FSQ(levels), n)`` refines each value by symmetric grids, see :class:`FSQStage`.
 
     Variables:
       Projections, in ``params``. With ``orthogonal_rotation``, ``rotation`` in the collection ``codebook``: drawn
@@ -82,14 +82,14 @@ class FSQ(LevelQuantizer):
         ``"paper"``: the same by the listing in the paper. ``"symmetric"``: evenly spaced from -1 to 1.
       hard_clamp: Clip to [-1, 1] in place of the hyperbolic tangent, for inputs that are bounded already. None: only in
         the stages of :class:`Residual`, whose sum converges to the input only then.
-      noise_dropout: Probability in training with which a value is not the code, but one moved by uniform noise of up
-        to half a step, within [-1, 1]; indices are those of the code. With ``bound="symmetric"``; None for no noise.
+      noise_dropout: Probability with which, in training, uniform noise of up to half a step is added to a value, within
+        [-1, 1]; indices are those of the code. With ``bound="symmetric"``; None for no noise.
       orthogonal_rotation: Mix the features of a codebook by a random rotation before, and undo it after. Useful with
         the same number of levels for all.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which the metrics are those of the global batch.
 
     Raises:
-      UserError: An argument is out of range or has no effect with the others; at construction.
+      UserError: Raised by the constructor if an argument is out of range, or is set but would have no effect.
 
     Example:
       >>> import jax
@@ -128,7 +128,7 @@ class FSQ(LevelQuantizer):
 
     @property
     def differs_in_training(self) -> bool:
-        """True where there is noise."""
+        """True if training adds noise."""
         return self.noise_dropout is not None
 
     @property
@@ -222,8 +222,9 @@ class FSP(LevelQuantizer):
       q = \sqrt{12}\,(\hat p - \tfrac12)\ \ \text{or}\ \ F^{-1}(\hat p)
 
     In training most values are not the code: :math:`\hat p` is then :math:`p` plus uniform noise of up to half a bin,
-    so that the decoder sees the range of values that a code stands for. The gradient crosses bins and noise unchanged.
-    The loss draws the moments of the features to those of :math:`F`, since only then all bins are used alike.
+    so that the decoder sees the range of values that a code stands for. The gradient passes through bins and noise
+    unchanged. The loss draws the moments of the features to those of :math:`F`, since only then all bins are used
+    equally.
 
     An input with ``num_codebooks * len(levels)`` features is quantized as it is, any other is projected there and
     back.
@@ -240,11 +241,10 @@ class FSP(LevelQuantizer):
       moments: Moments that the loss draws the features to, a name from :data:`vqjax.functional.scalar.MOMENTS`, or
         None for no loss; its statistics are those of the unmasked tokens of the global batch.
       num_codebooks: Groups of features with an index each; above 1 the indices get a last axis.
-      axis_name: Mapped axis (``pmap``, ``shard_map``) over which the batch is split. Not needed, and wrong, under
-        plain ``jit``.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which the batch is split. Leave it None under plain ``jit``.
 
     Raises:
-      UserError: An argument is out of range; at construction.
+      UserError: Raised by the constructor if an argument is out of range.
 
     Example:
       >>> import jax
@@ -275,12 +275,12 @@ class FSP(LevelQuantizer):
 
     @property
     def differs_in_training(self) -> bool:
-        """True where there is noise."""
+        """True if training adds noise."""
         return self.quantize_rate < 1
 
     @property
     def fits_residual(self) -> bool:
-        """True where the codes live in the space of the input."""
+        """True if the codes are in the space of the input."""
         return self.invert
 
     def quantize(self, x: Features, train: bool) -> GridCodes:
@@ -320,7 +320,7 @@ class FSP(LevelQuantizer):
 
 
 class LatentQuantizer(LevelQuantizer):
-    r"""Replaces each feature by the nearest one of a few learned values of that feature.
+    r"""Quantizer that replaces each feature by the nearest of a few learned values of that feature.
 
     .. math:: q_j = v_{j l},\quad l = \arg\min_m |z_j - v_{j m}|
 
@@ -329,27 +329,27 @@ class LatentQuantizer(LevelQuantizer):
     .. math:: \beta\, |z - \mathrm{sg}(q)|^2 + \alpha\, |\mathrm{sg}(z) - q|^2
 
     averaged over unmasked tokens and features, in the space of the codes (after ``project_in`` and before
-    ``project_out``). Its second term alone moves the values, which all codebooks share.
+    ``project_out``). Its second term alone trains the values, which all codebooks share.
 
     An input with ``num_codebooks * len(levels)`` features is quantized as it is, any other is projected there and
     back.
 
     Variables:
       ``params`` holds ``code_values``: ``sum(levels)`` numbers, the values of one feature after the other, at first
-      evenly spaced from -0.5, to 0.5 where their number is odd and to one step less where it is even, so that zero is
-      one of them. And projections.
+      evenly spaced from -0.5, to 0.5 if their number is odd and to one step less if it is even, so that zero is one of
+      them; and the projections.
 
     Attributes:
       levels: Number of values of each feature.
       num_codebooks: Groups of features with an index each; above 1 the indices get a last axis.
       commitment_weight: :math:`\beta`, draws the input to the values.
       quantization_weight: :math:`\alpha`, draws the values to the input.
-      learn_values: False keeps the values where they start.
-      axis_name: Mapped axis (``pmap``, ``shard_map``) over which the batch is split. Not needed, and wrong, under
-        plain ``jit``; average gradients over the axis.
+      learn_values: Whether the values are learned; otherwise they keep their initial values.
+      axis_name: Mapped axis (``pmap``, ``shard_map``) over which the batch is split. Leave it None under plain ``jit``;
+        average gradients over the axis.
 
     Raises:
-      UserError: An argument is out of range; at construction.
+      UserError: Raised by the constructor if an argument is out of range.
 
     Example:
       >>> import jax

@@ -3,7 +3,7 @@
 Any ``flax.linen`` module that maps ``[..., codes, dim]`` to the same shape can be the ``transform`` of a codebook, for
 example the bridge of FVQ (arXiv 2509.10140). Three optional abilities are found by name:
 
-* a second parameter ``condition`` of the call: every token has a codebook of its own (:class:`ImplicitCodebook`);
+* a second parameter ``condition`` of the call: every token has its own codebook (:class:`ImplicitCodebook`);
 * a method ``to_base``, the inverse map, which k-means and dead-code replacement need;
 * a method ``update``, called in training after the lookup (:class:`RunningAffine`).
 """
@@ -26,7 +26,7 @@ Latents = Float[Array, "*batch tokens dim"]
 
 
 class LinearTransform(nn.Module):
-    r"""SimVQ: one linear layer over all codes, so that every code moves with every batch.
+    r"""SimVQ: one linear layer over all codes, so that every batch updates every code.
 
     .. math:: e_k' = W e_k
 
@@ -34,8 +34,12 @@ class LinearTransform(nn.Module):
     learned basis.
 
     Example:
+      >>> import jax
       >>> from vqjax import FrozenCodebook, VectorQuantizer
       >>> vq = VectorQuantizer(num_codes=16, codebook=FrozenCodebook(transform=LinearTransform()))
+      >>> variables = vq.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (64, 4)))
+      >>> variables["params"]["codebook_transform"]["linear"]["kernel"].shape  # the only parameters
+      (4, 4)
 
     Source: Zhu et al., 2024 (arXiv 2411.02038).
     """
@@ -51,15 +55,19 @@ class LearnedAffine(nn.Module):
 
     .. math:: e_k' = (1 + \eta\, s_g) \odot e_k + \eta\, b_g
 
-    Codes that receive no gradient of their own still follow the others.
+    Codes that receive no gradient themselves still follow the others.
 
     Attributes:
       learning_rate_scale: :math:`\eta`, the factor by which scale and shift learn faster than the codes.
-      groups: Number of contiguous groups of codes; has to divide ``num_codes``.
+      groups: Number of contiguous groups of codes; must divide ``num_codes``.
 
     Example:
+      >>> import jax
       >>> from vqjax import GradientCodebook, VectorQuantizer
       >>> vq = VectorQuantizer(num_codes=16, codebook=GradientCodebook(transform=LearnedAffine(10.0)))
+      >>> variables = vq.init(jax.random.key(0), jax.random.normal(jax.random.key(1), (64, 4)))
+      >>> print(variables["params"]["codebook_transform"]["scale"])  # all codes share one scale, at first 1 + 10 * 0
+      [[0. 0. 0. 0.]]
 
     Source: Huh et al., ICML 2023 ("Straightening out the straight-through estimator"), Section 4.1.
     """
@@ -86,7 +94,7 @@ class LearnedAffine(nn.Module):
         """Return the stored codes that are transformed to these."""
         self._check_groups(codes.shape[-2])
         scale, shift = self._per_code(codes)
-        # A scale that has learned to be zero has no inverse; such a feature starts at zero.
+        # A scale that has become zero has no inverse; such a feature starts at zero.
         return jnp.where(scale == 0, 0.0, (codes - shift) / jnp.where(scale == 0, 1.0, scale))
 
     def _per_code(self, codes: Codes) -> tuple[Array, Array]:
@@ -109,15 +117,21 @@ class RunningAffine(nn.Module):
     .. math:: e_k' = (e_k - \mu_e)\,\sigma_z/\sigma_e + \mu_z
 
     When the encoder's distribution drifts, the whole codebook drifts with it. The first batch sets the statistics,
-    the following ones move them, always after the lookup.
+    the following ones update them, always after the lookup.
 
     Attributes:
-      token_decay: Of the moving averages of the latents' mean and variance, in [0, 1).
-      code_decay: Of those of the stored codes.
+      token_decay: Decay of the moving averages of the latents' mean and variance, in [0, 1).
+      code_decay: Decay of those of the stored codes, in [0, 1).
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> from vqjax import EMACodebook, VectorQuantizer
+      >>> z = 100 + jax.random.normal(jax.random.key(0), (64, 4))
       >>> vq = VectorQuantizer(num_codes=16, codebook=EMACodebook(transform=RunningAffine()))
+      >>> out, updates = vq.apply(vq.init(jax.random.key(1), z), z, train=True, mutable=["codebook"])
+      >>> statistics = updates["codebook"]["codebook_transform"]
+      >>> bool(jnp.allclose(statistics["token_mean"], z.mean(axis=0)))  # the codes are moved to the latents' mean
+      True
 
     Source: Huh et al., ICML 2023; the decays are those of vector-quantize-pytorch.
     """
@@ -149,11 +163,11 @@ class RunningAffine(nn.Module):
     def update(
         self, codes: Codes, latents: Latents, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None
     ) -> None:
-        """Move the statistics by one batch.
+        """Update the statistics with one batch.
 
         Args:
           codes: Stored codes.
-          latents: Of the batch, with the leading axes of ``codes``.
+          latents: Latents of the batch, with the leading axes of ``codes``.
           mask: True for the latents that count.
           axis_name: Mapped axis over which the batch is split.
         """
@@ -183,7 +197,7 @@ class RunningAffine(nn.Module):
 
 
 class ImplicitCodebook(nn.Module):
-    """QINCo: a network that moves every code by what has been decoded so far, so each token has its own codebook.
+    """QINCo: a network that adapts every code to what has been decoded so far, so each token has its own codebook.
 
     Pass what has been decoded so far as ``condition``, one vector per token, to ``__call__``, ``encode`` and
     ``decode``. The lookup holds ``tokens x num_codes x hidden`` numbers.
@@ -229,7 +243,7 @@ class ImplicitCodebook(nn.Module):
 
 
 def _statistics_of(x: Latents, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None) -> FeatureStatistics:
-    """One mean and variance, or one per codebook where there is a leading axis of codebooks."""
+    """One mean and variance, or one per codebook if there is a leading axis of codebooks."""
     if x.ndim == 2:
         return feature_statistics(x, mask, axis_name)
     one = partial(feature_statistics, axis_name=axis_name)
@@ -237,7 +251,7 @@ def _statistics_of(x: Latents, mask: Bool[Array, "*batch tokens"] | None, axis_n
 
 
 def takes_condition(transform: nn.Module | None) -> bool:
-    """Return True for a transform that gives each token a codebook of its own."""
+    """Return True for a transform that gives each token its own codebook."""
     return isinstance(transform, nn.Module) and "condition" in inspect.signature(type(transform).__call__).parameters
 
 
@@ -247,5 +261,5 @@ def has_inverse(transform: nn.Module | None) -> bool:
 
 
 def is_learned(transform: nn.Module | None) -> bool:
-    """Return True for a transform that a gradient moves, rather than running statistics."""
+    """Return True for a transform that is trained by gradient, rather than by running statistics."""
     return transform is not None and not hasattr(transform, "update")

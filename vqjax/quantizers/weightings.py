@@ -76,5 +76,5 @@ def _arguments(commitment_weight: float, codebook_weight: float, options: dict[s
 def _checked(beta: float, largest: float) -> float:
     in_range = is_number(beta) and 0 <= beta <= largest and not math.isinf(beta)
     allowed = "at least 0" if math.isinf(largest) else f"in [0, {largest:g}]"
-    require(in_range, "beta", beta, f"a number {allowed}", "use for example 0.25")
+    require(in_range, "beta", beta, f"a number {allowed}", "use, for example, 0.25")
     return float(beta)
