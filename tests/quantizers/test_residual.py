@@ -474,7 +474,10 @@ def test_grouped_quantizers_are_their_parts():
         (lambda: ResidualVQ(STAGE, 2, dropout_min_stages=3), "dropout_min_stages must be an integer in [1, 2]"),
         (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8,)), "stage_sizes must be 2 positive integers"),
         (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 0)), "stage_sizes must be 2 positive integers"),
-        (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 4), shared_codebook=True), "a shared codebook has the num_codes of the quantizer"),
+        (
+            lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 4), shared_codebook=True),
+            "a shared codebook has the num_codes of the quantizer",
+        ),
         (lambda: ResidualVQ(STAGE, 2, beam_size=0), "beam_size must be a positive integer, got 0"),
         (lambda: ResidualVQ(STAGE.clone(heads=2), 2, beam_size=2), "quantizer.heads must be 1 with a beam search"),
         (lambda: ResidualVQ(STAGE.clone(estimator="gumbel_softmax"), 2), "or use gradient='per_stage'"),
