@@ -162,7 +162,7 @@ MISTAKES = {
         "LFQ",
         LFQ | {"has_projections": True},
         {"mask": 2 ** np.arange(DIM)},
-        "config\\['has_projections'\\] must be False, or left out, got True; linear maps exist here where",
+        "config\\['has_projections'\\] must be False, or left out, got True; vqjax has linear maps only if",
     ),
     "softplus": (
         "ResidualLFQ",

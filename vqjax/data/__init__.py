@@ -1,4 +1,4 @@
-"""Data: sources of images and labels, the order in which training sees them, and feeds to the devices."""
+"""Data: sources of images and labels, the order in which training sees them, and feeds (input pipelines)."""
 
 from vqjax.data.augment import augment, to_model_range, to_uint8
 from vqjax.data.batches import batch_indices, evaluation_batches

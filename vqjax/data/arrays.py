@@ -128,7 +128,7 @@ def array_splits(
     """Open a .npy file (read as needed) or a .npz file (read at once).
 
     A .npz holds either the two arrays ``train_split`` and ``eval_split``, and labels in ``<split>_labels`` if it has
-    any, or one array of images, and labels beside it in ``labels``.
+    any, or one array of images, and its labels in ``labels``.
 
     Args:
       name: The file.

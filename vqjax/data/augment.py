@@ -89,7 +89,7 @@ def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shap
     """Convert images in [-1, 1] to 8 bits: rounded to the nearest pixel value, and clipped to [0, 255].
 
     Args:
-      images: Of any float type, nominally in [-1, 1].
+      images: Images of any float type, nominally in [-1, 1].
 
     Returns:
       Pixels in [0, 255]; the inverse of :func:`to_model_range`.

@@ -16,7 +16,7 @@ from vqjax.errors import UserError
 def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Int32[np.ndarray, " batch"]:
     """Return the indices of the images of one training step.
 
-    Every epoch is another permutation of all images; the images that do not fill a last batch are dropped, other
+    Every epoch is a new permutation of all images; the images that do not fill a last batch are dropped, other
     ones each epoch. Because nothing but the arguments matters, a resumed run needs no saved data position.
 
     Args:
@@ -158,7 +158,7 @@ def first_epoch_batches(dataset: ImageDataset, seed: int, batch_size: int) -> It
       batch_size: Images per batch.
 
     Yields:
-      Stacked examples; a single smaller batch where fewer images can be read than one holds.
+      Stacked examples; a single smaller batch if fewer images can be read than one holds.
 
     Example:
       >>> from vqjax.data.arrays import ArrayDataset

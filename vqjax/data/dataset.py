@@ -23,10 +23,10 @@ class ImageDataset(Protocol):
 
     A source may also have
 
-    * ``__getitems__(indices) -> list of examples``, where that is faster than one by one;
+    * ``__getitems__(indices) -> list of examples``, if that is faster than one by one;
     * ``origin(index) -> str``, the file or row that an example comes from, for token files;
     * ``content(index) -> bytes``, what is stored of an image, and ``digests() -> uint64 [examples]``, checksums that
-      are equal where contents are: see :func:`vqjax.data.copies.report_copies`.
+      are equal if contents are: see :func:`vqjax.data.copies.report_copies`.
 
     Attributes:
       name: Name in reports, such as ``"cifar10/test"``.
@@ -80,7 +80,7 @@ class Joined:
 
 
 def origin(dataset: ImageDataset, index: int) -> str:
-    """Return the file or row that an example comes from; its number where the source does not say.
+    """Return the file or row that an example comes from; its number if the source does not say.
 
     Args:
       dataset: The examples.

@@ -59,7 +59,7 @@ class ResidentFeed:
       dataset: The training examples.
       seed: Seed of the order.
       batch_size: Images per step, over all devices.
-      steps_per_dispatch: Most steps that are staged at once.
+      steps_per_dispatch: Maximum number of steps that are staged at once.
       mesh: Devices, along the axis ``data``.
 
     Raises:
@@ -92,7 +92,7 @@ class ResidentFeed:
         }
 
     def stage(self, step: int, count: int) -> PyTree[Array]:
-        """Put the indices of steps ``step`` to ``step + count - 1`` on the devices, beside the examples."""
+        """Put the indices of steps ``step`` to ``step + count - 1`` on the devices, in addition to the examples."""
         indices = np.zeros(self._shape, np.int32)
         for i in range(count):
             indices[i] = batch_indices(self._seed, step + i, self._shape[1], self.num_images)
@@ -118,7 +118,7 @@ class StreamedFeed:
       dataset: The training examples.
       seed: Seed of the order.
       batch_size: Images per step, over all devices.
-      steps_per_dispatch: Most steps that are staged at once.
+      steps_per_dispatch: Maximum number of steps that are staged at once.
       mesh: Devices, along the axis ``data``.
 
     Raises:
@@ -221,8 +221,8 @@ def make_feed(
       dataset: The training examples.
       seed: Seed of the order.
       batch_size: Images per step, over all devices.
-      steps_per_dispatch: Most steps that are staged at once.
-      resident_limit: Most bytes of the dataset that each device may hold.
+      steps_per_dispatch: Maximum number of steps that are staged at once.
+      resident_limit: Maximum number of bytes of the dataset that each device may hold.
       mesh: Devices, along the axis ``data``.
 
     Returns:

@@ -209,7 +209,7 @@ def _write(cache: Path | None, root: Path, files: list[IndexedFile]) -> None:
 
 
 def _read(cache: Path | None, root: Path) -> dict[str, IndexedFile]:
-    """Files by path; none where there is no usable index."""
+    """Files by path; none if there is no usable index."""
     try:
         if cache is None or not stat.S_ISREG(cache.stat().st_mode):
             return {}

@@ -62,7 +62,7 @@ class ImageFiles:
         return printable(self._paths[index])
 
     def content(self, index: int) -> bytes:
-        """Return the bytes of a file; none where it is gone."""
+        """Return the bytes of a file; none if it is gone."""
         try:
             return (self._root / self._paths[index]).read_bytes()
         except OSError:
@@ -158,7 +158,7 @@ def _has_split_directories(root: Path, train_split: str | None, eval_split: str 
 
 
 def _image_files(root: Path, split: str = "") -> list[_ImageFile]:
-    """The readable images of a split, of all where there are no splits."""
+    """The readable images of a split, or of all if there are no splits."""
     files = index_folder(root / split)
     if not files:
         others = sorted(image_suffixes() - set(_USUAL_SUFFIXES))

@@ -57,7 +57,7 @@ def check_channels(channels: int) -> None:
     """Refuse numbers of channels that images do not have.
 
     Args:
-      channels: Of the images.
+      channels: Number of channels of the images.
 
     Raises:
       UserError: It is not 1, 3 or 4.

@@ -96,7 +96,7 @@ def readable_examples(dataset: ImageDataset) -> Iterator[tuple[int, Example]]:
                 report.add(example)
                 continue
             for name, entry in spec.items():
-                # Where it is written into a larger array, it would be repeated until it fits.
+                # If it were written into a larger array, it would be repeated until it fits.
                 if np.shape(example.get(name)) != entry.shape:
                     raise UserError(
                         f"{dataset.name}: `{name}` must have one shape in all examples, {entry.shape} as in the first, "
@@ -191,7 +191,7 @@ def _example_or_error(dataset: ImageDataset, index: int) -> Example | Unreadable
 
 
 def materialize(dataset: ImageDataset) -> Example:
-    """Decode a whole dataset into one array per entry; images that cannot be read are logged and left out.
+    """Decode a whole dataset into one array per entry; images that cannot be read are logged and skipped.
 
     Args:
       dataset: The examples; all must fit into memory.

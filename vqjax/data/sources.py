@@ -25,7 +25,7 @@ from vqjax.runtime.signature import Call, Registry
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Feeding:
-    """Fields of the group ``data`` beside the arguments of its source."""
+    """Fields of the group ``data`` besides the arguments of its source."""
 
     flip: bool = False  # random horizontal flips
     crop_padding: int | None = None  # pixels of reflection padding before a random crop
@@ -96,7 +96,7 @@ def check_image_fields(data: ConfigDict) -> None:
 
 
 def with_absolute_path(data: ConfigDict) -> ConfigDict:
-    """Return the group ``data`` with an absolute path, which stays right in another working directory.
+    """Return the group ``data`` with an absolute path, which stays valid in a different working directory.
 
     Args:
       data: ``source`` and its arguments.

@@ -45,7 +45,7 @@ def pixel_variance(dataset: ImageDataset) -> float:
     if variance <= 1e-12:
         raise UserError(
             f"config.loss.divide_by_variance must be False for images without variance, got True for {dataset.name}; "
-            "use other images, or False."
+            "use different images, or False."
         )
     return float(variance)
 

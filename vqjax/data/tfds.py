@@ -131,7 +131,7 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         nearest = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
-        hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "its catalog lists the names"
+        hint = f"did you mean {' or '.join(map(repr, nearest))}?" if nearest else "its catalog lists the names."
         raise UserError(f"config.data.name={name!r} is not a tensorflow-datasets name; {hint}") from error
     except (AssertionError, ValueError) as error:  # a version, a configuration, or not a name at all
         raise UserError(

@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
       context: Origin of the indices, such as dataset, split and checkpoint step.
       labels: Class of each image; None if the images have none.
       class_names: The class that each label stands for; None likewise.
-      origins: File or row that each image comes from; None where it is not known.
+      origins: File or row that each image comes from; None if it is not known.
     """
 
     indices: Int32[np.ndarray, " images *tokens"]
@@ -114,7 +114,7 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
       path: The .npz file.
 
     Returns:
-      The indices, the number of codes, the context, and labels and origins where the file has them.
+      The indices, the number of codes, the context, and labels and origins if the file has them.
 
     Raises:
       UserError: The file is missing or damaged, is not a token file, or holds indices outside [0, num_codes).

@@ -36,7 +36,7 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[V
       The model and its variables.
 
     Raises:
-      UserError: Entries are missing, surplus, of the wrong shape or not finite, or it is another kind of model.
+      UserError: Entries are missing, surplus, of the wrong shape or not finite, or it is a different kind of model.
 
     Source: enhancing-transformers, ``enhancing/modules/stage1/vitvqgan.py``.
     """

@@ -53,7 +53,7 @@ def taming(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, 
       The model, for images in [-1, 1], and its variables.
 
     Raises:
-      UserError: Entries are missing, surplus, of the wrong shape or not finite, or it is another kind of model.
+      UserError: Entries are missing, surplus, of the wrong shape or not finite, or it is a different kind of model.
 
     Source: taming-transformers, ``taming/models/vqgan.py``; latent-diffusion, ``ldm/models/autoencoder.py``.
     """

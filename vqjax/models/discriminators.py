@@ -31,7 +31,8 @@ class PatchGAN(nn.Module):
       num_layers: Strided convolutions; the receptive field is 34 pixels with 2, 70 with 3.
       statistics_groups: Number of equal parts of a batch, each of which is normalized by itself; the running statistics
         follow their mean.
-      dtype: Of the convolutions but the last, such as ``"bfloat16"``; parameters, statistics and logits are float32.
+      dtype: Dtype of all convolutions but the last, such as ``"bfloat16"``; parameters, statistics and logits are
+        float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -112,7 +113,7 @@ class StyleGANDiscriminator(nn.Module):
       channels: Channels from the image's resolution down to a resolution of 4, which the last layers see.
       group_size: Largest number of images in a group of the standard deviation; members are as far apart in the batch
         as there are groups.
-      dtype: Of the convolutions, such as ``"bfloat16"``; parameters and logits are float32.
+      dtype: Dtype of the convolutions, such as ``"bfloat16"``; parameters and logits are float32.
 
     Raises:
       UserError: The number of levels does not fit the image.
@@ -152,7 +153,7 @@ class StyleGANDiscriminator(nn.Module):
 
 
 class _StyleBlock(nn.Module):
-    """Two convolutions, the second of which halves the image, beside a skip that halves it."""
+    """Two convolutions, the second of which halves the image, added to a skip that halves it."""
 
     features: int
     dtype: DTypeLike | None = None
@@ -166,7 +167,7 @@ class _StyleBlock(nn.Module):
 
 
 class _EqualizedConv(nn.Module):
-    """A convolution whose weights are scaled by their fan-in at use; without padding where it strides."""
+    """A convolution whose weights are scaled by their fan-in at use; without padding if it strides."""
 
     features: int
     size: int

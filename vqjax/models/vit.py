@@ -26,7 +26,7 @@ class ViTEncoder(nn.Module):
       mlp_dim: Hidden features of the two-layer networks.
       code_dim: Features of the output, by a linear layer; None: ``dim``, without it.
       remat: Compute each block again in the backward pass, instead of keeping its activations.
-      dtype: Of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
+      dtype: Dtype of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp

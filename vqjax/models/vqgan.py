@@ -35,7 +35,7 @@ class VQGANEncoder(nn.Module):
       code_dim: Features of the codes (``embed_dim``), by a 1x1 convolution; None: ``latent_dim``, without it.
       dropout: Rate of dropout in the residual blocks, from the stream ``dropout``; None for none.
       remat: Compute each block again in the backward pass, instead of keeping its activations.
-      dtype: Of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
+      dtype: Dtype of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,7 +93,7 @@ class VQGANDecoder(nn.Module):
       attention_resolutions: As in the encoder.
       resolution: As in the encoder.
       middle_attention: As in the encoder.
-      latent_dim: Features that codes of another dimension are brought to first, by a 1x1 convolution
+      latent_dim: Features that codes of a different dimension are brought to first, by a 1x1 convolution
         (``post_quant_conv``); None: codes are taken as they are.
       image_channels: Channels of the images.
       dropout: As in the encoder.
@@ -240,7 +240,7 @@ def _conv(features: int, dtype: DTypeLike | None, name: str | None = None) -> nn
 
 
 def _norm(name: str) -> nn.GroupNorm:
-    # The fast variance is off by a percent where the mean is large.
+    # The fast variance is off by a percent if the mean is large.
     return nn.GroupNorm(_GROUPS, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 

@@ -13,7 +13,7 @@ def user_cache(name: str) -> Path | None:
       name: Name of the directory.
 
     Returns:
-      The directory; None where there is none that can be written.
+      The directory; None if none can be written.
 
     Example:
       >>> directory = user_cache("compiled")

@@ -20,7 +20,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file that replaces ``path`` only once it has been written completely.
 
     The old content of ``path`` stays untouched until then, so an interrupted run loses nothing. Missing parent
-    directories are created. Where ``path`` is a symbolic link, the file that it leads to is replaced.
+    directories are created. If ``path`` is a symbolic link, the file that it leads to is replaced.
 
     Args:
       path: Path of the finished file.
@@ -36,7 +36,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
       >>> [entry.name for entry in directory.iterdir()]
       ['note.txt']
     """
-    # Beside the file itself, as a link may lead to another mount, and nothing is renamed across mounts.
+    # Next to the file itself, as a link may lead to another mount, and nothing is renamed across mounts.
     path = Path(os.path.realpath(local_path(path)))
     path.parent.mkdir(parents=True, exist_ok=True)
     # `tempfile` would make a file that only its owner can read. Processes of other hosts may have the same number; a

@@ -24,7 +24,7 @@ def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
       The path.
 
     Raises:
-      UserError: The path is empty, a URL of another scheme, or cannot be reached.
+      UserError: The path is empty, a URL with a different scheme, or cannot be reached.
 
     Example:
       >>> local_path("file:///data/my%20images").as_posix(), local_path("runs/first").as_posix()

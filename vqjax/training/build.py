@@ -123,7 +123,7 @@ def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> None:
 
 
 def _memory() -> int:
-    """Bytes of all devices of this process; of the machine, where a backend does not report its own."""
+    """Bytes of all devices of this process; of the machine, if a backend does not report its own."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return sum(of_device.get("bytes_limit", 0) for of_device in statistics) or of_machine

@@ -27,7 +27,7 @@ from vqjax.runtime.streams import LastingStream
 USER_ERROR_STATUS = 2
 
 QUICKSTART = Path(vqjax.__file__).parents[1] / "configs" / "quickstart.py"
-"""The config of a run without ``--config``, where the package lies in the repository."""
+"""The config of a run without ``--config``, if the package lies in the repository."""
 
 
 class Command(NamedTuple):
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(function: Callable[..., Any], program: str, example: str, argv: Sequence[str] | None = None) -> None:
-    """Call a function with its parameters as flags, and leave the process where it fails.
+    """Call a function with its parameters as flags, and end the process if it fails.
 
     The exit status is 0; 2 after what the user can mend (one line on standard error, no stack trace); 143 or 130 when
     a run was stopped by SIGTERM or SIGINT and has saved a checkpoint; 1 after any other failure.
@@ -224,10 +224,10 @@ def train_command(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Train a model, or continue the run in ``workdir`` where it stopped.
+    """Train a model, or resume the run in ``workdir``.
 
     Without flags it trains on bundled photographs for two to three minutes. Every field of the config is a flag:
-    --config.FIELD=VALUE and --config.GROUP.FIELD=VALUE, where None turns off what can be off.
+    --config.FIELD=VALUE and --config.GROUP.FIELD=VALUE, where None disables an optional argument.
 
     Args:
       *overrides: Changes of the config, as ``--config.field=value``.

@@ -55,7 +55,7 @@ class Run:
     model: Group  # encoder and decoder: vqjax/models/registry.py
     quantizer: Group  # vqjax/quantizers/registry.py
     loss: Group  # of the reconstruction: vqjax/losses/registry.py
-    optimizer: Group  # vqjax/training/optimizer.py; a dictionary of such groups where several networks are trained
+    optimizer: Group  # vqjax/training/optimizer.py; a dictionary of such groups if several networks are trained
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
@@ -180,7 +180,7 @@ def override(config: ConfigDict, assignment: str) -> ConfigDict:
     Args:
       config: The config.
       assignment: ``"quantizer.codebook.decay=0.9"``, or the name of a boolean field alone, which turns it on. ``None``
-        turns off what can be off. Another ``name`` brings the defaults of what it names; arguments of both keep the
+        disables what is optional. A different ``name`` brings the defaults of what it names; arguments of both keep the
         values that differ from the defaults before.
 
     Returns:
@@ -276,7 +276,7 @@ def override_all(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
       >>> override_all(base_config(), ["--config.quantizer.levels=8,5", "--config.quantizer.name=fsq"]).quantizer.levels
       (8, 5)
     """
-    # Another name brings other fields, so names come first, those of outer parts before those of inner ones.
+    # A different name brings different fields, so names come first, those of outer parts before those of inner ones.
     for assignment in sorted((text.removeprefix("--config.") for text in overrides), key=_order):
         config = override(config, assignment)
     return config

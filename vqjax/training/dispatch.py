@@ -39,21 +39,21 @@ def make_dispatch(
 ) -> Callable[[TrainState, PyTree, PyTree, Int[np.ndarray, ""]], tuple[TrainState, Losses]]:
     """Compile the program that takes up to ``steps_per_dispatch`` steps without returning to the host.
 
-    The number of steps is an argument of one compiled loop rather than the length of a ``scan``: another length
-    would be another program, and a run that was cut elsewhere would not repeat bit for bit.
+    The number of steps is an argument of one compiled loop rather than the length of a ``scan``: a different length
+    would be a different program, and a run that was cut elsewhere would not repeat bit for bit.
 
     Args:
       task: The task.
       select: Picks the batch of the i-th staged step.
       seed: Seed of the steps' keys; that of step ``t`` is ``fold_in(key(seed), t)``.
-      steps_per_dispatch: Most steps per call; 1 compiles no loop at all. XLA runs convolutions inside a loop tens of
-        times slower on CPUs (jax-ml/jax#12868).
+      steps_per_dispatch: Maximum number of steps per call; 1 compiles no loop at all. XLA runs convolutions inside a
+        loop tens of times slower on CPUs (jax-ml/jax#12868).
       sharding: Sharding of each array of the state without its frozen networks.
-      skip_nonfinite: Leave the state as it was, and count the step as skipped, where loss or gradient are not finite.
+      skip_nonfinite: Leave the state as it was, and count the step as skipped, if loss or gradient are not finite.
 
     Returns:
       A function of the state without its frozen networks (donated), these networks, the staged data and the number of
-      steps, that returns the state after them and their losses, NaN where loss or gradient are not finite.
+      steps, that returns the state after them and their losses, NaN if loss or gradient are not finite.
     """
 
     def take_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:

@@ -129,8 +129,8 @@ def evaluate_workdir(
 ) -> EvaluationResult:
     """Evaluate the checkpoint of a run, print the table and write the report into ``workdir/eval``.
 
-    --config.data.FIELD=VALUE evaluates on other images than those of the run, or on these where they have moved. The
-    report on other images goes into a directory of its own.
+    --config.data.FIELD=VALUE evaluates on different images from those of the run, or on these if they have moved. The
+    report on different images goes into its own directory.
 
     Args:
       workdir: Directory of the run.
@@ -206,7 +206,7 @@ def _are_images_of_run(info: CheckpointInfo, splits: Splits, split: str) -> bool
 def _restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainState:
     """The state of a checkpoint without its optimizers."""
     key = jax.random.key(0)
-    # Frozen networks are not in checkpoints; initial values are computed only where there are some.
+    # Frozen networks are not in checkpoints; initial values are computed only if there are some.
     frozen = jax.eval_shape(task.init, key, batch).frozen
     return TrainState(
         step=jnp.int32(networks.info.step),

@@ -41,7 +41,7 @@ CONFIG_FILE = "config.json"
 
 
 def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:
-    """Train the task of a config, or continue a run where it stopped, and evaluate it.
+    """Train the task of a config, or resume a run, and evaluate it.
 
     Args:
       config: A config; see :func:`vqjax.training.config.base_config`.

@@ -12,13 +12,13 @@ from vqjax.runtime.processes import is_main_process
 
 NONFINITE_FILE = "nonfinite_step.json"
 MOST_IN_A_ROW = 100
-"""Steps that may be skipped one after another before the run ends."""
+"""Number of steps that may be skipped in a row before the run ends."""
 
 _NAMED_IMAGES = 8
 _SMALLER_STEPS = "lower config.optimizer.learning_rate or set config.optimizer.clip_norm=1.0 in another --workdir"
 
 Losses = Sequence[tuple[int, Float[Array | np.ndarray, " steps"]]]
-"""First step, from 0, and losses of each dispatch; NaN where a step failed."""
+"""First step, from 0, and losses of each dispatch; NaN if a step failed."""
 
 
 class NonfiniteGuard:

@@ -249,7 +249,7 @@ def updates_taken(opt_state: PyTree) -> Int[Array, ""] | None:
       opt_state: Its state.
 
     Returns:
-      A copy of the number; None where the state of another optimizer has none.
+      A copy of the number; None if the state of a different optimizer has none.
 
     Example:
       >>> import jax.numpy as jnp

@@ -24,7 +24,7 @@ Where images lie may change, as ``check_images`` compares the images themselves.
 
 
 def check_config(workdir: Path, info: CheckpointInfo | None, config: ConfigDict) -> None:
-    """Refuse to continue a run with another config.
+    """Refuse to resume a run with a different config.
 
     Args:
       workdir: Directory of the run.
@@ -60,13 +60,13 @@ def check_config(workdir: Path, info: CheckpointInfo | None, config: ConfigDict)
 
 
 def check_images(workdir: Path, info: CheckpointInfo | None, images: str, eval_images: str | None = None) -> None:
-    """Refuse to continue a run on other images, wherever they lie.
+    """Refuse to resume a run on different images, wherever they lie.
 
     Args:
       workdir: Directory of the run.
       info: Its newest checkpoint; a run without one fits any images.
       images: Fingerprint of the training images.
-      eval_images: Fingerprint of the held-out images; None where they do not matter.
+      eval_images: Fingerprint of the held-out images; None if they do not matter.
 
     Raises:
       UserError: A fingerprint differs from that in the checkpoint.

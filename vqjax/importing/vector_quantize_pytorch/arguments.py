@@ -84,7 +84,7 @@ def merge(variables: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
 
 def projection_shapes(outer: int, inner: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of ``project_in`` and ``project_out``, which exist where the numbers of features differ."""
+    """Return the shapes of ``project_in`` and ``project_out``, which exist if the numbers of features differ."""
     if outer == inner:
         return {}
     shapes: dict[str, tuple[int, ...]] = {"project_in.weight": (inner, outer), "project_out.weight": (outer, inner)}
@@ -92,7 +92,7 @@ def projection_shapes(outer: int, inner: int, bias: bool = True) -> dict[str, tu
 
 
 def projections(arrays: StateDict) -> dict[str, Any]:
-    """Return the parameters of the projections, where there are some; a missing bias is zero."""
+    """Return the parameters of the projections, if there are any; a missing bias is zero."""
     params = {}
     for name in ("project_in", "project_out"):
         if f"{name}.weight" in arrays:

@@ -183,7 +183,7 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
         require_count(f"config[{name!r}]", options[name])
     learned = bool(options["learnable_codebook"])
     moving = not learned if options["ema_update"] is None else options["ema_update"]
-    require(not (learned and moving), "config['ema_update']", True, "False where learnable_codebook=True")
+    require(not (learned and moving), "config['ema_update']", True, "False if learnable_codebook=True")
     frozen = options["freeze_codebook"] or not (learned or moving)
     return options | {"kind": "frozen" if frozen else "gradient" if learned else "ema"}
 

@@ -203,7 +203,7 @@ def hierarchical_vq(arrays: StateDict, config: Mapping[str, Any], prefix: str = 
     for name in convolutions:
         shapes |= {f"{name}.weight": (dim, dim, *(3,) * spatial_dims), f"{name}.bias": (dim,)}
     check_entries(entries_beside(arrays, names), shapes, ADVICE, prefix)
-    # There, the convolutions are kept where they have no weight.
+    # There, the convolutions are kept if they have no weight.
     weight = abs(options["quant_resi"]) or None
     phi = {f"phi_{i}": {"convolution": _convolution(arrays, name)} for i, name in enumerate(convolutions)}
     quantizer = MultiScaleVQ(
@@ -290,7 +290,7 @@ def _check_one_codebook(arrays: StateDict, names: list[str], prefix: str) -> Non
 
 
 def _projected(arrays: StateDict, parts: list[str], outer: Any, inner: int, prefix: str) -> dict[str, Any]:
-    """Check the entries beside those of the parts, and return the parameters of projections around all of them."""
+    """Check the entries other than those of the parts, and return the parameters of projections around all of them."""
     require_count("config['dim']", outer)
     own, shapes = entries_beside(arrays, parts), projection_shapes(outer, inner)
     check_entries(own, shapes, ADVICE, prefix)

@@ -141,14 +141,14 @@ def lfq(arrays: StateDict, config: Mapping[str, Any], prefix: str = "") -> Impor
     quantizer = build_lfq(options)
     dim, features, projected = options["dim"], quantizer.code_features, options["has_projections"]
     differs = dim not in (None, features)
-    advice = "linear maps exist here where the numbers of features differ, and only there"
+    advice = "vqjax has linear maps only if the numbers of features differ"
     require(projected in (None, differs), "config['has_projections']", projected, f"{differs}, or left out", advice)
     params = _projected(arrays, options, features, state_shapes_of_lfq(quantizer), prefix)
     return quantizer, params | state_of_lfq(quantizer, arrays)
 
 
 def build_lfq(options: Mapping[str, Any]) -> LFQ:
-    """Return the quantizer of completed arguments: a ``BSQ`` where ``spherical=True``."""
+    """Return the quantizer of completed arguments: a ``BSQ`` if ``spherical=True``."""
     size = options["codebook_size"]
     if size is None:
         require_count("config['dim']", options["dim"], advice="or give codebook_size")

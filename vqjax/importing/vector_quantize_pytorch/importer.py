@@ -74,7 +74,7 @@ def vector_quantize_pytorch(
     =================================================  ==============================================================
     ``codebook_size``                                  ``num_codes``
     ``dim``                                            none: taken from the input
-    ``codebook_dim`` (``dim``)                         ``codebook_dim`` where ``heads * codebook_dim != dim``
+    ``codebook_dim`` (``dim``)                         ``codebook_dim`` if ``heads * codebook_dim != dim``
     ``heads`` (1)                                      ``heads``
     ``separate_codebook_per_head=True``                ``separate_codebooks=True``, with at least two heads
     ``use_cosine_sim=True``                            ``distance="cosine"``
