@@ -225,3 +225,8 @@ def test_channels_that_nothing_stands_for_are_refused(tmp_path, stored, channels
     np.save(tmp_path / "images.npy", numbered(4, (8, 8, stored)))
     with pytest.raises(UserError, match=rf"must be uint8 .* got uint8 of shape \[4, 8, 8, {stored}\]"):
         load(tmp_path / "images.npy", channels=channels)
+
+
+def test_labels_without_a_name_are_refused():
+    with pytest.raises(UserError, match="digits: labels must be below 2, the classes named, got 2"):
+        ArrayDataset("digits", numbered(3), 8, np.arange(3, dtype=np.int32), ("cat", "dog"))

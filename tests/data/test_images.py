@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqjax.data import UnreadableImage
+from vqjax.data import UnreadableImage, images
 from vqjax.data.images import check_header, decode_image, resize_and_center_crop
 
 
@@ -178,3 +178,13 @@ def test_the_first_of_several_frames_is_taken(extension):
     content = encode(first, extension, save_all=True, append_images=[second])
     red, _, blue = decode(content, 8)[0, 0]
     assert red > 200 > 50 > blue
+
+
+def test_a_build_of_pillow_without_a_format_reads_the_others(monkeypatch):
+    """Pillow refuses every file when it is asked for a format that it lacks, as releases before 11.3 lack AVIF."""
+    content = encode(Image.new("RGB", (8, 8)), "PNG")
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
+    images._formats.cache_clear()
+    assert decode(content, 8).shape == (8, 8, 3)
+    assert ".avif" not in images.image_suffixes()
+    images._formats.cache_clear()

@@ -189,3 +189,26 @@ def test_cifar10_has_the_published_sizes_and_mean(cifar10):
 def test_cifar10_has_a_thousand_test_images_of_each_class(cifar10):
     assert cifar10.eval.class_names[:3] == ("airplane", "automobile", "bird")
     np.testing.assert_array_equal(np.bincount(materialize(cifar10.eval)["label"]), [1000] * 10)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/data", "gs://bucket/data"])
+def test_a_data_directory_that_cannot_be_read_is_named(monkeypatch, url):
+    """Bug: the storage of a cloud without its package ended in a stack trace."""
+    package = "s3fs" if url.startswith("s3") else "gcsfs"
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    monkeypatch.setenv("TFDS_DATA_DIR", url)
+    with pytest.raises(UserError, match=f"TFDS_DATA_DIR must be a directory that can be read, got '{url}'"):
+        tfds_splits("cifar10")
+
+
+def test_a_data_directory_may_be_below_home(data_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(data_dir.parent))
+    monkeypatch.setenv("TFDS_DATA_DIR", f"~/{data_dir.name}")
+    assert len(tfds_splits("levels", 8).train) == 20
+
+
+def test_images_need_not_be_square_and_have_the_channels_that_are_asked_for():
+    train = tfds_splits("levels", (8, 12), channels=1).train
+    assert materialize(train)["image"].shape == (20, 8, 12, 1)
+    assert train.origin(3) == "levels/train[3]"

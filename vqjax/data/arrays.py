@@ -61,6 +61,8 @@ class ArrayDataset:
         self.name = name
         if labels is not None and class_names is None:
             class_names = _numbered_classes([labels])
+        if labels is not None and labels.max() >= len(class_names):
+            raise UserError(f"{name}: labels must be below {len(class_names)}, the classes named, got {labels.max()}.")
         self.class_names = class_names
         self._images, self._labels = images, None if labels is None else labels.astype(np.int32)
         self._size, self._channels = height_and_width(image_size), channels

@@ -105,13 +105,26 @@ def _walk(root: Path, hidden: list[str], left_out: Counter[str]) -> Iterator[tup
         below = []
         for entry in entries:
             path = f"{directory}/{entry.name}" if directory else entry.name
-            if entry.name.startswith(".") or entry.name.lower() in _OF_SYSTEMS:
+            if is_hidden(entry.name):
                 hidden.append(path)
             elif _is_directory(entry):
                 below.append(path)
             else:
                 yield path, _stamp(entry)
         waiting += reversed(below)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether the name of a file or directory is hidden, or one that systems and programs leave behind.
+
+    Args:
+      name: The name, without the path to it.
+
+    Example:
+      >>> is_hidden(".ipynb_checkpoints"), is_hidden("__MACOSX"), is_hidden("cats")
+      (True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

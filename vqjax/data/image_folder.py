@@ -10,7 +10,7 @@ from jaxtyping import Int32, UInt64
 
 from vqjax.data.batches import hold_out
 from vqjax.data.dataset import Example, Splits, UnreadableImage
-from vqjax.data.folder_index import index_folder, printable
+from vqjax.data.folder_index import index_folder, is_hidden, printable
 from vqjax.data.images import Size, check_channels, decode_image, height_and_width, image_suffixes
 from vqjax.data.reading import UnreadableReport
 from vqjax.errors import UserError
@@ -149,7 +149,7 @@ def _has_split_directories(root: Path, train_split: str | None, eval_split: str 
         found, missing, field = (
             (train_split, eval_split, "eval_split") if has_train else (eval_split, train_split, "train_split")
         )
-        others = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name != found)
+        others = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name != found and not is_hidden(d.name))
         raise UserError(
             f"config.data.{field} must be a subdirectory of {root}, as {found} is, got {missing!r}; set it to one of "
             f"{others}, or both splits to None to hold out config.data.eval_fraction of all images."

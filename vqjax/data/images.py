@@ -1,5 +1,6 @@
 """Decoding of image files of any mode into arrays of one size and number of channels."""
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,16 @@ Size = int | tuple[int, int]
 """Height and width in pixels; a single number is both."""
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats that this build of Pillow has; it refuses every file when asked for one that it lacks."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def image_suffixes() -> frozenset[str]:
     """Return the suffixes of the files that :func:`decode_image` reads, in lower case."""
-    formats = Image.registered_extensions()
-    # What this build of Pillow cannot open is not registered.
-    return frozenset(suffix for suffix, name in formats.items() if name in _FORMATS and name in Image.OPEN)
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in _formats())
 
 
 def height_and_width(size: Size | Sequence[int]) -> tuple[int, int]:
@@ -82,7 +88,7 @@ def check_header(path: str | Path) -> None:
         # Opening a named pipe would wait for somebody to write into it.
         raise UnreadableImage(path, "not a regular file")
     try:
-        with Image.open(path, formats=_FORMATS):
+        with Image.open(path, formats=_formats()):
             pass
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
         raise UnreadableImage(path, one_line(error)) from error
@@ -118,7 +124,7 @@ def decode_image(
     """
     height, width = height_and_width(size)
     try:
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=_formats()) as image:
             # JPEG can be decoded at a fraction of its size; twice the wanted size leaves room for antialiasing.
             image.draft(image.mode, (2 * width, 2 * height))
             ImageOps.exif_transpose(image, in_place=True)

@@ -107,6 +107,7 @@ def _prepared_builder(name: str) -> "tfds.core.DatasetBuilder":
 
     # tfds reads the variable only once, when it is imported; passing it on makes a later change count as well.
     data_dir = os.environ.get("TFDS_DATA_DIR")
+    data_dir = data_dir and os.path.expanduser(data_dir)
     builder = _builder(name, data_dir)
     if not _is_prepared(builder):
         if importlib.util.find_spec("tensorflow") is None:
@@ -137,6 +138,11 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         raise UserError(
             f"config.data.name={name!r} cannot be opened by tensorflow-datasets ({one_line(error)}); "
             "correct the name, or leave out configuration and version to get the default ones."
+        ) from error
+    except (ImportError, OSError) as error:  # a storage that needs a package, or cannot be reached
+        raise UserError(
+            f"TFDS_DATA_DIR must be a directory that can be read, got {data_dir!r} ({one_line(error)}); copy the data "
+            "to a local directory."
         ) from error
 
 

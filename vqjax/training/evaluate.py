@@ -173,7 +173,7 @@ def evaluate_workdir(
     directory = "eval" if split == "eval" else f"eval_{split}"
     if not _are_images_of_run(networks.info, splits, split):
         if overrides:
-            directory += f"_{re.sub(r'[^\w.-]+', '_', dataset.name)}"
+            directory += f"_{re.sub(r'[^\w.-]+', '_', dataset.name)[:100]}"
         else:
             print("note: these images are not those that the run has seen.", file=sys.stderr, flush=True)
     context = report(task, result, config, dataset, split=split, step=networks.info.step, directory=workdir / directory)

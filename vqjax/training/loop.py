@@ -59,9 +59,10 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
     """
     # The config is taken apart here, once; what follows has the parts.
     workdir, config = usable_workdir(workdir), validate(config)
-    config.data = with_absolute_path(config.data)
     text = config.to_json_best_effort(sort_keys=True)
     assert_same_on_all_processes("config", text, "Start all of them with the same arguments.")
+    # Whoever continues or evaluates the run may do so from another working directory.
+    config.data = with_absolute_path(config.data)
     check_config(workdir, find_checkpoint(workdir), config)
     name = f"{config.data.source} {config.data.get('name') or 'images'}"
     log(f"vqjax: {name} on {describe_devices(devices)}, writing to {workdir}")
