@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from vqjax.errors import UserError
+from vqjax.models import ResidualEncoder, SonnetEncoder, ViTEncoder, VQGANEncoder
+from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.models.layers import DownsamplingConv, UpsamplingConv
 
 LAYERS = {
@@ -60,3 +62,30 @@ def test_an_odd_number_of_pixels_is_refused():
 def test_images_of_another_dtype_are_promoted_as_flax_does(layer):
     images = jnp.zeros((1, 4, 4, 3), jnp.bfloat16)
     assert layer.init_with_output(jax.random.key(0), images)[0].dtype == jnp.float32
+
+
+ENCODERS = {
+    "residual": ResidualEncoder(width=8),
+    "sonnet": SonnetEncoder(width=8),
+    "vqgan": VQGANEncoder(channels=32),
+    "vit": ViTEncoder(dim=8, depth=1, heads=1, mlp_dim=8),
+    "patch_gan": PatchGAN(channels=8),
+    "stylegan": StyleGANDiscriminator(channels=(8, 8)),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 16, 16, 3), np.uint8), "`images` must be floats in .* got uint8"),
+        (np.zeros((2, 16, 16, 3), int), "`images` must be floats in .* got int64"),
+        ([[1.0]], "`images` must be floats in .* got list"),
+        (np.zeros((16, 16, 3), np.float32), r"must be \[batch, height, width, channels\], got shape \(16, 16, 3\)"),
+    ],
+)
+def test_what_takes_images_refuses_other_types_and_ranks(name, images, message):
+    """Bug: bytes became floats in [0, 255] without a word, and a single image a stack of lines."""
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(lambda: ENCODERS[name].init(jax.random.key(0), images, *[False] * (name == "patch_gan")))

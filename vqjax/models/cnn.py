@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vqjax.models.layers import DownsamplingConv, Images, UpsamplingConv
+from vqjax.models.layers import DownsamplingConv, Images, UpsamplingConv, check_images
 
 
 class ResidualBlock(nn.Module):
@@ -52,6 +52,7 @@ class ResidualEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Images:
+        check_images(images)
         x = images
         for level in reversed(range(self.num_scalings)):
             x = nn.relu(DownsamplingConv(max(1, self.width >> level), dtype=self.dtype)(x))
@@ -150,6 +151,7 @@ class SonnetEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Images:
+        check_images(images)
         x = nn.relu(DownsamplingConv(self.width // 2, dtype=self.dtype)(images))
         x = nn.relu(DownsamplingConv(self.width, dtype=self.dtype)(x))
         x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(x)

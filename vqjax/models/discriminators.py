@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
-from vqjax.models.layers import Images
+from vqjax.models.layers import Images, check_images
 
 Logits = Float[Array, "batch *positions"]
 
@@ -54,6 +54,7 @@ class PatchGAN(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Logits:
+        check_images(images)
         x = _patch_conv(self.channels, 2, self.dtype, name="conv_0")(images)
         x = nn.leaky_relu(x, _SLOPE)
         for layer in range(1, self.num_layers + 1):
@@ -134,6 +135,7 @@ class StyleGANDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
+        check_images(images)
         del train
         smallest = 2 ** (len(self.channels) - 1)
         _, height, width, _ = images.shape

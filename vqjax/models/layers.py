@@ -20,6 +20,25 @@ Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""
 
 
+def check_images(images: Images) -> None:
+    """Refuse what is not a batch of images of a floating-point dtype, which layers would convert without a word.
+
+    Args:
+      images: The argument of an encoder or discriminator.
+
+    Raises:
+      UserError: It has another dtype or another number of axes.
+    """
+    found = getattr(images, "dtype", type(images).__name__)
+    if not (hasattr(images, "dtype") and jnp.issubdtype(images.dtype, jnp.floating)):
+        raise UserError(f"`images` must be floats in [-1, 1], got {found}; scale uint8 with x / 127.5 - 1.")
+    if images.ndim != 4:
+        raise UserError(
+            f"`images` must be [batch, height, width, channels], got shape {images.shape}; add the missing axes, or "
+            "pass whole images."
+        )
+
+
 class DownsamplingConv(nn.Module):
     """A 4x4 convolution of stride 2 with one pixel of padding: halves height and width.
 

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
-from vqjax.models.layers import Images
+from vqjax.models.layers import Images, check_images
 
 Tokens = Float[Array, "batch rows columns _"]
 
@@ -48,6 +48,7 @@ class ViTEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Tokens:
+        check_images(images)
         _, height, width, _ = images.shape
         size = self.patch_size
         if height % size or width % size:

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
-from vqjax.models.layers import Images
+from vqjax.models.layers import Images, check_images
 
 _GROUPS = 32
 
@@ -64,6 +64,7 @@ class VQGANEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Images:
+        check_images(images)
         block, attention = _blocks(self, train)
         x = _conv(self.channels, self.dtype, name="conv_in")(images)
         last = len(self.multipliers) - 1
