@@ -273,7 +273,9 @@ def test_a_second_start_reads_no_headers_but_of_what_has_changed(tmp_path, heade
     assert len(headers_read) == 11
     headers_read.clear()
     second = load(tmp_path)
-    assert headers_read == []
+    # What could not be read may have been away for a moment.
+    assert headers_read == ["broken.png"]
+    headers_read.clear()
     assert levels(second.train) == levels(first.train)
     np.testing.assert_array_equal(second.train.digests(), first.train.digests())
     before = os.stat(tmp_path / "3.png")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+from jaxtyping import UInt8
 
 from vqjax.data.copies import DIGESTED_BYTES, digest
 from vqjax.data.dataset import UnreadableImage
@@ -81,8 +82,10 @@ def index_folder(root: Path) -> list[IndexedFile]:
         indexed = [known.get(file.path, file) for file in found]
         for number, file in zip(fresh, inspected, strict=True):
             indexed[number] = file
-    if fresh or len(known) != len(indexed):
-        _write(cache, root, indexed)
+    # An error may be one of the moment, such as that of a network: unreadable files are tried again at every start.
+    readable = {file.path: file for file in indexed if file.stamp is not None and not file.error}
+    if readable != known:
+        _write(cache, root, list(readable.values()))
     return indexed
 
 
@@ -203,19 +206,15 @@ def _cache_file(root: Path) -> Path | None:
 def _write(cache: Path | None, root: Path, files: list[IndexedFile]) -> None:
     if cache is None:
         return
-    kept = [file for file in files if file.stamp is not None]
-    # Without pickle: names and reasons as bytes, which hold no zero.
-    names, errors = ([getattr(file, field) for file in kept] for field in ("path", "error"))
     try:
         with atomic_file(cache) as content:
             np.savez(
                 content,
                 version=np.int64(_VERSION),
                 root=_joined([str(root.resolve())]),
-                names=_joined(names),
-                errors=_joined(errors),
-                stamps=np.array([file.stamp for file in kept], np.int64).reshape(-1, 3),
-                digests=np.array([file.digest for file in kept], np.uint64),
+                names=_joined([file.path for file in files]),
+                stamps=np.array([file.stamp for file in files], np.int64).reshape(-1, 3),
+                digests=np.array([file.digest for file in files], np.uint64),
             )
     except OSError as error:
         logging.info("the index of %s is not kept (%s)", root, error)
@@ -229,17 +228,17 @@ def _read(cache: Path | None, root: Path) -> dict[str, IndexedFile]:
         with cache.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
             if arrays["version"] != _VERSION or _split(arrays["root"]) != [str(root.resolve())]:
                 return {}
-            names, errors = _split(arrays["names"]), _split(arrays["errors"])
-            stamps, digests = arrays["stamps"].tolist(), arrays["digests"].tolist()
-        rows = zip(names, stamps, digests, errors, strict=True)
-        return {name: IndexedFile(name, tuple(stamp), number, error) for name, stamp, number, error in rows}
+            names, stamps, digests = _split(arrays["names"]), arrays["stamps"].tolist(), arrays["digests"].tolist()
+        rows = zip(names, stamps, digests, strict=True)
+        return {name: IndexedFile(name, tuple(stamp), number) for name, stamp, number in rows}
     except Exception:  # a damaged archive raises a dozen unrelated types
         return {}
 
 
-def _joined(texts: list[str]) -> np.ndarray:
-    return np.frombuffer(b"\0".join(os.fsencode(text.replace("\0", " ")) for text in texts), np.uint8)
+def _joined(names: list[str]) -> UInt8[np.ndarray, " bytes"]:
+    """Names as bytes, which hold no zero: an array of objects would need pickle."""
+    return np.frombuffer(b"\0".join(map(os.fsencode, names)), np.uint8)
 
 
-def _split(joined: np.ndarray) -> list[str]:
-    return [os.fsdecode(text) for text in joined.tobytes().split(b"\0")]
+def _split(joined: UInt8[np.ndarray, " bytes"]) -> list[str]:
+    return [os.fsdecode(name) for name in joined.tobytes().split(b"\0")]

@@ -161,7 +161,7 @@ def evaluate_workdir(
     config = override_all(complete(networks.info.config), overrides)
     splits = load_splits(config.data)
     task = build_task(config, splits.train)
-    dataset = {"train": splits.train, "eval": splits.eval}.get(split) or Joined(splits)
+    dataset = Joined(splits) if split == "all" else getattr(splits, split)
     result = evaluate_state(
         task,
         _restored_state(networks, task, example_batch(dataset)),
