@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vqjax.data import Splits, folder_index, load_splits, materialize
-from vqjax.data.copies import report_copies
+from vqjax.data.duplicates import report_duplicates
 from vqjax.data.image_folder import image_folder_splits
 from vqjax.data.images import check_header
 from vqjax.errors import UserError
@@ -190,7 +190,7 @@ def test_hidden_files_and_those_of_systems_are_left_out_and_named(tmp_path, warn
     assert sorted(levels(splits.train) + levels(splits.eval)) == list(range(10))
     assert splits.train.class_names == ("class",)
     (line,) = warnings_logged
-    assert "left out 35 hidden or of the system (class/.0.png, " in line
+    assert "ignored 35 hidden or system files and directories (class/.0.png, " in line
 
 
 def test_a_directory_may_itself_be_hidden(tmp_path):
@@ -205,7 +205,7 @@ def test_other_files_are_counted_by_suffix(tmp_path, warnings_logged):
     for name in ("a.heic", "b.HEIC", "list.txt", "README"):
         (tmp_path / name).touch()
     load(tmp_path)
-    assert warnings_logged == [f"{tmp_path}: left out 2 .heic, 1 .txt, 1 without a suffix"]
+    assert warnings_logged == [f"{tmp_path}: ignored 2 .heic, 1 .txt, 1 without a suffix"]
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "tif", "TIFF", "ppm", "jfif", "jp2"])
@@ -217,7 +217,7 @@ def test_formats_that_were_left_out_are_read(tmp_path, suffix, warnings_logged):
     assert warnings_logged == []
 
 
-def test_copies_of_training_images_among_the_held_out_ones_are_told(tmp_path, warnings_logged):
+def test_duplicates_of_training_images_among_the_held_out_ones_are_reported(tmp_path, warnings_logged):
     for level in range(12):
         save(tmp_path / "train" / f"{level}.png", level)
         save(tmp_path / "test" / f"{level}.png", level if level < 8 else 100 + level)
@@ -225,12 +225,12 @@ def test_copies_of_training_images_among_the_held_out_ones_are_told(tmp_path, wa
     splits = load_splits(ConfigDict(data | {"eval_split": "test", "eval_fraction": 0.5}))
     assert (len(splits.train), len(splits.eval)) == (12, 12)
     (line,) = warnings_logged
-    assert f"{tmp_path.name}/test: 8 of its 12 images are exact copies of training images" in line
+    assert f"{tmp_path.name}/test: 8 of its 12 images are exact duplicates of training images" in line
     assert "(test/0.png is train/0.png, test/1.png is train/1.png, " in line
     assert line.count(" is ") == 5
 
 
-def test_files_of_one_size_beginning_and_end_are_no_copies_unless_they_are_equal(tmp_path, warnings_logged):
+def test_files_of_one_size_beginning_and_end_are_no_duplicates_unless_they_are_equal(tmp_path, warnings_logged):
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (100, 100, 3), np.uint8)
     for split in ("train", "test"):
@@ -242,9 +242,9 @@ def test_files_of_one_size_beginning_and_end_are_no_copies_unless_they_are_equal
         pixels[50] = 0
     splits = load(tmp_path)
     assert set(splits.train.digests()) == set(splits.eval.digests())
-    assert report_copies(splits) == 0
-    assert report_copies(Splits(splits.train, splits.train)) == 2
-    assert "2 of its 2 images are exact copies" in warnings_logged[-1]
+    assert report_duplicates(splits) == 0
+    assert report_duplicates(Splits(splits.train, splits.train)) == 2
+    assert "2 of its 2 images are exact duplicates" in warnings_logged[-1]
 
 
 def test_images_need_not_be_square_and_may_have_1_or_4_channels(tmp_path):

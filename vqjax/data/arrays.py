@@ -9,8 +9,8 @@ from jaxtyping import Int32, Shaped, UInt8, UInt64
 from PIL import Image
 
 from vqjax.data.batches import hold_out
-from vqjax.data.copies import DIGESTED_BYTES, digest
 from vqjax.data.dataset import Example, Splits
+from vqjax.data.duplicates import DIGESTED_BYTES, digest
 from vqjax.data.images import Size, check_channels, height_and_width, resize_and_center_crop, with_channels
 from vqjax.errors import UserError, one_line
 from vqjax.runtime.paths import local_path

@@ -26,7 +26,7 @@ class ImageDataset(Protocol):
     * ``__getitems__(indices) -> list of examples``, if that is faster than one by one;
     * ``origin(index) -> str``, the file or row that an example comes from, for token files;
     * ``content(index) -> bytes``, what is stored of an image, and ``digests() -> uint64 [examples]``, checksums that
-      are equal if contents are: see :func:`vqjax.data.copies.report_copies`.
+      are equal if contents are: see :func:`vqjax.data.duplicates.report_duplicates`.
 
     Attributes:
       name: Name in reports, such as ``"cifar10/test"``.

@@ -17,8 +17,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from vqjax.data.copies import DIGESTED_BYTES, digest
 from vqjax.data.dataset import UnreadableImage
+from vqjax.data.duplicates import DIGESTED_BYTES, digest
 from vqjax.data.images import check_header, image_suffixes
 from vqjax.data.reading import READING_THREADS
 from vqjax.runtime.cache import user_cache
@@ -52,8 +52,8 @@ class IndexedFile(NamedTuple):
 def index_folder(root: Path) -> list[IndexedFile]:
     """List the files with the suffix of an image below a directory, through symbolic links, and read their headers.
 
-    Hidden files and directories, and those of systems, are left out; so are files that are not images. One line of the
-    log says how many, by reason.
+    Hidden and system files and directories are ignored, and so are files that are not images; one line of the log says
+    how many, by reason.
 
     Args:
       root: The directory.
@@ -150,9 +150,9 @@ def _report(root: Path, hidden: list[str], left_out: Mapping[str, int]) -> None:
     reasons = [f"{number} {reason}" for reason, number in sorted(left_out.items(), key=_commonest)]
     if hidden:
         names = ", ".join(map(printable, hidden[:_NAMED])) + (", ..." if len(hidden) > _NAMED else "")
-        reasons.insert(0, f"{len(hidden)} hidden or of the system ({names})")
+        reasons.insert(0, f"{len(hidden)} hidden or system files and directories ({names})")
     if reasons:
-        logging.warning("%s: left out %s", printable(str(root)), ", ".join(map(printable, reasons)))
+        logging.warning("%s: ignored %s", printable(str(root)), ", ".join(map(printable, reasons)))
 
 
 def _commonest(item: tuple[str, int]) -> tuple[int, str]:

@@ -81,9 +81,9 @@ def image_folder_splits(
     eval_fraction: float = 0.1,
     channels: int = 3,
 ) -> Splits:
-    """Find the images below a directory; files that are not images are logged and left out.
+    """Find the images below a directory; other files are counted in the log and ignored.
 
-    Hidden files and directories, such as ``.ipynb_checkpoints`` and ``__MACOSX``, are left out as well.
+    Hidden and system files and directories, such as ``.ipynb_checkpoints`` and ``__MACOSX``, are ignored as well.
 
     If every image lies in a subdirectory of its split, as ImageNet is laid out, the sorted names of these
     subdirectories are the classes; otherwise there are no labels.

@@ -12,8 +12,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from vqjax.data.arrays import array_splits
-from vqjax.data.copies import report_copies
 from vqjax.data.dataset import Splits
+from vqjax.data.duplicates import report_duplicates
 from vqjax.data.image_folder import image_folder_splits
 from vqjax.data.images import check_channels, height_and_width
 from vqjax.data.photos import photo_splits
@@ -47,7 +47,7 @@ SOURCES = Registry(
 
 
 def load_splits(data: ConfigDict) -> Splits:
-    """Open the dataset that a config names, and log how many held-out images are copies of training images.
+    """Open the dataset that a config names, and log how many held-out images duplicate training images.
 
     Args:
       data: ``source``, a key of ``SOURCES``, and the arguments of that source; other fields are left alone.
@@ -74,7 +74,7 @@ def load_splits(data: ConfigDict) -> Splits:
             "set it to a dataset, a directory or a file."
         )
     splits = open_splits(**{name: data[name] for name in parameters if name in data})
-    report_copies(splits)
+    report_duplicates(splits)
     return splits
 
 

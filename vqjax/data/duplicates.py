@@ -1,4 +1,4 @@
-"""Copies of training images among the held-out ones, which make an evaluation look better than it is."""
+"""Duplicates of training images among the held-out ones, which make an evaluation look better than it is."""
 
 import hashlib
 
@@ -7,28 +7,28 @@ from absl import logging
 
 from vqjax.data.dataset import ImageDataset, Splits
 
-_NAMED_COPIES = 5
+_NAMED_DUPLICATES = 5
 
 DIGESTED_BYTES = 4096
 """What is read from either end: reading all of a million files would take hours."""
 
 
-def report_copies(splits: Splits) -> int:
-    """Log how many held-out images are exact copies of training images, and the first of them by name.
+def report_duplicates(splits: Splits) -> int:
+    """Log how many held-out images are exact duplicates of training images, and name the first of them.
 
-    Compared is what is stored: the bytes of files, the pixels of arrays. Sources that do not give it are left alone.
+    The stored content is compared: the bytes of files, the pixels of arrays. Sources without ``digests`` are skipped.
 
     Args:
       splits: The training and the held-out images.
 
     Returns:
-      The number of held-out images that are copies.
+      The number of held-out images that are duplicates.
 
     Example:
       >>> from vqjax.data.arrays import ArrayDataset
       >>> train = ArrayDataset("train", np.zeros((3, 8, 8, 3), np.uint8), image_size=8)
       >>> held_out = ArrayDataset("eval", np.eye(8, dtype=np.uint8)[None], image_size=8)
-      >>> report_copies(Splits(train, held_out)), report_copies(Splits(train, train))
+      >>> report_duplicates(Splits(train, held_out)), report_duplicates(Splits(train, train))
       (0, 3)
     """
     train, held_out = splits
@@ -37,16 +37,16 @@ def report_copies(splits: Splits) -> int:
     of_train, of_held_out = train.digests(), held_out.digests()
     common = np.intersect1d(of_train, of_held_out)
     originals = {_checksum(train, row): row for row in _rows(of_train, common)}
-    copies = [(row, originals.get(_checksum(held_out, row))) for row in _rows(of_held_out, common)]
-    copies = [(row, original) for row, original in copies if original is not None]
-    if copies:
-        named = ", ".join(f"{held_out.origin(row)} is {train.origin(i)}" for row, i in copies[:_NAMED_COPIES])
+    pairs = [(row, originals.get(_checksum(held_out, row))) for row in _rows(of_held_out, common)]
+    pairs = [(row, original) for row, original in pairs if original is not None]
+    if pairs:
+        named = ", ".join(f"{held_out.origin(row)} is {train.origin(i)}" for row, i in pairs[:_NAMED_DUPLICATES])
         logging.warning(
-            "%s: %d of its %d images are exact copies of training images (%s%s), so that numbers measured on them are "
-            "too good; remove the copies from one of the two",
-            *(held_out.name, len(copies), len(held_out), named, ", ..." if len(copies) > _NAMED_COPIES else ""),
+            "%s: %d of its %d images are exact duplicates of training images (%s%s), so metrics on them are too "
+            "optimistic; remove the duplicates from one of the splits",
+            *(held_out.name, len(pairs), len(held_out), named, ", ..." if len(pairs) > _NAMED_DUPLICATES else ""),
         )
-    return len(copies)
+    return len(pairs)
 
 
 def digest(head: bytes, tail: bytes, length: int) -> int:
