@@ -43,6 +43,14 @@ def test_stages_become_stages():
         np.testing.assert_array_equal(codes, stages()[f"layers.{stage}._codebook.embed"][0])
 
 
+def test_codes_are_drawn_in_training_where_they_were_there():
+    config = RVQ | {"stochastic_sample_codes": True, "sample_codebook_temp": 0.1, "shared_codebook": True}
+    state = stages(same=True)
+    assert vector_quantize_pytorch(state, config, "ResidualVQ")[0].quantizer.sampling_temperature == 0.1
+    for off in ({"sample_codebook_temp": 0.0}, {"stochastic_sample_codes": False}):
+        assert vector_quantize_pytorch(state, config | off, "ResidualVQ")[0].quantizer.sampling_temperature is None
+
+
 def test_lists_of_a_json_file_are_taken_for_tuples():
     config = {"dim": DIM, "codebook_size": [CODES] * STAGES}
     rvq, _ = vector_quantize_pytorch(stages(), config, "ResidualVQ")

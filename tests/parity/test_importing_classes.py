@@ -32,6 +32,10 @@ CASES = {
     "ResidualVQ, learned": ("ResidualVQ", RVQ | {"learnable_codebook": True, "ema_update": False}),
     "ResidualVQ, started": ("ResidualVQ", RVQ | {"kmeans_init": True, "threshold_ema_dead_code": 0.1}),
     "ResidualVQ, dropout": ("ResidualVQ", RVQ | {"quantize_dropout": True, "quantize_dropout_cutoff_index": 1}),
+    "ResidualVQ, drawn": (
+        "ResidualVQ",
+        RVQ | {"stochastic_sample_codes": True, "sample_codebook_temp": 0.1, "shared_codebook": True},
+    ),
     "ResidualVQ, implicit": ("ResidualVQ", RVQ | {"implicit_neural_codebook": True}),
     "ResidualVQ, other network": (
         "ResidualVQ",
@@ -148,7 +152,7 @@ def test_codes_and_indices_are_the_same_in_evaluation(case):
 TIMES = {"ResidualVQ, learned": 2, "ResidualVQ, implicit": 2, "ResidualVQ, other network": 2}
 # Projections: there the loss of the input and the output around them, here of features and values between them.
 OTHER_LOSS = {"LatentQuantize, projected"}
-RANDOM = {"ResidualVQ, dropout", "ResidualFSQ, projected", "BinaryMapper"}
+RANDOM = {"ResidualVQ, drawn", "ResidualVQ, dropout", "ResidualFSQ, projected", "BinaryMapper"}
 
 
 def with_their_floor(quantizer):
@@ -221,6 +225,25 @@ def test_hierarchical_vq(spatial_dims, shared, share_quant_resi):
     np.testing.assert_array_equal(out.indices, np.concatenate([i.numpy().reshape(2, -1) for i in indices], axis=-1))
     np.testing.assert_allclose(out.quantized, quantized.detach().movedim(1, -1).numpy(), **TOLERANCE)
     assert isinstance(ours, MultiScaleVQ)
+
+
+def test_affine_statistics_of_stages_arrive():
+    config = RVQ | {"affine_param": True}
+    torch.manual_seed(0)
+    module = peer.ResidualVQ(**config).train()
+    with torch.no_grad():
+        for seed in range(3):
+            module(torch.tensor(batch(config, seed)))
+    ours, variables = importing.vector_quantize_pytorch(state_of(module), config, "ResidualVQ")
+    module.eval()
+    for layer in module.layers:
+        # There, evaluation moves the statistics before the lookup (a defect).
+        layer._codebook.affine_param_batch_decay = 1.0
+    z = batch(config, 9)
+    quantized, indices, _ = module(torch.tensor(z))
+    out = ours.apply(variables, jnp.asarray(z), train=False)
+    np.testing.assert_array_equal(out.indices, indices)
+    np.testing.assert_allclose(out.quantized, quantized.detach().numpy(), **TOLERANCE)
 
 
 def test_a_file_without_the_repeated_tensors_of_a_shared_codebook(tmp_path):

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from helpers.shares import examples
 from vqjax import EMACodebook, FrozenCodebook, GradientCodebook, Replacement, VectorQuantizer
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio, keyword_names
-from vqjax.functional.regularizers import Diversity, EntropyPenalty, Orthogonality
+from vqjax.functional.regularizers import Diversity, EntropyLoss, EntropyPenalty, Orthogonality
 from vqjax.quantizers import LearnedAffine, LinearTransform, RunningAffine
 
 DIM, CODES, TOKENS = 8, 11, 16
@@ -48,6 +48,8 @@ CASES = {
     "affine, running, separate": DIVIDED | {"codebook": EMACodebook(transform=RunningAffine())},
     "regularized": LEARNED | {"regularizers": (Orthogonality(1.0), Diversity(0.1), EntropyPenalty(0.1))},
     "diversity": {"regularizers": (Diversity(0.1),)},
+    "entropy loss": LEARNED | {"regularizers": (EntropyLoss(0.1, temperature=1.0),)},
+    "entropy loss, argmax": DIVIDED | {"regularizers": (EntropyLoss(0.1, temperature=1.0, form="argmax"),)},
     "clipped": {"estimator": clip_norm_ratio("rotation", 2.0)},
     "reflection, heads": DIVIDED | {"estimator": "reflection"},
     "dynamic, heads": DIVIDED | {"estimator": "dynamic_straight_through"},

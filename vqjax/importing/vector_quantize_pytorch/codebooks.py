@@ -47,15 +47,17 @@ VECTOR_QUANTIZE = Arguments(
         "affine_param": False,
         "affine_param_batch_decay": 0.99,
         "affine_param_codebook_decay": 0.9,
+        "stochastic_sample_codes": False,
+        "sample_codebook_temp": 1.0,
     },
     ignored=LAYOUT
     | {"kmeans_init", "kmeans_iters", "sync_kmeans", "sync_codebook", "sync_affine_param"}
     | {"return_zeros_for_masked_padding", "route_gradients_to_input"}
     | {"orthogonal_reg_active_codes_only", "orthogonal_reg_max_codes", "codebook_diversity_temperature"}
-    | {"sample_codebook_temp", "directional_reparam_variance"},
+    | {"directional_reparam_variance"},
     refused=frozenset(
         {"layernorm_after_project_in", "vq_bridge", "commitment_use_cross_entropy_loss", "orthogonal_reg_weight"}
-        | {"codebook_diversity_loss_weight", "stochastic_sample_codes", "straight_through", "directional_reparam"}
+        | {"codebook_diversity_loss_weight", "straight_through", "directional_reparam"}
         | {"manual_ema_update", "in_place_codebook_optimizer", "manual_in_place_optimizer_update", "sync_update_v"}
     ),
 )
@@ -200,6 +202,8 @@ def _build(options: Mapping[str, Any], arrays: StateDict) -> VectorQuantizer:
         codebook_dim=None if options["heads"] * codebook_dim == options["dim"] else codebook_dim,
         heads=options["heads"],
         separate_codebooks=options["separate_codebook_per_head"] and options["heads"] > 1,
+        # At a temperature of zero, nothing is drawn there.
+        sampling_temperature=(options["sample_codebook_temp"] or None) if options["stochastic_sample_codes"] else None,
     )
 
 

@@ -41,7 +41,7 @@ RESIDUAL_VQ = VECTOR_QUANTIZE.within(
     | {"num_quantizers": None, "shared_codebook": False, "implicit_neural_codebook": False, "mlp_kwargs": {}}
     # Their search scores the sum of the errors over stages, the one here what is left in the end.
     | {"beam_size": None, "eval_beam_size": None},
-    refused=frozenset({"diveq", "beam_score_quantizer_weights", "quant_grad_frac", "affine_param"}),
+    refused=frozenset({"diveq", "beam_score_quantizer_weights", "quant_grad_frac"}),
 )
 NETWORK = Arguments("MLP, the mlp_kwargs of a ResidualVQ", {"dim_hidden": None, "depth": 4})
 RESIDUAL_SIM_VQ = SIM_VQ.within("ResidualSimVQ", DROPOUT | {"num_quantizers": None, "heads": 1})
@@ -68,12 +68,14 @@ HIERARCHICAL_VQ = Arguments(
         "nested_dropout_min_levels": 1,
         "accept_image_fmap": False,
         "accept_3d_fmap": False,
+        "stochastic_sample_codes": False,
+        "sample_codebook_temp": 0.1,
     },
     ignored=frozenset(
-        {"channel_first", "kmeans_init", "kmeans_iters", "sync_codebook", "sample_codebook_temp"}
+        {"channel_first", "kmeans_init", "kmeans_iters", "sync_codebook"}
         | {"orthogonal_reg_max_codes", "orthogonal_reg_active_codes_only"}
     ),
-    refused=frozenset({"stochastic_sample_codes", "orthogonal_reg_weight"}),
+    refused=frozenset({"orthogonal_reg_weight"}),
 )
 
 

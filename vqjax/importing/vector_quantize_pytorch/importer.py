@@ -86,6 +86,7 @@ def vector_quantize_pytorch(
     ``rotation_trick=False``                           ``estimator="straight_through"``
     ``threshold_ema_dead_code`` (0), a count           ``replace=Replacement(below=...)``, its ratio to the average
                                                        count in ``arrays``
+    ``stochastic_sample_codes=True``                   ``sampling_temperature=1.0``, the ``sample_codebook_temp``
     ``affine_param=True``                              ``transform=RunningAffine()``
     ``affine_param_batch_decay`` (0.99)                ``RunningAffine(token_decay=0.99)``
     ``affine_param_codebook_decay`` (0.9)              ``RunningAffine(code_decay=0.9)``
