@@ -174,4 +174,5 @@ def test_state_loss_and_metrics_stay_float32_for_short_inputs(dtype, distance):
     chex.assert_trees_all_equal_dtypes(changed, variables)
     assert {x.dtype for x in jax.tree.leaves((out.loss, out.metrics, changed))} == {np.dtype("float32")}
     expected, expected_state = train(vq, variables, z.astype(dtype).astype(jnp.float32))
-    chex.assert_trees_all_equal((out.loss, changed), (expected.loss, expected_state))
+    # Two programs, whose sums and products may be fused differently.
+    chex.assert_trees_all_close((out.loss, changed), (expected.loss, expected_state), rtol=1e-6, atol=1e-7)

@@ -118,7 +118,8 @@ def assert_same_run(one: Path, other: Path, images_file: str) -> None:
         *((t.variables["params"], t.variables["codebook"]["quantizer"]) for t in tokenizers), strict=True
     )
     chex.assert_trees_all_close(*params, atol=1e-5, rtol=0)
-    np.testing.assert_array_equal(codebooks[0]["counts"], codebooks[1]["counts"])
+    # A unit in the last place for each of the 50 steps: a moving average may be fused in one program alone.
+    np.testing.assert_allclose(codebooks[0]["counts"], codebooks[1]["counts"], rtol=1e-5)
     images = to_model_range(np.load(images_file)["test"])
     np.testing.assert_array_equal(*(tokenizer.encode(images) for tokenizer in tokenizers))
     metrics = [json.loads((workdir / "eval" / "metrics.json").read_text())["metrics"] for workdir in (one, other)]
