@@ -27,8 +27,13 @@ from vqjax import (
     UserError,
     VectorQuantizer,
 )
+from vqjax.evaluation import Metric
+from vqjax.functional.codebook import Assignment
 from vqjax.functional.regularizers import Diversity
 from vqjax.quantizers import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
+from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.codebooks import BaseCodebook
+from vqjax.quantizers.grid import GridQuantizer
 
 Z = gaussian(4, 6, 8)
 LEARNED = VectorQuantizer(4, codebook="gradient")
@@ -211,3 +216,21 @@ def test_a_quantizer_of_maps_is_an_nnx_module():
     module = MultiScaleVQ(VectorQuantizer(5), scales=(1,), phi_weight=None)
     quantizer = vqjax.nnx.Quantizer(module, dim=8, rngs=nnx.Rngs(0))
     assert quantizer(jax.numpy.ones((2, 4, 4, 8)), train=False).quantized.shape == (2, 4, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [(Quantizer, "decode"), (GridQuantizer, "radices"), (BaseCodebook, "restart"), (Metric, "compute")],
+)
+def test_a_subclass_without_a_method_is_refused_when_it_is_built(base, method):
+    with pytest.raises(TypeError, match=method):
+        type("Unfinished", (base,), {})()
+
+
+def test_a_codebook_that_tracks_usage_has_to_say_how():
+    class Unfinished(BaseCodebook):
+        def restart(self, variables, clusters):
+            return variables
+
+    with pytest.raises(NotImplementedError, match="Unfinished tracks usage and must implement update"):
+        Unfinished().update({}, Assignment(jnp.zeros(2), jnp.zeros((2, 1))), unit_norm=False)

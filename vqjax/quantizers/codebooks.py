@@ -419,8 +419,8 @@ class GradientCodebook(BaseCodebook):
       weight: :math:`\alpha`.
       sync_nu: Weight with which the task's gradient also reaches the codes (:math:`\nu` of Huh et al., 2023, eq. 21).
       decay: Decay per batch of the moving average of code usage, in ``[0, 1)``; usage is tracked if codes are replaced.
-      dead_code_threshold: The metric ``dead_codes`` counts the codes whose moving average of usage is below this
-        fraction of the average (tokens / codes). It replaces nothing: see ``replace``.
+      dead_code_threshold: The metric ``dead_codes`` (if usage is tracked) counts the codes whose moving average of
+        usage is below this fraction of the average (tokens / codes). It replaces nothing: see ``replace``.
       replace: Rule for replacing unused codes; None (the default) replaces none.
       transform: Flax module that maps the stored codes to the codes that are looked up; see
         :mod:`vqjax.quantizers.transforms`.
