@@ -156,7 +156,7 @@ class Training:
           UserError: ``workdir`` holds an interrupted run of other settings.
         """
         _check_settings(workdir, settings)
-        checkpoints = Checkpoints(workdir, settings, images="cifar10", keep=1)
+        checkpoints = Checkpoints(workdir, settings, images="cifar10", eval_images="cifar10", keep=1)
         state = self._start(seed)
         restored = checkpoints.restore_latest(like=state.saved())
         state = state if restored is None else state.replace(**restored)
