@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 
 def read(module: nn.Module, collection: str, name: str) -> Array | None:
-    """Return the value of a variable without its box; None where there is no such variable."""
+    """Return the value of a variable without its box; None if there is no such variable."""
     return nn.unbox(module.get_variable(collection, name))
 
 

@@ -141,7 +141,7 @@ class BaseCodebook(abc.ABC):
                 "transform",
                 transform,
                 "invertible (have a method to_base) if codes are replaced",
-                "use replace=None, or another transform",
+                "use replace=None, or a different transform",
             )
 
     @property

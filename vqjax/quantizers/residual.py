@@ -102,7 +102,7 @@ class StagedQuantizer(Quantizer):
 
     @property
     def differs_in_training(self) -> bool:
-        """True where stages differ, or are dropped."""
+        """True if stages differ in training, or are dropped."""
         return self.quantizer.differs_in_training or self.dropout is not None
 
     def _check_stages(self, per_stage: str) -> None:
@@ -314,7 +314,7 @@ class Residual(StagedQuantizer):
 
     @property
     def differs_in_training(self) -> bool:
-        """True where stages differ, are dropped, or are searched by another beam."""
+        """True if stages differ in training, are dropped, or are searched with a different beam width."""
         return super().differs_in_training or self.beam_size_eval not in (None, self.beam_size)
 
     @property

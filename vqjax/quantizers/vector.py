@@ -103,7 +103,7 @@ class VectorQuantizer(Quantizer):
 
     State and randomness:
       ``train=False`` changes nothing, and needs no other variables than those of the codes. ``train=True`` looks codes
-      up first and updates the collection ``codebook`` afterwards, which has to be mutable where it is not empty. Random
+      up first and updates the collection ``codebook`` afterwards, which must be mutable if it is not empty. Random
       numbers come from the stream ``quantizer`` (initial codes, k-means, replacement, sampling, noisy estimators).
       Under ``jit`` over a global batch the statistics are global.
 
@@ -233,7 +233,7 @@ class VectorQuantizer(Quantizer):
 
     @property
     def differs_in_training(self) -> bool:
-        """True where the codebook changes, or where codes or noise are drawn."""
+        """True if the codebook changes, or codes or noise are drawn."""
         return self.codebook.changes_in_training or self.sampling_temperature is not None or self._is_noisy
 
     @property
@@ -289,7 +289,7 @@ class VectorQuantizer(Quantizer):
 
         Raises:
           UserError: ``train=True`` with an immutable ``codebook``; ``train`` is missing, or given twice; no
-            ``quantizer`` key where one is needed; a ``z`` or ``mask`` of the wrong kind.
+            ``quantizer`` key, and one is needed; ``z`` or ``mask`` has the wrong dtype or shape.
         """
         check_input(z, mask)
         if self.is_initializing():
@@ -330,7 +330,7 @@ class VectorQuantizer(Quantizer):
         self._check_given(z, indices, code_update_weights)
         latents, token_mask = self._to_code_space(zero_where_masked(z, mask)), self._mask_of_heads(mask)
         key = self._draw_lookup_keys() if train else None
-        # A masked token is given as -1, which is not a code.
+        # Masked tokens have index -1, which is not a valid code.
         given = None if indices is None else jnp.maximum(indices, 0)
         if condition is None:
             codes = self._codes(variables)
@@ -435,7 +435,7 @@ class VectorQuantizer(Quantizer):
         collection = self.codebook.clusters_in
         if not self.is_mutable_collection(collection):
             raise UserError(
-                f"kmeans_init(z) updates the collection {collection!r}, which is immutable in this apply. Write\n"
+                f"kmeans_init(z) updates the collection {collection!r}, which is immutable in this call. Write\n"
                 f"  _, updates = vq.apply(variables, z, method='kmeans_init', mutable=[{collection!r}], rngs=...)\n"
                 "  variables = variables | updates."
             )
@@ -678,7 +678,7 @@ class VectorQuantizer(Quantizer):
 
     @property
     def _is_noisy(self) -> bool:
-        """True where the estimator draws random numbers."""
+        """True if the estimator draws random numbers."""
         return "key" in keyword_names(get_estimator(self.estimator))
 
     def _draw_lookup_keys(self) -> Keys:
