@@ -4,7 +4,9 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from flax import nnx
 
+import vqjax.nnx
 from vqjax import Residual, UserError
 from vqjax.importing import vector_quantize_pytorch
 
@@ -41,6 +43,16 @@ def test_stages_become_stages():
     for stage in range(STAGES):
         codes = variables["codebook"][f"stages_{stage}"]["codes"]
         np.testing.assert_array_equal(codes, stages()[f"layers.{stage}._codebook.embed"][0])
+
+
+def test_an_imported_module_goes_on_in_nnx():
+    rvq, variables = vector_quantize_pytorch(stages(), RVQ, "ResidualVQ")
+    z = jax.numpy.asarray(random(7, DIM, seed=9))
+    model = vqjax.nnx.Quantizer(rvq, dim=DIM, rngs=nnx.Rngs(0), variables=variables)
+    np.testing.assert_array_equal(model.encode(z), rvq.apply(variables, z, method="encode"))
+    fsq, variables = vector_quantize_pytorch({}, FSQ, "FSQ")
+    model = vqjax.nnx.Quantizer(fsq, dim=3, rngs=nnx.Rngs(0), variables=variables)
+    np.testing.assert_array_equal(model.encode(z[:, :3]), fsq.apply({}, z[:, :3], method="encode"))
 
 
 def test_codes_are_drawn_in_training_where_they_were_there():

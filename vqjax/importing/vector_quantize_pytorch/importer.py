@@ -94,6 +94,11 @@ def vector_quantize_pytorch(
     ``layernorm_after_project_in``, ``vq_bridge``      not imported
     =================================================  ==============================================================
 
+    Evaluation gives the same codes and indices. In training, these differ: there is a loss in evaluation too; learned
+    codes have a loss of their own beside the commitment; stages are dropped per example, not per batch; entropies of
+    ``LFQ`` are exact (``clone(smallest_probability=1e-5)`` for theirs); noise of ``FSQ`` is half a step at most; the
+    loss of ``LatentQuantize`` is measured between its projections; ``BinaryMapper`` draws in training alone.
+
     Args:
       arrays: The state dict, ``{key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}``, or the
         path of a ``.safetensors`` file; ``{}`` for a module without any.
