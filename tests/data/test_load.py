@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vqjax.data import ImageDataset, load_splits
+from vqjax.data.sources import with_absolute_path
 from vqjax.errors import UserError
 
 
@@ -56,3 +57,19 @@ def test_importing_the_package_loads_no_dataset_library_it_may_not_need():
     command = "import sys, vqjax.data; print({'tensorflow', 'tensorflow_datasets', 'skimage'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+def test_a_path_becomes_absolute_and_a_name_of_the_catalog_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in ("arrays", "image_folder"):
+        assert with_absolute_path(config(source=source, name="images")).name == str(tmp_path / "images")
+    assert with_absolute_path(config(source="tfds", name="cifar10")).name == "cifar10"
+    assert with_absolute_path(config(source="photos")).name == ""
+
+
+def test_duplicates_are_reported_where_splits_are_opened(tmp_path, warnings_logged):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", train=images[:4], test=images[2:])
+    load_splits(config(source="arrays", name=str(tmp_path / "images.npz")))
+    assert "2 of its 4 images are exact duplicates" in warnings_logged[0]
+    assert "(test[0] is train[2], test[1] is train[3])" in warnings_logged[0]

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from vqjax.errors import UserError
-from vqjax.training.optimizer import OPTIMIZERS, build_optimizer
+from vqjax.training.build import learning_rates
+from vqjax.training.optimizer import OPTIMIZERS, build_optimizer, updates_taken
 
 STEPS = 20
 PARAMS = {
@@ -103,3 +104,18 @@ def test_the_learning_rate_warms_up_and_decays(schedule, rates):
 def test_what_an_optimizer_cannot_use_is_refused(config, message):
     with pytest.raises(UserError, match=message):
         build_optimizer({"name": "adam", **config}, STEPS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_learning_rate_of_the_log_is_that_of_the_last_update(name):
+    """Also with clipping and warm-up, and for each of several networks."""
+    config = {"name": name, "learning_rate": 0.01, "schedule": "linear", "warmup_steps": 2, "clip_norm": 1.0}
+    optimizer = build_optimizer(config, STEPS)
+    state = optimizer.init(PARAMS)
+    assert int(updates_taken(state)) == 0
+    for _ in range(3):
+        _, state = optimizer.update(GRADIENT, state, PARAMS)
+    assert int(updates_taken(state)) == 3
+    rates = learning_rates({"generator": config, "discriminator": {"name": name}}, STEPS)
+    assert [float(rates["generator"](count)) for count in (0, 1, 2)] == pytest.approx([0, 0.005, 0.01])
+    assert float(rates["discriminator"](7)) == pytest.approx(OPTIMIZERS.defaults(name)["learning_rate"])

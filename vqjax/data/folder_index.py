@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from vqjax.data.dataset import UnreadableImage
 from vqjax.data.duplicates import DIGESTED_BYTES, digest
@@ -26,6 +27,7 @@ from vqjax.runtime.files import atomic_file
 
 _VERSION = 1
 _NAMED = 5
+_FILES_WORTH_A_PROGRESS_BAR = 4000
 # What systems and programs leave behind in directories of other people's files; names with a dot are hidden as well.
 _OF_SYSTEMS = frozenset(
     {"__macosx", "$recycle.bin", "system volume information", "@eadir", "lost+found"}
@@ -79,6 +81,9 @@ def index_folder(root: Path) -> list[IndexedFile]:
     fresh = [number for number, file in enumerate(found) if not _is_known(file, known)]
     with ThreadPoolExecutor(READING_THREADS) as threads:
         inspected = threads.map(lambda number: _inspect(root, found[number]), fresh)
+        # None shows the bar on a terminal only.
+        hide_bar = None if len(fresh) >= _FILES_WORTH_A_PROGRESS_BAR else True
+        inspected = tqdm(inspected, f"reading headers in {root.name}", len(fresh), unit="file", disable=hide_bar)
         indexed = [known.get(file.path, file) for file in found]
         for number, file in zip(fresh, inspected, strict=True):
             indexed[number] = file
