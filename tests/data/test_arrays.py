@@ -183,6 +183,8 @@ def test_labels_of_one_split_alone_are_refused(tmp_path):
     [
         (numbered(4) / 255, None, r"digits must be uint8 .* got float64 .*\(255 \* images\).round\(\)"),
         (numbered(4).astype(np.int64), None, "got int64"),
+        (numbered(4).tolist(), None, "got int64"),
+        (numbered(4), ["a", "b", "c", "d"], "labels must be integers"),
         (numbered(4)[0], None, None),
         (numbered(4)[0, 0], None, r"got uint8 of shape \[8, 3\]"),
         (numbered(4), np.arange(3), r"digits: labels must be integers of shape \[4\], .* got int64 of shape \[3\]"),

@@ -172,6 +172,22 @@ def test_a_file_in_the_place_of_a_directory_is_named(config, tmp_path):
         evaluate_workdir(tmp_path, export_tokens=tmp_path / "file" / "tokens.npz")
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "eval", "tensorboard"])
+def test_a_file_in_the_way_of_what_a_run_writes_is_named_before_its_first_step(config, tmp_path, name):
+    """Bug: a file called eval ended the run after its last step."""
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"{name} must be a directory; move away what is in its place"):
+        train(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "reconstructions.png"])
+def test_a_directory_in_the_place_of_a_file_is_named_before_the_first_step(config, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name} must be a file; move away what is in its place"):
+        train(config, tmp_path)
+
+
 def test_a_home_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert usable_workdir("~/run") == tmp_path / "run"

@@ -45,7 +45,7 @@ class Checkpoints:
       workdir: Directory of the run, which no other run uses.
       config: Config of the run, stored with every checkpoint.
       images: Fingerprint of the training images, also stored with every checkpoint.
-      eval_images: Fingerprint of the held-out images, also stored with every checkpoint.
+      eval_images: Fingerprint of the held-out images, also stored with every checkpoint; None if there are none.
       keep: Number of newest checkpoints to keep.
       keep_every: Also keep the checkpoints at multiples of this number of steps.
       keep_best: Also keep the checkpoint with the best value of this metric.
@@ -64,7 +64,7 @@ class Checkpoints:
         config: Mapping[str, Any],
         images: str,
         *,
-        eval_images: str,
+        eval_images: str | None = None,
         keep: int,
         keep_every: int | None = None,
         keep_best: str | None = None,

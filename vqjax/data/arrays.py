@@ -55,6 +55,8 @@ class ArrayDataset:
         channels: int = 3,
         array_name: str = "images",
     ):
+        # Lists become arrays, to be refused by name.
+        images, labels = np.asanyarray(images), None if labels is None else np.asarray(labels)
         _check_images(name, images, channels)
         if labels is not None:
             _check_labels(f"{name}: labels", labels, len(images))

@@ -80,8 +80,9 @@ def to_model_range(images: UInt8[Array | np.ndarray, "*shape"]) -> Float32[Array
       >>> to_model_range(jnp.array([0, 255], jnp.uint8)).tolist()
       [-1.0, 1.0]
     """
-    if images.dtype != jnp.uint8:
-        raise UserError(f"`images` must be uint8, got {images.dtype}; pass pixels in [0, 255], or scale them yourself.")
+    found = getattr(images, "dtype", type(images).__name__)
+    if found != jnp.uint8:
+        raise UserError(f"`images` must be uint8, got {found}; pass pixels in [0, 255], or scale them yourself.")
     return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
 
 

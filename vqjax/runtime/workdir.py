@@ -13,6 +13,9 @@ from vqjax.runtime.processes import assert_same_on_all_processes, is_main_proces
 
 SHARE_THE_WORKDIR = "Pass the same --workdir to all of them, on a file system that they share."
 _LOCK_FILE = ".lock"
+# What a run writes: found before its first step rather than at its end where something else is in the way.
+_DIRECTORIES = ("checkpoints", "eval", "tensorboard")
+_FILES = (_LOCK_FILE, "config.json", "metrics.jsonl", "reconstructions.png")
 
 
 def usable_workdir(workdir: str | Path) -> Path:
@@ -25,7 +28,8 @@ def usable_workdir(workdir: str | Path) -> Path:
       The expanded path.
 
     Raises:
-      UserError: The path is empty, a URL, not UTF-8, not a directory, or not writable.
+      UserError: The path is empty, a URL, not UTF-8, not a directory, or not writable, or something is in the way of
+        what a run writes there.
 
     Example:
       >>> usable_workdir("runs/quickstart").name
@@ -41,6 +45,10 @@ def usable_workdir(workdir: str | Path) -> Path:
         raise UserError(f"--workdir must be a directory, got {workdir}: {existing} is not one; use another path.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--workdir must be writable, got {workdir}: {existing} is not writable; use another path.")
+    for names, is_wrong, expected in ((_DIRECTORIES, Path.is_file, "directory"), (_FILES, Path.is_dir, "file")):
+        for name in names:
+            if is_wrong(path / name):
+                raise UserError(f"{path / name} must be a {expected}; move away what is in its place.")
     return path
 
 
