@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
 from vqjax.quantizers.base import QuantizerOutput
+from vqjax.quantizers.settings import replace_settings
 from vqjax.quantizers.validation import require, require_count
 
 
@@ -111,6 +112,7 @@ class Quantizer(nnx.Module):
         z: Float[Array, "*batch dim"],
         mask: Bool[Array, "*batch"] | None = None,
         train: bool | None = None,
+        settings: Mapping[str, Any] | None = None,
         **inputs: Array,
     ) -> QuantizerOutput:
         """Quantize vectors, and in training update the codebook in place.
@@ -119,6 +121,8 @@ class Quantizer(nnx.Module):
           z: Vectors along the last axis, any leading axes, any floating-point dtype.
           mask: True for valid tokens.
           train: Update the codebook after the lookup; by default as ``train()``, ``eval()`` or the constructor said.
+          settings: Values of the module's fields in this call, which may be traced, by name:
+            ``{"commitment_weight": weight}``. See :func:`vqjax.quantizers.replace_settings`.
           **inputs: Further inputs of the module's call.
 
         Returns:
@@ -129,7 +133,8 @@ class Quantizer(nnx.Module):
         """
         if train is None and self.deterministic is not None:
             train = not self.deterministic
-        return self._apply("__call__", z, mask, update=bool(train), train=train, **inputs)
+        module = replace_settings(self.module, settings or {})
+        return self._apply("__call__", z, mask, update=bool(train), module=module, train=train, **inputs)
 
     def encode(
         self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **options: Any
@@ -183,14 +188,17 @@ class Quantizer(nnx.Module):
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def _apply(self, method: str, *arguments: Any, update: bool = False, **options: Any) -> Any:
+    def _apply(
+        self, method: str, *arguments: Any, update: bool = False, module: nn.Module | None = None, **options: Any
+    ) -> Any:
+        module = self.module if module is None else module
         values = jax.tree.map(nnx.Variable.get_value, self.variables, is_leaf=_is_variable)
         if not update:
-            return self.module.apply(values, *arguments, method=method, **options)
+            return module.apply(values, *arguments, method=method, **options)
         # Codes that are parameters move by the optimizer, but start from clusters.
         state = [collection for collection in values if collection != "params" or method == "kmeans_init"]
         rngs = {"quantizer": self.rngs()}
-        out, updates = self.module.apply(values, *arguments, method=method, mutable=state, rngs=rngs, **options)
+        out, updates = module.apply(values, *arguments, method=method, mutable=state, rngs=rngs, **options)
         # In place: callers such as nnx.scan hold references to these variables.
         for collection, tree in updates.items():
             jax.tree.map(nnx.Variable.set_value, self.variables[collection], tree, is_leaf=_is_variable)

@@ -1,8 +1,6 @@
 """Clipping of the gradient scale of an estimator."""
 
 import functools
-import math
-import numbers
 
 import jax.numpy as jnp
 
@@ -10,11 +8,12 @@ from vqjax.errors import UserError
 from vqjax.estimators.jacobian import Estimator, Vectors, with_scaled_gradient
 from vqjax.estimators.registry import ESTIMATORS, chooses_codes, get_estimator
 from vqjax.functional.geometry import norm_ratio
+from vqjax.functional.numbers import Number, is_positive
 
 _SCALED_BY_NORM_RATIO = ("rotation", "rotation_normalized", "reflection")
 
 
-def clip_norm_ratio(estimator: str | Estimator, max_ratio: float) -> Estimator:
+def clip_norm_ratio(estimator: str | Estimator, max_ratio: Number) -> Estimator:
     r"""Clip the factor :math:`|q|/|z|` of an estimator that scales gradients by it.
 
     The gradient of a short latent with a long code is amplified without bound; clipping keeps its direction and limits
@@ -40,7 +39,7 @@ def clip_norm_ratio(estimator: str | Estimator, max_ratio: float) -> Estimator:
       >>> print(jax.grad(lambda z: clipped(z, q)[0])(z).round(4))
       [2. 0.]
     """
-    if not isinstance(max_ratio, numbers.Real) or isinstance(max_ratio, bool) or not 0 < max_ratio < math.inf:
+    if not is_positive(max_ratio):
         raise UserError(f"max_ratio must be a finite number above 0, got {max_ratio!r}; use 1.0 to never amplify.")
     inner = get_estimator(estimator)
     _check_scales(inner)

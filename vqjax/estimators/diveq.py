@@ -1,7 +1,5 @@
 """Differentiable vector quantization (DiVeQ): the error as a differentiable length along a constant direction."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -9,10 +7,11 @@ from jaxtyping import Array, Float, Int, Key
 from vqjax.errors import UserError
 from vqjax.estimators.jacobian import Vectors, length, with_gradient_of
 from vqjax.functional.norms import length_and_direction
+from vqjax.functional.numbers import Number, is_weight
 from vqjax.functional.search import nearest_codes
 
 
-def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: float = 1e-3) -> Vectors:
+def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: Number = 1e-3) -> Vectors:
     r"""Quantize by DiVeQ: the code, up to noise, is reached by a differentiable length along a constant direction.
 
     .. math:: q' = z + |q - z|\; \mathrm{sg}\!\left(\frac{v}{|v|}\right),\quad v = q - z + \sigma n,\ n \sim N(0, I)
@@ -71,7 +70,7 @@ def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
 
 
 def space_filling_diveq(
-    z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], variance: float = 1e-3
+    z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], variance: Number = 1e-3
 ) -> tuple[Vectors, Int[Array, "*batch"]]:
     r"""Quantize by space-filling DiVeQ, to a random point on a line between consecutive codes.
 
@@ -122,7 +121,7 @@ def space_filling_diveq(
     return (z + (1 - share) * first + share * second).astype(dtype), indices
 
 
-def _step(z: Vectors, q: Vectors, key: Array | None, variance: float) -> Vectors:
+def _step(z: Vectors, q: Vectors, key: Array | None, variance: Number) -> Vectors:
     """Return the step from ``z`` to ``q``, with the gradient of its length alone; without a key, no noise."""
     difference = q - z
     noisy = jax.lax.stop_gradient(difference)
@@ -132,8 +131,8 @@ def _step(z: Vectors, q: Vectors, key: Array | None, variance: float) -> Vectors
     return length(difference) * direction
 
 
-def _check_variance(variance: float) -> None:
-    if not 0 <= variance < math.inf:
+def _check_variance(variance: Number) -> None:
+    if not is_weight(variance):
         raise UserError(f"variance must be a finite number of at least 0, got {variance!r}; use 1e-3, for example.")
 
 

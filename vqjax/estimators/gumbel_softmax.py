@@ -1,7 +1,5 @@
 """The straight-through Gumbel-softmax estimator."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -9,6 +7,7 @@ from jaxtyping import Array, Float, Int, Key
 from vqjax.errors import UserError
 from vqjax.estimators.jacobian import Vectors, with_gradient_of
 from vqjax.functional.chunks import chunk_size
+from vqjax.functional.numbers import Number, is_positive
 
 # Longer vectors are shrunk before they are multiplied: their squares leave float32, and at such distances the softmax
 # is one-hot anyway.
@@ -16,7 +15,7 @@ _MAX_LENGTH = 1e15
 
 
 def gumbel_softmax(
-    z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], temperature: float = 1.0
+    z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], temperature: Number = 1.0
 ) -> tuple[Vectors, Int[Array, "*batch"]]:
     r"""Draw a code, with the gradient of the soft mixture of all codes.
 
@@ -47,7 +46,7 @@ def gumbel_softmax(
 
     Source: Jang et al., ICLR 2017 (arXiv 1611.01144); a baseline in Table 1 of Fifty et al., ICLR 2025.
     """
-    if not 0 < temperature < math.inf:
+    if not is_positive(temperature):
         raise UserError(f"temperature must be a finite number above 0, got {temperature!r}; use 1.0 for no scaling.")
     # As in the search: centering changes no distance and keeps the products small.
     wide = codes.astype(jnp.float32)

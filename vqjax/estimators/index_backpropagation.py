@@ -1,7 +1,5 @@
 """The index-backpropagation estimator: the code of the largest inner product, with the gradient of a softmax."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -9,6 +7,7 @@ from jaxtyping import Array, Float, Int
 from vqjax.errors import UserError
 from vqjax.estimators.jacobian import Vectors, with_gradient_of
 from vqjax.functional.chunks import map_in_chunks
+from vqjax.functional.numbers import Number, is_positive
 
 Codes = Float[Array, "codes dim"]
 
@@ -45,7 +44,7 @@ def largest_inner_product(z: Vectors, codes: Codes) -> Int[Array, "*batch"]:
 
 
 def index_backpropagation(
-    z: Vectors, codes: Codes, *, temperature: float = 1.0
+    z: Vectors, codes: Codes, *, temperature: Number = 1.0
 ) -> tuple[Vectors, Int[Array, "*batch"]]:
     r"""Choose codes by inner product, with a straight-through gradient of the index instead of the vector.
 
@@ -79,7 +78,7 @@ def index_backpropagation(
 
     Source: Shi et al., ICCV 2025 (arXiv 2412.02692), Section 3.2.
     """
-    if not 0 < temperature < math.inf:
+    if not is_positive(temperature):
         raise UserError(f"temperature must be a finite number above 0, got {temperature!r}; use 1.0 for no scaling.")
     indices = largest_inner_product(z, codes)
     centered = _centered(codes)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from vqjax.estimators.jacobian import Estimator, LinearMap, Vectors, with_jacobian
 from vqjax.functional.geometry import inner, map_exists, norm_ratio
 from vqjax.functional.norms import length_and_direction
+from vqjax.functional.numbers import Number
 
 
 def rotation(z: Vectors, q: Vectors) -> Vectors:
@@ -87,7 +88,7 @@ def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
     return with_jacobian(_scaled_rotation_map(norm_ratio, radial=False), z, q)
 
 
-def scaled_rotation(scale: float | Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> Estimator:
+def scaled_rotation(scale: Number | Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> Estimator:
     r"""Make an estimator of the general family, a rotation times any scale.
 
     .. math:: \partial q' / \partial z = \gamma(z, q)\, R

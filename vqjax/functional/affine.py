@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vqjax.functional.numbers import Number
+
 _MIN_VARIANCE = 1e-5
 
 
@@ -54,7 +56,7 @@ def feature_statistics(
     return FeatureStatistics(mean, jnp.where(count > 0, variance, 1.0))
 
 
-def update_statistics(old: FeatureStatistics, new: FeatureStatistics, decay: float) -> FeatureStatistics:
+def update_statistics(old: FeatureStatistics, new: FeatureStatistics, decay: Number) -> FeatureStatistics:
     """Update moving averages of the statistics by one batch.
 
     Args:

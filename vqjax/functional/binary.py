@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from vqjax.errors import UserError
 from vqjax.functional.chunks import sum_in_chunks
 from vqjax.functional.entropy import entropy, global_entropy
+from vqjax.functional.numbers import Number, is_positive
 
 LARGEST_GROUP = 10
 """Default for the largest number of bits whose joint distribution is averaged over tokens."""
@@ -18,7 +19,7 @@ Bits = Bool[Array, "*batch bits"]
 Logits = Float[Array, "*batch bits"]
 
 
-def to_signs(bits: Bits, length: float = 1.0) -> Float[Array, "*batch bits"]:
+def to_signs(bits: Bits, length: Number = 1.0) -> Float[Array, "*batch bits"]:
     """Return the code of bits: ``length`` where a bit is set, ``-length`` elsewhere.
 
     Args:
@@ -119,7 +120,7 @@ def bit_entropies(
     bits_per_group: int = LARGEST_GROUP,
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
-    smallest_probability: float | None = None,
+    smallest_probability: Number | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     r"""Compute the entropies of tokens' distributions over the codes of independent bits, over the global batch.
 
@@ -160,7 +161,7 @@ def bit_entropies(
     """
     sizes = group_sizes(logits.shape[-1], bits_per_group)
     floored = smallest_probability is not None
-    if floored and not smallest_probability > 0:
+    if floored and not is_positive(smallest_probability):
         raise UserError(f"smallest_probability must be above 0, or None, got {smallest_probability}.")
     if floored and len(sizes) > 1:
         raise UserError(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.errors import UserError
 from vqjax.functional.norms import MIN_LENGTH, length_and_direction
+from vqjax.functional.numbers import Number, is_traced, is_zero
 
 Latents = Float[Array, "tokens dim"]
 Mask = Bool[Array, " tokens"]
@@ -110,9 +111,9 @@ def ema_update(
     codebook: Codebook,
     batch: Assignment,
     *,
-    decay: float | Float[Array, " codes"],
+    decay: Number | Float[Array, " codes"],
     unit_norm: bool = False,
-    smoothing: float = 0.0,
+    smoothing: Number = 0.0,
 ) -> Codebook:
     r"""Update counts, sums and codes by one batch.
 
@@ -151,11 +152,13 @@ def ema_update(
     per_code = decay if is_scalar else decay[:, None]
     counts = decay * codebook.counts + (1 - decay) * batch.counts
     sums = per_code * codebook.sums + (1 - per_code) * batch.sums
-    if smoothing > 0:
+    if not is_zero(smoothing):
         total = jnp.sum(counts)
         weights = (counts + smoothing) / (total + counts.shape[0] * smoothing) * total
         # Before the first token there is nothing to divide.
         moves = jnp.broadcast_to(total > 0, counts.shape)[:, None]
+        if is_traced(smoothing):
+            moves = jnp.where(smoothing > 0, moves, (batch.counts > 0)[:, None])
     else:
         weights, moves = counts, (batch.counts > 0)[:, None]
     if not is_scalar:
@@ -169,7 +172,7 @@ def ema_update(
 
 
 def update_relative_usage(
-    relative_usage: Float[Array, " codes"], counts: Float[Array, " codes"], *, decay: float
+    relative_usage: Float[Array, " codes"], counts: Float[Array, " codes"], *, decay: Number
 ) -> Float[Array, " codes"]:
     """Update the moving average of each code's relative usage by one batch.
 
@@ -209,7 +212,7 @@ def update_idle(idle: Int[Array, " codes"], counts: Float[Array, " codes"]) -> I
     return jnp.where(counts > 0, 0, idle + jnp.any(counts > 0).astype(idle.dtype))
 
 
-def dead_codes(relative_usage: Float[Array, " codes"], threshold: float) -> Bool[Array, " codes"]:
+def dead_codes(relative_usage: Float[Array, " codes"], threshold: Number) -> Bool[Array, " codes"]:
     """Find the codes whose usage has fallen below a fraction of the average.
 
     Args:

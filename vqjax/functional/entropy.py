@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vqjax.functional.numbers import Number, is_traced
 
-def entropy(p: Float[Array, "*batch codes"], smallest_probability: float | None = None) -> Float[Array, "*batch"]:
+
+def entropy(p: Float[Array, "*batch codes"], smallest_probability: Number | None = None) -> Float[Array, "*batch"]:
     r"""Compute :math:`-\sum_k p_k \log \max(p_k, \epsilon)`.
 
     Args:
@@ -23,7 +25,9 @@ def entropy(p: Float[Array, "*batch codes"], smallest_probability: float | None 
       0.6931
     """
     # The smallest normal number keeps the logarithm and its gradient finite, and adds nothing.
-    floor = max(smallest_probability or 0.0, float(jnp.finfo(jnp.float32).tiny))
+    smallest = float(jnp.finfo(jnp.float32).tiny)
+    maximum = jnp.maximum if is_traced(smallest_probability) else max
+    floor = smallest if smallest_probability is None else maximum(smallest_probability, smallest)
     return -jnp.sum(p * jnp.log(jnp.maximum(p, floor)), axis=-1)
 
 

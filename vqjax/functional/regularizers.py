@@ -2,8 +2,6 @@
 
 import abc
 import dataclasses
-import math
-import numbers
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
@@ -14,6 +12,7 @@ from vqjax.errors import UserError
 from vqjax.functional.chunks import sum_in_chunks
 from vqjax.functional.entropy import global_entropy
 from vqjax.functional.norms import normalize
+from vqjax.functional.numbers import Number, is_weight, is_zero
 from vqjax.functional.search import similarity
 
 Mask = Bool[Array, "*batch"] | None
@@ -53,7 +52,7 @@ def assignment_entropies(
     z: Float[Array, "*batch dim"],
     codes: Float[Array, "codes dim"],
     *,
-    inverse_temperature: float = 100.0,
+    inverse_temperature: Number = 100.0,
     distance: str = "euclidean",
     form: str = "softmax",
     mask: Mask = None,
@@ -129,7 +128,7 @@ class Regularizer(Protocol):
       needs_learned_codes: Whether the gradient of the term reaches nothing but the codes.
     """
 
-    weight: float
+    weight: Number
     name: ClassVar[str]
     needs_learned_codes: ClassVar[bool]
 
@@ -175,7 +174,7 @@ class Orthogonality:
       0.0
     """
 
-    weight: float
+    weight: Number
     active_only: bool = False
     name: ClassVar[str] = "orthogonality"
     needs_learned_codes: ClassVar[bool] = True
@@ -200,8 +199,8 @@ class Orthogonality:
 class _EntropyRegularizer(abc.ABC):
     """Base of the terms that are computed from :func:`assignment_entropies`."""
 
-    weight: float
-    inverse_temperature: float = 100.0
+    weight: Number
+    inverse_temperature: Number = 100.0
     needs_learned_codes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -299,8 +298,8 @@ class EntropyLoss:
     Source: Chang et al., 2022 (arXiv 2202.04200), and the authors' code (google-research/maskgit).
     """
 
-    weight: float
-    temperature: float = 0.01
+    weight: Number
+    temperature: Number = 0.01
     form: Literal["softmax", "argmax"] = "softmax"
     name: ClassVar[str] = "entropy_loss"
     needs_learned_codes: ClassVar[bool] = False
@@ -308,7 +307,7 @@ class EntropyLoss:
     def __post_init__(self) -> None:
         _check_weight("weight", self.weight)
         _check_weight("temperature", self.temperature)
-        if self.temperature == 0:
+        if is_zero(self.temperature):
             raise UserError("temperature must be above 0, got 0; use form='argmax' for the choice itself.")
         if self.form not in ("softmax", "argmax"):
             raise UserError(f"form must be 'softmax' or 'argmax', got {self.form!r}.")
@@ -328,6 +327,6 @@ class EntropyLoss:
         return per_token - batch
 
 
-def _check_weight(name: str, value: float) -> None:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+def _check_weight(name: str, value: Number) -> None:
+    if not is_weight(value):
         raise UserError(f"{name} must be a finite number of at least 0, got {value!r}.")

@@ -14,6 +14,8 @@ import numpy as np
 from jax.scipy.stats import cauchy, laplace, logistic, norm
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vqjax.functional.numbers import Number
+
 BOUNDS = ("paper", "asymmetric", "symmetric")
 """Placements of an even number of levels around zero, see :func:`bounded`."""
 
@@ -177,7 +179,7 @@ def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Level
     return jnp.argmin(jnp.where(jnp.broadcast_to(exists, shape), distance, jnp.inf), axis=-1).astype(jnp.int32)
 
 
-def soft_clamp(x: Features, limits: Sequence[int] | Sequence[float]) -> Features:
+def soft_clamp(x: Features, limits: Sequence[int] | Sequence[Number]) -> Features:
     r"""Limit features smoothly: :math:`c \tanh(x / c)`.
 
     Args:
@@ -192,11 +194,11 @@ def soft_clamp(x: Features, limits: Sequence[int] | Sequence[float]) -> Features
       >>> print(soft_clamp(jnp.array([0.01, 100.0]), (2.0, 2.0)).round(3))
       [0.01 2.  ]
     """
-    limit = per_feature(np.asarray(limits), x)
+    limit = per_feature(limits, x)
     return limit * jnp.tanh(x / limit)
 
 
-def per_feature(numbers: Sequence[int] | Sequence[float] | np.ndarray, like: Features) -> Features:
+def per_feature(numbers: Sequence[int] | Sequence[Number] | np.ndarray, like: Features) -> Features:
     """Broadcast one number per feature to the shape of ``like``, in float32."""
     return jnp.broadcast_to(jnp.asarray(numbers, jnp.float32), like.shape)
 

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vqjax.errors import UserError
 from vqjax.functional.chunks import chunk_size, map_in_chunks
+from vqjax.functional.numbers import Number
 
 _PRECISION = jax.lax.Precision.HIGHEST
 _MIN_CODES_PER_CHUNK = 128
@@ -185,7 +186,7 @@ def sample_codes(
     z: Float[Array, "*batch dim"],
     codes: Float[Array, "codes dim"],
     *,
-    temperature: float,
+    temperature: Number,
     distance: str = "euclidean",
 ) -> Int[Array, "*batch"]:
     r"""Draw a code for each latent, nearer codes with higher probability.

@@ -21,6 +21,7 @@ from vqjax.quantizers.residual import ResidualVQ as ResidualVQ
 from vqjax.quantizers.scalar import FSP as FSP
 from vqjax.quantizers.scalar import FSQ as FSQ
 from vqjax.quantizers.scalar import LatentQuantizer as LatentQuantizer
+from vqjax.quantizers.settings import replace_settings as replace_settings
 from vqjax.quantizers.transforms import ImplicitCodebook as ImplicitCodebook
 from vqjax.quantizers.transforms import LearnedAffine as LearnedAffine
 from vqjax.quantizers.transforms import LinearTransform as LinearTransform

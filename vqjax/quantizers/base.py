@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
 from vqjax.functional.metrics import masked_mean
+from vqjax.functional.numbers import Number
 from vqjax.quantizers.boxes import read
 from vqjax.quantizers.validation import check_input, require
 
@@ -205,7 +206,7 @@ class Quantizer(nn.Module, abc.ABC):
         return self
 
     @property
-    def sync_nu(self) -> float:
+    def sync_nu(self) -> Number:
         """Weight with which the task's gradient reaches the codes as well."""
         return 0.0
 

@@ -22,12 +22,12 @@ from vqjax.functional.binary import (
 from vqjax.functional.metrics import index_statistics
 from vqjax.functional.mixed_radix import to_index, to_levels
 from vqjax.functional.norms import normalize
+from vqjax.functional.numbers import Number, is_number, is_traced
 from vqjax.functional.scalar import soft_clamp
 from vqjax.quantizers.base import Quantizer, QuantizerOutput, Scalar, decode_valid, zero_where_masked
 from vqjax.quantizers.grid import Features, GridCodes, GridQuantizer, Levels, TokenMask
 from vqjax.quantizers.validation import (
     check_flags,
-    is_number,
     require,
     require_count,
     require_positive,
@@ -97,15 +97,15 @@ class LFQ(GridQuantizer):
 
     bits: int
     num_codebooks: int = 1
-    scale: float = 1.0
-    entropy_weight: float = 0.1
-    diversity_gamma: float = 1.0
-    inverse_temperature: float = 100.0
-    commitment_weight: float = 0.0
+    scale: Number = 1.0
+    entropy_weight: Number = 0.1
+    diversity_gamma: Number = 1.0
+    inverse_temperature: Number = 100.0
+    commitment_weight: Number = 0.0
     bits_per_group: int | None = None
-    soft_clamp: float | None = None
+    soft_clamp: Number | None = None
     orthogonal_rotation: bool = False
-    smallest_probability: float | None = None
+    smallest_probability: Number | None = None
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
@@ -119,9 +119,10 @@ class LFQ(GridQuantizer):
             advice = "a group holds a probability for each of its codes"
             require_count("bits_per_group", self.bits_per_group, largest=20, advice=advice)
         clamp, probability = self.soft_clamp, self.smallest_probability
-        in_range = clamp is None or (is_number(clamp) and self.scale <= clamp < math.inf)
+        reached = lambda clamp: is_traced(self.scale) or self.scale <= clamp < math.inf  # noqa: E731
+        in_range = clamp is None or is_number(clamp, reached)
         require(in_range, "soft_clamp", clamp, f"at least scale={self.scale}, so that codes can be reached, or None")
-        in_range = probability is None or (is_number(probability) and 0 < probability < 1)
+        in_range = probability is None or is_number(probability, lambda probability: 0 < probability < 1)
         require(in_range, "smallest_probability", probability, "in (0, 1), such as 1e-5, or None")
         one_group = len(group_sizes(self.bits, self._largest_group)) == 1
         advice = (
@@ -130,7 +131,7 @@ class LFQ(GridQuantizer):
         require(one_group or probability is None, "smallest_probability", probability, "None", advice)
 
     @property
-    def length(self) -> float:
+    def length(self) -> Number:
         """The distance of each feature of a code from zero."""
         return self.scale
 
@@ -213,7 +214,7 @@ class BSQ(LFQ):
     """
 
     @property
-    def length(self) -> float:
+    def length(self) -> Number:
         return self.scale / math.sqrt(self.bits)
 
     def preprocess(self, x: Features) -> Features:
@@ -266,8 +267,8 @@ class BinaryMapper(Quantizer):
     fits_residual = False
 
     bits: int
-    free_nats: float = math.log(2)
-    temperature: float = 1.0
+    free_nats: Number = math.log(2)
+    temperature: Number = 1.0
     axis_name: str | None = None
 
     def __post_init__(self) -> None:

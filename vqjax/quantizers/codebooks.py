@@ -29,8 +29,9 @@ from vqjax.functional.codebook import (
     update_relative_usage,
 )
 from vqjax.functional.norms import normalize
+from vqjax.functional.numbers import Number, is_traced, is_weight
 from vqjax.quantizers.transforms import has_inverse, is_learned, takes_condition
-from vqjax.quantizers.validation import is_count, is_fraction, is_weight, require
+from vqjax.quantizers.validation import is_count, is_fraction, require
 
 Codes = Float[Array, "*codebooks codes dim"]
 Condition = Float[Array, "*batch features"] | None
@@ -84,7 +85,7 @@ class Replacement:
       True
     """
 
-    below: float | None = 0.01
+    below: Number | None = 0.01
     unused_after: int | None = None
 
     def __post_init__(self) -> None:
@@ -314,11 +315,11 @@ class EMACodebook(BaseCodebook):
     Source: van den Oord et al., 2017 (arXiv 1711.00937), Appendix A.1.
     """
 
-    decay: float = 0.99
-    smoothing: float = 0.0
+    decay: Number = 0.99
+    smoothing: Number = 0.0
     start: Literal["empty", "one_token", "sums_only"] = "empty"
     accumulation_steps: int = 1
-    dead_code_threshold: float = 0.01
+    dead_code_threshold: Number = 0.01
     replace: Replacement | None = None
     transform: nn.Module | None = None
 
@@ -443,10 +444,10 @@ class GradientCodebook(BaseCodebook):
 
     in_params: ClassVar[bool] = True
 
-    weight: float = 1.0
-    sync_nu: float = 0.0
-    decay: float = 0.99
-    dead_code_threshold: float = 0.01
+    weight: Number = 1.0
+    sync_nu: Number = 0.0
+    decay: Number = 0.99
+    dead_code_threshold: Number = 0.01
     replace: Replacement | None = None
     transform: nn.Module | None = None
 
@@ -541,14 +542,14 @@ class FrozenCodebook(BaseCodebook):
     tracks_usage: ClassVar[bool] = False
 
     transform: nn.Module | None = None
-    weight: float = 1.0
-    sync_nu: float = 0.0
+    weight: Number = 1.0
+    sync_nu: Number = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, default in (("weight", 1.0), ("sync_nu", 0.0)):
             value = getattr(self, name)
-            effective = value == default or self.is_learned
+            effective = self.is_learned or (not is_traced(value) and value == default)
             require(effective, name, value, f"{default} unless the transform has parameters")
 
     def restart(self, variables: Variables, clusters: Codebook) -> Variables:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Integer
 
 from vqjax.errors import UserError
 from vqjax.estimators import Estimator
+from vqjax.functional.numbers import Number
 from vqjax.quantizers.base import (
     Features,
     Indices,
@@ -122,7 +123,7 @@ class Grouped(Quantizer):
         return None if limits is None else limits * self.groups
 
     @property
-    def sync_nu(self) -> float:
+    def sync_nu(self) -> Number:
         """The ``sync_nu`` of ``quantizer``."""
         return self.quantizer.sync_nu
 

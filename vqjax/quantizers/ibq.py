@@ -12,6 +12,7 @@ from vqjax.errors import UserError
 from vqjax.estimators import Estimator, index_backpropagation, largest_inner_product
 from vqjax.functional.codebook import assign
 from vqjax.functional.metrics import geometry_statistics, perplexity, usage
+from vqjax.functional.numbers import Number, to_scalar
 from vqjax.functional.regularizers import Regularizer
 from vqjax.quantizers.base import (
     Codes,
@@ -78,10 +79,10 @@ class IBQ(Quantizer):
     differs_in_training = False
 
     num_codes: int
-    temperature: float = 1.0
-    quantization_weight: float = 1.0
-    commitment_weight: float = 1.0
-    codebook_weight: float = 0.25
+    temperature: Number = 1.0
+    quantization_weight: Number = 1.0
+    commitment_weight: Number = 1.0
+    codebook_weight: Number = 0.25
     codebook_init: Callable = nn.initializers.normal(1.0)
     axis_name: str | None = None
     regularizers: tuple[Regularizer, ...] = ()
@@ -127,7 +128,7 @@ class IBQ(Quantizer):
             self.param("codes", self.codebook_init, (self.num_codes, z.shape[-1]), jnp.float32)
         codes = self._codes(z.shape[-1])
         vectors = zero_where_masked(z, mask).astype(jnp.float32)
-        quantized, indices = index_backpropagation(vectors, codes, temperature=float(self.temperature))
+        quantized, indices = index_backpropagation(vectors, codes, temperature=to_scalar(self.temperature))
         loss, metrics = self._losses(vectors, quantized, indices, mask)
         metrics |= self._errors(vectors, quantized, mask) | geometry_statistics(
             vectors, quantized, mask, self._batch_axis

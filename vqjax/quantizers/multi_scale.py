@@ -15,11 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
 from vqjax.estimators.jacobian import with_gradient_of
+from vqjax.functional.numbers import Number, is_number
 from vqjax.functional.resampling import adaptive_average_pool, interpolate_linearly
 from vqjax.quantizers.base import QuantizerOutput, int32_indices, zero_where_masked
 from vqjax.quantizers.residual import StagedQuantizer, keep_stage
 from vqjax.quantizers.transforms import takes_condition
-from vqjax.quantizers.validation import is_count, is_number, require, require_count
+from vqjax.quantizers.validation import is_count, require, require_count
 from vqjax.quantizers.vector import VectorQuantizer
 
 Map = Float[Array, "*space dim"]
@@ -42,7 +43,7 @@ class Phi(nn.Module):
     Source: Tian et al., 2024 (arXiv 2404.02905), Section 3.2; the mixture is that of the authors' code.
     """
 
-    weight: float
+    weight: Number
     spatial_dims: int
 
     @nn.compact
@@ -115,10 +116,10 @@ class MultiScaleVQ(StagedQuantizer):
     scales: Sequence[int | Sequence[int]]
     spatial_dims: int = 2
     shared_codebook: bool = True
-    phi_weight: float | None = 0.5
+    phi_weight: Number | None = 0.5
     num_phi: int | None = 1
     gradient: Literal["total", "per_scale"] = "total"
-    dropout: float | None = None
+    dropout: Number | None = None
     dropout_min_scales: int = 1
 
     def __post_init__(self) -> None:
@@ -134,7 +135,7 @@ class MultiScaleVQ(StagedQuantizer):
         object.__setattr__(self, "scales", tuple(s if is_count(s) else tuple(s) for s in self.scales))
         grows = bool(np.all(np.diff(np.array(self.shapes), axis=0) >= 0))
         require(grows, "scales", self.scales, "from coarse to fine, no size smaller than before")
-        in_range = self.phi_weight is None or (is_number(self.phi_weight) and 0 < self.phi_weight <= 1)
+        in_range = self.phi_weight is None or is_number(self.phi_weight, lambda weight: 0 < weight <= 1)
         require(in_range, "phi_weight", self.phi_weight, "a number in (0, 1], or None for no convolutions")
         if self.num_phi is not None:
             require_count("num_phi", self.num_phi, largest=len(self.scales))

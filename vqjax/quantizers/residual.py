@@ -15,6 +15,7 @@ from vqjax.errors import UserError
 from vqjax.estimators import chooses_codes, get_estimator, keyword_names, straight_through
 from vqjax.functional.beam_search import beam_search
 from vqjax.functional.metrics import geometry_statistics
+from vqjax.functional.numbers import Number, is_zero, to_scalar
 from vqjax.functional.scalar import soft_clamp
 from vqjax.quantizers.base import (
     Features,
@@ -50,7 +51,7 @@ def draw_depths(
     num_examples: int,
     num_stages: int,
     *,
-    probability: float,
+    probability: Number,
     min_stages: int = 1,
     multiple: int = 1,
 ) -> Depths:
@@ -81,7 +82,7 @@ def draw_depths(
     coin_key, depth_key = jax.random.split(key)
     depths = jax.random.randint(depth_key, (num_examples,), min_stages, num_stages + 1)
     depths = jnp.minimum(-(-depths // multiple) * multiple, num_stages)
-    drops = jax.random.bernoulli(coin_key, float(probability), (num_examples,))
+    drops = jax.random.bernoulli(coin_key, to_scalar(probability), (num_examples,))
     return jnp.where(drops, depths, num_stages).astype(jnp.int32)
 
 
@@ -241,8 +242,8 @@ class Residual(StagedQuantizer):
     implicit_codebooks: ImplicitCodebook | None = None
     beam_size: int = 1
     beam_size_eval: int | None = None
-    soft_clamp: float | None = None
-    dropout: float | None = None
+    soft_clamp: Number | None = None
+    dropout: Number | None = None
     dropout_min_stages: int = 1
     dropout_multiple: int = 1
 
@@ -514,7 +515,7 @@ class Residual(StagedQuantizer):
         """Return the sum of the codes with its gradient to the input and, if ``sync_nu`` > 0, to the codes."""
         crossed, weight = self._apply_estimator(x, codes, mask, train), self.quantizer.sync_nu
         # The second term is zero, so the value is that of the first bit for bit; it carries a gradient to the codes.
-        return crossed + weight * (codes - jax.lax.stop_gradient(codes)) if weight else crossed
+        return crossed + weight * (codes - jax.lax.stop_gradient(codes)) if not is_zero(weight) else crossed
 
     def _update_shared_codebook(
         self, residuals: list[Vectors], indices: Indices, masks: list[Mask]

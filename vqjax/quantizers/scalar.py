@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.estimators import straight_through
+from vqjax.functional.numbers import Number, is_number, is_traced, to_scalar
 from vqjax.functional.scalar import (
     BOUNDS,
     DISTRIBUTIONS,
@@ -30,7 +31,6 @@ from vqjax.quantizers.boxes import read
 from vqjax.quantizers.grid import Features, GridCodes, GridQuantizer, Levels, TokenMask
 from vqjax.quantizers.validation import (
     is_count,
-    is_number,
     require,
     require_choice,
     require_probability,
@@ -111,7 +111,7 @@ class FSQ(LevelQuantizer):
     num_codebooks: int = 1
     bound: Literal["paper", "asymmetric", "symmetric"] = "asymmetric"
     hard_clamp: bool | None = None
-    noise_dropout: float | None = None
+    noise_dropout: Number | None = None
     orthogonal_rotation: bool = False
     axis_name: str | None = None
 
@@ -171,7 +171,7 @@ class FSQ(LevelQuantizer):
         half_step = jnp.broadcast_to(1 / (np.asarray(self.levels, np.float32) - 1), values.shape)
         noise = half_step * jax.random.uniform(noise_key, values.shape, minval=-1.0)
         moved = jnp.clip(values + noise, -1.0, 1.0)
-        return jnp.where(jax.random.bernoulli(where_key, float(self.noise_dropout), values.shape), moved, values)
+        return jnp.where(jax.random.bernoulli(where_key, to_scalar(self.noise_dropout), values.shape), moved, values)
 
 
 class FSQStage(LevelQuantizer):
@@ -260,7 +260,7 @@ class FSP(LevelQuantizer):
     """
 
     activation: str = "tanh"
-    quantize_rate: float = 0.0
+    quantize_rate: Number = 0.0
     invert: bool = False
     moments: str | None = "tanh"
     num_codebooks: int = 1
@@ -270,13 +270,13 @@ class FSP(LevelQuantizer):
         super().__post_init__()
         require_choice("activation", self.activation, DISTRIBUTIONS)
         require_choice("moments", self.moments, (*MOMENTS, None))
-        in_range = is_number(self.quantize_rate) and 0 <= self.quantize_rate <= 1
+        in_range = is_number(self.quantize_rate, lambda rate: 0 <= rate <= 1)
         require(in_range, "quantize_rate", self.quantize_rate, "a probability in [0, 1]")
 
     @property
     def differs_in_training(self) -> bool:
         """True if training adds noise."""
-        return self.quantize_rate < 1
+        return is_traced(self.quantize_rate) or self.quantize_rate < 1
 
     @property
     def fits_residual(self) -> bool:
@@ -287,7 +287,7 @@ class FSP(LevelQuantizer):
         p = DISTRIBUTIONS[self.activation].cdf(x)
         levels = bins(p, self.levels)
         values = self.values(levels)
-        if train and self.quantize_rate < 1:
+        if train and self.differs_in_training:
             values = self._with_noise(p, values)
         return GridCodes(levels, straight_through(self.latents(x), values))
 
@@ -316,7 +316,7 @@ class FSP(LevelQuantizer):
     def _with_noise(self, p: Features, values: Features) -> Features:
         where_key, noise_key = jax.random.split(self._draw_key(f"quantize_rate={self.quantize_rate}, below 1,"))
         noisy = self._code_of(perturbed(noise_key, p, self.levels))
-        return jnp.where(jax.random.bernoulli(where_key, float(self.quantize_rate), p.shape), values, noisy)
+        return jnp.where(jax.random.bernoulli(where_key, to_scalar(self.quantize_rate), p.shape), values, noisy)
 
 
 class LatentQuantizer(LevelQuantizer):
@@ -368,8 +368,8 @@ class LatentQuantizer(LevelQuantizer):
     """
 
     num_codebooks: int = 1
-    commitment_weight: float = 0.1
-    quantization_weight: float = 0.1
+    commitment_weight: Number = 0.1
+    quantization_weight: Number = 0.1
     learn_values: bool = True
     axis_name: str | None = None
 

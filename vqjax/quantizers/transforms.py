@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError
 from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
+from vqjax.functional.numbers import Number
 from vqjax.quantizers.boxes import read, write
 from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive
 
@@ -72,7 +73,7 @@ class LearnedAffine(nn.Module):
     Source: Huh et al., ICML 2023 ("Straightening out the straight-through estimator"), Section 4.1.
     """
 
-    learning_rate_scale: float = 1.0
+    learning_rate_scale: Number = 1.0
     groups: int = 1
 
     def __post_init__(self) -> None:
@@ -136,8 +137,8 @@ class RunningAffine(nn.Module):
     Source: Huh et al., ICML 2023; the decays are those of vector-quantize-pytorch.
     """
 
-    token_decay: float = 0.99
-    code_decay: float = 0.9
+    token_decay: Number = 0.99
+    code_decay: Number = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()

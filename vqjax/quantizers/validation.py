@@ -1,8 +1,6 @@
 """Argument validation of the quantizers."""
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Iterable
 
 import flax.linen as nn
@@ -11,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError
+from vqjax.functional.numbers import is_number, is_positive, is_weight
 
 
 def check_flags(module: nn.Module) -> None:
@@ -38,19 +37,9 @@ def check_input(z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | Non
         raise UserError(f"mask must be {expected}, got {mask.dtype}{list(mask.shape)}.")
 
 
-def is_number(value: object) -> bool:
-    """Return True for a real number; booleans are not."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def is_weight(value: object) -> bool:
-    """Return True for a finite number of at least zero."""
-    return is_number(value) and 0 <= value < math.inf
-
-
 def is_fraction(value: object) -> bool:
     """Return True for a number of at least zero and below one."""
-    return is_number(value) and 0 <= value < 1
+    return is_number(value, lambda number: 0 <= number < 1)
 
 
 def is_count(value: object) -> bool:
@@ -79,12 +68,12 @@ def require_weight(name: str, value: object) -> None:
 
 def require_positive(name: str, value: object) -> None:
     """Refuse what is not a finite number above 0."""
-    require(is_weight(value) and value > 0, name, value, "a finite number above 0")
+    require(is_positive(value), name, value, "a finite number above 0")
 
 
 def require_probability(name: str, value: object) -> None:
     """Refuse what is neither a probability above 0 nor None, which disables the option."""
-    in_range = value is None or (is_number(value) and 0 < value <= 1)
+    in_range = value is None or is_number(value, lambda number: 0 < number <= 1)
     require(in_range, name, value, "a probability in (0, 1], or None")
 
 

@@ -17,6 +17,7 @@ from vqjax.functional.codebook import Assignment, Codebook, assign
 from vqjax.functional.kmeans import kmeans
 from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.norms import normalize
+from vqjax.functional.numbers import Number, is_traced, is_zero
 from vqjax.functional.regularizers import Regularizer
 from vqjax.functional.search import (
     nearest_codes,
@@ -41,7 +42,6 @@ from vqjax.quantizers.validation import (
     check_flags,
     check_input,
     is_count,
-    is_number,
     require,
     require_count,
     require_positive,
@@ -160,13 +160,13 @@ class VectorQuantizer(Quantizer):
     distance: Literal["euclidean", "cosine"] = "euclidean"
     estimator: str | Estimator = "rotation"
     codebook: str | BaseCodebook = "ema"
-    commitment_weight: float = 0.25
+    commitment_weight: Number = 0.25
     codebook_dim: int | None = None
     heads: int = 1
     codebook_init: Callable = unit_scale_uniform
     axis_name: str | None = None
     separate_codebooks: bool = False
-    sampling_temperature: float | None = None
+    sampling_temperature: Number | None = None
     regularizers: tuple[Regularizer, ...] = ()
     codebook_shards: int = 1
 
@@ -222,7 +222,8 @@ class VectorQuantizer(Quantizer):
     def _require_off(self, advice: str, **off: object) -> None:
         """Refuse options that are not off."""
         for name, value in off.items():
-            require(getattr(self, name) == value, name, getattr(self, name), repr(value), advice)
+            current = getattr(self, name)
+            require(not is_traced(current) and current == value, name, current, repr(value), advice)
 
     def setup(self) -> None:
         self._codebook = self.codebook
@@ -247,12 +248,12 @@ class VectorQuantizer(Quantizer):
         return self.heads if self.separate_codebooks else 1
 
     @property
-    def sync_nu(self) -> float:
+    def sync_nu(self) -> Number:
         """The codebook's weight with which the task's gradient reaches the codes."""
         return self.codebook.sync_nu
 
     def without_estimator(self) -> "VectorQuantizer":
-        codebook = dataclasses.replace(self.codebook, sync_nu=0.0) if self.sync_nu else self.codebook
+        codebook = self.codebook if is_zero(self.sync_nu) else dataclasses.replace(self.codebook, sync_nu=0.0)
         return self.clone(parent=None, name=None, estimator=_pass_to_codes, codebook=codebook)
 
     @nn.compact
@@ -344,7 +345,7 @@ class VectorQuantizer(Quantizer):
             batch = latents, lookup.indices, counts, token_mask
             metrics |= self._update_codebook(variables, *batch, code_update_weights)
         quantized = lookup.quantized
-        if self.sync_nu:
+        if not is_zero(self.sync_nu):
             # The difference is zero but carries a gradient to the codes.
             quantized += self.sync_nu * (lookup.codes - jax.lax.stop_gradient(lookup.codes))
         quantized = zero_where_masked(self._from_code_space(quantized).astype(z.dtype), mask)
@@ -428,7 +429,7 @@ class VectorQuantizer(Quantizer):
         variables, transform = self._variables(z.shape[-1], update=True), self.codebook.transform
         if z.size == 0:
             raise UserError(f"z must have at least one token for kmeans_init, got shape {z.shape}.")
-        whole = is_count(iterations) or (is_number(iterations) and iterations == 0)
+        whole = is_count(iterations) or (isinstance(iterations, int | np.integer) and iterations == 0)
         require(whole, "iterations", iterations, "a non-negative integer")
         invertible = transform is None or has_inverse(transform)
         require(invertible, "codebook.transform", transform, "invertible (have a method to_base) for kmeans_init")

@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
+from vqjax.functional.numbers import Number, is_number, to_scalar
 from vqjax.quantizers.codebooks import GradientCodebook
-from vqjax.quantizers.validation import is_number, require
+from vqjax.quantizers.validation import require
 
 
-def standard(beta: float = 0.25, **options: Any) -> dict[str, Any]:
+def standard(beta: Number = 0.25, **options: Any) -> dict[str, Any]:
     """Return the arguments of the original weighting: beta on the commitment, one on the codebook.
 
     Args:
@@ -26,7 +27,7 @@ def standard(beta: float = 0.25, **options: Any) -> dict[str, Any]:
     return _arguments(_checked(beta, math.inf), 1.0, options)
 
 
-def taming_legacy(beta: float = 0.25, **options: Any) -> dict[str, Any]:
+def taming_legacy(beta: Number = 0.25, **options: Any) -> dict[str, Any]:
     """Return the arguments of the reversed weighting: one on the commitment, beta on the codebook.
 
     It is that of taming-transformers with ``legacy=True``, and of latent diffusion.
@@ -49,7 +50,7 @@ def taming_legacy(beta: float = 0.25, **options: Any) -> dict[str, Any]:
     return _arguments(1.0, _checked(beta, math.inf), options)
 
 
-def vqtorch(beta: float = 0.95, **options: Any) -> dict[str, Any]:
+def vqtorch(beta: Number = 0.95, **options: Any) -> dict[str, Any]:
     """Return the arguments of the weighting of vqtorch: one minus beta on the commitment, beta on the codebook.
 
     Args:
@@ -66,15 +67,15 @@ def vqtorch(beta: float = 0.95, **options: Any) -> dict[str, Any]:
 
     Source: Huh et al., ICML 2023.
     """
-    return _arguments(1.0 - _checked(beta, 1.0), float(beta), options)
+    return _arguments(1.0 - _checked(beta, 1.0), to_scalar(beta), options)
 
 
-def _arguments(commitment_weight: float, codebook_weight: float, options: dict[str, Any]) -> dict[str, Any]:
+def _arguments(commitment_weight: Number, codebook_weight: Number, options: dict[str, Any]) -> dict[str, Any]:
     return {"commitment_weight": commitment_weight, "codebook": GradientCodebook(weight=codebook_weight, **options)}
 
 
-def _checked(beta: float, largest: float) -> float:
-    in_range = is_number(beta) and 0 <= beta <= largest and not math.isinf(beta)
+def _checked(beta: Number, largest: Number) -> Number:
+    in_range = is_number(beta, lambda beta: 0 <= beta <= largest and not math.isinf(beta))
     allowed = "at least 0" if math.isinf(largest) else f"in [0, {largest:g}]"
     require(in_range, "beta", beta, f"a number {allowed}", "use, for example, 0.25")
-    return float(beta)
+    return to_scalar(beta)

@@ -53,14 +53,15 @@ class DecoderGradientTask(VQVAETask):
         augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
         images = to_model_range(self.augment(augment_key, batch["image"]))
         rngs = {"quantizer": quantizer_key, "dropout": dropout_key}
+        model = self.model_at(state.step)
 
         def decoder_loss(params: PyTree, latents: Array) -> tuple[Float[Array, ""], Array]:
             decode = {"method": "decode_latents", "train": True, "rngs": rngs}
-            reconstruction = self.model.apply({"params": params}, latents, **decode)
+            reconstruction = model.apply({"params": params}, latents, **decode)
             return self.loss(reconstruction, images), reconstruction
 
         def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
-            (latents, output), variables = self.model.apply(
+            (latents, output), variables = model.apply(
                 {"params": params, **state.variables[NETWORK]},
                 images,
                 method=_quantize,

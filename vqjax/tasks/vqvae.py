@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
@@ -18,6 +18,7 @@ from vqjax.evaluation import Metric, Pictures, tokenizer_metrics
 from vqjax.models import VQVAE
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.settings import replace_settings
 from vqjax.reporting import comparison_sheet
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
@@ -38,6 +39,8 @@ class VQVAETask(Task):
       kmeans_init: Whether to initialize the codebook of a new run with k-means on the untrained encoder's latents.
       ema_decay: Decay of an exponential moving average of the parameters, which is saved alongside them and used for
         evaluation; None keeps no average.
+      schedules: Values of the quantizer's fields as functions of the step, by name; see
+        :func:`vqjax.quantizers.replace_settings`.
 
     Raises:
       UserError: ``ema_decay`` is out of range, or the quantizer does not support k-means initialization.
@@ -63,6 +66,7 @@ class VQVAETask(Task):
     _: dataclasses.KW_ONLY
     kmeans_init: bool = False
     ema_decay: float | None = None
+    schedules: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict, hash=False)
 
     mutable_fields: ClassVar = frozenset({"quantizer.codebook_shards"})
 
@@ -110,14 +114,22 @@ class VQVAETask(Task):
             ema_params=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
 
+    def model_at(self, step: Int[Array, ""]) -> VQVAE:
+        """Return the autoencoder with the scheduled values of a step, which may be traced."""
+        if not self.schedules:
+            return self.model
+        settings = {name: schedule(step) for name, schedule in self.schedules.items()}
+        return self.model.clone(quantizer=replace_settings(self.model.quantizer, settings))
+
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         """Take one optimizer step and one codebook update; see :meth:`Task.train_step`."""
         augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
         images = to_model_range(self.augment(augment_key, batch["image"]))
+        model = self.model_at(state.step)
 
         def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
             # Quantizes with the codebook from before this step's update; `variables` contain the updated one.
-            output, variables = self.model.apply(
+            output, variables = model.apply(
                 {"params": params, **state.variables[NETWORK]},
                 images,
                 train=True,
@@ -164,7 +176,7 @@ class VQVAETask(Task):
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return reconstructions, code indices and the quantizer's metrics; see :meth:`Task.evaluate`."""
-        model = self.model.clone(microbatches=1)
+        model = self.model_at(state.step).clone(microbatches=1)
         output = model.apply(state.evaluated(NETWORK), to_model_range(batch["image"]), batch["valid"], train=False)
         return {
             "reconstruction": output.reconstruction,

@@ -23,6 +23,7 @@ from vqjax.tasks.registry import TASKS
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.optimizer import OPTIMIZERS, build_optimizer
+from vqjax.training.schedules import build_schedules
 
 # No training step has this number, and a run that is made longer later starts from the same state.
 _DATA_KEY = 2**31 - 1
@@ -46,7 +47,10 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
         loss = LOSSES.build(images=images, **config.loss)
     with within("config.optimizer"):
         optimizer = _build_optimizers(config.optimizer, config.num_steps)
+    with within("config.schedules"):
+        schedules = build_schedules(config.schedules, model.quantizer)
     parts = {
+        "schedules": schedules,
         "model": model.clone(microbatches=config.gradient_accumulation or 1),
         "loss": loss,
         "optimizer": optimizer,
@@ -54,6 +58,8 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
     }
     # A task takes the parts that it needs.
     wanted = TASKS.call(config.task.name).others
+    if schedules and "schedules" not in wanted:
+        raise UserError(f"config.schedules must be empty for the task {config.task.name!r}, which has no schedules.")
     with within("config.task"):
         task = TASKS.build(**{name: part for name, part in parts.items() if name in wanted}, **config.task)
     numbers = {number for metric in task.metrics for number in metric.protocol}

@@ -26,6 +26,7 @@ from vqjax.runtime.paths import local_path
 from vqjax.runtime.signature import Call, Registry, within
 from vqjax.tasks.registry import TASKS
 from vqjax.training.optimizer import OPTIMIZERS
+from vqjax.training.schedules import SCHEDULES
 
 Group = Mapping[str, Any]
 
@@ -54,6 +55,7 @@ class Run:
     data: Group  # the images: vqjax/data/sources.py, and the fields of Feeding
     model: Group  # encoder and decoder: vqjax/models/registry.py
     quantizer: Group  # vqjax/quantizers/registry.py
+    schedules: Group = dataclasses.field(default_factory=dict)  # of the quantizer: vqjax/training/schedules.py
     loss: Group  # of the reconstruction: vqjax/losses/registry.py
     optimizer: Group  # vqjax/training/optimizer.py; a dictionary of such groups if several networks are trained
 
@@ -121,6 +123,7 @@ GROUPS: dict[str, Registry] = {
     "quantizer": QUANTIZERS,
     "loss": LOSSES,
     "optimizer": PerNetwork(OPTIMIZERS),
+    "schedules": SCHEDULES,
 }
 """What the groups of a config choose from."""
 
