@@ -140,7 +140,12 @@ def _space_to_depth(x: Images) -> Images:
 
 
 def apply_in_parts(
-    module: nn.Module, batch: Float[Array, "batch ..."], *, microbatches: int = 1, train: bool | None = None
+    module: nn.Module,
+    batch: Float[Array, "batch ..."],
+    *,
+    microbatches: int = 1,
+    train: bool | None = None,
+    method: str = "__call__",
 ) -> Float[Array, "batch ..."]:
     """Apply a module to a batch in ``microbatches`` equal parts, one after another, to save memory.
 
@@ -152,8 +157,8 @@ def apply_in_parts(
       module: Module that treats every row of the batch independently; batch normalization sees one part at a time.
       batch: Rows of any shape.
       microbatches: Number of parts, a divisor of the number of rows.
-      train: Passed on to modules whose ``__call__`` has an argument ``train``, and to be given for these except in
-        ``init``.
+      train: Passed on if the method has an argument ``train``, and to be given then except in ``init``.
+      method: Method of the module.
 
     Returns:
       The module's output for the whole batch.
@@ -171,19 +176,19 @@ def apply_in_parts(
       (4, 3)
     """
     options = {}
-    if "train" in inspect.signature(module.__call__).parameters:
+    if "train" in inspect.signature(getattr(module, method)).parameters:
         if train is None and not module.is_initializing():
             name = type(module).__name__
             raise UserError(f"train must be True or False for {name}, whose call takes it, got None; say which.")
         options["train"] = bool(train)
     # A scan cannot create the variables that it carries.
     if microbatches == 1 or module.is_initializing():
-        return module(batch, **options)
+        return getattr(module, method)(batch, **options)
     # Interleaved, so that every part holds rows of every device and no rows have to move between devices.
     parts = batch.reshape(-1, microbatches, *batch.shape[1:]).swapaxes(0, 1)
 
     def apply_to(module: nn.Module, _: None, part: Float[Array, "part ..."]) -> tuple[None, Float[Array, "part ..."]]:
-        return None, module(part, **options)
+        return None, getattr(module, method)(part, **options)
 
     # Inside a loop the compiler cannot merge the second computation with the first.
     recomputed = nn.remat(apply_to, prevent_cse=False)

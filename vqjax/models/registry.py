@@ -15,6 +15,8 @@ import flax.linen as nn
 from vqjax import quantizers
 from vqjax.errors import UserError
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
+from vqjax.models.vit import ViTDecoder, ViTEncoder
+from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE
 from vqjax.runtime.signature import Registry, within
 
@@ -115,12 +117,129 @@ def sonnet(
     return VQVAE(encoder, quantizer, decoder, precision=precision)
 
 
+def vqgan(
+    quantizer: nn.Module,
+    *,
+    channels: int = 128,
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+    num_res_blocks: int = 2,
+    attention_resolutions: tuple[int, ...] = (16,),
+    resolution: int = 256,
+    middle_attention: bool = True,
+    latent_dim: int = 256,
+    code_dim: int | None = None,
+    dropout: float | None = None,
+    remat: bool = False,
+    dtype: Dtype = "float32",
+    precision: Precision = "default",
+) -> VQVAE:
+    """Build the autoencoder of VQGAN; the defaults are taming-transformers' model for ImageNet.
+
+    Args:
+      quantizer: The quantizer of the latents.
+      channels: Channels of the first level, a multiple of 32.
+      multipliers: Channels of each level, from fine to coarse, as multiples of ``channels``; each level after the first
+        halves height and width.
+      num_res_blocks: Residual blocks of each level; the decoder has one more.
+      attention_resolutions: Heights of feature maps at which levels have attention, for an image of ``resolution``.
+      resolution: Height of the images for which the model is made.
+      middle_attention: Attention at the coarsest level, in the middle of encoder and decoder.
+      latent_dim: Features of the latents.
+      code_dim: Features of the codes, by a 1x1 convolution before the quantizer and one behind it; None for the
+        latents as they are.
+      dropout: Rate of dropout in the residual blocks; None for none.
+      remat: Compute each block again in the backward pass, instead of keeping its activations.
+      dtype: Dtype of the convolutions; parameters, norms and quantizer are in float32.
+      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A size is out of range.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> vqgan(VectorQuantizer(num_codes=16), channels=32, code_dim=8).encoder.code_dim
+      8
+
+    Source: Esser et al., 2021 (arXiv 2012.09841); Rombach et al., 2022 (arXiv 2112.10752).
+    """
+    _check_number("num_res_blocks", num_res_blocks, 1, 100)
+    _check_number("latent_dim", latent_dim, 1, LARGEST_DIM)
+    if code_dim is not None:
+        _check_number("code_dim", code_dim, 1, LARGEST_DIM)
+    for multiplier in multipliers:
+        _check_number("multipliers", multiplier, 1, 64)
+    size = {
+        "channels": channels,
+        "multipliers": multipliers,
+        "num_res_blocks": num_res_blocks,
+        "attention_resolutions": attention_resolutions,
+        "resolution": resolution,
+        "middle_attention": middle_attention,
+        "dropout": dropout,
+        "remat": remat,
+        "dtype": dtype,
+    }
+    encoder = VQGANEncoder(**size, latent_dim=latent_dim, code_dim=code_dim)
+    decoder = VQGANDecoder(**size, latent_dim=None if code_dim is None else latent_dim)
+    return VQVAE(encoder, quantizer, decoder, precision=precision)
+
+
+def vit_vqgan(
+    quantizer: nn.Module,
+    *,
+    patch_size: int = 8,
+    dim: int = 512,
+    depth: int = 8,
+    heads: int = 8,
+    mlp_dim: int = 2048,
+    code_dim: int = 32,
+    remat: bool = False,
+    dtype: Dtype = "float32",
+    precision: Precision = "default",
+) -> VQVAE:
+    """Build the autoencoder of ViT-VQGAN; the defaults are the small model of enhancing-transformers.
+
+    Args:
+      quantizer: The quantizer of the latents.
+      patch_size: Height and width of a patch in pixels.
+      dim: Features of a token.
+      depth: Number of transformer blocks of the encoder, and of the decoder.
+      heads: Heads of the attention, of 64 features each.
+      mlp_dim: Hidden features of the two-layer networks.
+      code_dim: Features of the codes.
+      remat: Compute each block again in the backward pass, instead of keeping its activations.
+      dtype: Dtype of the layers; parameters, norms and quantizer are in float32.
+      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A size is out of range.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> vit_vqgan(VectorQuantizer(num_codes=16), depth=2).decoder.depth
+      2
+
+    Source: Yu et al., 2022 (arXiv 2110.04627).
+    """
+    sizes = {"patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+    for name, value in (*sizes.items(), ("code_dim", code_dim)):
+        _check_number(name, value, 1, LARGEST_DIM)
+    options = sizes | {"remat": remat, "dtype": dtype}
+    return VQVAE(ViTEncoder(**options, code_dim=code_dim), quantizer, ViTDecoder(**options), precision=precision)
+
+
 def _check_number(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise UserError(f"{name} must be an integer from {low} to {high}, got {value}.")
 
 
-MODELS = Registry({"residual": residual, "sonnet": sonnet})
+MODELS = Registry({"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan})
 """The autoencoders by name."""
 
 defaults, build = MODELS.defaults, MODELS.build

@@ -104,6 +104,18 @@ class VQVAE(nn.Module):
         with jax.default_matmul_precision(self.precision):
             return apply_in_parts(self.decoder, latents, microbatches=self.microbatches, train=train)
 
+    def decode_features(
+        self, latents: Float[Array, "batch *grid dim"], *, train: bool | None = None
+    ) -> Float[Array, "batch *positions features"]:
+        """Return the input of the decoder's last layer, for decoders that have one apart."""
+        with jax.default_matmul_precision(self.precision):
+            return apply_in_parts(self.decoder, latents, microbatches=self.microbatches, train=train, method="features")
+
+    def to_images(self, features: Float[Array, "batch *positions features"]) -> Images:
+        """Return images from the input of the decoder's last layer."""
+        with jax.default_matmul_precision(self.precision):
+            return self.decoder.to_images(features)
+
     def encode(self, images: Images) -> Int[Array, " batch *tokens"]:
         """Return the code indices of images in [-1, 1]."""
         return self.quantizer.encode(self.latents(images, train=False))

@@ -1,11 +1,23 @@
 """Registry of tasks."""
 
+from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.runtime.signature import Registry
 from vqjax.tasks.alternating import AlternatingTask
 from vqjax.tasks.decoder_gradient import DecoderGradientTask
+from vqjax.tasks.vqgan import VQGANTask
 from vqjax.tasks.vqvae import VQVAETask
 
-TASKS = Registry({"vqvae": VQVAETask, "alternating": AlternatingTask, "decoder_gradient": DecoderGradientTask})
-"""The tasks by name; each takes a model, an optimizer, a loss, an augmentation and the config group ``task``."""
+_PARTS = {"discriminator": Registry({"patchgan": PatchGAN, "stylegan": StyleGANDiscriminator})}
+
+TASKS = Registry(
+    {
+        "vqvae": VQVAETask,
+        "alternating": AlternatingTask,
+        "decoder_gradient": DecoderGradientTask,
+        "vqgan": VQGANTask,
+    },
+    _PARTS,
+)
+"""Tasks by name: functions of model, optimizer, loss, augmentation and the arguments in the config group ``task``."""
 
 defaults, build = TASKS.defaults, TASKS.build

@@ -83,4 +83,5 @@ class TrainState(flax.struct.PyTreeNode):
         state = self.replace(step=self.step + 1)
         if ema_decay is None:
             return state
-        return state.replace(ema_params=optax.incremental_update(state.params, state.ema_params, 1 - ema_decay))
+        params = {network: state.params[network] for network in state.ema_params}
+        return state.replace(ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay))

@@ -1,0 +1,197 @@
+"""Adversarial training: both networks in one step, exactly weighted, and continued exactly."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vqjax import UserError, VectorQuantizer
+from vqjax.checkpointing.checkpoints import load_networks, load_tokenizer
+from vqjax.data import to_model_range
+from vqjax.losses.adversarial import ADVERSARIAL_LOSSES, adaptive_weight
+from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
+from vqjax.models.registry import build
+from vqjax.models.tokenizer import NETWORK
+from vqjax.reporting import MetricWriter
+from vqjax.tasks.vqgan import DISCRIMINATOR, VQGANTask
+from vqjax.training.loop import train
+
+KEY = jax.random.key(3)
+SIZE = {"channels": 32, "multipliers": (1, 1), "num_res_blocks": 1, "attention_resolutions": (), "latent_dim": 4}
+BATCH = {"image": np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)}
+
+
+def squared_error(reconstruction, images):
+    return jnp.mean(jnp.square(reconstruction - images))
+
+
+def make(model="vqgan", **options):
+    size = SIZE | {"middle_attention": False} if model == "vqgan" else {"width": 8, "latent_dim": 4}
+    networks = build(name=model, **size, quantizer=VectorQuantizer(16))
+    options = {"discriminator": PatchGAN(channels=4, num_layers=1)} | options
+    return VQGANTask(networks, options.pop("optimizer", optax.sgd(0.1)), squared_error, **options)
+
+
+@pytest.fixture(scope="module")
+def started():
+    return jax.jit(make().init)(KEY, BATCH)
+
+
+def step_of(task, state):
+    return jax.jit(task.train_step)(state, BATCH, jax.random.key(5))
+
+
+@pytest.fixture(scope="module")
+def stepped(started):
+    return step_of(make(), started)
+
+
+def test_the_gradient_is_that_of_the_weighted_sum(started, stepped):
+    """Beside plain differentiation of the whole loss, with the adaptive weight held constant."""
+    task, (after, metrics) = make(), stepped
+    images = to_model_range(jnp.asarray(BATCH["image"]))
+    variables = started.variables[NETWORK]
+
+    def losses(params):
+        output, _ = task.model.apply(
+            {"params": params, **variables},
+            images,
+            train=True,
+            mutable=list(variables),
+            rngs={"quantizer": KEY},
+        )
+        logits, _ = task.discriminator.apply(
+            started.trained(DISCRIMINATOR), output.reconstruction, train=True, mutable=["batch_stats"]
+        )
+        reconstruction = squared_error(output.reconstruction, images)
+        return reconstruction, ADVERSARIAL_LOSSES["hinge"].generator(logits), output.quantizer.loss
+
+    params = started.params[NETWORK]
+    separate = [jax.jit(jax.grad(lambda params, i=i: losses(params)[i]))(params) for i in range(3)]
+    weight = 0.8 * adaptive_weight(*(gradient["decoder"]["conv_out"]["kernel"] for gradient in separate[:2]))
+    np.testing.assert_allclose(metrics["d_weight"], weight, rtol=1e-4)
+    expected = jax.tree.map(lambda a, b, c: a + weight * b + c, *separate)
+    moved = jax.tree.map(lambda before, after: (before - after) / 0.1, params, after.params[NETWORK])
+    chex.assert_trees_all_close(moved, expected, rtol=1e-2, atol=1e-4)
+    reconstruction, adversarial, quantizer = losses(params)
+    np.testing.assert_allclose(metrics["loss"], reconstruction + weight * adversarial + quantizer, rtol=1e-4)
+
+
+def test_the_discriminator_learns_from_the_images_before_the_step(started, stepped):
+    task, (after, metrics) = make(), stepped
+    images = to_model_range(jnp.asarray(BATCH["image"]))
+    fake = task.model.apply(started.trained(NETWORK), images, train=False).reconstruction
+
+    def loss(params):
+        real, statistics = judge({"params": params, **started.variables[DISCRIMINATOR]}, images)
+        return ADVERSARIAL_LOSSES["hinge"].discriminator(real, judge({"params": params, **statistics}, fake)[0])
+
+    def judge(variables, images):
+        return task.discriminator.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    value, gradient = jax.value_and_grad(loss)(started.params[DISCRIMINATOR])
+    np.testing.assert_allclose(metrics["disc_loss"], value, rtol=1e-4)
+    moved = jax.tree.map(lambda old, new: (old - new) / 0.1, started.params[DISCRIMINATOR], after.params[DISCRIMINATOR])
+    chex.assert_trees_all_close(moved, gradient, rtol=1e-2, atol=1e-4)
+    assert 0 <= float(metrics["disc_accuracy"]) <= 1
+
+
+@pytest.mark.full
+def test_before_its_start_the_discriminator_neither_learns_nor_is_heard(started):
+    after, metrics = step_of(make(start=10), started)
+    chex.assert_trees_all_equal(after.params[DISCRIMINATOR], started.params[DISCRIMINATOR])
+    np.testing.assert_allclose(metrics["loss"], metrics["rec_loss"] + metrics["quant_loss"], rtol=1e-6)
+    task = make(start=10, ramp_steps=4)
+    factors = [float(task.factor(jnp.array(step))) for step in (0, 9, 10, 11, 13, 14, 100)]
+    assert factors == [0, 0, 0.25, 0.5, 1, 1, 1]
+
+
+@pytest.mark.full
+def test_the_codebook_moves_once_whatever_the_order(started, stepped):
+    after, _ = step_of(make(order="generator_first"), started)
+    for network in (NETWORK, DISCRIMINATOR):
+        moved = jax.tree.leaves(
+            jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), after.params[network], stepped[0].params[network])
+        )
+        # The generator's step is the same; the discriminator sees other images.
+        assert (max(moved) < 1e-6) == (network == NETWORK)
+    chex.assert_trees_all_close(after.variables[NETWORK], stepped[0].variables[NETWORK], atol=1e-6)
+
+
+@pytest.mark.full
+def test_penalties_of_a_discriminator_that_judges_each_image_by_itself():
+    options = {"r1_weight": 5.0, "r1_every": 2, "lecam_weight": 0.1, "adversarial": "non_saturating"}
+    task = make(discriminator=StyleGANDiscriminator((4, 4, 4)), max_adaptive_weight=None, **options)
+    state = jax.jit(task.init)(KEY, BATCH)
+    penalties, train_step = [], jax.jit(task.train_step)
+    for _ in range(3):
+        state, metrics = train_step(state, BATCH, jax.random.key(5))
+        penalties.append(float(metrics["r1"]))
+    assert penalties[0] > 0
+    assert penalties[1] == 0
+    assert penalties[2] > 0
+    assert float(metrics["d_weight"]) == pytest.approx(0.8)
+    means = state.variables[DISCRIMINATOR]["logit_means"]
+    assert means.keys() == {"real", "fake"}
+    assert float(means["real"]) != 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adversarial_weight": -1.0}, "adversarial_weight must be at least 0, got -1.0"),
+        ({"lecam_weight": 0.0}, "lecam_weight must be above 0, or None, got 0.0"),
+        ({"r1_weight": 1.0}, "r1_weight must be None for PatchGAN"),
+        ({"r1_every": 0}, "r1_every must be a positive integer, got 0"),
+        ({"model": "sonnet"}, "max_adaptive_weight must be None for SonnetDecoder"),
+        ({"optimizer": {"generator": optax.sgd(0.1)}}, "one each for generator and discriminator, got generator"),
+    ],
+)
+def test_what_cannot_train_is_rejected(options, message):
+    with pytest.raises(UserError, match=message):
+        make(**options)
+
+
+@pytest.fixture
+def adversarial(config):
+    config.task = {
+        "name": "vqgan",
+        "ema_decay": 0.9,
+        "start": 3,
+        "discriminator": {"name": "patchgan", "channels": 4, "num_layers": 1},
+    }
+    config.model = {"name": "vqgan", **SIZE, "middle_attention": False}
+    adam = {"name": "adam", "learning_rate": 1e-3, "b1": 0.5, "b2": 0.9}
+    config.optimizer = {NETWORK: adam, DISCRIMINATOR: adam}
+    return config
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_run_that_was_killed_ends_like_one_that_was_not(adversarial, tmp_path, monkeypatch, devices):
+    devices = jax.devices()[:devices]
+    whole = train(adversarial, tmp_path / "whole", devices=devices)
+
+    def die(self, step, prefix, values):
+        if step == 8:
+            raise MemoryError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricWriter, "scalars", die)
+        with pytest.raises(MemoryError):
+            train(adversarial, tmp_path / "killed", devices=devices)
+    resumed = train(adversarial, tmp_path / "killed", devices=devices)
+    networks, others = (load_networks(tmp_path / run) for run in ("whole", "killed"))
+    chex.assert_trees_all_equal(networks._replace(info=None), others._replace(info=None))
+    assert resumed.metrics == whole.metrics
+    # Only the generator is averaged.
+    assert networks.ema_params.keys() == {NETWORK}
+    chex.assert_trees_all_equal(load_tokenizer(tmp_path / "whole").variables["params"], networks.ema_params[NETWORK])
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    logged = {name for line in lines for name in line}
+    wanted = {"rec_loss", "quant_loss", "g_loss", "d_weight", "disc_factor", "disc_loss", "logits_real", "logits_fake"}
+    assert {f"train/{name}" for name in wanted} <= logged

@@ -1,0 +1,283 @@
+"""Adversarial training of a tokenizer: VQGAN."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from vqjax.data import Batch, to_model_range
+from vqjax.errors import UserError
+from vqjax.losses.adversarial import (
+    ADVERSARIAL_LOSSES,
+    AdversarialName,
+    adaptive_weight,
+    lecam_penalty,
+    r1_penalty,
+)
+from vqjax.models import VQVAE
+from vqjax.models.discriminators import PatchGAN
+from vqjax.models.tokenizer import NETWORK
+from vqjax.quantizers import QuantizerOutput
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Metrics
+from vqjax.tasks.vqvae import VQVAETask, image_metrics
+
+DISCRIMINATOR = "discriminator"
+_LOGIT_MEANS = "logit_means"
+_LOGIT_DECAY = 0.999
+_PATCHGAN = PatchGAN()
+
+Optimizers = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANTask(VQVAETask):
+    r"""The VQ-VAE task against a discriminator, both in one compiled step.
+
+    The generator descends
+
+    .. math:: L_{rec} + \lambda\, w\, f(t)\, L_{adv} + L_{quantizer}
+
+    with the adaptive weight :math:`\lambda` of :func:`vqjax.losses.adversarial.adaptive_weight`, and the discriminator
+    :math:`f(t)\, L_D` and its penalties. The gradient of both terms passes the decoder once: it is taken at the images
+    and weighted there.
+
+    Attributes:
+      model: The autoencoder. With an adaptive weight, its decoder has the methods ``features`` and ``to_images`` and a
+        last layer ``conv_out``, as :class:`vqjax.models.VQGANDecoder` has.
+      optimizer: One optimizer for both networks, or one each for ``generator`` and ``discriminator``.
+      discriminator: A module that maps images to logits, whose call has an argument ``train``.
+      adversarial: The pair of losses, by its name in :data:`vqjax.losses.adversarial.ADVERSARIAL_LOSSES`.
+      adversarial_weight: :math:`w`.
+      max_adaptive_weight: Largest :math:`\lambda`; None for :math:`\lambda = 1`.
+      start: Step at which :math:`f(t)` becomes positive, for both networks.
+      ramp_steps: Steps in which :math:`f(t)` then rises to 1.
+      r1_weight: Weight of the R1 penalty; None for none. It needs a discriminator without statistics of the batch.
+      r1_every: The penalty is computed every so many steps, with its weight times as large.
+      lecam_weight: Weight of the LeCam penalty; None for none.
+      order: ``"together"``: both networks learn from one pass. ``"generator_first"``: the discriminator learns from the
+        images of the updated generator, which takes a second pass, as in taming-transformers.
+
+    For the other attributes see :class:`vqjax.tasks.vqvae.VQVAETask`.
+
+    Raises:
+      UserError: An argument is out of range, or the networks do not have what it needs.
+
+    Source: Esser et al., 2021 (arXiv 2012.09841).
+    """
+
+    optimizer: Optimizers
+    _: dataclasses.KW_ONLY
+    discriminator: nn.Module = _PATCHGAN
+    adversarial: AdversarialName = "hinge"
+    adversarial_weight: float = 0.8
+    max_adaptive_weight: float | None = 1e4
+    start: int = 0
+    ramp_steps: int = 0
+    r1_weight: float | None = None
+    r1_every: int = 16
+    lecam_weight: float | None = None
+    order: Literal["together", "generator_first"] = "together"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("adversarial_weight", "start", "ramp_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        for name in ("max_adaptive_weight", "r1_weight", "lecam_weight"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name} must be above 0, or None, got {value}.")
+        if self.r1_every < 1:
+            raise UserError(f"r1_every must be a positive integer, got {self.r1_every}.")
+        if self.r1_weight is not None and isinstance(self.discriminator, PatchGAN):
+            raise UserError(
+                "r1_weight must be None for PatchGAN, whose logits depend on the statistics of the batch, got "
+                f"{self.r1_weight}; use the discriminator 'stylegan'."
+            )
+        if self.max_adaptive_weight is not None and not hasattr(self.model.decoder, "to_images"):
+            raise UserError(
+                f"max_adaptive_weight must be None for {type(self.model.decoder).__name__}, which has no last layer by "
+                f"the name conv_out, got {self.max_adaptive_weight}; or use the model 'vqgan' or 'vit_vqgan'."
+            )
+        if isinstance(self.optimizer, Mapping) and self.optimizer.keys() != {NETWORK, DISCRIMINATOR}:
+            names = ", ".join(sorted(self.optimizer))
+            raise UserError(f"optimizer must be one, or one each for {NETWORK} and {DISCRIMINATOR}, got {names}.")
+
+    def _optimizer(self, network: str) -> optax.GradientTransformation:
+        return self.optimizer[network] if isinstance(self.optimizer, Mapping) else self.optimizer
+
+    @property
+    def _generator_task(self) -> VQVAETask:
+        """The task of the generator alone."""
+        fields = {field.name for field in dataclasses.fields(VQVAETask)} - {"_", "optimizer"}
+        options = {name: getattr(self, name) for name in fields}
+        return VQVAETask(optimizer=self._optimizer(NETWORK), **options)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
+        """Return the state before the first step; see :meth:`Task.init`."""
+        generator = self._generator_task.init(key, batch)
+        images = to_model_range(batch["image"])
+        # Another key than the generator's, so that the generator starts like that of the VQ-VAE task.
+        initialize = jax.jit(lambda key: self.discriminator.init(key, images, train=False))
+        variables = initialize(jax.random.fold_in(key, 1))
+        params = {DISCRIMINATOR: variables.pop("params")}
+        if self.lecam_weight is not None:
+            variables[_LOGIT_MEANS] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+        return generator.replace(
+            params=generator.params | params,
+            variables=generator.variables | {DISCRIMINATOR: variables},
+            opt_state=generator.opt_state | {DISCRIMINATOR: self._optimizer(DISCRIMINATOR).init(params[DISCRIMINATOR])},
+        )
+
+    def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        """Take one step of both networks and one codebook update; see :meth:`Task.train_step`."""
+        augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
+        images = to_model_range(self.augment(augment_key, batch["image"]))
+        rngs = {"quantizer": quantizer_key, "dropout": dropout_key}
+        factor = self.factor(state.step)
+        step = self._generator_step(state, images, rngs, factor)
+        after = state.apply_gradient(NETWORK, step.gradient, self._optimizer(NETWORK), step.variables)
+        fake = step.reconstruction
+        if self.order == "generator_first":
+            # Codebook and statistics have moved once; this pass only looks codes up.
+            fake = self.model.apply(after.trained(NETWORK), images, train=False).reconstruction
+        gradient, variables, of_discriminator = self._discriminator_step(state, images, fake, factor)
+        after = after.apply_gradient(DISCRIMINATOR, gradient, self._optimizer(DISCRIMINATOR), variables)
+        metrics = step.metrics | of_discriminator | {"disc_factor": factor}
+        metrics |= {
+            "gradient_norm": optax.tree.norm(step.gradient),
+            "discriminator_gradient_norm": optax.tree.norm(gradient),
+        }
+        return after.finish_step(self.ema_decay), metrics
+
+    def factor(self, step: Array) -> Float[Array, ""]:
+        """Return :math:`f(t)`, the share of the adversarial losses at a step."""
+        since = step - self.start
+        ramp = jnp.clip((since + 1) / max(1, self.ramp_steps), 0.0, 1.0)
+        return jnp.where(since >= 0, ramp, 0.0)
+
+    def _generator_step(
+        self, state: TrainState, images: Array, rngs: dict[str, Array], factor: Float[Array, ""]
+    ) -> "_GeneratorStep":
+        """Gradient of the generator, and what it made."""
+        losses, adapts = ADVERSARIAL_LOSSES[self.adversarial], self.max_adaptive_weight is not None
+
+        def generate(params: PyTree) -> tuple[tuple[Array, Array], tuple[Metrics, PyTree]]:
+            (output, generated), variables = self.model.apply(
+                {"params": params, **state.variables[NETWORK]},
+                images,
+                method=_to_features if adapts else _to_images,
+                mutable=list(state.variables[NETWORK]),
+                rngs=rngs,
+            )
+            return (generated, output.loss), (output.metrics, variables)
+
+        def finish(params: PyTree, features: Array) -> Array:
+            return self.model.apply({"params": params}, features, method="to_images") if adapts else features
+
+        params = state.params[NETWORK]
+        (features, quantizer_loss), pull, (metrics, variables) = jax.vjp(generate, params, has_aux=True)
+        reconstruction, pull_last = jax.vjp(finish, params, features)
+
+        def reconstruct(reconstruction: Array) -> Float[Array, ""]:
+            return self.loss(reconstruction, images)
+
+        def deceive(reconstruction: Array) -> Float[Array, ""]:
+            return losses.generator(self._judge(state.trained(DISCRIMINATOR), reconstruction)[0])
+
+        of_reconstruction, rises_by = jax.value_and_grad(reconstruct)(reconstruction)
+        of_adversarial, deceived_by = jax.value_and_grad(deceive)(reconstruction)
+        weight = jnp.ones(())
+        if adapts:
+            of_layer = [pull_last(of_images)[0]["decoder"]["conv_out"] for of_images in (rises_by, deceived_by)]
+            kernels = [gradient["kernel"] for gradient in of_layer]
+            weight = adaptive_weight(*kernels, largest=self.max_adaptive_weight)
+        weight = weight * self.adversarial_weight
+        of_last, of_features = pull_last(rises_by + factor * weight * deceived_by)
+        (of_all,) = pull((of_features, jnp.ones_like(quantizer_loss)))
+        loss = of_reconstruction + factor * weight * of_adversarial + quantizer_loss
+        return _GeneratorStep(
+            gradient=jax.tree.map(jnp.add, of_all, of_last),
+            variables=variables,
+            reconstruction=reconstruction,
+            metrics={
+                "loss": loss,
+                **image_metrics(reconstruction, images),
+                "rec_loss": of_reconstruction,
+                "quant_loss": quantizer_loss,
+                "g_loss": of_adversarial,
+                "d_weight": weight,
+                **metrics,
+            },
+        )
+
+    def _discriminator_step(
+        self, state: TrainState, images: Array, fake: Array, factor: Float[Array, ""]
+    ) -> tuple[PyTree, dict[str, PyTree], Metrics]:
+        """Gradient of the discriminator, its other variables after the step, and its metrics."""
+        losses, fake = ADVERSARIAL_LOSSES[self.adversarial], jax.lax.stop_gradient(fake)
+        variables = state.variables[DISCRIMINATOR]
+
+        def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
+            of_real, after = self._judge({"params": params, **variables}, images)
+            of_fake, after = self._judge({"params": params, **after}, fake)
+            loss = losses.discriminator(of_real, of_fake)
+            metrics = {"disc_loss": loss, "logits_real": jnp.mean(of_real), "logits_fake": jnp.mean(of_fake)}
+            # Real logits belong above zero, those of the generator below.
+            metrics["disc_accuracy"] = (jnp.mean(of_real > 0) + jnp.mean(of_fake < 0)) / 2
+            if self.lecam_weight is not None:
+                means = {
+                    name: _LOGIT_DECAY * variables[_LOGIT_MEANS][name] + (1 - _LOGIT_DECAY) * metrics[f"logits_{name}"]
+                    for name in ("real", "fake")
+                }
+                after = after | {_LOGIT_MEANS: jax.lax.stop_gradient(means)}
+                metrics["lecam"] = lecam_penalty(of_real, of_fake, *after[_LOGIT_MEANS].values())
+                loss += self.lecam_weight * metrics["lecam"]
+            if self.r1_weight is not None:
+                metrics["r1"] = self._lazy_r1({"params": params, **variables}, images, state.step)
+                loss += self.r1_weight * self.r1_every * metrics["r1"]
+            return factor * loss, (metrics, after)
+
+        gradient, (metrics, after) = jax.grad(loss_function, has_aux=True)(state.params[DISCRIMINATOR])
+        return gradient, after, metrics
+
+    def _lazy_r1(self, variables: PyTree, images: Array, step: Array) -> Float[Array, ""]:
+        def penalty(images: Array) -> Float[Array, ""]:
+            return r1_penalty(lambda images: self._judge(variables, images)[0], images)
+
+        return jax.lax.cond(step % self.r1_every == 0, penalty, lambda images: jnp.zeros(()), images)
+
+    def _judge(self, variables: PyTree, images: Array) -> tuple[Array, dict[str, PyTree]]:
+        """Logits of images, and the other variables after their statistics were taken."""
+        kept = {name: value for name, value in variables.items() if name == _LOGIT_MEANS}
+        others = {name: value for name, value in variables.items() if name not in ("params", _LOGIT_MEANS)}
+        inputs = {"params": variables["params"], **others}
+        logits, after = self.discriminator.apply(inputs, images, train=True, mutable=list(others))
+        return logits, after | kept
+
+
+class _GeneratorStep(NamedTuple):
+    gradient: PyTree
+    variables: dict[str, PyTree]
+    reconstruction: Array
+    metrics: Metrics
+
+
+def _quantize(model: VQVAE, images: Array) -> QuantizerOutput:
+    return model.quantizer(model.latents(images, train=True), train=True)
+
+
+def _to_images(model: VQVAE, images: Array) -> tuple[QuantizerOutput, Array]:
+    output = _quantize(model, images)
+    return output, model.decode_latents(output.quantized, train=True)
+
+
+def _to_features(model: VQVAE, images: Array) -> tuple[QuantizerOutput, Array]:
+    output = _quantize(model, images)
+    return output, model.decode_features(output.quantized, train=True)
