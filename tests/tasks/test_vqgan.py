@@ -101,6 +101,13 @@ def test_the_discriminator_learns_from_the_images_before_the_step(started, stepp
 
 
 @pytest.mark.full
+@pytest.mark.full
+def test_the_numbers_of_the_quantizer_may_be_scheduled(started):
+    _, metrics = step_of(make(schedules={"commitment_weight": lambda step: 0.25 * (step > 0)}), started)
+    assert metrics["commitment_loss"] > 0
+    assert metrics["quant_loss"] == 0
+
+
 def test_before_its_start_the_discriminator_neither_learns_nor_is_heard(started):
     after, metrics = step_of(make(start=10), started)
     chex.assert_trees_all_equal(after.params[DISCRIMINATOR], started.params[DISCRIMINATOR])

@@ -167,9 +167,10 @@ class VQGANTask(VQVAETask):
     ) -> "_GeneratorStep":
         """Gradient of the generator, and what it made."""
         losses, adapts = ADVERSARIAL_LOSSES[self.adversarial], self.max_adaptive_weight is not None
+        model = self.model_at(state.step)
 
         def generate(params: PyTree) -> tuple[tuple[Array, Array], tuple[Metrics, PyTree]]:
-            (output, generated), variables = self.model.apply(
+            (output, generated), variables = model.apply(
                 {"params": params, **state.variables[NETWORK]},
                 images,
                 method=_to_features if adapts else _to_images,
