@@ -92,7 +92,7 @@ def test_bfloat16_stays_bfloat16(function):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"window": 0}, r"window must be an integer of at least 1, got 0"),
+        ({"window": 0}, r"window must be a positive integer, got 0"),
         ({"padding": -1}, r"padding must be a non-negative integer, got -1"),
         ({"window": 3, "dilation": 4}, r"got window=3 with dilation=4, which covers 9 positions, for a map of 7 by 6"),
     ],

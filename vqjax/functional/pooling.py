@@ -108,4 +108,4 @@ def _windows(x: Image, window: int, stride: int, padding: int, dilation: int) ->
 
 def _check_whole(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        raise UserError(f"{name} must be a {'positive' if least else 'non-negative'} integer, got {value!r}.")
