@@ -101,7 +101,8 @@ def vqjax_train_step(name: str, images: np.ndarray) -> tuple[Callable[[], None],
     def step(state, batch):
         return task.train_step(state, batch, jax.random.fold_in(jax.random.key(0), state.step))
 
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(compiler_options=compiler_options())
+    options = compiler_options(jax.default_backend())
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(compiler_options=options)
     held = [state]
 
     def run() -> None:

@@ -125,11 +125,13 @@ class Training:
         self._training = images.training[: scale.training_images]
         self._on_device = jax.device_put(self._training)
         self._test = jax.device_put(images.test[: scale.test_images // BATCH_SIZE * BATCH_SIZE])
-        self._train_some = jax.jit(self._steps, donate_argnums=0, compiler_options=compiler_options())
-        self._test_batch = jax.jit(self._measure, compiler_options=compiler_options())
+        platform = next(iter(self._on_device.devices())).platform
+        options = {"compiler_options": compiler_options(platform)}
+        self._train_some = jax.jit(self._steps, donate_argnums=0, **options)
+        self._test_batch = jax.jit(self._measure, **options)
         self._reconstruct = jax.jit(partial(self._model.apply, train=False))
-        on_cpu = jax.default_backend() == "cpu"
-        self._steps_per_dispatch = 1 if on_cpu else _largest_divisor(scale.steps_per_epoch, _MAX_STEPS_PER_DISPATCH)
+        most = 1 if platform == "cpu" else _MAX_STEPS_PER_DISPATCH
+        self._steps_per_dispatch = _largest_divisor(scale.steps_per_epoch, most)
 
     def run(
         self,

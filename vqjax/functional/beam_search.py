@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+
 Vectors = Float[Array, "*batch beams dim"]
 Candidates = Callable[[int, Vectors, Vectors, int], Int[Array, "*batch beams candidates"]]
 Codes = Callable[[int, Int[Array, "*batch beams candidates"], Vectors], Float[Array, "*batch beams candidates dim"]]
@@ -47,7 +48,7 @@ def beam_search(
     """
     x = jax.lax.stop_gradient(x)[..., None, :]
     sums = jnp.zeros_like(x)
-    paths = jnp.zeros((*x.shape[:-1], 0), jnp.int32)
+    paths = jnp.zeros_like(x[..., :0], jnp.int32)
     for stage in range(num_stages):
         indices = candidates(stage, x - sums, sums, beam_size)
         codes = jax.lax.stop_gradient(codes_of(stage, indices, sums))

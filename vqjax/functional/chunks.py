@@ -1,4 +1,8 @@
-"""Chunked evaluation of computations that hold a number per token and code."""
+"""Chunked evaluation of computations that hold a number per token and code.
+
+The number of tokens may be symbolic, as in programs that ``jax.export`` makes for batches of any size: chunks then have
+a fixed size, and their number depends on the batch.
+"""
 
 from collections.abc import Callable
 
@@ -38,7 +42,10 @@ def sum_in_chunks(
     """
     size = chunk_size(numbers_per_token)
     num_chunks = -(-tokens.shape[0] // size)
-    if num_chunks <= 1:
+    if not isinstance(num_chunks, int):
+        # One more, which is only padding: a batch may be empty.
+        num_chunks += 1
+    elif num_chunks <= 1:
         return sums(tokens, weights)
     padding = num_chunks * size - tokens.shape[0]
     tokens = jnp.pad(tokens, ((0, padding), (0, 0))).reshape(num_chunks, size, -1)
@@ -77,11 +84,16 @@ def map_in_chunks(
     """
     tokens = z.astype(jnp.float32).reshape(-1, z.shape[-1])
     num_tokens = tokens.shape[0]
-    num_chunks = min(-(-num_tokens * numbers_per_token // (max_elements or CHUNK_ELEMENTS)), num_tokens)
-    if num_chunks <= 1:
+    max_elements = max_elements or CHUNK_ELEMENTS
+    if isinstance(num_tokens, int):
+        num_chunks = max(1, min(-(-num_tokens * numbers_per_token // max_elements), num_tokens))
+        size = -(-num_tokens // num_chunks)
+    else:
+        size = max(1, max_elements // numbers_per_token)
+        num_chunks = -(-num_tokens // size)
+    if isinstance(num_chunks, int) and num_chunks == 1:
         results = function(tokens)
     else:
-        size = -(-num_tokens // num_chunks)
         padded = jnp.pad(tokens, ((0, num_chunks * size - num_tokens), (0, 0)))
         # Each chunk takes every `num_chunks`-th token: a batch that is sharded over devices stays sharded in each.
         results = jax.lax.map(function, jnp.swapaxes(padded.reshape(size, num_chunks, -1), 0, 1))

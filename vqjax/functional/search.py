@@ -92,11 +92,7 @@ def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes di
     def of_chunk(tokens: Float[Array, "tokens dim"]) -> Int[Array, "tokens k"]:
         return jax.lax.top_k(-_scores(tokens, codes), k)[1]
 
-    tokens_per_chunk = chunk_size(codes.shape[0])
-    if tokens.shape[0] <= tokens_per_chunk:
-        return of_chunk(tokens).reshape(*z.shape[:-1], k)
-    nearest = jax.lax.map(lambda token: of_chunk(token[None])[0], tokens, batch_size=tokens_per_chunk)
-    return nearest.reshape(*z.shape[:-1], k)
+    return map_in_chunks(of_chunk, tokens, codes.shape[0]).reshape(*z.shape[:-1], k)
 
 
 def nearest_own_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "*batch codes dim"]) -> Int[Array, "*batch"]:
@@ -243,12 +239,22 @@ def _scores(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]
 
 
 def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
-    if jax.default_backend() == "cpu":
-        codes_per_tile = _even_chunk(codes.shape[0], _CODES_PER_TILE)
-        search = lambda tokens: _search(tokens, codes, codes_per_tile)  # noqa: E731
-        return map_in_chunks(search, tokens, codes_per_tile, _TILE_ELEMENTS)
-    # A GPU takes all tokens at once, and as many codes as fit.
-    codes_per_chunk = max(_MIN_CODES_PER_CHUNK, chunk_size(max(1, tokens.shape[0])))
+    # Decided where the program is compiled: the platform of this process need not be the one that runs it.
+    return jax.lax.platform_dependent(tokens, codes, cpu=_nearest_in_tiles, default=_nearest_in_chunks)
+
+
+def _nearest_in_tiles(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
+    codes_per_tile = _even_chunk(codes.shape[0], _CODES_PER_TILE)
+    search = lambda tokens: _search(tokens, codes, codes_per_tile)  # noqa: E731
+    return map_in_chunks(search, tokens, codes_per_tile, _TILE_ELEMENTS)
+
+
+def _nearest_in_chunks(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
+    """Take all tokens at once, and as many codes as fit."""
+    num_tokens = tokens.shape[0]
+    # A symbolic number may become any; tiles of this width are fast for all.
+    fits = chunk_size(max(1, num_tokens)) if isinstance(num_tokens, int) else _CODES_PER_TILE
+    codes_per_chunk = max(_MIN_CODES_PER_CHUNK, fits)
     return _search(tokens, codes, _even_chunk(codes.shape[0], codes_per_chunk))
 
 

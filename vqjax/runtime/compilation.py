@@ -16,22 +16,26 @@ _YNNPACK = {
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options(platform: str) -> dict[str, str]:
     """Return ``compiler_options`` for the outermost ``jax.jit`` of a training step.
+
+    Args:
+      platform: That of the devices of the step, ``device.platform``; the process may have others.
 
     Returns:
       On CPUs, options that run matrix products, convolutions and the operations around them in YNNPACK, if this
       version of XLA has it; otherwise none.
 
     Example:
-      >>> step = jax.jit(lambda x: x @ x, compiler_options=compiler_options())
+      >>> step = jax.jit(lambda x: x @ x, compiler_options=compiler_options("cpu"))
       >>> step(jnp.ones((2, 2))).tolist()
       [[2.0, 2.0], [2.0, 2.0]]
     """
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return {}
     try:
-        jax.jit(jnp.negative).lower(jnp.zeros(())).compile(compiler_options=_YNNPACK)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            jax.jit(jnp.negative).lower(jnp.zeros((), jnp.float32)).compile(compiler_options=_YNNPACK)
     except jax.errors.JaxRuntimeError:
         # The option is experimental: a release without it raises an error.
         return {}

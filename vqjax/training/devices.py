@@ -38,6 +38,11 @@ def make_mesh(devices: list[jax.Device] | None, axes: Mapping[str, int], fields:
     return jax.make_mesh(shape, ("data", *axes), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
+def platform_of(mesh: Mesh) -> str:
+    """Return the platform of the devices of a mesh, such as ``"cpu"`` or ``"gpu"``."""
+    return mesh.devices.flat[0].platform
+
+
 def state_sharding(state: TrainState, mesh: Mesh, task: Task) -> TrainState:
     """Return where each array of a state lives.
 

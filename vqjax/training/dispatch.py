@@ -11,6 +11,7 @@ from vqjax.data import Batch
 from vqjax.runtime.compilation import compiler_options
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
+from vqjax.training.devices import platform_of
 
 Losses = Float[Array, " steps"]
 
@@ -81,14 +82,14 @@ def make_dispatch(
             state, loss = take_step(carry[0], frozen, select(staged, i))
             return state, carry[1].at[i].set(loss)
 
-        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(steps_per_dispatch)))
+        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(steps_per_dispatch, jnp.float32)))
 
     return jax.jit(
         take_steps,
         donate_argnames="state",
         # Losses are numbers like the number of steps: whole on every device.
         out_shardings=(sharding, sharding.step),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(platform_of(sharding.step.mesh)),
     )
 
 

@@ -30,7 +30,7 @@ from vqjax.tasks.task import Metrics, Task
 from vqjax.training.build import build_task, check_fits, example_batch, initial_state, learning_rates
 from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, log, progress_line
-from vqjax.training.devices import make_mesh, state_sharding
+from vqjax.training.devices import make_mesh, platform_of, state_sharding
 from vqjax.training.dispatch import empty_log_sums, make_dispatch
 from vqjax.training.evaluate import evaluate_state, report
 from vqjax.training.nonfinite import Losses, NonfiniteGuard
@@ -77,7 +77,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
         log_every=config.log_every,
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
-        steps_per_dispatch=config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 20),
+        steps_per_dispatch=config.steps_per_dispatch or (1 if platform_of(mesh) == "cpu" else 20),
     )
     order = {"seed": config.seed, "batch_size": config.batch_size}
     feed = make_feed(
