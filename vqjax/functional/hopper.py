@@ -87,8 +87,9 @@ def _bfloat16_parts(x: Float[Array, "rows columns"]) -> list[BFloat16[Array, "ro
     """Split float32 into three numbers of eight bits each, whose sum it is."""
     parts = []
     for _ in range(3):
-        # XLA may leave out a conversion to bfloat16 and back; this rounding stays.
-        part = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        # Rounded by its bits: XLA may leave out a conversion to bfloat16 and back.
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jnp.uint32(1 << 15) & jnp.uint32(0xFFFF0000)
+        part = jax.lax.bitcast_convert_type(bits, jnp.float32)
         parts.append(part.astype(jnp.bfloat16))
         x = x - part
     return parts
