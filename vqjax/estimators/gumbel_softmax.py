@@ -63,7 +63,7 @@ def gumbel_softmax(
         products = jnp.matmul(shrunk, shrink * token, precision=jax.lax.Precision.HIGHEST)
         # Minus the squared distances, less the constant |z|^2, which the softmax does not see.
         scores = 2 * (products - shrink * half_squares)
-        logits = (scores + jax.random.gumbel(key, half_squares.shape)) / temperature
+        logits = (scores + jax.random.gumbel(key, half_squares.shape, jnp.float32)) / temperature
         soft = jnp.matmul(jax.nn.softmax(logits), centered, precision=jax.lax.Precision.HIGHEST)
         return soft, jnp.argmax(logits).astype(jnp.int32)
 
@@ -77,4 +77,5 @@ def gumbel_softmax(
 
 def _shrink(x: Float[Array, "..."]) -> Float[Array, ""]:
     """Return the factor that brings the largest component to at most ``_MAX_LENGTH``."""
-    return jax.lax.stop_gradient(jnp.minimum(1.0, _MAX_LENGTH / jnp.max(jnp.abs(x))))
+    largest = jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(jnp.float32).tiny)
+    return jax.lax.stop_gradient(jnp.minimum(1.0, _MAX_LENGTH / largest))

@@ -294,12 +294,12 @@ class CodeUsage(Metric):
         used = jnp.broadcast_to(jnp.expand_dims(valid, range(1, indices.ndim)), indices.shape)
         number, largest = len(self._sizes), max(self._sizes)
         indices, used = indices.reshape(-1, number), used.reshape(-1, number)
-        exist = used & (indices >= 0) & (indices < jnp.asarray(self._sizes)[None])
-        # Invalid indices are mapped out of bounds, where the scatter drops them; negative ones would wrap around.
-        places = jnp.where(exist, indices, largest)
-        codebooks = jnp.broadcast_to(jnp.arange(number)[None], places.shape)
+        # Invalid indices count nowhere; negative ones would wrap around.
+        exist = used & (indices >= 0) & (indices < jnp.asarray(self._sizes, jnp.int32)[None])
+        codebooks = jnp.broadcast_to(jnp.arange(number, dtype=jnp.int32)[None], indices.shape)
         counts = jnp.zeros((number, largest), jnp.int32)
-        return {"valid": valid, "tokens": jnp.sum(used), "counts": counts.at[codebooks, places].add(1, mode="drop")}
+        counts = counts.at[codebooks, jnp.where(exist, indices, 0)].add(exist.astype(jnp.int32))
+        return {"valid": valid, "tokens": jnp.sum(used), "counts": counts}
 
     def init(self) -> _CodeCounts:
         return _CodeCounts(np.zeros((len(self._sizes), max(self._sizes)), np.int64))

@@ -100,10 +100,12 @@ def assign(z: Latents, indices: Int[Array, " tokens"], num_codes: int, mask: Mas
       [3.0, 0.0, 5.0]
     """
     z = jax.lax.stop_gradient(z).astype(jnp.float32)
-    # The scatter drops indices past the end: a masked value is never added, not even as NaN times zero.
-    target = indices if mask is None else jnp.where(mask, indices, num_codes)
-    counts = jnp.zeros(num_codes, jnp.int32).at[target].add(1, mode="drop")
-    sums = jnp.zeros((num_codes, z.shape[-1]), jnp.float32).at[target].add(z, mode="drop")
+    ones = jnp.ones(indices.shape, jnp.int32)
+    if mask is not None:
+        # A masked latent adds zero, whatever it and its index are.
+        indices, ones, z = jnp.where(mask, indices, 0), mask.astype(jnp.int32), jnp.where(mask[:, None], z, 0.0)
+    counts = jnp.zeros(num_codes, jnp.int32).at[indices].add(ones)
+    sums = jnp.zeros((num_codes, z.shape[-1]), jnp.float32).at[indices].add(z)
     return Assignment(counts=counts.astype(jnp.float32), sums=sums)
 
 
@@ -271,9 +273,9 @@ def sample_latents(key: Key[Array, ""], z: Latents, count: int, mask: Mask | Non
     tokens = z.shape[0]
     mask = jnp.ones(tokens, bool) if mask is None else mask
     # Masked tokens sort to the end, past those that the modulus below can reach.
-    priority = jnp.where(mask, jax.random.uniform(key, (tokens,)), jnp.inf)
+    priority = jnp.where(mask, jax.random.uniform(key, (tokens,), jnp.float32), jnp.inf)
     order = jnp.argsort(priority)
-    rows = order[jnp.arange(count) % jnp.maximum(jnp.sum(mask), 1)]
+    rows = order[jnp.arange(count, dtype=jnp.int32) % jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1)]
     return jax.lax.stop_gradient(z)[rows].astype(jnp.float32)
 
 

@@ -29,7 +29,8 @@ def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
       2.0
     """
     share = counts / jnp.maximum(jnp.sum(counts), 1.0)
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
+    # An unused code adds zero, not zero times the logarithm of zero.
+    return jnp.exp(-jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1.0))))
 
 
 def exact_perplexity(counts: Int[np.ndarray, " num_codes"]) -> float:
@@ -95,8 +96,7 @@ def index_statistics(
     indices = indices.reshape(-1)
     mask = jnp.ones(indices.shape, bool) if mask is None else mask.reshape(-1)
     if num_codes <= _MAX_HISTOGRAM:
-        # Masked tokens are sent past the end, where the scatter drops them.
-        counts = jnp.zeros(num_codes).at[jnp.where(mask, indices, num_codes)].add(1.0, mode="drop")
+        counts = jnp.zeros(num_codes, jnp.float32).at[jnp.where(mask, indices, 0)].add(mask.astype(jnp.float32))
         counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
         return {"perplexity": perplexity(counts), "usage": usage(counts)}
     indices = jnp.where(mask, indices, -1)
@@ -104,9 +104,9 @@ def index_statistics(
         indices = jax.lax.all_gather(indices, axis_name, tiled=True, to="invarying")
     ordered = jnp.sort(indices)
     first = (ordered >= 0) & (ordered != jnp.concatenate([jnp.full_like(ordered[:1], -1), ordered[:-1]]))
-    # Masked tokens come first in the order, before any run: position -1 would wrap, so they are sent past the end.
-    run = jnp.where(ordered >= 0, jnp.cumsum(first) - 1, ordered.shape[0])
-    counts = jnp.zeros(ordered.shape[0]).at[run].add(1.0, mode="drop")
+    # Masked tokens come first in the order, before any run; they add nothing to the first one.
+    run = jnp.maximum(jnp.cumsum(first, dtype=jnp.int32) - 1, 0)
+    counts = jnp.zeros(ordered.shape[0], jnp.float32).at[run].add((ordered >= 0).astype(jnp.float32))
     return {"perplexity": perplexity(counts), "usage": jnp.sum(first, dtype=jnp.float32) / num_codes}
 
 

@@ -75,7 +75,9 @@ def softmax_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int
     Source: vqtorch (Huh et al., ICML 2023), ``SoftMaxVecPool2d``.
     """
     vectors, lengths, inside = _windows(x, window, stride, padding, dilation)
-    weights = jnp.where(inside, jax.nn.softmax(jnp.where(inside, lengths, -jnp.inf)), 0.0)
+    # A window outside of the map has no position to weigh.
+    weighed = inside | ~jnp.any(inside, axis=-1, keepdims=True)
+    weights = jnp.where(inside, jax.nn.softmax(jnp.where(weighed, lengths, -jnp.inf)), 0.0)
     return jnp.sum(weights[..., None] * vectors, axis=-2).astype(x.dtype)
 
 

@@ -150,7 +150,7 @@ def values_at(levels: Levels, values: Values, radices: Sequence[int]) -> Feature
        [-0.5  1. ]]
     """
     starts = jnp.broadcast_to(jnp.asarray(_starts(radices), jnp.int32), levels.shape)
-    return jnp.take(jnp.asarray(values), starts + levels, mode="clip")
+    return jnp.take(jnp.asarray(values, jnp.float32), starts + levels, mode="clip")
 
 
 def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Levels:
@@ -169,11 +169,12 @@ def nearest_levels(x: Features, values: Values, radices: Sequence[int]) -> Level
       >>> print(nearest_levels(jnp.array([0.9, 0.5]), jnp.array([0.0, 1.0, 5.0, 0.0, 1.0]), (3, 2)))
       [1 0]
     """
-    x, values = jax.lax.stop_gradient((x, jnp.asarray(values)))
+    x, values = jax.lax.stop_gradient((x, jnp.asarray(values, jnp.float32)))
     # One row per feature, padded to the largest number of levels.
     numbers = np.arange(max(radices))[None, :]
     exists = numbers < np.asarray(radices)[:, None]
-    table = jnp.take(values, jnp.asarray(np.asarray(_starts(radices))[:, None] + numbers), mode="clip")
+    places = np.where(exists, _starts(radices)[:, None] + numbers, 0)
+    table = jnp.take(values, jnp.asarray(places, jnp.int32), mode="clip")
     shape = (*x.shape, max(radices))
     distance = jnp.abs(x[..., None] - jnp.broadcast_to(table, shape))
     return jnp.argmin(jnp.where(jnp.broadcast_to(exists, shape), distance, jnp.inf), axis=-1).astype(jnp.int32)
@@ -312,7 +313,7 @@ def perturbed(key: Key[Array, ""], p: Probabilities, radices: Sequence[int]) -> 
       >>> bool((jnp.abs(perturbed(jax.random.key(0), p, (4,)) - p) <= 0.125).all())
       True
     """
-    noise = jax.random.uniform(key, p.shape, minval=-0.5, maxval=0.5) / per_feature(radices, p)
+    noise = jax.random.uniform(key, p.shape, jnp.float32, minval=-0.5, maxval=0.5) / per_feature(radices, p)
     return jnp.where((p + noise > 0) & (p + noise < 1), p + noise, p)
 
 

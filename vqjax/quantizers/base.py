@@ -379,7 +379,8 @@ def decode_valid(
     vectors = decode(jnp.where(valid, indices, 0))
     if several:
         valid, masked = jnp.all(valid, axis=-1), jnp.all(masked, axis=-1)
-    return jnp.where(valid[..., None], vectors, jnp.where(masked, 0.0, jnp.nan)[..., None])
+    # NaN arises only where there is a wrong index, so that searches for NaN find nothing else.
+    return jnp.where(valid[..., None], vectors, jnp.where(valid | masked, 0.0, jnp.nan)[..., None])
 
 
 def int32_indices(indices: Integer[Array | np.ndarray, "*indices"], num_codes: int) -> Int[Array, "*indices"]:
