@@ -97,7 +97,7 @@ class Quantizer(nnx.Module):
         self.rngs = _stream(rngs, "quantizer").fork()
         keys = {"params": _stream(rngs, "params")(), "quantizer": self.rngs()}
         # Some quantizers take maps: here of one position.
-        one_vector = jnp.zeros((*[1] * getattr(module, "spatial_dims", 1), dim))
+        one_vector = jnp.zeros((*[1] * getattr(module, "spatial_dims", 1), dim), jnp.float32)
         created = module.init(keys, one_vector, **inputs)
         if variables is not None:
             variables = nn.unbox(variables)

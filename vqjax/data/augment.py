@@ -38,7 +38,7 @@ def augment(
     """
     flip_key, crop_key = jax.random.split(key)
     if flip:
-        flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        flipped = jax.random.bernoulli(flip_key, jnp.float32(0.5), (len(images), 1, 1, 1))
         images = jnp.where(flipped, images[:, :, ::-1], images)
     if crop_padding is not None:
         images = _random_shift(crop_key, images, crop_padding)
@@ -56,7 +56,7 @@ def _random_shift(
         )
     spatial = (crop_padding, crop_padding)
     padded = jnp.pad(images, ((0, 0), spatial, spatial, (0, 0)), mode="reflect")
-    corners = jax.random.randint(key, (batch, 2), 0, 2 * crop_padding + 1)
+    corners = jax.random.randint(key, (batch, 2), 0, 2 * crop_padding + 1, jnp.int32)
 
     def crop(image: Array, corner: Array) -> Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])

@@ -111,7 +111,7 @@ def space_filling_diveq(
     z, codes = z.astype(jnp.float32), codes.astype(jnp.float32)
     line_key, first_key, second_key = jax.random.split(key, 3)
     # One point per line: the nearest of these points decides the line, and its position is that of the result.
-    position = jax.random.uniform(line_key, (codes.shape[0] - 1, 1))
+    position = jax.random.uniform(line_key, (codes.shape[0] - 1, 1), jnp.float32)
     points = (1 - position) * codes[:-1] + position * codes[1:]
     line = nearest_codes(z, points)
     share = position[line]
@@ -126,7 +126,7 @@ def _step(z: Vectors, q: Vectors, key: Array | None, variance: Number) -> Vector
     difference = q - z
     noisy = jax.lax.stop_gradient(difference)
     if key is not None:
-        noisy += jnp.sqrt(variance) * jax.random.normal(key, z.shape)
+        noisy += jnp.sqrt(variance) * jax.random.normal(key, z.shape, jnp.float32)
     _, direction = length_and_direction(noisy)
     return length(difference) * direction
 
@@ -162,5 +162,5 @@ def noise_substitution(z: Vectors, q: Vectors, *, key: Key[Array, ""]) -> Vector
     """
     dtype = q.dtype
     z, q = z.astype(jnp.float32), q.astype(jnp.float32)
-    _, direction = length_and_direction(jax.random.normal(key, z.shape))
+    _, direction = length_and_direction(jax.random.normal(key, z.shape, jnp.float32))
     return (z + length(z - q) * direction).astype(dtype)

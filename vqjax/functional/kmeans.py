@@ -89,7 +89,7 @@ def kmeans_plus_plus(
     z = jax.lax.stop_gradient(z).astype(jnp.float32)
     # A masked token may hold NaN, and so would its distances.
     z = z if mask is None else jnp.where(mask[:, None], z, 0.0)
-    allowed = jnp.zeros(z.shape[0]) if mask is None else jnp.where(mask, 0.0, -jnp.inf)
+    allowed = jnp.zeros(z.shape[0], jnp.float32) if mask is None else jnp.where(mask, 0.0, -jnp.inf)
 
     def draw(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
         drawn, distance = carry

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
+
 def adaptive_average_pool(
     x: Float[Array, "*space dim"], shape: Sequence[int], mask: Bool[Array, "*space"] | None = None
 ) -> tuple[Float[Array, "*pooled dim"], Bool[Array, "*pooled"] | None]:

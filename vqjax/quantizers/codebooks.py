@@ -580,4 +580,4 @@ def per_codebook(function: Callable, codes: Codes) -> Callable:
 
 def take_codes(codes: Codes, indices: Int[Array, "*indices"]) -> Float[Array, "*indices dim"]:
     """Return the codes at the indices; with several codebooks, the last axis of ``indices`` selects the codebook."""
-    return codes[jnp.arange(codes.shape[0]), indices] if codes.ndim == 3 else codes[indices]
+    return codes[jnp.arange(codes.shape[0], dtype=jnp.int32), indices] if codes.ndim == 3 else codes[indices]

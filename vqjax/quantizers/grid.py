@@ -93,7 +93,7 @@ class GridQuantizer(Quantizer):
 
     def losses(self, x: Features, codes: Features, mask: TokenMask) -> tuple[Scalar, dict[str, Scalar]]:
         """Return the weighted loss and its unweighted terms; ``codes`` carry the gradient of :meth:`values` alone."""
-        return jnp.zeros(()), {}
+        return jnp.zeros((), jnp.float32), {}
 
     @property
     def num_codes(self) -> int:

@@ -116,11 +116,12 @@ class RandomProjectionQuantizer(Quantizer):
         self._is_training(train)  # Checked as everywhere, though it changes nothing.
         if self.is_initializing():
             shape = (self.num_codebooks, z.shape[-1], self.codebook_dim)
-            self.variable("codebook", "projections", _random_projections, self.make_rng("quantizer"), shape)
+            key = self.make_rng("quantizer")
+            self.variable("codebook", "projections", _random_projections, key, shape, jnp.float32)
         out = self.quantizer(jax.lax.stop_gradient(self._project_randomly(z, mask)), mask)
         names = ("quantization_error", "relative_error", "angle", "perplexity", "usage")
         metrics = {name: out.metrics[name] for name in names}
-        return QuantizerOutput(out.quantized.astype(z.dtype), out.indices, jnp.zeros(()), metrics)
+        return QuantizerOutput(out.quantized.astype(z.dtype), out.indices, jnp.zeros((), jnp.float32), metrics)
 
     def encode(self, z: Vectors, mask: Mask = None) -> Indices:
         """Return the indices of each vector's codes: the labels.

@@ -80,7 +80,7 @@ def draw_depths(
     (arXiv 2306.06546), Section 3.3.
     """
     coin_key, depth_key = jax.random.split(key)
-    depths = jax.random.randint(depth_key, (num_examples,), min_stages, num_stages + 1)
+    depths = jax.random.randint(depth_key, (num_examples,), min_stages, num_stages + 1, jnp.int32)
     depths = jnp.minimum(-(-depths // multiple) * multiple, num_stages)
     drops = jax.random.bernoulli(coin_key, to_scalar(probability), (num_examples,))
     return jnp.where(drops, depths, num_stages).astype(jnp.int32)

@@ -169,7 +169,7 @@ class FSQ(LevelQuantizer):
     def _with_noise(self, values: Features) -> Features:
         where_key, noise_key = jax.random.split(self._draw_key(f"noise_dropout={self.noise_dropout}"))
         half_step = jnp.broadcast_to(1 / (np.asarray(self.levels, np.float32) - 1), values.shape)
-        noise = half_step * jax.random.uniform(noise_key, values.shape, minval=-1.0)
+        noise = half_step * jax.random.uniform(noise_key, values.shape, jnp.float32, minval=-1.0)
         moved = jnp.clip(values + noise, -1.0, 1.0)
         return jnp.where(jax.random.bernoulli(where_key, to_scalar(self.noise_dropout), values.shape), moved, values)
 
@@ -303,7 +303,7 @@ class FSP(LevelQuantizer):
 
     def losses(self, x: Features, codes: Features, mask: TokenMask) -> tuple[Scalar, dict[str, Scalar]]:
         if self.moments is None:
-            return jnp.zeros(()), {}
+            return jnp.zeros((), jnp.float32), {}
         features = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
         loss = moments_loss(features, MOMENTS[self.moments], None if mask is None else mask[..., 0], self._batch_axis)
         return loss, {"moments_loss": loss}
@@ -311,7 +311,7 @@ class FSP(LevelQuantizer):
     def _code_of(self, p: Float[Array | np.ndarray, "*shape"]) -> Float[Array | np.ndarray, "*shape"]:
         if not self.invert:
             return unit_variance(p)
-        return DISTRIBUTIONS[self.activation].inverse(jnp.clip(jnp.asarray(p), _EPSILON, 1 - _EPSILON))
+        return DISTRIBUTIONS[self.activation].inverse(jnp.clip(jnp.asarray(p, jnp.float32), _EPSILON, 1 - _EPSILON))
 
     def _with_noise(self, p: Features, values: Features) -> Features:
         where_key, noise_key = jax.random.split(self._draw_key(f"quantize_rate={self.quantize_rate}, below 1,"))

@@ -26,7 +26,7 @@ def empty_log_sums(task: Task, state: TrainState, batch: PyTree[jax.ShapeDtypeSt
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     _, metrics = jax.eval_shape(task.train_step, state, batch, key)
-    return {name: jnp.zeros(()) for name in ("steps", "skipped", *metrics)}
+    return {name: jnp.zeros((), jnp.float32) for name in ("steps", "skipped", *metrics)}
 
 
 def make_dispatch(
@@ -63,7 +63,7 @@ def make_dispatch(
         state, metrics = task.train_step(before.replace(frozen=frozen), batch, key)
         state = state.replace(frozen={})
         usable = is_usable(metrics)
-        counted = metrics | {"steps": jnp.ones(()), "skipped": jnp.zeros(())}
+        counted = metrics | {"steps": jnp.ones((), jnp.float32), "skipped": jnp.zeros((), jnp.float32)}
         if skip_nonfinite:
             # Only the number of the step goes on, and with it the data and all randomness.
             state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), state, before.replace(step=state.step))
