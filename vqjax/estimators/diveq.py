@@ -9,6 +9,7 @@ from vqjax.estimators.jacobian import Vectors, length, with_gradient_of
 from vqjax.functional.norms import length_and_direction
 from vqjax.functional.numbers import Number, is_weight
 from vqjax.functional.search import nearest_codes
+from vqjax.functional.sharding import with_automatic_axes
 
 
 def diveq(z: Vectors, q: Vectors, *, key: Key[Array, ""], variance: Number = 1e-3) -> Vectors:
@@ -69,6 +70,7 @@ def diveq_detached(z: Vectors, q: Vectors) -> Vectors:
     return with_gradient_of(exact, z + _step(z, q, None, 0.0))
 
 
+@with_automatic_axes(like="z")
 def space_filling_diveq(
     z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], variance: Number = 1e-3
 ) -> tuple[Vectors, Int[Array, "*batch"]]:

@@ -8,12 +8,14 @@ from vqjax.errors import UserError
 from vqjax.estimators.jacobian import Vectors, with_gradient_of
 from vqjax.functional.chunks import chunk_size
 from vqjax.functional.numbers import Number, is_positive
+from vqjax.functional.sharding import with_automatic_axes
 
 # Longer vectors are shrunk before they are multiplied: their squares leave float32, and at such distances the softmax
 # is one-hot anyway.
 _MAX_LENGTH = 1e15
 
 
+@with_automatic_axes(like="z")
 def gumbel_softmax(
     z: Vectors, codes: Float[Array, "codes dim"], *, key: Key[Array, ""], temperature: Number = 1.0
 ) -> tuple[Vectors, Int[Array, "*batch"]]:

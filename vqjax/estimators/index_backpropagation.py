@@ -8,10 +8,12 @@ from vqjax.errors import UserError
 from vqjax.estimators.jacobian import Vectors, with_gradient_of
 from vqjax.functional.chunks import map_in_chunks
 from vqjax.functional.numbers import Number, is_positive
+from vqjax.functional.sharding import with_automatic_axes
 
 Codes = Float[Array, "codes dim"]
 
 
+@with_automatic_axes(like="z")
 def largest_inner_product(z: Vectors, codes: Codes) -> Int[Array, "*batch"]:
     r"""Find the code with the largest inner product with each latent.
 
@@ -43,6 +45,7 @@ def largest_inner_product(z: Vectors, codes: Codes) -> Int[Array, "*batch"]:
     return map_in_chunks(of_chunk, z, codes.shape[0])
 
 
+@with_automatic_axes(like="z")
 def index_backpropagation(
     z: Vectors, codes: Codes, *, temperature: Number = 1.0
 ) -> tuple[Vectors, Int[Array, "*batch"]]:

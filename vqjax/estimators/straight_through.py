@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Int
 
 from vqjax.estimators.jacobian import Vectors, with_jacobian, with_scaled_gradient
 from vqjax.functional.norms import length_and_direction
+from vqjax.functional.sharding import with_automatic_axes
 
 
 def straight_through(z: Vectors, q: Vectors) -> Vectors:
@@ -31,6 +32,7 @@ def straight_through(z: Vectors, q: Vectors) -> Vectors:
     return with_jacobian(lambda z, q, tangent: tangent, z, q)
 
 
+@with_automatic_axes(like="z")
 def dynamic_straight_through(
     z: Vectors,
     q: Vectors,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vqjax.functional.sharding import with_automatic_axes
 
 Vectors = Float[Array, "*batch beams dim"]
 Candidates = Callable[[int, Vectors, Vectors, int], Int[Array, "*batch beams candidates"]]
@@ -66,6 +67,7 @@ def _repeat(paths: Int[Array, "*batch beams stages"], times: int) -> Int[Array, 
     return jnp.broadcast_to(paths[..., None, :], (*paths.shape[:-1], times, paths.shape[-1]))
 
 
+@with_automatic_axes(like="error")
 def _best(
     error: Float[Array, "*batch beams candidates"],
     sums: Float[Array, "*batch beams candidates dim"],

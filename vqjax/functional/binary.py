@@ -11,6 +11,7 @@ from vqjax.errors import UserError
 from vqjax.functional.chunks import sum_in_chunks
 from vqjax.functional.entropy import entropy, global_entropy
 from vqjax.functional.numbers import Number, is_positive
+from vqjax.functional.sharding import with_automatic_axes
 
 LARGEST_GROUP = 10
 """Default for the largest number of bits whose joint distribution is averaged over tokens."""
@@ -114,6 +115,7 @@ def group_sizes(bits: int, largest: int) -> list[int]:
     return [bits // count + (number < bits % count) for number in range(count)]
 
 
+@with_automatic_axes()
 def bit_entropies(
     logits: Logits,
     *,

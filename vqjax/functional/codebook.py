@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vqjax.errors import UserError
 from vqjax.functional.norms import MIN_LENGTH, length_and_direction
 from vqjax.functional.numbers import Number, is_traced, is_zero
+from vqjax.functional.sharding import with_automatic_axes
 
 Latents = Float[Array, "tokens dim"]
 Mask = Bool[Array, " tokens"]
@@ -81,6 +82,7 @@ def init_codebook(codes: Float[Array, "codes dim"], start: str = "empty") -> Cod
     return Codebook(codes, counts=counts, sums=codes, relative_usage=ones)
 
 
+@with_automatic_axes()
 def assign(z: Latents, indices: Int[Array, " tokens"], num_codes: int, mask: Mask | None = None) -> Assignment:
     """Count and sum the latents of each code.
 
@@ -252,6 +254,7 @@ def unused_codes(idle: Int[Array, " codes"], unused_after: int) -> Bool[Array, "
     return idle >= unused_after
 
 
+@with_automatic_axes()
 def sample_latents(key: Key[Array, ""], z: Latents, count: int, mask: Mask | None = None) -> Float[Array, "count dim"]:
     """Draw latents without replacement, starting over once all have been drawn.
 
@@ -279,6 +282,7 @@ def sample_latents(key: Key[Array, ""], z: Latents, count: int, mask: Mask | Non
     return jax.lax.stop_gradient(z)[rows].astype(jnp.float32)
 
 
+@with_automatic_axes()
 def replace_codes(
     key: Key[Array, ""],
     codebook: Codebook,

@@ -7,8 +7,10 @@ from jaxtyping import Array, Float, Int, Key
 from vqjax.errors import UserError
 from vqjax.functional.codebook import Codebook, Latents, Mask, assign, ema_update, init_codebook, sample_latents
 from vqjax.functional.search import nearest_codes
+from vqjax.functional.sharding import with_automatic_axes
 
 
+@with_automatic_axes()
 def kmeans(
     key: Key[Array, ""],
     z: Latents,
@@ -62,6 +64,7 @@ def kmeans(
     return jax.lax.fori_loop(0, iterations, step, init_codebook(means))
 
 
+@with_automatic_axes()
 def kmeans_plus_plus(
     key: Key[Array, ""], z: Latents, count: int, mask: Mask | None = None
 ) -> Float[Array, "count dim"]:

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.functional.geometry import norm_ratio
 from vqjax.functional.norms import length_and_direction
+from vqjax.functional.sharding import with_automatic_axes
 
 # With more codes their counts (4 MiB) would be larger than the sorted indices of a usual batch.
 _MAX_HISTOGRAM = 2**20
@@ -68,6 +69,7 @@ def usage(counts: Float[Array, " codes"]) -> Float[Array, ""]:
     return jnp.mean(counts > 0, dtype=jnp.float32)
 
 
+@with_automatic_axes()
 def index_statistics(
     indices: Int[Array, "*batch"],
     num_codes: int,

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError
 from vqjax.functional.norms import length_and_direction
+from vqjax.functional.sharding import with_automatic_axes
 
 Image = Float[Array, "*batch height width channels"]
 Pooled = Float[Array, "*batch rows columns channels"]
@@ -14,6 +15,7 @@ Lengths = Float[Array, "*batch rows columns positions"]
 Inside = Bool[Array, "*batch rows columns positions"]
 
 
+@with_automatic_axes(like="x")
 def max_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1) -> Pooled:
     r"""Keep the longest vector of each window.
 
@@ -48,6 +50,7 @@ def max_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0
     return jnp.take_along_axis(vectors, longest[..., None, None], axis=-2)[..., 0, :]
 
 
+@with_automatic_axes(like="x")
 def softmax_vector_pool(x: Image, window: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1) -> Pooled:
     r"""Average the vectors of each window, with weights that grow with their length.
 

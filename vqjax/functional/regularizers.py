@@ -14,10 +14,12 @@ from vqjax.functional.entropy import global_entropy
 from vqjax.functional.norms import normalize
 from vqjax.functional.numbers import Number, is_weight, is_zero
 from vqjax.functional.search import similarity
+from vqjax.functional.sharding import with_automatic_axes
 
 Mask = Bool[Array, "*batch"] | None
 
 
+@with_automatic_axes()
 def orthogonality(codes: Float[Array, "codes dim"], active: Bool[Array, " codes"] | None = None) -> Float[Array, ""]:
     r"""Measure how far unit codes are from being orthogonal to each other.
 
@@ -48,6 +50,7 @@ def orthogonality(codes: Float[Array, "codes dim"], active: Bool[Array, " codes"
     return jnp.sum(jnp.square(gram)) / jnp.square(count) - 1 / count
 
 
+@with_automatic_axes()
 def assignment_entropies(
     z: Float[Array, "*batch dim"],
     codes: Float[Array, "codes dim"],

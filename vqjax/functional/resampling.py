@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from vqjax.functional.sharding import with_automatic_axes
 
 
+@with_automatic_axes(like="x")
 def adaptive_average_pool(
     x: Float[Array, "*space dim"], shape: Sequence[int], mask: Bool[Array, "*space"] | None = None
 ) -> tuple[Float[Array, "*pooled dim"], Bool[Array, "*pooled"] | None]:
@@ -48,6 +50,7 @@ def adaptive_average_pool(
     return pooled.astype(x.dtype), None if mask is None else counts[..., 0] > 0
 
 
+@with_automatic_axes(like="x")
 def interpolate_linearly(x: Float[Array, "*space dim"], shape: Sequence[int]) -> Float[Array, "*resized dim"]:
     r"""Resize the spatial axes of a feature map by linear interpolation.
 

@@ -15,6 +15,7 @@ from jax.scipy.stats import cauchy, laplace, logistic, norm
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.functional.numbers import Number
+from vqjax.functional.sharding import with_automatic_axes
 
 BOUNDS = ("paper", "asymmetric", "symmetric")
 """Placements of an even number of levels around zero, see :func:`bounded`."""
@@ -129,6 +130,7 @@ def level_values(radices: Sequence[int], bound: str = "asymmetric") -> Float[np.
     return np.concatenate([of_feature(count) for count in radices]).astype(np.float32)
 
 
+@with_automatic_axes(like="levels")
 def values_at(levels: Levels, values: Values, radices: Sequence[int]) -> Features:
     """Look up the values of levels.
 
@@ -336,6 +338,7 @@ def unit_variance(p: Array | np.ndarray) -> Array | np.ndarray:
     return (p - 0.5) * math.sqrt(12)
 
 
+@with_automatic_axes()
 def moments_loss(
     z: Features,
     moments: Moments,

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int, Key
 from vqjax.errors import UserError
 from vqjax.functional.chunks import chunk_size, map_in_chunks
 from vqjax.functional.numbers import Number
+from vqjax.functional.sharding import with_automatic_axes
 
 _PRECISION = jax.lax.Precision.HIGHEST
 _MIN_CODES_PER_CHUNK = 128
@@ -19,6 +20,7 @@ _TILE_ELEMENTS = 2**20
 Nearest = tuple[Float[Array, " tokens"], Int[Array, " tokens"]]
 
 
+@with_automatic_axes(like="z")
 def nearest_codes(
     z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], *, shards: int = 1
 ) -> Int[Array, "*batch"]:
@@ -66,6 +68,7 @@ def nearest_codes(
     return nearest.reshape(z.shape[:-1])
 
 
+@with_automatic_axes(like="z")
 def nearest_k_codes(z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"], k: int) -> Int[Array, "*batch k"]:
     """Find the ``k`` nearest codes of each latent.
 
@@ -177,6 +180,7 @@ def similarity(
     return -jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
+@with_automatic_axes(like="z")
 def sample_codes(
     key: Key[Array, ""],
     z: Float[Array, "*batch dim"],

@@ -19,6 +19,7 @@ from vqjax.errors import UserError
 from vqjax.functional.metrics import masked_mean
 from vqjax.functional.numbers import Number
 from vqjax.quantizers.boxes import read
+from vqjax.quantizers.sharding import AutomaticAxes
 from vqjax.quantizers.validation import check_input, require
 
 Vectors = Float[Array, "*batch dim"]
@@ -95,7 +96,7 @@ def register_export(output: type) -> None:
 register_export(QuantizerOutput)
 
 
-class Quantizer(nn.Module, abc.ABC):
+class Quantizer(AutomaticAxes, abc.ABC):
     """Base class of the quantizers.
 
     A subclass implements ``__call__``, ``encode`` and ``decode``, and has ``num_codes``, the number of codes of one
@@ -118,6 +119,7 @@ class Quantizer(nn.Module, abc.ABC):
     train: bool | None = None
 
     # Without annotations, which would make them fields.
+    automatic_methods = ("__call__", "assign", "encode", "decode", "kmeans_init", "codebook_loss", "bypass")
     axis_name = None
     differs_in_training = True
     estimator = "straight_through"
