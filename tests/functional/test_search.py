@@ -16,15 +16,15 @@ from vqjax.functional.search import nearest_codes, nearest_k_codes, nearest_own_
 Z, E = gaussian(40, 4), gaussian(12, 4, seed=1)
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["tiles", "chunks"])
 def small_chunks(monkeypatch, request):
     """Chunks of 7 codes: 43 of them, the last one with a single padding row; all 500 tokens or tiles of 42 and 38."""
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 7 * TOKENS)
     monkeypatch.setattr(nearest, "_MIN_CODES_PER_CHUNK", 1)
     monkeypatch.setattr(nearest, "_CODES_PER_TILE", 7)
     monkeypatch.setattr(nearest, "_TILE_ELEMENTS", 7 * 42)
-    # The form of a search follows the backend; the CPU can run both.
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    # The form of a search follows the platform; the CPU can run both.
+    monkeypatch.setattr(nearest, "_nearest_in_tiles", getattr(nearest, f"_nearest_in_{request.param}"))
 
 
 def textbook(z, codes):
@@ -104,8 +104,10 @@ def test_bfloat16_vectors_are_searched_in_float32():
 
 def test_products_ask_for_float32_accuracy():
     # The default of a GPU rounds their inputs to TF32, which CPU tests cannot see in the numbers.
-    (product,) = products(nearest_codes, *map(jnp.asarray, data("gaussian")))
-    assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
+    of_each_platform = products(nearest_codes, *map(jnp.asarray, data("gaussian")))
+    assert len(of_each_platform) == 2
+    for product in of_each_platform:
+        assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
 
 
 def test_the_search_has_no_gradient_and_is_not_done_twice_for_one():
@@ -116,7 +118,7 @@ def test_the_search_has_no_gradient_and_is_not_done_twice_for_one():
 
     gradient, _ = jax.grad(loss, argnums=(0, 1))(z, codes)
     np.testing.assert_array_equal(gradient, codes[nearest_codes(z, codes)])
-    assert len(products(jax.grad(loss, argnums=(0, 1)), z, codes)) == 1
+    assert len(products(jax.grad(loss, argnums=(0, 1)), z, codes)) == 2  # one for each platform
 
 
 def equations(jaxpr):
@@ -138,13 +140,27 @@ def largest_array(function, *arguments):
     return max(int(np.prod(out.aval.shape)) for equation in equations(program.jaxpr) for out in equation.outvars)
 
 
-@pytest.mark.parametrize(("backend", "largest"), [("cpu", nearest._TILE_ELEMENTS), ("gpu", chunks.CHUNK_ELEMENTS)])
-def test_no_array_of_tokens_by_codes_is_made(backend, largest, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+@pytest.mark.parametrize(
+    ("search", "largest"),
+    [
+        (nearest._nearest_in_tiles, nearest._TILE_ELEMENTS),
+        (nearest._nearest_in_chunks, chunks.CHUNK_ELEMENTS),
+        (nearest_codes, chunks.CHUNK_ELEMENTS),
+    ],
+)
+def test_no_array_of_tokens_by_codes_is_made(search, largest):
     # 65 536 tokens and 16 384 codes are 4 GiB of scores; at once is what the peers hold six times.
     z, codes = jax.ShapeDtypeStruct((2**16, 8), jnp.float32), jax.ShapeDtypeStruct((2**14, 8), jnp.float32)
-    # A function of its own: what has been traced for one backend is not traced again.
-    assert largest_array(lambda *arguments: nearest_codes(*arguments), z, codes) == largest
+    assert largest_array(search, z, codes) == largest
+
+
+@pytest.mark.parametrize("platforms", [("cpu",), ("cuda",), ("tpu",), ("cpu", "cuda")])
+def test_the_form_of_the_search_is_that_of_the_platform_it_is_compiled_for(platforms):
+    """It was that of the process: a program exported for a GPU from a machine without one held the CPU's tiles."""
+    z, codes = jax.ShapeDtypeStruct((4096, 8), jnp.float32), jax.ShapeDtypeStruct((2048, 8), jnp.float32)
+    program = jax.export.export(jax.jit(nearest_codes), platforms=platforms)(z, codes).mlir_module()
+    assert ("1024x1024xf32" in program) == ("cpu" in platforms)
+    assert ("4096x2048xf32" in program) == (platforms != ("cpu",))
 
 
 @pytest.mark.parametrize("codebook", [EMACodebook, GradientCodebook])
