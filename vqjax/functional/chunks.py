@@ -42,10 +42,7 @@ def sum_in_chunks(
     """
     size = chunk_size(numbers_per_token)
     num_chunks = -(-tokens.shape[0] // size)
-    if not isinstance(num_chunks, int):
-        # One more, which is only padding: a batch may be empty.
-        num_chunks += 1
-    elif num_chunks <= 1:
+    if isinstance(num_chunks, int) and num_chunks <= 1:
         return sums(tokens, weights)
     padding = num_chunks * size - tokens.shape[0]
     tokens = jnp.pad(tokens, ((0, padding), (0, 0))).reshape(num_chunks, size, -1)

@@ -161,7 +161,7 @@ class StagedQuantizer(Quantizer):
         )
 
 
-def keep_stage(stage: int, depths: Depths | None, mask: Mask, shape: tuple[int, ...]) -> Mask:
+def keep_stage(stage: int, depths: Depths | None, mask: Mask, shape: tuple) -> Mask:
     """Return the mask of the tokens that reach a stage; leading axes are ``shape``, of which the first is examples."""
     if depths is None:
         return mask
@@ -169,7 +169,7 @@ def keep_stage(stage: int, depths: Depths | None, mask: Mask, shape: tuple[int, 
     return kept if mask is None else mask & kept
 
 
-def per_token(depths: Depths, shape: tuple[int, ...]) -> Int[Array, "*batch"]:
+def per_token(depths: Depths, shape: tuple) -> Int[Array, "*batch"]:
     """Return the depth of every token, for tokens with leading axes ``shape``."""
     return jnp.broadcast_to(depths.reshape(-1, *[1] * (len(shape) - 1)), shape) if shape else depths[0]
 
