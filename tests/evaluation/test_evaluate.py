@@ -163,10 +163,11 @@ def test_evaluations_with_new_variables_share_one_compilation():
     assert errors[0] != errors[1]
 
 
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("devices", [3, 4, 8])
-def test_devices_that_share_batches_see_every_image_once(devices):
+def test_devices_that_share_batches_see_every_image_once(devices, axes):
     """Also where they cannot share equally: 4 images on 3 or 8 devices, and 2 in the last batch."""
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(axes,), devices=jax.devices()[:devices])
     images = photos(10, size=8)
     expected = evaluate(coarse, batches(images, 4), METRICS)
     found = evaluate(coarse, batches(images, 4), METRICS, mesh=mesh)

@@ -16,12 +16,12 @@ from vqjax.functional import scalar
 TOKENS, CODES, DIM = 16, 6, 4
 KEY = jax.random.key(2)
 E = gaussian(CODES, DIM, seed=1)
-I = jnp.arange(TOKENS) % CODES
-Q = E[I]
+INDICES = jnp.arange(TOKENS) % CODES
+Q = E[INDICES]
 MASK = jnp.arange(TOKENS) % 3 > 0
 RADICES = (4, 4, 5, 5)
 OF_VECTORS = {
-    "assign": lambda z: functional.assign(z, I, CODES, MASK),
+    "assign": lambda z: functional.assign(z, INDICES, CODES, MASK),
     "assignment_entropies": lambda z: functional.assignment_entropies(z, E, mask=MASK),
     "beam_search": lambda z: functional.beam_search(
         z, 2, 2, lambda stage, r, sums, count: functional.nearest_k_codes(r, E, count), lambda stage, i, sums: sums
@@ -45,7 +45,7 @@ OF_VECTORS = {
     "values_at": lambda z: functional.values_at((z > 0) + 0, functional.level_values(RADICES), RADICES),
     "clip_norm_ratio": lambda z: estimators.clip_norm_ratio("rotation", 2.0)(z, Q),
     "diveq": lambda z: estimators.diveq(z, Q, key=KEY),
-    "dynamic_straight_through": lambda z: estimators.dynamic_straight_through(z, Q, indices=I, num_codes=CODES),
+    "dynamic_straight_through": lambda z: estimators.dynamic_straight_through(z, Q, indices=INDICES, num_codes=CODES),
     "gumbel_softmax": lambda z: estimators.gumbel_softmax(z, E, key=KEY),
     "index_backpropagation": lambda z: estimators.index_backpropagation(z, E),
     "reflection": lambda z: estimators.reflection(z, Q),

@@ -1,4 +1,4 @@
-"""Every quantizer on a mesh with explicit axes, as jax.make_mesh makes it by default, does what it does on one device."""
+"""Every quantizer on a mesh with explicit axes, as jax.make_mesh makes them, does what it does on one device."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Every quantizer as a program of jax.export: for platforms that this machine does not have, and batches of any size."""
+"""Every quantizer as a program of jax.export: for platforms that this machine lacks, and batches of any size."""
 
 import functools
 

@@ -6,8 +6,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Key, UInt8
 
 from vqjax.errors import UserError
+from vqjax.functional.sharding import with_automatic_axes
 
 
+@with_automatic_axes(like="images")
 def augment(
     key: Key[Array, ""],
     images: UInt8[Array, "batch height width channels"],

@@ -13,6 +13,7 @@ from vqjax.data import Batch
 from vqjax.errors import UserError
 from vqjax.evaluation.collectors import Collector
 from vqjax.evaluation.metrics import Metric, Outputs
+from vqjax.functional.sharding import with_automatic_axes
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,15 @@ def _measure(
     rows: int,
     whole: NamedSharding | None,
 ) -> list[PyTree[Array]]:
+    measured = _measured(evaluate_batch, metrics, batch, rows)
+    # Every process needs all of it.
+    return measured if whole is None else jax.lax.with_sharding_constraint(measured, whole)
+
+
+@with_automatic_axes()
+def _measured(
+    evaluate_batch: Callable[[Batch], Outputs], metrics: tuple[Metric, ...], batch: Batch, rows: int
+) -> list[PyTree[Array]]:
     # One program for the model and all metrics: intermediate results that several metrics need are computed once, and
     # only the reductions leave the devices.
     outputs = batch | evaluate_batch(batch)
@@ -127,6 +137,4 @@ def _measure(
             )
     if len(batch["valid"]) > rows:
         outputs = {name: value[:rows] if jnp.ndim(value) else value for name, value in outputs.items()}
-    measured = [metric.measure(outputs) for metric in metrics]
-    # Every process needs all of it.
-    return measured if whole is None else jax.lax.with_sharding_constraint(measured, whole)
+    return [metric.measure(outputs) for metric in metrics]

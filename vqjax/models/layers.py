@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
+from vqjax.quantizers.sharding import automatic_axes
 
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""
@@ -59,6 +60,7 @@ class DownsamplingConv(nn.Module):
     features: int
     dtype: DTypeLike | None = None
 
+    @automatic_axes
     @nn.compact
     def __call__(self, x: Images) -> Images:
         _check_rank(x)
@@ -96,6 +98,7 @@ class UpsamplingConv(nn.Module):
     features: int
     dtype: DTypeLike | None = None
 
+    @automatic_axes
     @nn.compact
     def __call__(self, x: Images) -> Images:
         _check_rank(x)
@@ -184,6 +187,13 @@ def apply_in_parts(
     # A scan cannot create the variables that it carries.
     if microbatches == 1 or module.is_initializing():
         return getattr(module, method)(batch, **options)
+    return _apply_one_by_one(module, batch, microbatches, method, options)
+
+
+@automatic_axes
+def _apply_one_by_one(
+    module: nn.Module, batch: Float[Array, "batch ..."], microbatches: int, method: str, options: dict[str, bool]
+) -> Float[Array, "batch ..."]:
     # Interleaved, so that every part holds rows of every device and no rows have to move between devices.
     parts = batch.reshape(-1, microbatches, *batch.shape[1:]).swapaxes(0, 1)
 

@@ -264,6 +264,7 @@ class BinaryMapper(Quantizer):
     Source: Fleuret, 2025 (arXiv 2510.17558).
     """
 
+    automatic_methods = (*Quantizer.automatic_methods, "log_prob")
     fits_residual = False
 
     bits: int
@@ -346,7 +347,8 @@ class BinaryMapper(Quantizer):
         Returns:
           float32 vectors of ``2**bits`` features.
         """
-        return decode_valid(partial(jax.nn.one_hot, num_classes=self.num_codes), indices, self.num_codes)
+        one_hot = partial(jax.nn.one_hot, num_classes=self.num_codes, dtype=jnp.float32)
+        return decode_valid(one_hot, indices, self.num_codes)
 
     def log_prob(self, z: Logits, indices: Integer[Array | np.ndarray, "*batch"]) -> Float[Array, "*batch"]:
         """Return the logarithm of the probability of a code, differentiable in the logits.

@@ -1,4 +1,4 @@
-"""Modules on meshes whose axes are explicit."""
+"""Modules that compute with automatic axes on meshes with explicit ones, see :mod:`vqjax.functional.sharding`."""
 
 import functools
 from collections.abc import Callable
@@ -23,9 +23,8 @@ from vqjax.functional.sharding import (
 class AutomaticAxes(nn.Module):
     """Base class of modules that leave the division of their work over devices to the compiler.
 
-    On a mesh with explicit axes the methods in ``automatic_methods`` compute as on one with automatic axes (see
-    :mod:`vqjax.functional.sharding`). Results are divided as the leading axes of the first argument are, variables as
-    they were before, and new ones not at all.
+    Attributes:
+      automatic_methods: Names of the methods that do, see :func:`automatic_axes`; overridden ones included.
     """
 
     automatic_methods: ClassVar[tuple[str, ...]] = ("__call__",)
@@ -33,11 +32,23 @@ class AutomaticAxes(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         for name in cls.automatic_methods:
             if name in vars(cls):
-                setattr(cls, name, _with_automatic_axes(vars(cls)[name]))
+                setattr(cls, name, automatic_axes(vars(cls)[name]))
         super().__init_subclass__(**options)
 
 
-def _with_automatic_axes(method: Callable) -> Callable:
+def automatic_axes(method: Callable) -> Callable:
+    """Decorate a method of a module, or a function of a module, to leave the division of its work to the compiler.
+
+    Results are divided over devices as the leading axes of the first argument are, variables as they were before, and
+    new ones not at all. Without explicit axes, the method is called as it is.
+
+    Args:
+      method: Takes the module and arrays.
+
+    Returns:
+      The method.
+    """
+
     @functools.wraps(method)
     def decorated(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         mesh = None if module.scope is None else explicit_mesh(args, kwargs, module.variables)
