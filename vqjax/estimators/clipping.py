@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from vqjax.errors import UserError
@@ -46,7 +47,7 @@ def clip_norm_ratio(estimator: str | Estimator, max_ratio: Number) -> Estimator:
 
     @functools.wraps(inner)
     def clipped(z: Vectors, q: Vectors, **context) -> Vectors:
-        ratio = norm_ratio(z, q)
+        ratio = norm_ratio(*jax.lax.stop_gradient((z, q)))
         # The inner estimator scales by `ratio`, so this factor leaves `min(ratio, max_ratio)` of it.
         factor = jnp.minimum(1.0, max_ratio / jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
         return inner(with_scaled_gradient(z, factor), q, **context)

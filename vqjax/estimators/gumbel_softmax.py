@@ -79,5 +79,5 @@ def gumbel_softmax(
 
 def _shrink(x: Float[Array, "..."]) -> Float[Array, ""]:
     """Return the factor that brings the largest component to at most ``_MAX_LENGTH``."""
-    largest = jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(jnp.float32).tiny)
-    return jax.lax.stop_gradient(jnp.minimum(1.0, _MAX_LENGTH / largest))
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)))
+    return jnp.minimum(1.0, _MAX_LENGTH / jnp.maximum(largest, jnp.finfo(jnp.float32).tiny))

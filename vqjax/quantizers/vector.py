@@ -703,8 +703,15 @@ class VectorQuantizer(Quantizer):
 
     def _assign(self, latents: Array, mask: Array | None, indices: TokenIndices) -> Assignment:
         """Count and sum the grouped latents of each code over the global batch."""
-        indices = jnp.moveaxis(indices, -1, 0).reshape(self.heads, -1) if self.separate_codebooks else indices.ravel()
-        batch = per_codebook(partial(assign, num_codes=self.num_codes), latents)(latents, indices, mask=mask)
+        if self.separate_codebooks:
+            # The codes of all codebooks in one axis, because checkify refuses a scatter that is mapped over an axis.
+            firsts = self.num_codes * jnp.arange(self.heads, dtype=jnp.int32)
+            tokens, mask = latents.reshape(-1, latents.shape[-1]), None if mask is None else mask.ravel()
+            indices = jnp.moveaxis(indices + jnp.broadcast_to(firsts, indices.shape), -1, 0)
+            batch = assign(tokens, indices.ravel(), self.heads * self.num_codes, mask)
+            batch = jax.tree.map(lambda x: x.reshape(self.heads, self.num_codes, *x.shape[1:]), batch)
+        else:
+            batch = assign(latents, indices.ravel(), self.num_codes, mask)
         return batch if self._batch_axis is None else jax.lax.psum(batch, self._batch_axis)
 
     def _losses(
