@@ -1,5 +1,6 @@
 """Training steps compile for an H100, without numbers of 64 bits and without a word to the host."""
 
+import functools
 import re
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.h100 import compile_for_h100
+from helpers import recipes
 from vqjax import FSQ, LFQ, SimVQ, VectorQuantizer
 from vqjax.data.arrays import ArrayDataset
+from vqjax.functional import hopper, nearest_codes
 from vqjax.training.build import build_task
 from vqjax.training.config import base_config, validate
 
@@ -61,6 +64,23 @@ def test_a_training_step_of_a_task(task, dtype):
         return task.train_step(state, batch, jax.random.fold_in(jax.random.key(0), state.step))
 
     check(compile_for_h100(step, state, {"image": images}))
+
+
+@pytest.mark.parametrize("search", [nearest_codes, hopper.nearest_codes])
+def test_a_search_in_a_large_codebook(search, monkeypatch):
+    """XLA could not translate the split of float32 into bfloat16 for the kernel."""
+    monkeypatch.setattr(hopper, "_check_device", lambda: None)
+    z, codes = jax.ShapeDtypeStruct((65_536, 256), jnp.float32), jax.ShapeDtypeStruct((16_384, 256), jnp.float32)
+    program = compile_for_h100(search, z, codes)
+    check(program)
+    assert program.memory_analysis().temp_size_in_bytes < 2**29
+    assert "[1024,1024]" not in program.as_text()  # the tiles of CPUs
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_a_training_step_of_every_recipe(name):
+    vq, variables, z = recipes.create(name)
+    check(compile_for_h100(functools.partial(recipes.train, vq), variables, z))
 
 
 def check(program):
