@@ -1,7 +1,7 @@
 """Every test runs on eight fake CPU devices, on any machine, and under strict shape promotion.
 
 `pytest` proves the main promises in a few minutes: it leaves out what is marked `full`, takes a few cases of each
-parametrized test, and few random examples. `pytest --full` and `pytest PATH` leave out nothing.
+parametrized test, and few random examples. `pytest --full` and `pytest PATH` leave out nothing, unlike `pytest --share PATH`.
 
 Compiling takes most of the time, and a third of that goes into optimizing code that runs once. That is left out unless
 the environment asks for a level: XLA_FLAGS=--xla_backend_optimization_level=3.
@@ -27,16 +27,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run every test, case and random example")
+    parser.addoption("--share", action="store_true", help="run what `pytest` alone runs, of the given paths")
     parser.addoption("--kills", type=int, default=20, help="SIGKILLs of the soak test")
     parser.addoption("--soak_seed", type=int, default=0, help="when the soak test kills, and what it damages")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: not in the share of the tests that `pytest` alone runs")
-    # The workers of pytest-xdist get the options of the process that has started them, and paths in any case.
-    if not hasattr(config, "workerinput") and config.args_source is config.ArgsSource.ARGS:
+    if hasattr(config, "workerinput"):
+        config.option.full = config.workerinput["full"]
+    elif config.args_source is config.ArgsSource.ARGS and not config.option.share:
         config.option.full = True
     shares.FULL = config.option.full
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Tell the workers of pytest-xdist, which are given paths in any case."""
+    node.workerinput["full"] = node.config.option.full
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
