@@ -39,7 +39,7 @@ def step(vq, variables, z, mask, average=lambda x: x):
 
     def loss(params, z):
         out, changed = vq.apply(variables | params, z, mask, train=True, mutable=["codebook"], rngs={"quantizer": KEY})
-        return average(out.loss + jnp.mean(out.quantized**2)), (out, changed["codebook"])
+        return average(out.loss + jnp.mean(out.quantized**2)), (out, changed.get("codebook", {}))
 
     params = {name: value for name, value in variables.items() if name == "params"}
     (value, (out, state)), (of_params, of_z) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, z)
@@ -175,7 +175,7 @@ def test_averaging_gradients_over_the_devices_of_pmap_is_enough():
     # The devices hold between 0 and 16 unmasked tokens: a mean of means would weigh them alike.
     mapped = VectorQuantizer(CODES, axis_name="data", codebook="gradient")
     alone = VectorQuantizer(CODES, codebook="gradient")
-    variables = variables_of(mapped)
+    variables = alone.init(KEY, jnp.zeros((1, DIM)))
     expected, expected_parts = step(alone, variables, *batch())
     z, mask = (x.reshape(8, 16, *x.shape[1:]) for x in batch())
     whole, parts = jax.pmap(lambda z, mask: step(mapped, variables, z, mask), axis_name="data")(z, mask)

@@ -17,6 +17,8 @@ from helpers.recipes import KEY, NAMES, create, evaluate, train
 from vqjax import EMACodebook, GradientCodebook, Replacement, VectorQuantizer
 from vqjax.quantizers import LearnedAffine, RunningAffine
 
+pytestmark = pytest.mark.full
+
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -107,11 +109,12 @@ def test_k_means(named):
 def test_a_mask_and_features_divided_over_a_second_axis(named):
     vq, variables, z = create("vq")
     mask = jnp.arange(8)[:, None, None] < jnp.broadcast_to(6, z.shape[:-1])
-    expected = jax.jit(vq.apply)(variables, z, mask)
+    evaluate = jax.jit(functools.partial(vq.apply, train=False))
+    expected = evaluate(variables, z, mask)
     mesh = jax.make_mesh((4, 2), ("data", "features"))
     split = jax.device_put(z, NamedSharding(mesh, P("data", None, None, "features")))
     with within(mesh, named):
-        actual = jax.jit(vq.apply)(variables, split, jax.device_put(mask, NamedSharding(mesh, P("data"))))
+        actual = evaluate(variables, split, jax.device_put(mask, NamedSharding(mesh, P("data"))))
     chex.assert_trees_all_close(actual, expected, **TOLERANCE)
     assert actual.quantized.sharding.spec == P("data", None, None, "features")
 

@@ -10,6 +10,8 @@ import pytest
 from helpers.recipes import NAMES, create, evaluate, train
 from vqjax import VectorQuantizer
 
+pytestmark = pytest.mark.full
+
 
 def symbolic(z, sizes="b"):
     sizes = jax.export.symbolic_shape(sizes)
@@ -33,11 +35,11 @@ def test_a_training_step_for_a_tpu(name):
     jax.export.export(jax.jit(functools.partial(train, vq)), platforms=("tpu",))(variables, z)
 
 
-@pytest.mark.parametrize("method", ["__call__", "encode"])
-def test_batches_of_any_size_are_searched_in_chunks(method):
+@pytest.mark.parametrize(("method", "mode"), [("__call__", {"train": False}), ("encode", {})])
+def test_batches_of_any_size_are_searched_in_chunks(method, mode):
     vq = VectorQuantizer(num_codes=2048)
     variables = jax.jit(vq.init)(jax.random.key(0), jnp.ones((1, 4)))
-    program = jax.jit(lambda variables, z: vq.apply(variables, z, method=method))
+    program = jax.jit(lambda variables, z: vq.apply(variables, z, method=method, **mode))
     z = jax.random.normal(jax.random.key(1), (3000, 4))
     exported = jax.export.export(program, platforms=("cpu", "cuda"))(variables, symbolic(z))
     for batch in (z, z[:1]):

@@ -51,9 +51,14 @@ def sum_in_chunks(
     def add(total, chunk):
         return jax.tree.map(jnp.add, total, sums(*chunk)), None
 
-    # The first chunk starts the sum: its results have the shapes that the carry needs.
-    first = sums(tokens[0], weights[0])
-    return jax.lax.scan(add, first, (tokens[1:], weights[1:]))[0]
+    if isinstance(num_chunks, int):
+        # The first chunk starts the sum: its results have the types that the carry needs, in mapped functions too.
+        first = sums(tokens[0], weights[0])
+        return jax.lax.scan(add, first, (tokens[1:], weights[1:]))[0]
+    # A batch of unknown size may be empty.
+    chunk = jax.ShapeDtypeStruct((size, tokens.shape[2]), tokens.dtype), jax.ShapeDtypeStruct((size,), weights.dtype)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, *chunk))
+    return jax.lax.scan(add, zeros, (tokens, weights))[0]
 
 
 def map_in_chunks(
