@@ -206,6 +206,7 @@ def test_split_separates_the_codebook_from_what_is_learned():
     assert not nnx.to_flat_state(nnx.state(quantizer(), nnx.Param))
 
 
+@pytest.mark.full
 def test_a_checkpoint_of_the_state_continues_exactly(tmp_path):
     z = gaussian(5, DIM)
     vq = quantizer(codebook=replacing())
@@ -335,6 +336,7 @@ def test_borrowing_a_linen_quantizer_does_not_load_this():
     subprocess.run([sys.executable, "-c", program], cwd=Path(vqjax.__file__).parents[1], check=True)
 
 
+@pytest.mark.full
 def test_encode_and_decode_take_what_the_module_takes():
     z = gaussian(2, 4, DIM)
     stages = Quantizer(Residual(VectorQuantizer(num_codes=8), num_quantizers=3), dim=DIM, rngs=nnx.Rngs(0))

@@ -38,6 +38,7 @@ def test_the_examples_of_the_readme_run_and_keep_their_promises():
     assert names["out"].indices.shape == (8, 16, 16)
 
 
+@pytest.mark.full
 def test_the_examples_of_other_libraries_settings_are_those_settings():
     names = run_examples("docs/coming-from.md", 5)
     vqgan = names["vqgan"]
@@ -55,6 +56,7 @@ def test_the_examples_of_other_libraries_settings_are_those_settings():
     assert names["rvq"].apply(names["variables"], z, method="encode").shape == (12, 4)
 
 
+@pytest.mark.full
 def test_the_world_model_in_nnx_learns_and_its_tokens_are_its_frames():
     names = run_examples("docs/nnx-world-model.md", 4)
     assert names["history"][-1] < 0.5 * names["history"][0]
@@ -65,6 +67,7 @@ def test_the_world_model_in_nnx_learns_and_its_tokens_are_its_frames():
     assert jnp.isfinite(names["value"])
 
 
+@pytest.mark.full
 def test_the_speech_model_in_equinox_learns_and_its_codebook_is_state():
     names = run_examples("docs/equinox.md", 4)
     assert names["history"][-1] < 0.5 * names["history"][0]

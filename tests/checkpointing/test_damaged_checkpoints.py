@@ -42,6 +42,7 @@ def run(finished, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_to_any_file_is_found(run, damage: Callable[[Path], None]):
     newest = run / "checkpoints" / "12"

@@ -186,6 +186,7 @@ def test_cifar10_has_the_published_sizes_and_mean(cifar10):
     np.testing.assert_allclose(mean, [0.4942, 0.4851, 0.4504], atol=1e-4)
 
 
+@pytest.mark.full
 def test_cifar10_has_a_thousand_test_images_of_each_class(cifar10):
     assert cifar10.eval.class_names[:3] == ("airplane", "automobile", "bird")
     np.testing.assert_array_equal(np.bincount(materialize(cifar10.eval)["label"]), [1000] * 10)

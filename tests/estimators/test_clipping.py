@@ -47,6 +47,7 @@ def test_a_partial_of_an_estimator_that_does_not_scale_is_refused(estimator):
         clip_norm_ratio(estimator, 1.0)
 
 
+@pytest.mark.full
 def test_pairs_without_a_ratio_keep_their_gradient():
     z, q = jnp.array([[1e-8, 0.0], [0.0, 0.0]]), jnp.array([[1.0, 2.0], [0.0, 1.0]])
     gradient = jax.grad(lambda z: jnp.sum(clip_norm_ratio(rotation, 1.0)(z, q)))(z)

@@ -18,6 +18,7 @@ def decoder_loss(params, vectors):
     return jnp.sum(jnp.square(hidden)) + jnp.sum(vectors**3), hidden.shape
 
 
+@pytest.mark.full
 def test_exact_and_hessian_gradients_are_those_of_the_decoder():
     params = {"kernel": gaussian(DIM, 4, seed=5)}
     loss = lambda params, vectors: decoder_loss(params, vectors)[0]  # noqa: E731

@@ -49,6 +49,7 @@ def test_noise_substitution_keeps_the_error_and_reaches_the_codes_through_its_le
     np.testing.assert_allclose(to_q, -along, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_space_filling_diveq_ends_on_the_nearest_of_the_points_it_drew():
     value, indices = space_filling_diveq(Z, CODEBOOK, key=KEY, variance=0.0)
     along = np.asarray(jax.random.uniform(jax.random.split(KEY, 3)[0], (CODES - 1, 1)))

@@ -12,6 +12,8 @@ from vqjax.errors import UserError
 from vqjax.estimators import gumbel_softmax
 from vqjax.functional import chunks
 
+pytestmark = pytest.mark.full
+
 TOKENS, CODES, DIM = 12, 5, 3
 KEY = jax.random.key(2)
 Z, G = gaussian(TOKENS, DIM), gaussian(TOKENS, DIM, seed=2)

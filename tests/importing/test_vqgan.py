@@ -128,6 +128,7 @@ def test_export_and_import_are_inverse(tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.full
 def test_names_of_old_diffusers_files():
     model, variables = taming(state_dict(), CONFIG)
     arrays, config = to_diffusers(model, variables)

@@ -11,6 +11,8 @@ from jaxtyping import PyTree
 from vqjax import VectorQuantizer
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
 
+pytestmark = pytest.mark.full
+
 MODEL = VQVAE(SonnetEncoder(width=16, latent_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=16))
 IMAGES = jax.random.uniform(jax.random.key(0), (32, 16, 16, 3), minval=-1.0)
 

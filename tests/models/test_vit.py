@@ -72,6 +72,7 @@ def test_recomputed_blocks_have_the_same_gradient():
         np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_bfloat16_keeps_codes_and_images_in_float32():
     codes, _ = ViTEncoder(**SMALL, dtype="bfloat16").init_with_output(jax.random.key(0), gaussian(1, 4, 4, 3))
     images, _ = ViTDecoder(**SMALL, dtype="bfloat16").init_with_output(jax.random.key(0), codes)

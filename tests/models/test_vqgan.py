@@ -82,6 +82,7 @@ def test_bfloat16_keeps_latents_images_and_parameters_in_float32():
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.full
 def test_features_and_last_layer_make_the_image():
     module, codes = decoder(latent_dim=8), gaussian(1, 4, 4, 4)
     images, variables = jax.jit(module.init_with_output)(jax.random.key(0), codes)

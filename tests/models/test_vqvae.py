@@ -176,6 +176,7 @@ def test_the_config_reaches_the_modules():
         build_model(SONNET, quantizer | {"codebook": {"name": "ema", "decay": 2.0}})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [STUDY, SONNET], ids=["study", "sonnet"])
 def test_bfloat16_layers_leave_parameters_latents_and_images_in_float32(options):
     options = options | {"width": 8, "num_residual_blocks": 1}

@@ -29,6 +29,8 @@ from vqjax.functional import Diversity, EntropyPenalty, Orthogonality, softmax_v
 from vqjax.functional.scalar import DISTRIBUTIONS
 from vqjax.quantizers import LearnedAffine, RunningAffine
 
+pytestmark = pytest.mark.full
+
 CHECKS = checkify.float_checks | checkify.index_checks | checkify.user_checks
 REGULARIZERS = (Orthogonality(1.0), Orthogonality(1.0, active_only=True), Diversity(0.1), EntropyPenalty(0.1))
 OPTIONS = {

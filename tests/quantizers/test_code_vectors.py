@@ -67,6 +67,7 @@ def test_they_are_the_vectors_of_all_indices(name):
     np.testing.assert_array_equal(codes, decoded)
 
 
+@pytest.mark.full
 def test_codebooks_of_heads_have_an_axis_and_those_of_stages_groups_and_scales_a_tuple():
     shapes = {
         ProductVQ(CODES, heads=2): (2, CODES, 2),

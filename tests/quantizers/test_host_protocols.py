@@ -17,6 +17,8 @@ from helpers.quantizing import CODES, DIM, KEY, gaussian, replacing
 from vqjax import IBQ, EMACodebook, GradientCodebook, Replacement, Residual, SimVQ, VectorQuantizer
 from vqjax.quantizers import LearnedAffine, RunningAffine
 
+pytestmark = pytest.mark.full
+
 Z = gaussian(20, DIM)
 RNGS = {"params": KEY, "quantizer": KEY}
 INIT = nn.initializers.normal(1.0)

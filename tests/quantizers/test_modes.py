@@ -15,6 +15,8 @@ from vqjax.models import VQVAE
 from vqjax.quantizers import build
 from vqjax.quantizers.recipes import RECIPES
 
+pytestmark = pytest.mark.full
+
 STAGE = VectorQuantizer(4, codebook="frozen")
 QUANTIZERS = {
     name: build(**dict(config) | ({"scales": (1, 2)} if name == "multi_scale_vq" else {}))

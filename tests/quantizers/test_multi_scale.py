@@ -18,6 +18,8 @@ from vqjax.estimators import diveq, rotation
 from vqjax.quantizers import EMACodebook, FrozenCodebook, GradientCodebook, LearnedAffine
 from vqjax.quantizers.multi_scale import MultiScaleVQ
 
+pytestmark = pytest.mark.full
+
 CODES, DIM, KEY = 16, 4, jax.random.key(3)
 SCALES, TOKENS = (1, 2, (4, 3)), 1 + 4 + 12
 Z = gaussian(4, 6, 5, DIM)

@@ -21,6 +21,8 @@ from vqjax.estimators import gumbel_softmax
 from vqjax.functional.regularizers import Orthogonality
 from vqjax.quantizers import RunningAffine
 
+pytestmark = pytest.mark.full
+
 CODES, DIM, TOKENS = 16, 4, 64
 KEY = jax.random.key(6)
 

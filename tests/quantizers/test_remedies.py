@@ -14,6 +14,8 @@ from vqjax.functional.regularizers import Diversity, Orthogonality
 from vqjax.quantizers import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
 from vqjax.tasks.alternating import alternating_steps
 
+pytestmark = pytest.mark.full
+
 CODES, DIM, TOKENS = 16, 4, 64
 KEY = jax.random.key(4)
 

@@ -143,6 +143,7 @@ def test_evaluation_changes_nothing():
     assert_alike(updates["codebook"], variables_of("default")["codebook"], rtol=0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", OPTIONS)
 def test_one_device_and_eight_are_alike(name):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -163,6 +164,7 @@ def test_bfloat16_gives_bfloat16_and_float32_state(name):
     assert all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(updates))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stages", [1, 4, 8])
 def test_the_gradient_is_routed_once_and_per_stage_is_its_multiple(stages):
     stage = VectorQuantizer(num_codes=8, estimator="straight_through")
@@ -416,6 +418,7 @@ SIDE_BY_SIDE = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
 def test_the_relative_error_of_groups_is_a_ratio_of_totals(name):
     grouped, whole = SIDE_BY_SIDE[name]
@@ -438,6 +441,7 @@ def test_the_relative_error_of_groups_of_stages_is_a_ratio_of_totals():
     np.testing.assert_allclose(out.metrics["relative_error"], expected, rtol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mapped", [False, True])
 def test_groups_measure_the_global_batch(mapped):
     module, z = Grouped(STAGE, 2), unequal(64, 4)

@@ -17,6 +17,7 @@ def all_of_it(vq, variables, z):
     return out.loss + jnp.sum(out.quantized**3), (out, changed)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("distance", "codebook"), [("euclidean", "ema"), ("cosine", "gradient")])
 def test_jit_and_checkpoint_change_nothing(distance, codebook):
     vq, variables = create(distance=distance, codebook=replacing(codebook, below=0.99))

@@ -122,6 +122,7 @@ def test_runs_live_in_directories_of_any_name(name, config, tmp_path, monkeypatc
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_run_may_lie_behind_links(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "disk" / "run", ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copytree(finished / "checkpoints", tmp_path / "other disk" / "checkpoints")

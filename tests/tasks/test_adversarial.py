@@ -19,6 +19,8 @@ from vqjax.training.config import validate
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 def config(config):

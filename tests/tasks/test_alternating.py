@@ -29,6 +29,7 @@ def learned(**arguments):
     return VectorQuantizer(num_codes=16, commitment_weight=0.0, codebook=GradientCodebook(weight=0.0), **arguments)
 
 
+@pytest.mark.full
 def test_alternating_steps_bring_the_codes_closer_before_the_task_step():
     batch = {"image": np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)}
     parts = {"model": model_of(learned()), "optimizer": optax.sgd(0.1), "loss": squared_error}

@@ -44,6 +44,7 @@ def batch():
     return {"image": np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)}
 
 
+@pytest.mark.full
 def test_the_exact_gradient_is_that_of_the_autoencoder_without_quantization(batch):
     task = DecoderGradientTask(MODEL, optax.sgd(RATE), squared_error, gradient="exact")
     state, gradient, metrics = take_step(task, batch)

@@ -20,6 +20,8 @@ from vqjax.reporting import MetricWriter
 from vqjax.tasks.vqgan import DISCRIMINATOR, VQGANTask
 from vqjax.training.loop import train
 
+pytestmark = pytest.mark.full
+
 KEY = jax.random.key(3)
 SIZE = {"channels": 32, "multipliers": (1, 1), "num_res_blocks": 1, "attention_resolutions": (), "latent_dim": 4}
 BATCH = {"image": np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)}

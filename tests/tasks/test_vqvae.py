@@ -177,6 +177,7 @@ def test_the_use_of_each_stage_s_codes_is_logged_and_evaluated(batch):
         assert {f"{name}_split", f"{name}_split_0", f"{name}_split_1"} <= evaluated
 
 
+@pytest.mark.full
 def test_a_decoder_with_state_of_its_own_trains_in_the_same_step(batch):
     """Bug: the decoder was applied with nothing but parameters."""
     model = model_of(VectorQuantizer(num_codes=16)).clone(decoder=NormalizedDecoder())
@@ -228,6 +229,7 @@ class SomeBroken:
         return {"image": color.repeat(16, axis=0).repeat(16, axis=1)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch_size", [8, 40])
 def test_unreadable_images_do_not_keep_the_codebook_from_being_started(batch, batch_size):
     """Bug: a batch with one unreadable image was left out, and with it, usually, all batches."""

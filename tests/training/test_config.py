@@ -248,6 +248,7 @@ def optional_fields(call, config, path=""):
                 yield from optional_fields(field.part.call(choice), chosen, f"{path}{name}.")
 
 
+@pytest.mark.full
 def test_every_field_that_can_be_off_is_turned_off_by_none():
     count = 0
     for config, path in optional_fields(Call(Run, GROUPS), valid_config()):

@@ -39,6 +39,7 @@ def compiled_step(config) -> tuple[str, PyTree]:
     return lowered.compile().as_text(), state.params
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("gradient_accumulation", [pytest.param(None, marks=pytest.mark.full), 2])
 def test_devices_exchange_gradients_once_and_a_row_for_each_code(config, gradient_accumulation):
     """And a few numbers, such as the loss; nothing that has a row for each latent."""

@@ -181,6 +181,7 @@ def test_a_second_run_in_the_same_directory_changes_nothing(finished, config, ca
     assert "resuming at step 12" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_run_cut_between_checkpoints_and_continued_equals_one_that_was_not(finished, config, tmp_path, monkeypatch):
     """Killed at step 8, after the checkpoint of step 5 and the log line of step 8, which has to be written again."""
 
@@ -276,6 +277,7 @@ def test_a_signal_saves_the_step_it_arrived_in(finished, config, tmp_path, monke
     assert_same_run(finished, tmp_path)
 
 
+@pytest.mark.full
 def test_several_steps_per_dispatch_are_the_same_steps(finished, config, tmp_path):
     config.steps_per_dispatch = 3
     train(config, tmp_path, devices=ONE_DEVICE)

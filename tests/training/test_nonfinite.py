@@ -72,6 +72,7 @@ def test_a_step_that_is_skipped_leaves_nothing_behind(config, tmp_path, overflow
     assert all(np.isfinite(value) for line in windows for value in line.values() if value is not None)
 
 
+@pytest.mark.full
 def test_a_run_that_stopped_goes_on_without_the_step(config, tmp_path, overflow):
     overflow(6)
     with pytest.raises(FloatingPointError):

@@ -15,6 +15,8 @@ from vqjax.training.config import complete, override, validate
 from vqjax.training.loop import train
 from vqjax.training.schedules import Schedule, build_schedules
 
+pytestmark = pytest.mark.full
+
 WEIGHT = {"start": 0.0, "end": 1.0, "steps": 10}
 
 
