@@ -60,12 +60,14 @@ suite() {
   pytest "${@:3}"
 }
 
+# Comparisons with the PyTorch libraries: parity PYTEST_ARGUMENT...
 parity() {
   environment parity constraints.txt -e ".[test,parity]"
   # Without them every comparison would be skipped.
   python -c "import torch, vector_quantize_pytorch"
-  # With the recorded outputs of the original modules, where VQJAX_GOLDENS names their directory.
-  pytest tests/parity tests/importing tests/models/test_discriminators.py tests/losses/test_adversarial.py
+  pytest "$@" tests/parity
+  # The recorded outputs of the original modules, where VQJAX_GOLDENS names their directory.
+  pytest -k recorded tests/importing tests/models/test_discriminators.py tests/losses/test_adversarial.py
 }
 
 # Train, continue, evaluate.
