@@ -39,10 +39,10 @@ def compare(ours, variables, theirs, z, rtol=1e-5):
     output = theirs(x)
     weights = gaussian(*output[0].shape, seed=9)
     (output[0] * torch.tensor(weights)).sum().backward()
-    out, pull = jax.vjp(lambda z: ours.apply(variables, z).quantized, jnp.asarray(z))
+    out, pull = jax.vjp(lambda z: ours.apply(variables, z, train=False).quantized, jnp.asarray(z))
     close(out, output[0], rtol=rtol)
     close(pull(jnp.asarray(weights))[0], x.grad, rtol=1e-4, atol=2e-6)
-    result = ours.apply(variables, jnp.asarray(z))
+    result = ours.apply(variables, jnp.asarray(z), train=False)
     np.testing.assert_array_equal(result.indices, output[1])
     return result, output
 
@@ -127,7 +127,7 @@ def test_moments_of_fsp(name, of_theirs):
     x = torch.tensor(z, requires_grad=True)
     loss = theirs(x)[2]
     loss.backward()
-    value, gradient = jax.value_and_grad(lambda z: ours.apply(variables, z).loss)(jnp.asarray(z))
+    value, gradient = jax.value_and_grad(lambda z: ours.apply(variables, z, train=False).loss)(jnp.asarray(z))
     close(value, loss)
     close(gradient, x.grad, rtol=1e-4, atol=1e-7)
 
@@ -159,7 +159,7 @@ def test_latent_quantize(codebooks):
     variables = ours.init(jax.random.key(0), jnp.asarray(z))
     x = torch.tensor(np.moveaxis(z, -1, 1).copy(), requires_grad=True)
     quantized, indices, loss = theirs(x)
-    out = ours.apply(variables, jnp.asarray(z))
+    out = ours.apply(variables, jnp.asarray(z), train=False)
     close(out.quantized, quantized.movedim(1, -1))
     np.testing.assert_array_equal(out.indices, indices)
     close(out.loss, loss)
@@ -168,7 +168,7 @@ def test_latent_quantize(codebooks):
     # them goes to the input, where it undoes that of the other. Ours is from first principles.
     assert all(value.grad is None for value in theirs.values_per_latent)
     assert float(x.grad.abs().max()) < 1e-6
-    of_values, of_z = jax.grad(lambda params, z: ours.apply({"params": params}, z).loss, argnums=(0, 1))(
+    of_values, of_z = jax.grad(lambda params, z: ours.apply({"params": params}, z, train=False).loss, argnums=(0, 1))(
         variables["params"], jnp.asarray(z)
     )
     assert np.abs(of_values["code_values"]).min() > 0
