@@ -15,7 +15,19 @@ Tokens = Float[Array, "batch rows columns _"]
 _HEAD_DIM = 64
 
 
-class ViTEncoder(nn.Module):
+class _ViT(nn.Module):
+    """Size and options that encoder and decoder share; see :class:`ViTEncoder`."""
+
+    patch_size: int = 8
+    dim: int = 512
+    depth: int = 8
+    heads: int = 8
+    mlp_dim: int = 2048
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+
+class ViTEncoder(_ViT):
     """Images to a grid of vectors, one for each patch.
 
     Attributes:
@@ -37,14 +49,7 @@ class ViTEncoder(nn.Module):
     Source: Yu et al., 2022 (arXiv 2110.04627).
     """
 
-    patch_size: int = 8
-    dim: int = 512
-    depth: int = 8
-    heads: int = 8
-    mlp_dim: int = 2048
     code_dim: int | None = None
-    remat: bool = False
-    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: Images) -> Tokens:
@@ -57,22 +62,16 @@ class ViTEncoder(nn.Module):
                 "or crop them."
             )
         x = nn.Conv(self.dim, (size, size), size, "VALID", dtype=self.dtype, name="to_tokens")(images)
-        x = _Transformer(self.depth, self.heads, self.mlp_dim, self.remat, self.dtype, name="transformer")(x)
+        x = _transformer(self)(x)
         return x if self.code_dim is None else nn.Dense(self.code_dim, name="to_codes")(x)
 
 
-class ViTDecoder(nn.Module):
+class ViTDecoder(_ViT):
     """A grid of codes to images, one patch for each code. The output is not bounded.
 
     Attributes:
-      patch_size: As in the encoder.
-      dim: As in the encoder; codes are brought to it by a linear layer.
-      depth: As in the encoder.
-      heads: As in the encoder.
-      mlp_dim: As in the encoder.
-      image_channels: Channels of the images.
-      remat: As in the encoder.
-      dtype: As in the encoder.
+      image_channels: Channels of the images. For all others see the encoder; codes are brought to ``dim`` features by a
+        linear layer.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -83,14 +82,7 @@ class ViTDecoder(nn.Module):
     Source: Yu et al., 2022 (arXiv 2110.04627).
     """
 
-    patch_size: int = 8
-    dim: int = 512
-    depth: int = 8
-    heads: int = 8
-    mlp_dim: int = 2048
     image_channels: int = 3
-    remat: bool = False
-    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         self.conv_out = _PatchToPixels(self.patch_size, self.image_channels)
@@ -102,7 +94,7 @@ class ViTDecoder(nn.Module):
     def features(self, codes: Tokens) -> Tokens:
         """Return the float32 input of the last layer, ``conv_out``; see :meth:`VQGANDecoder.features`."""
         x = nn.Dense(self.dim, dtype=self.dtype, name="from_codes")(codes)
-        return _Transformer(self.depth, self.heads, self.mlp_dim, self.remat, self.dtype, name="transformer")(x)
+        return _transformer(self)(x)
 
     def to_images(self, features: Tokens) -> Images:
         """Return images from the features in front of the last layer."""
@@ -144,6 +136,10 @@ class _Transformer(nn.Module):
         for i in range(self.depth):
             x = block(self.heads, self.mlp_dim, self.dtype, name=f"block_{i}")(x)
         return _norm("norm")(x).reshape(batch, rows, columns, dim)
+
+
+def _transformer(module: _ViT) -> _Transformer:
+    return _Transformer(module.depth, module.heads, module.mlp_dim, module.remat, module.dtype, name="transformer")
 
 
 class _Block(nn.Module):

@@ -15,7 +15,26 @@ from vqjax.models.layers import Images, check_images
 _GROUPS = 32
 
 
-class VQGANEncoder(nn.Module):
+class _VQGAN(nn.Module):
+    """Size and options that encoder and decoder share; see :class:`VQGANEncoder`."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    resolution: int = 256
+    middle_attention: bool = True
+    dropout: float | None = None
+    remat: bool = False
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels < 1 or self.channels % _GROUPS:
+            raise UserError(f"channels must be a multiple of {_GROUPS}, the groups of the norms, got {self.channels}.")
+
+
+class VQGANEncoder(_VQGAN):
     """Images to a grid of vectors, ``2 ** (len(multipliers) - 1)`` times smaller in each direction.
 
     A 3x3 convolution; at each level residual blocks, each followed by attention at the resolutions that have it, and
@@ -46,21 +65,8 @@ class VQGANEncoder(nn.Module):
     Source: Esser et al., 2021 (arXiv 2012.09841); Rombach et al., 2022 (arXiv 2112.10752).
     """
 
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
-    resolution: int = 256
-    middle_attention: bool = True
     latent_dim: int = 256
     code_dim: int | None = None
-    dropout: float | None = None
-    remat: bool = False
-    dtype: DTypeLike | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_channels(self.channels)
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Images:
@@ -68,11 +74,8 @@ class VQGANEncoder(nn.Module):
         block, attention = _blocks(self, train)
         x = _conv(self.channels, self.dtype, name="conv_in")(images)
         last = len(self.multipliers) - 1
-        for level, multiplier in enumerate(self.multipliers):
-            for i in range(self.num_res_blocks):
-                x = block(self.channels * multiplier, name=f"level_{level}_block_{i}")(x)
-                if self.resolution >> level in self.attention_resolutions:
-                    x = attention(name=f"level_{level}_attention_{i}")(x)
+        for level in range(last + 1):
+            x = _level(self, x, level, self.num_res_blocks, block, attention)
             if level < last:
                 x = _Downsample(self.dtype, name=f"level_{level}_downsample")(x)
         x = _middle(x, block, attention if self.middle_attention else None)
@@ -81,25 +84,17 @@ class VQGANEncoder(nn.Module):
         return x if self.code_dim is None else nn.Conv(self.code_dim, (1, 1), name="to_codes")(x)
 
 
-class VQGANDecoder(nn.Module):
+class VQGANDecoder(_VQGAN):
     """A grid of codes to images, ``2 ** (len(multipliers) - 1)`` times larger in each direction.
 
     The mirror image of :class:`VQGANEncoder`, with one residual block more at each level, and a nearest-neighbor
     enlargement with a convolution in the place of the strided one. The output is not bounded.
 
     Attributes:
-      channels: As in the encoder.
-      multipliers: As in the encoder, from fine to coarse.
       num_res_blocks: One less than the residual blocks of each level, as in the published configs.
-      attention_resolutions: As in the encoder.
-      resolution: As in the encoder.
-      middle_attention: As in the encoder.
       latent_dim: Features that codes of a different dimension are brought to first, by a 1x1 convolution
         (``post_quant_conv``); None: codes are taken as they are.
-      image_channels: Channels of the images.
-      dropout: As in the encoder.
-      remat: As in the encoder.
-      dtype: As in the encoder.
+      image_channels: Channels of the images. For all others see the encoder.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -110,21 +105,8 @@ class VQGANDecoder(nn.Module):
     Source: Esser et al., 2021 (arXiv 2012.09841); Rombach et al., 2022 (arXiv 2112.10752).
     """
 
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
-    resolution: int = 256
-    middle_attention: bool = True
     latent_dim: int | None = None
     image_channels: int = 3
-    dropout: float | None = None
-    remat: bool = False
-    dtype: DTypeLike | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_channels(self.channels)
 
     def setup(self) -> None:
         self.conv_out = _conv(self.image_channels, jnp.float32)
@@ -142,11 +124,8 @@ class VQGANDecoder(nn.Module):
         x = codes if self.latent_dim is None else nn.Conv(self.latent_dim, (1, 1), name="from_codes")(codes)
         x = _conv(self.channels * self.multipliers[-1], self.dtype, name="conv_in")(x)
         x = _middle(x, block, attention if self.middle_attention else None)
-        for level, multiplier in reversed(list(enumerate(self.multipliers))):
-            for i in range(self.num_res_blocks + 1):
-                x = block(self.channels * multiplier, name=f"level_{level}_block_{i}")(x)
-                if self.resolution >> level in self.attention_resolutions:
-                    x = attention(name=f"level_{level}_attention_{i}")(x)
+        for level in reversed(range(len(self.multipliers))):
+            x = _level(self, x, level, self.num_res_blocks + 1, block, attention)
             if level > 0:
                 x = _Upsample(self.dtype, name=f"level_{level}_upsample")(x)
         return nn.swish(_norm(name="norm_out")(x))
@@ -215,7 +194,7 @@ class _Upsample(nn.Module):
         return _conv(x.shape[-1], self.dtype, name="conv")(x)
 
 
-def _blocks(module: VQGANEncoder | VQGANDecoder, train: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _blocks(module: _VQGAN, train: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Residual blocks and attention with the options of a model, and a name and features yet to be given."""
     block, attention = (nn.remat(kind) if module.remat else kind for kind in (_ResidualBlock, _Attention))
 
@@ -226,6 +205,17 @@ def _blocks(module: VQGANEncoder | VQGANDecoder, train: bool) -> tuple[Callable[
         return attention(module.dtype, name=name)
 
     return residual_block, attention_block
+
+
+def _level(
+    module: _VQGAN, x: Images, level: int, num_blocks: int, block: Callable[..., Any], attention: Callable[..., Any]
+) -> Images:
+    """Residual blocks of a level, each followed by attention if the level has it."""
+    for i in range(num_blocks):
+        x = block(module.channels * module.multipliers[level], name=f"level_{level}_block_{i}")(x)
+        if module.resolution >> level in module.attention_resolutions:
+            x = attention(name=f"level_{level}_attention_{i}")(x)
+    return x
 
 
 def _middle(x: Images, block: Callable[..., Any], attention: Callable[..., Any] | None) -> Images:
@@ -243,8 +233,3 @@ def _conv(features: int, dtype: DTypeLike | None, name: str | None = None) -> nn
 def _norm(name: str) -> nn.GroupNorm:
     # The fast variance is off by a percent if the mean is large.
     return nn.GroupNorm(_GROUPS, use_fast_variance=False, dtype=jnp.float32, name=name)
-
-
-def _check_channels(channels: int) -> None:
-    if channels < 1 or channels % _GROUPS:
-        raise UserError(f"channels must be a multiple of {_GROUPS}, the groups of the norms, got {channels}.")
