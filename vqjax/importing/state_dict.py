@@ -1,10 +1,11 @@
 """State dicts of PyTorch modules as NumPy arrays, without PyTorch and without pickle."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax
 import jax
 import numpy as np
 from safetensors import SafetensorError
@@ -71,6 +72,86 @@ def check_entries(arrays: StateDict, shapes: Mapping[str, tuple[int, ...]], advi
     infinite = [f"{prefix}{key}" for key in shapes if not np.isfinite(arrays[key]).all()]
     if infinite:
         raise UserError(f"arrays must be finite, got infinite or undefined numbers in {infinite}: training diverged.")
+
+
+class Entry(NamedTuple):
+    """Place of a parameter in a state dict.
+
+    Attributes:
+      name: Name of the entry.
+      axes: Axes of the parameter here, in the order that they have there.
+      num_axes: Number of axes there, if the last ones are left out, all of them of length 1.
+    """
+
+    name: str
+    axes: tuple[int, ...]
+    num_axes: int | None = None
+
+    def shape_there(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the entry of a parameter of some shape."""
+        return tuple(shape[axis] for axis in self.axes)[: self.num_axes]
+
+
+def read_params(
+    arrays: StateDict,
+    like: Mapping[str, Any],
+    entry_of: Callable[[tuple[str, ...], int], Entry],
+    advice: str,
+    others: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, Any]:
+    """Read the parameters of a Flax module, which must be all that a state dict holds.
+
+    Args:
+      arrays: Arrays by name.
+      like: Parameters of the module, or their shapes.
+      entry_of: The place of a parameter in the state dict, from its path and its number of axes.
+      advice: End of the message if entries or shapes differ.
+      others: Shapes of further entries, which are no parameters here.
+
+    Returns:
+      The parameters.
+
+    Raises:
+      UserError: As :func:`check_entries`.
+
+    Example:
+      >>> like = {"dense": {"kernel": np.zeros((3, 2))}}
+      >>> params = read_params({"weight": np.ones((2, 3))}, like, lambda path, ndim: Entry("weight", (1, 0)), "")
+      >>> params["dense"]["kernel"].shape
+      (3, 2)
+    """
+    leaves = flax.traverse_util.flatten_dict(like)
+    entries = {path: entry_of(path, leaf.ndim) for path, leaf in leaves.items()}
+    shapes = {entry.name: entry.shape_there(leaves[path].shape) for path, entry in entries.items()}
+    check_entries(arrays, {**shapes, **(others or {})}, advice)
+
+    def read(path: tuple[str, ...], entry: Entry) -> jax.Array:
+        whole = arrays[entry.name].reshape([leaves[path].shape[axis] for axis in entry.axes])
+        return jax.numpy.asarray(whole.transpose(np.argsort(entry.axes)))
+
+    return flax.traverse_util.unflatten_dict({path: read(path, entry) for path, entry in entries.items()})
+
+
+def write_params(params: Mapping[str, Any], entry_of: Callable[[tuple[str, ...], int], Entry]) -> StateDict:
+    """Write the parameters of a Flax module as a state dict: the inverse of :func:`read_params`.
+
+    Args:
+      params: The parameters.
+      entry_of: As for :func:`read_params`.
+
+    Returns:
+      Arrays by name.
+
+    Example:
+      >>> params = {"dense": {"kernel": np.zeros((3, 2))}}
+      >>> write_params(params, lambda path, ndim: Entry("weight", (1, 0)))["weight"].shape
+      (2, 3)
+    """
+    arrays = {}
+    for path, leaf in flax.traverse_util.flatten_dict(params).items():
+        entry = entry_of(path, leaf.ndim)
+        arrays[entry.name] = np.asarray(leaf).transpose(entry.axes).reshape(entry.shape_there(leaf.shape))
+    return arrays
 
 
 def _numbers(key: str, value: Any) -> np.ndarray:

@@ -4,13 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import check_entries, read_state_dict
+from vqjax.importing.state_dict import Entry, read_params, read_state_dict
 from vqjax.importing.vqgan import Arrays
 from vqjax.models.vit import ViTDecoder, ViTEncoder, positions
 from vqjax.models.vqvae import VQVAE
@@ -56,20 +55,26 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[V
     options = {"distance": "cosine", "estimator": "straight_through", "commitment_weight": 0.25}
     model = VQVAE(encoder, VectorQuantizer(quantizer["n_embed"], codebook=codebook, **options), decoder)
     keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
-    variables = model.init(keys, jnp.zeros((1, patch, patch, 3)))
-    flat = flax.traverse_util.flatten_dict(variables["params"])
-    names = {path: _original_name(path) for path in flat}
+    like = jax.eval_shape(model.init, keys, jnp.zeros((1, patch, patch, 3)))["params"]
     rows = size // patch
-    axes = {path: _original_axes(path, value.ndim) for path, value in flat.items()}
-    shapes = {names[path]: tuple(value.shape[axis] for axis in axes[path]) for path, value in flat.items()}
-    shapes |= {name: (1, rows**2, module.dim) for name, module in zip(_POSITIONS, (encoder, decoder), strict=True)}
-    check_entries(arrays, shapes, "pass the original's config, and the state dict of its autoencoder")
-    for name, module in zip(_POSITIONS, (encoder, decoder), strict=True):
-        expected = positions(rows, rows, module.dim).reshape(1, rows**2, module.dim)
-        if not np.allclose(arrays[name], expected, atol=1e-5):
+    tables = {
+        name: positions(rows, rows, module.dim) for name, module in zip(_POSITIONS, (encoder, decoder), strict=True)
+    }
+    others = {name: (1, rows**2, table.shape[-1]) for name, table in tables.items()}
+    advice = "pass the original's config, and the state dict of its autoencoder"
+    params = read_params(arrays, like, _entry_of, advice, others)
+    for name, table in tables.items():
+        if not np.allclose(arrays[name], table.reshape(others[name]), atol=1e-5):
             raise UserError(f"{name} must be the fixed embedding of positions, got other numbers.")
-    params = {path: jnp.asarray(arrays[name].transpose(np.argsort(axes[path]))) for path, name in names.items()}
-    return model, {**variables, "params": flax.traverse_util.unflatten_dict(params)}
+    return model, {"params": params}
+
+
+def _entry_of(path: tuple[str, ...], ndim: int) -> Entry:
+    if ndim == 4:
+        axes = (0, 3, 1, 2) if path[-2] == "conv_out" else (3, 2, 0, 1)
+    else:
+        axes = (1, 0) if path[-1] == "kernel" else tuple(range(ndim))
+    return Entry(_original_name(path), axes)
 
 
 def _original_name(path: tuple[str, ...]) -> str:
@@ -87,12 +92,3 @@ def _original_name(path: tuple[str, ...]) -> str:
     parts |= {"norm_2": "1.norm", "mlp_1": "1.fn.net.0", "mlp_2": "1.fn.net.2"}
     place, _, last = name.rpartition(".")
     return f"{place}.{parts.get(last, last)}.{leaf}"
-
-
-def _original_axes(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
-    """Axes of a parameter here, in the order that they have there."""
-    if path[-2] == "conv_out" and ndim == 4:
-        return (0, 3, 1, 2)
-    if ndim == 4:
-        return (3, 2, 0, 1)
-    return (1, 0) if path[-1] == "kernel" else tuple(range(ndim))

@@ -5,14 +5,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import StateDict, check_entries, read_state_dict
+from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict, write_params
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE
 from vqjax.quantizers.codebooks import GradientCodebook
@@ -191,10 +188,7 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
         "vq_embed_dim": encoder.code_dim,
     }
     name = _diffusers_names(len(encoder.multipliers) - 1)
-    flat = flax.traverse_util.flatten_dict(variables["params"])
-    names = {path: name(_taming_name(path)) for path in flat}
-    arrays = {names[path]: _to_torch(np.asarray(value)) for path, value in flat.items()}
-    return {key: value.reshape(_shape_there(key, value.shape)) for key, value in arrays.items()}, config
+    return write_params(variables["params"], _entries(name)), config
 
 
 def _model(
@@ -222,14 +216,22 @@ def _model(
     model = VQVAE(encoder, quantizer, VQGANDecoder(**size, image_channels=ddconfig.get("out_ch", 3)))
     pixels = 2 ** len(size["multipliers"])
     images = jnp.zeros((1, pixels, pixels, ddconfig.get("in_channels", 3)))
-    variables = model.init({"params": jax.random.key(0), "quantizer": jax.random.key(1)}, images)
-    flat = flax.traverse_util.flatten_dict(variables["params"])
-    names = {path: name(_taming_name(path)) for path in flat}
-    in_torch = {path: jax.eval_shape(_to_torch, value).shape for path, value in flat.items()}
-    shapes = {names[path]: _shape_there(names[path], shape) for path, shape in in_torch.items()}
-    check_entries(arrays, shapes, "pass the original's config, and the state dict of its autoencoder")
-    params = {path: jnp.asarray(_to_flax(arrays[names[path]].reshape(in_torch[path]))) for path in flat}
-    return model, {**variables, "params": flax.traverse_util.unflatten_dict(params)}
+    keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
+    like = jax.eval_shape(model.init, keys, images)["params"]
+    advice = "pass the original's config, and the state dict of its autoencoder"
+    return model, {"params": read_params(arrays, like, _entries(name), advice)}
+
+
+def _entries(name: Names) -> Callable[[tuple[str, ...], int], Entry]:
+    """Places in a state dict whose names are made from taming's."""
+
+    def entry_of(path: tuple[str, ...], ndim: int) -> Entry:
+        key = name(_taming_name(path))
+        # Attention in diffusers has linear layers where others have convolutions of one pixel.
+        linear = re.search(r"\.attentions\..*\.weight$", key) is not None
+        return Entry(key, (3, 2, 0, 1) if ndim == 4 else tuple(range(ndim)), 2 if linear else None)
+
+    return entry_of
 
 
 _MIDDLE = ["block_1", "attn_1", "block_2"]
@@ -290,19 +292,6 @@ def _present_name(key: str) -> str:
     if ".attentions." not in key:
         return key
     return re.sub(r"\.(query|key|value|proj_attn)\.", lambda old: f".{_OLD_DIFFUSERS_ATTENTION[old[1]]}.", key)
-
-
-def _shape_there(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape in a state dict; attention in diffusers has linear layers where others have convolutions of one pixel."""
-    return shape[:2] if re.search(r"\.attentions\..*\.weight$", key) else shape
-
-
-def _to_torch(array: Array | np.ndarray) -> Array | np.ndarray:
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-
-
-def _to_flax(array: np.ndarray) -> np.ndarray:
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def _averaged(arrays: StateDict) -> StateDict:
