@@ -149,6 +149,16 @@ def test_penalties_of_a_discriminator_that_judges_each_image_by_itself():
     assert float(means["real"]) != 0
 
 
+def test_a_start_from_clusters_averages_no_other_network_than_the_generator():
+    # The discriminator came among the averages, so that the state no longer had the structure it began with.
+    task = make(kmeans_init=True, ema_decay=0.9)
+    state = jax.jit(task.init)(KEY, BATCH)
+    started = task.init_from_data(state, iter([BATCH] * 4), KEY)
+    chex.assert_trees_all_equal_shapes_and_dtypes(started, state)
+    chex.assert_trees_all_equal(started.params[DISCRIMINATOR], state.params[DISCRIMINATOR])
+    assert not np.allclose(*(s.variables[NETWORK]["codebook"]["quantizer"]["codes"] for s in (started, state)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -167,11 +167,11 @@ class VQVAETask(Task):
             )
         )
         _, started = cluster(state.trained(NETWORK), jnp.concatenate(latents))
-        params = {**state.params, NETWORK: started.pop("params")}
+        params = {NETWORK: started.pop("params")}
         return state.replace(
-            params=params,
+            params=state.params | params,
             variables={**state.variables, NETWORK: state.variables[NETWORK] | started},
-            ema_params=None if state.ema_params is None else jax.tree.map(jnp.copy, params),
+            ema_params=None if state.ema_params is None else state.ema_params | jax.tree.map(jnp.copy, params),
         )
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
