@@ -112,16 +112,9 @@ class VQGANTask(VQVAETask):
     def _optimizer(self, network: str) -> optax.GradientTransformation:
         return self.optimizer[network] if isinstance(self.optimizer, Mapping) else self.optimizer
 
-    @property
-    def _generator_task(self) -> VQVAETask:
-        """The task of the generator alone."""
-        fields = {field.name for field in dataclasses.fields(VQVAETask)} - {"_", "optimizer"}
-        options = {name: getattr(self, name) for name in fields}
-        return VQVAETask(optimizer=self._optimizer(NETWORK), **options)
-
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
-        generator = self._generator_task.init(key, batch)
+        generator = super().init(key, batch)
         images = to_model_range(batch["image"])
         # Another key than the generator's, so that the generator starts like that of the VQ-VAE task.
         initialize = jax.jit(lambda key: self.discriminator.init(key, images, train=False))

@@ -87,6 +87,11 @@ class VQVAETask(Task):
         """Axes of the device mesh besides ``data``: ``codes``, over which the codebook is sharded."""
         return {"codes": getattr(self.model.quantizer, "codebook_shards", 1)}
 
+    def _optimizer(self, network: str) -> optax.GradientTransformation:
+        """Optimizer of a network; here there is one network."""
+        del network
+        return self.optimizer
+
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
         params_key, quantizer_key = jax.random.split(key)
@@ -110,7 +115,7 @@ class VQVAETask(Task):
             step=jnp.zeros((), jnp.int32),
             params=params,
             variables={NETWORK: variables},
-            opt_state={NETWORK: self.optimizer.init(params[NETWORK])},
+            opt_state={NETWORK: self._optimizer(NETWORK).init(params[NETWORK])},
             ema_params=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
         )
 
