@@ -57,7 +57,6 @@ class StatefulDecoder(nn.Module):
         return nn.Dropout(0.5, deterministic=not train)(SonnetDecoder(width=8)(x))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_a_decoder_with_state_of_its_own_trains_and_evaluates(microbatches):
     model = MODEL.clone(decoder=StatefulDecoder())

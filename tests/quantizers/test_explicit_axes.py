@@ -69,7 +69,6 @@ def test_any_number_of_devices_and_any_place_of_the_variables(do, named, placed,
     check(do, *create("residual_vq"), devices, named, placed)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("named", "placed"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("do", [evaluate, train])

@@ -109,7 +109,6 @@ def test_decode_has_the_same_bits_compiled_and_not():
     np.testing.assert_array_equal(eagerly, out.quantized)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("spatial_dims", "space"), [(1, (7,)), (3, (4, 3, 2))])
 def test_other_numbers_of_axes_and_any_leading_ones(spatial_dims, space):
     z = gaussian(2, 3, *space, DIM)
@@ -185,7 +184,6 @@ def test_the_estimator_crosses_once_and_convolutions_have_the_gradient_of_the_re
     assert all(np.all(x != 0) for x in jax.tree.leaves(of_params))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("scales", [(1, 2), (1, 2, 3, 4, 5)])
 def test_the_encoder_gradient_does_not_grow_with_the_scales(scales):
     template = VectorQuantizer(CODES, estimator="straight_through")
@@ -193,7 +191,6 @@ def test_the_encoder_gradient_does_not_grow_with_the_scales(scales):
     np.testing.assert_array_equal(gradients(vq, variables, Z, jnp.ones_like(Z))[0], jnp.ones_like(Z))
 
 
-@pytest.mark.full
 def test_learned_codes_learn_by_their_loss_and_by_synchronization():
     template = VectorQuantizer(CODES, codebook=GradientCodebook(sync_nu=0.5, transform=LearnedAffine()))
     vq, variables = make(template)
@@ -205,7 +202,6 @@ def test_learned_codes_learn_by_their_loss_and_by_synchronization():
     np.testing.assert_array_equal(decode(vq, variables, out.indices, (6, 5)), out.quantized)
 
 
-@pytest.mark.full
 def test_an_estimator_that_draws_noise_draws_it_in_training_only():
     vq, variables = make(VectorQuantizer(CODES, estimator=functools.partial(diveq, variance=1.0)))
     first, again = (train(vq, variables, Z, key=jax.random.key(seed))[0] for seed in (0, 1))
@@ -251,7 +247,6 @@ def test_each_scale_has_a_transform_of_its_own():
     assert {f"stages_{i}" for i in range(3)} < set(variables["params"])
 
 
-@pytest.mark.full
 def test_dropout_keeps_the_first_scales_of_each_example():
     vq, variables = make(dropout=0.8, dropout_min_scales=1)
     depths = set()
@@ -275,7 +270,6 @@ def mask_of(z):
     return (gaussian(*z.shape[:-1], seed=4) > -0.3).at[0].set(False).at[1, :3].set(False)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("gradient", ["total", "per_scale"])
 def test_masked_positions_have_no_influence_and_no_gradient(gradient):
     vq, variables = make(gradient=gradient)
@@ -320,7 +314,6 @@ def test_a_training_step_in_bfloat16_keeps_the_state_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.full
 def test_evaluation_changes_nothing_and_draws_nothing():
     vq, variables = make(dropout=0.5)
     _, changed = vq.apply(variables, Z, train=False, mutable=["codebook"])
@@ -331,7 +324,6 @@ def test_evaluation_changes_nothing_and_draws_nothing():
         vq.apply(variables, Z, train=True, rngs={"quantizer": KEY})
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("mapped", [False, True])
 def test_eight_devices_train_as_one(mapped):
     z = gaussian(8, 6, 5, DIM)
@@ -388,7 +380,6 @@ def test_mistakes_are_refused_where_they_are_made(arguments, message, as_users_r
         MultiScaleVQ(**({"quantizer": VectorQuantizer(CODES), "scales": SCALES} | arguments))
 
 
-@pytest.mark.full
 def test_wrong_inputs_are_named(as_users_run_it):
     vq, variables = make()
     with pytest.raises(UserError, match="z must be a map with 2 axes of space"):

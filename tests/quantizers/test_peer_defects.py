@@ -140,7 +140,6 @@ def test_defect_14_empty_clusters_and_unused_codes_do_not_drift_to_zero():
     np.testing.assert_array_equal(variables["codebook"]["codes"][unused], apart[unused])
 
 
-@pytest.mark.full
 def test_defect_14_the_default_threshold_does_not_replace_all_codes_at_every_step():
     # n=1024, K=512, threshold 2 replaces 501 of 512 codes at every step there; ours is relative to tokens / codes.
     vq = VectorQuantizer(num_codes=512, codebook=replacing(decay=0.8))

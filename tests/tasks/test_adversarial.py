@@ -36,7 +36,7 @@ def lines(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("devices", "steps_per_dispatch"), [pytest.param(1, 1, marks=pytest.mark.full), (8, 3)])
+@pytest.mark.parametrize(("devices", "steps_per_dispatch"), [(1, 1), (8, 3)])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(config, tmp_path, monkeypatch, devices, steps_per_dispatch):
     """Killed at step 8, after the checkpoint of step 5: both networks and optimizers, averages and statistics."""
     devices, config.steps_per_dispatch = jax.devices()[:devices], steps_per_dispatch

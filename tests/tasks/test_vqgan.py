@@ -102,8 +102,6 @@ def test_the_discriminator_learns_from_the_images_before_the_step(started, stepp
     assert 0 <= float(metrics["disc_accuracy"]) <= 1
 
 
-@pytest.mark.full
-@pytest.mark.full
 def test_the_numbers_of_the_quantizer_may_be_scheduled(started):
     _, metrics = step_of(make(schedules={"commitment_weight": lambda step: 0.25 * (step > 0)}), started)
     assert metrics["commitment_loss"] > 0
@@ -119,7 +117,6 @@ def test_before_its_start_the_discriminator_neither_learns_nor_is_heard(started)
     assert factors == [0, 0, 0.25, 0.5, 1, 1, 1]
 
 
-@pytest.mark.full
 def test_the_codebook_moves_once_whatever_the_order(started, stepped):
     after, _ = step_of(make(order="generator_first"), started)
     for network in (NETWORK, DISCRIMINATOR):
@@ -131,7 +128,6 @@ def test_the_codebook_moves_once_whatever_the_order(started, stepped):
     chex.assert_trees_all_close(after.variables[NETWORK], stepped[0].variables[NETWORK], atol=1e-6)
 
 
-@pytest.mark.full
 def test_penalties_of_a_discriminator_that_judges_each_image_by_itself():
     options = {"r1_weight": 5.0, "r1_every": 2, "lecam_weight": 0.1, "adversarial": "non_saturating"}
     task = make(discriminator=StyleGANDiscriminator((4, 4, 4)), max_adaptive_weight=None, **options)
@@ -189,7 +185,6 @@ def adversarial(config):
     return config
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(adversarial, tmp_path, monkeypatch, devices):
     devices = jax.devices()[:devices]

@@ -48,7 +48,6 @@ def test_the_value_of_a_step_is_used_in_that_step():
         )
 
 
-@pytest.mark.full
 def test_a_resumed_run_goes_on_with_the_schedule(config, tmp_path):
     config.schedules = {"commitment_weight": WEIGHT, "codebook": {"decay": {"start": 0.5, "end": 0.9, "steps": 6}}}
     ends = []
