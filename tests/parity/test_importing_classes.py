@@ -110,7 +110,7 @@ def state_of(module):
 
 
 def run(class_name, module, z):
-    """Returns codes, indices with the axes of ours, and the sum of the losses."""
+    """Returns the codes, the indices in our order of axes, and the sum of the losses."""
     x = torch.tensor(z)
     if class_name in CHANNELS_FIRST:
         quantized, indices, loss = module(x.movedim(-1, 1))
@@ -148,7 +148,7 @@ def test_codes_and_indices_are_the_same_in_evaluation(case):
     np.testing.assert_allclose(decoded, out.quantized, **TOLERANCE)
 
 
-# In training, where they have one; that of a learned codebook is half of ours, whose terms are two of one value.
+# Losses in training, for classes that have one. That of a learned codebook is half of ours, which adds two equal terms.
 TIMES = {"ResidualVQ, learned": 2, "ResidualVQ, implicit": 2, "ResidualVQ, other network": 2}
 # Projections: there the loss of the input and the output around them, here of features and values between them.
 OTHER_LOSS = {"LatentQuantize, projected"}

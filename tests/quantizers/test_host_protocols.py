@@ -1,4 +1,4 @@
-"""What Flax modules may be asked for: boxes of metadata, lifted transforms, shared scopes, mapped variables."""
+"""Features of Flax that quantizers support: metadata boxes, lifted transforms, shared scopes, mapped variables."""
 
 import functools
 

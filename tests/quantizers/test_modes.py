@@ -1,4 +1,4 @@
-"""Whether a call trains is said by the call or by the constructor, wherever it changes anything."""
+"""The argument `train`, of the call or of the constructor, is required exactly if it changes anything."""
 
 import functools
 
