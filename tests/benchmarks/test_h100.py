@@ -12,7 +12,7 @@ from benchmarks.h100 import compile_for_h100
 from helpers import recipes
 from vqjax import FSQ, LFQ, SimVQ, VectorQuantizer
 from vqjax.data.arrays import ArrayDataset
-from vqjax.functional import hopper, nearest_codes
+from vqjax.functional import nearest_codes, search
 from vqjax.training.build import build_task
 from vqjax.training.config import base_config, validate
 
@@ -66,13 +66,14 @@ def test_a_training_step_of_a_task(task, dtype):
     check(compile_for_h100(step, state, {"image": images}))
 
 
-@pytest.mark.parametrize("search", [nearest_codes, hopper.nearest_codes])
-def test_a_search_in_a_large_codebook(search, monkeypatch):
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_search_in_a_large_codebook(kernel, monkeypatch):
     """XLA could not translate the split of float32 into bfloat16 for the kernel."""
-    monkeypatch.setattr(hopper, "_check_device", lambda: None)
+    monkeypatch.setattr(search, "_alone_on_a_hopper", lambda: kernel)
     z, codes = jax.ShapeDtypeStruct((65_536, 256), jnp.float32), jax.ShapeDtypeStruct((16_384, 256), jnp.float32)
-    program = compile_for_h100(search, z, codes)
+    program = compile_for_h100(nearest_codes, z, codes)
     check(program)
+    assert ("mosaic_gpu" in program.as_text()) == kernel
     assert program.memory_analysis().temp_size_in_bytes < 2**29
     assert "[1024,1024]" not in program.as_text()  # the tiles of CPUs
 

@@ -1,7 +1,5 @@
 """Pure functions on arrays, for any library on top of JAX.
 
-The nearest-code search as a kernel for Hopper GPUs, :mod:`vqjax.functional.hopper`, is imported by its own name.
-
 Example:
   A training step of a vector quantizer with moving averages, without a module. These are the parts of
   :class:`vqjax.VectorQuantizer`, in the order in which it calls them.

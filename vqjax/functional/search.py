@@ -1,5 +1,8 @@
 """The nearest-code search, similarities to all codes, and stochastic assignment."""
 
+import functools
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -15,6 +18,8 @@ _MIN_CODES_PER_CHUNK = 128
 # minimum (docs/performance.md).
 _CODES_PER_TILE = 1024
 _TILE_ELEMENTS = 2**20
+# On other devices one large product is faster than several: 14 ms instead of 16 on an H200 with a quarter of a GiB.
+_CHUNK_ELEMENTS = 2**26
 
 # The score of the nearest code of each token, and its index.
 Nearest = tuple[Float[Array, " tokens"], Int[Array, " tokens"]]
@@ -60,7 +65,7 @@ def nearest_codes(
         )
     tokens, codes = centered(z, codes)
     if shards == 1:
-        return _nearest(tokens, codes)[1].reshape(z.shape[:-1])
+        return _nearest_index(tokens, codes).reshape(z.shape[:-1])
     parts = codes.reshape(shards, -1, codes.shape[-1])
     scores, indices = jax.vmap(_nearest, in_axes=(None, 0))(tokens, parts)
     _, shard = _minimum(scores.T)
@@ -236,30 +241,78 @@ def centered(
     return tokens, codes - center[None]
 
 
-def _scores(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Float[Array, "tokens codes"]:
+def _scores(
+    tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], precision: jax.lax.PrecisionLike = _PRECISION
+) -> Float[Array, "tokens codes"]:
     """Half the squared distances less the row constant."""
-    products = jnp.matmul(tokens, codes.T, precision=_PRECISION)
+    products = jnp.matmul(tokens, codes.T, precision=precision)
     return 0.5 * jnp.sum(jnp.square(codes), axis=-1)[None] - products
 
 
-def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
+def _nearest_index(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Int[Array, " tokens"]:
+    if not isinstance(tokens.shape[0], int) or not _alone_on_a_hopper():
+        return _nearest(tokens, codes)[1]
     # Decided where the program is compiled: the platform of this process need not be the one that runs it.
-    return jax.lax.platform_dependent(tokens, codes, cpu=_nearest_in_tiles, default=_nearest_in_chunks)
+    return jax.lax.platform_dependent(
+        tokens, codes, cuda=_nearest_by_kernel, default=lambda *arguments: _nearest(*arguments)[1]
+    )
+
+
+def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
+    searches = {"cpu": _nearest_in_tiles, "default": _nearest_in_chunks}
+    if _capability() >= (8, 0):
+        # Tensor cores: three products of TF32 parts have float32's accuracy in three quarters of its time.
+        searches["cuda"] = functools.partial(_nearest_in_chunks, precision=jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3)
+    return jax.lax.platform_dependent(tokens, codes, **searches)
+
+
+def _alone_on_a_hopper() -> bool:
+    """Whether programs are for one Hopper GPU: XLA cannot divide a kernel, and shard_map asks it for types."""
+    alone = jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
+    return alone and _capability() == (9, 0)
+
+
+def _capability() -> tuple[int, ...]:
+    """Compute capability of the NVIDIA GPU of this process; () without one."""
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", None) if device.platform == "gpu" else None
+    # GPUs of AMD say "gfx942".
+    return tuple(map(int, capability.split("."))) if capability and capability[0].isdigit() else ()
+
+
+@jax.custom_batching.custom_vmap
+def _nearest_by_kernel(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Int[Array, " tokens"]:
+    from vqjax.functional import hopper  # imports Pallas
+
+    return hopper.nearest(tokens, codes)
+
+
+@_nearest_by_kernel.def_vmap
+def _nearest_of_several(
+    axis_size: int, is_batched: Sequence[bool], tokens: Float[Array, "..."], codes: Float[Array, "..."]
+) -> tuple[Int[Array, "several tokens"], bool]:
+    """Several codebooks, or a map over batches: the kernel searches one."""
+    axes = tuple(0 if batched else None for batched in is_batched)
+    return jax.vmap(lambda *arguments: _nearest_in_chunks(*arguments)[1], axes, axis_size=axis_size)(
+        tokens, codes
+    ), True
 
 
 def _nearest_in_tiles(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
     codes_per_tile = _even_chunk(codes.shape[0], _CODES_PER_TILE)
-    search = lambda tokens: _search(tokens, codes, codes_per_tile)  # noqa: E731
+    search = lambda tokens: _search(tokens, codes, codes_per_tile, _minimum_in_two_passes)  # noqa: E731
     return map_in_chunks(search, tokens, codes_per_tile, _TILE_ELEMENTS)
 
 
-def _nearest_in_chunks(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
+def _nearest_in_chunks(
+    tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], precision: jax.lax.PrecisionLike = _PRECISION
+) -> Nearest:
     """Take all tokens at once, and as many codes as fit."""
     num_tokens = tokens.shape[0]
     # A symbolic number may become any; tiles of this width are fast for all.
-    fits = chunk_size(max(1, num_tokens)) if isinstance(num_tokens, int) else _CODES_PER_TILE
+    fits = _CHUNK_ELEMENTS // max(1, num_tokens) if isinstance(num_tokens, int) else _CODES_PER_TILE
     codes_per_chunk = max(_MIN_CODES_PER_CHUNK, fits)
-    return _search(tokens, codes, _even_chunk(codes.shape[0], codes_per_chunk))
+    return _search(tokens, codes, _even_chunk(codes.shape[0], codes_per_chunk), _minimum, precision)
 
 
 def _even_chunk(number: int, largest: int) -> int:
@@ -267,7 +320,13 @@ def _even_chunk(number: int, largest: int) -> int:
     return -(-number // -(-number // largest))
 
 
-def _search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"], codes_per_chunk: int) -> Nearest:
+def _search(
+    tokens: Float[Array, "tokens dim"],
+    codes: Float[Array, "codes dim"],
+    codes_per_chunk: int,
+    minimum: Callable[[Float[Array, "tokens codes"]], Nearest],
+    precision: jax.lax.PrecisionLike = _PRECISION,
+) -> Nearest:
     num_codes, dim = codes.shape
     num_chunks = -(-num_codes // codes_per_chunk)
     # Padding repeats code 0: ties go to the lowest index, so a copy is never chosen.
@@ -276,7 +335,7 @@ def _search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]
 
     def body(best, numbered_chunk):
         (best_score, best_index), (number, chunk) = best, numbered_chunk
-        score, index = _minimum(_scores(tokens, chunk))
+        score, index = minimum(_scores(tokens, chunk, precision))
         # Strictly closer: of equal codes in different chunks the first one stays.
         closer = score < best_score
         index = jnp.where(closer, number * codes_per_chunk + index, best_index)
@@ -290,8 +349,20 @@ def _search(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]
 
 
 def _minimum(scores: Float[Array, "tokens codes"]) -> Nearest:
-    """Return the smallest score and the lowest index that has it."""
-    # Two plain minima, which XLA vectorizes on CPUs; its argmin it does not.
+    """Return the smallest score and the lowest index that has it; NaN is the smallest."""
+
+    def smaller(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        first = (one[0] < other[0]) | (one[0] != one[0]) | ((one[0] == other[0]) & (one[1] < other[1]))
+        return jnp.where(first, one[0], other[0]), jnp.where(first, one[1], other[1])
+
+    # One reduction of both: in two, XLA may compute the scores twice, and not to the same bit.
+    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    return jax.lax.reduce((scores, index), (jnp.float32(jnp.inf), jnp.int32(2**31 - 1)), smaller, (1,))
+
+
+def _minimum_in_two_passes(scores: Float[Array, "tokens codes"]) -> Nearest:
+    # Two plain minima, which XLA vectorizes on CPUs; a reduction of two arrays it does not.
+    scores = jax.lax.optimization_barrier(scores)
     smallest = jnp.min(scores, axis=-1)
     index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     return smallest, jnp.min(jnp.where(scores == smallest[:, None], index, scores.shape[1]), axis=-1)
