@@ -83,6 +83,24 @@ def test_the_gradient_is_that_of_the_weighted_sum(started, stepped):
     np.testing.assert_allclose(metrics["loss"], reconstruction + weight * adversarial + quantizer, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "residual", "max_adaptive_weight": None},
+        {"lecam_weight": 0.1},
+        {"discriminator": StyleGANDiscriminator(channels=(4, 4, 4)), "r1_weight": 1.0},
+    ],
+)
+def test_a_step_is_in_32_bits_whatever_the_default_is(options):
+    """Parameters of layers of our own had 64 bits, and a step with the penalty R1 failed."""
+    task = make(**options)
+    with jax.enable_x64(True):
+        state = jax.eval_shape(task.init, KEY, BATCH)
+        after = jax.eval_shape(task.train_step, state, BATCH, KEY)
+    assert not [leaf for leaf in jax.tree.leaves((state, after)) if leaf.dtype in (jnp.float64, jnp.int64)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after[0])
+
+
 def test_the_discriminator_learns_from_the_images_before_the_step(started, stepped):
     task, (after, metrics) = make(), stepped
     images = to_model_range(jnp.asarray(BATCH["image"]))

@@ -171,7 +171,7 @@ def bit_entropies(
             f"bits_per_group={logits.shape[-1]} for one group."
         )
     tokens = logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1]).astype(jnp.float32)
-    weights = jnp.ones(tokens.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
+    weights = jnp.ones(tokens.shape[0], jnp.float32) if mask is None else mask.reshape(-1).astype(jnp.float32)
     count = jnp.sum(weights)
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)

@@ -93,7 +93,7 @@ def assignment_entropies(
     Source: Yu et al., 2023 (arXiv 2310.05737), eq. 4 and 5.
     """
     tokens = z.reshape(-1, z.shape[-1])
-    weights = jnp.ones(tokens.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
+    weights = jnp.ones(tokens.shape[0], jnp.float32) if mask is None else mask.reshape(-1).astype(jnp.float32)
     count = jnp.sum(weights)
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)

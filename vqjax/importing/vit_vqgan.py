@@ -55,7 +55,7 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[V
     options = {"distance": "cosine", "estimator": "straight_through", "commitment_weight": 0.25}
     model = VQVAE(encoder, VectorQuantizer(quantizer["n_embed"], codebook=codebook, **options), decoder)
     keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
-    like = jax.eval_shape(model.init, keys, jnp.zeros((1, patch, patch, 3)))["params"]
+    like = jax.eval_shape(model.init, keys, jnp.zeros((1, patch, patch, 3), jnp.float32))["params"]
     rows = size // patch
     tables = {
         name: positions(rows, rows, module.dim) for name, module in zip(_POSITIONS, (encoder, decoder), strict=True)

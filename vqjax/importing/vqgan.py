@@ -215,7 +215,7 @@ def _model(
     encoder = VQGANEncoder(**size, code_dim=config["embed_dim"])
     model = VQVAE(encoder, quantizer, VQGANDecoder(**size, image_channels=ddconfig.get("out_ch", 3)))
     pixels = 2 ** len(size["multipliers"])
-    images = jnp.zeros((1, pixels, pixels, ddconfig.get("in_channels", 3)))
+    images = jnp.zeros((1, pixels, pixels, ddconfig.get("in_channels", 3)), jnp.float32)
     keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
     like = jax.eval_shape(model.init, keys, images)["params"]
     advice = "pass the original's config, and the state dict of its autoencoder"

@@ -80,8 +80,10 @@ class _BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Images:
         features = x.shape[-1]
-        scale = self.param("scale", lambda key, shape: 1 + 0.02 * jax.random.normal(key, shape), (features,))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
+        scale = self.param(
+            "scale", lambda key, shape: 1 + 0.02 * jax.random.normal(key, shape, jnp.float32), (features,)
+        )
+        bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
         if len(x) % self.groups:
@@ -180,7 +182,7 @@ class _EqualizedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Images) -> Images:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(1.0), shape) / math.sqrt(math.prod(shape[:3]))
+        kernel = self.param("kernel", nn.initializers.normal(1.0), shape, jnp.float32) / math.sqrt(math.prod(shape[:3]))
         dtype = x.dtype if self.dtype is None else self.dtype
         y = jax.lax.conv_general_dilated(
             x.astype(dtype),
@@ -191,7 +193,7 @@ class _EqualizedConv(nn.Module):
         )
         if not self.use_bias:
             return y
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return y + bias.astype(dtype)[None, None, None]
 
 
@@ -202,8 +204,8 @@ class _EqualizedDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch dim"]) -> Float[Array, "batch features"]:
-        kernel = self.param("kernel", nn.initializers.normal(1.0), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return jnp.matmul(x.astype(jnp.float32), kernel / math.sqrt(x.shape[-1])) + bias[None]
 
 

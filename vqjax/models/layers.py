@@ -127,8 +127,8 @@ def _check_rank(x: Images) -> None:
 def _parameters(
     module: nn.Module, channels: int
 ) -> tuple[Float[Array, "4 4 channels features"], Float[Array, " features"]]:
-    kernel = module.param("kernel", nn.initializers.lecun_normal(), (4, 4, channels, module.features))
-    bias = module.param("bias", nn.initializers.zeros, (module.features,))
+    kernel = module.param("kernel", nn.initializers.lecun_normal(), (4, 4, channels, module.features), jnp.float32)
+    bias = module.param("bias", nn.initializers.zeros, (module.features,), jnp.float32)
     return kernel, bias
 
 

@@ -111,8 +111,8 @@ class _PatchToPixels(nn.Module):
     def __call__(self, x: Tokens) -> Images:
         batch, rows, columns, dim = x.shape
         shape = (dim, self.patch_size, self.patch_size, self.channels)
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2, 3)), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2, 3)), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
         pixels = jnp.einsum("brcd,duvo->brucvo", x, kernel)
         pixels = pixels.reshape(batch, rows * self.patch_size, columns * self.patch_size, self.channels)
         return pixels + bias[None, None, None]

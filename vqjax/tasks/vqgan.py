@@ -121,7 +121,7 @@ class VQGANTask(VQVAETask):
         variables = initialize(jax.random.fold_in(key, 1))
         params = {DISCRIMINATOR: variables.pop("params")}
         if self.lecam_weight is not None:
-            variables[_LOGIT_MEANS] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+            variables[_LOGIT_MEANS] = {"real": jnp.float32(0), "fake": jnp.float32(0)}
         return generator.replace(
             params=generator.params | params,
             variables=generator.variables | {DISCRIMINATOR: variables},
@@ -187,7 +187,7 @@ class VQGANTask(VQVAETask):
 
         of_reconstruction, rises_by = jax.value_and_grad(reconstruct)(reconstruction)
         of_adversarial, deceived_by = jax.value_and_grad(deceive)(reconstruction)
-        weight = jnp.ones(())
+        weight = jnp.float32(1)
         if adapts:
             of_layer = [pull_last(of_images)[0]["decoder"]["conv_out"] for of_images in (rises_by, deceived_by)]
             kernels = [gradient["kernel"] for gradient in of_layer]
@@ -245,7 +245,7 @@ class VQGANTask(VQVAETask):
         def penalty(images: Array) -> Float[Array, ""]:
             return r1_penalty(lambda images: self._judge(variables, images)[0], images)
 
-        return jax.lax.cond(step % self.r1_every == 0, penalty, lambda images: jnp.zeros(()), images)
+        return jax.lax.cond(step % self.r1_every == 0, penalty, lambda images: jnp.float32(0), images)
 
     def _judge(self, variables: PyTree, images: Array) -> tuple[Array, dict[str, PyTree]]:
         """Logits of images, and the other variables after their statistics were taken."""

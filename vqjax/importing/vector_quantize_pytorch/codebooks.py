@@ -99,7 +99,7 @@ def vector_quantize(arrays: StateDict, config: Mapping[str, Any], prefix: str = 
     options = _options(config)
     arrays = _without_unset_statistics(_with_scalar_flags(arrays))
     vq = _build(options, arrays)
-    fresh = vq.init(jax.random.key(0), jnp.zeros((1, options["dim"])))
+    fresh = vq.init(jax.random.key(0), jnp.zeros((1, options["dim"]), jnp.float32))
     check_entries(arrays, _expected_shapes(vq, fresh, options["dim"], arrays), ADVICE, prefix)
     _check_codes(arrays, vq.distance, prefix)
     return vq, _fill(vq, fresh, arrays)
