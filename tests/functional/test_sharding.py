@@ -24,7 +24,9 @@ OF_VECTORS = {
     "assign": lambda z: functional.assign(z, INDICES, CODES, MASK),
     "assignment_entropies": lambda z: functional.assignment_entropies(z, E, mask=MASK),
     "beam_search": lambda z: functional.beam_search(
-        z, 2, 2, lambda stage, r, sums, count: functional.nearest_k_codes(r, E, count), lambda stage, i, sums: sums
+        *(z, 2, 2),
+        lambda stage, r, sums, count: functional.nearest_k_codes(r, E, count),
+        lambda stage, i, sums: jnp.broadcast_to(sums[..., None, :], (*i.shape, DIM)),
     ),
     "bit_entropies": lambda z: functional.bit_entropies(z, mask=MASK),
     "feature_statistics": lambda z: functional.feature_statistics(z, MASK),
