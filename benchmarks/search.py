@@ -6,7 +6,7 @@ product algorithms are measured too, and the fused kernel on a Hopper GPU.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -19,7 +19,6 @@ from jax.stages import Compiled
 from benchmarks.measure import by_turns, report
 from benchmarks.peers.available import fits
 from benchmarks.quantizer import matrix_product
-from vqjax.functional import chunks
 from vqjax.functional import search as nearest
 from vqjax.functional.search import nearest_codes
 
@@ -29,6 +28,7 @@ CASES = {
 }
 COLUMNS = ("case", "contender", "ms", "spread (ms)", "temporary MiB", "times one product", "wrong codes")
 _CHECKED = 4096
+_POINTS_AT_ONCE = 256
 
 
 def main() -> None:
@@ -65,6 +65,7 @@ def measure(case: str) -> list[dict[str, Any]]:
     if fits(tokens, num_codes, of_torch=False):
         contenders["one matrix product, float32"] = matrix_product(np.asarray(z), num_codes)
     timings = by_turns(contenders)
+    wrong = _wrong_codes(z, codes, searches)
     product = timings.get("one matrix product, float32")
     return [
         {
@@ -74,7 +75,7 @@ def measure(case: str) -> list[dict[str, Any]]:
             "spread (ms)": f"{1e3 * timing.quarter:.3g} to {1e3 * timing.three_quarters:.3g}",
             "temporary MiB": _temporary_mib(searches[name]) if name in searches else None,
             "times one product": product and timing.median / product.median,
-            "wrong codes": _wrong_codes(z, codes, searches[name](z, codes)) if name in searches else None,
+            "wrong codes": wrong.get(name),
             "repetitions": timing.repetitions,
         }
         for name, timing in timings.items()
@@ -82,24 +83,27 @@ def measure(case: str) -> list[dict[str, Any]]:
 
 
 def _compiled(search: Callable[[jax.Array, jax.Array], jax.Array], z: jax.Array, codes: jax.Array) -> Compiled:
+    # JAX keeps the branches for platforms as they were traced first, whatever they read since.
+    jax.clear_caches()
     return jax.jit(lambda z, codes: search(z, codes)).lower(z, codes).compile()
 
 
 def _gpu_searches(z: jax.Array, codes: jax.Array) -> dict[str, Compiled]:
     searches = {}
-    for power in (20, 26, 29):
-        with mock.patch.object(chunks, "CHUNK_ELEMENTS", 2**power):
-            searches[f"chunks of 2^{power}"] = _compiled(nearest_codes, z, codes)
-    for preset in (DotAlgorithmPreset.BF16_BF16_F32_X6, DotAlgorithmPreset.TF32_TF32_F32_X3):
-        with mock.patch.object(nearest, "_PRECISION", preset), mock.patch.object(chunks, "CHUNK_ELEMENTS", 2**26):
-            searches[f"chunks of 2^26, {preset.name}"] = _compiled(nearest_codes, z, codes)
-    if jax.devices()[0].compute_capability == "9.0":
+    for precision in (nearest._PRECISION, DotAlgorithmPreset.TF32_TF32_F32_X3):
+
+        def in_chunks(z: jax.Array, codes: jax.Array, precision: jax.lax.PrecisionLike = precision) -> jax.Array:
+            return nearest._nearest_in_chunks(*nearest.centered(z, codes), precision)[1]
+
+        searches[f"in chunks, {'float32' if precision == nearest._PRECISION else '3 TF32'}"] = _compiled(
+            in_chunks, z, codes
+        )
+    if nearest._alone_on_a_hopper():
         from vqjax.functional import hopper  # imports Pallas
 
-        try:
-            searches["Hopper kernel"] = _compiled(hopper.nearest_codes, z, codes)
-        except jax.errors.JaxRuntimeError as error:
-            print(f"the Hopper kernel does not compile: {error}", file=sys.stderr, flush=True)
+        for stages, delay in ((3, 0), (4, 1), (6, 1)):
+            with mock.patch.multiple(hopper, _STAGES=stages, _DELAY=delay):
+                searches[f"kernel, {stages} stages, {delay} under way"] = _compiled(nearest_codes, z, codes)
     return searches
 
 
@@ -112,15 +116,18 @@ def _all_distances_at_once(z: jax.Array, codes: jax.Array) -> jax.Array:
     return jnp.argmin(squares - 2 * z @ codes.T, axis=-1)
 
 
-def _wrong_codes(z: jax.Array, codes: jax.Array, indices: jax.Array) -> str:
+def _wrong_codes(z: jax.Array, codes: jax.Array, searches: Mapping[str, Compiled]) -> dict[str, str]:
     """Count tokens with a code that is nearer in float64 by more than the precision of float32."""
-    chosen = np.asarray(indices)[:_CHECKED]
-    points, table = np.asarray(z, np.float64)[:_CHECKED], np.asarray(codes, np.float64)
+    points, table = np.asarray(z[:_CHECKED], np.float64), np.asarray(codes, np.float64)
     squares = np.sum(table**2, -1)
-    nearest = np.array([np.argmin(squares - 2 * table @ point) for point in points])
-    distance = np.sum((points - table[chosen]) ** 2, -1)
+    parts = np.split(points, range(_POINTS_AT_ONCE, len(points), _POINTS_AT_ONCE))
+    nearest = np.concatenate([np.argmin(squares - 2 * part @ table.T, axis=-1) for part in parts])
     best = np.sum((points - table[nearest]) ** 2, -1)
-    return f"{np.sum(distance > best * (1 + 1e-5))} of {len(points)}"
+    wrong = {}
+    for name, search in searches.items():
+        distance = np.sum((points - table[np.asarray(search(z, codes))[:_CHECKED]]) ** 2, -1)
+        wrong[name] = f"{np.sum(distance > best * (1 + 1e-5))} of {len(points)}"
+    return wrong
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 import psutil
 
 _MATRICES_OF_TORCH = 6
@@ -25,4 +26,11 @@ def fits(tokens: int, codes: int, of_torch: bool) -> bool:
       False where measuring would end in the machine's refusal.
     """
     matrices = _MATRICES_OF_TORCH if of_torch else _MATRICES_OF_PLAIN
-    return matrices * tokens * codes * 4 < psutil.virtual_memory().available / 2
+    on_device = jax.local_devices()[0].memory_stats()
+    free = on_device["bytes_limit"] if on_device else psutil.virtual_memory().available
+    if on_device and of_torch:
+        import torch
+
+        # JAX has taken its share when it started.
+        free = torch.cuda.mem_get_info()[0]
+    return matrices * tokens * codes * 4 < free / 2
