@@ -54,6 +54,15 @@ def test_masked_tokens_are_not_assigned_even_if_they_are_nan():
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_index_without_a_code_does_not_count(masked):
+    """-1 was the last code."""
+    z, indices = jnp.arange(4.0)[:, None] + 1, jnp.array([-1, 0, 3, 1])
+    batch = assign(z, indices, 3, jnp.ones(4, bool) if masked else None)
+    assert batch.counts.tolist() == [1.0, 1.0, 0.0]
+    assert batch.sums[:, 0].tolist() == [2.0, 4.0, 0.0]
+
+
 def test_counts_do_not_stop_where_a_short_float_stops():
     # Counting in bfloat16 ends at 256.
     batch = assign(jnp.ones((1000, 1), jnp.bfloat16), jnp.zeros(1000, jnp.int32), 2)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.functional.metrics import geometry_statistics, masked_mean, perplexity, usage
+from vqjax.functional import metrics
+from vqjax.functional.metrics import geometry_statistics, index_statistics, masked_mean, perplexity, usage
 
 
 def test_perplexity_is_the_exponential_of_the_entropy():
@@ -29,6 +30,15 @@ def test_perplexity_of_unused_codes_has_no_epsilon():
 
 def test_usage_counts_codes_not_tokens():
     assert float(usage(jnp.array([100.0, 0.0, 1.0, 0.0, 0.0]))) == np.float32(0.4)
+
+
+@pytest.mark.parametrize("histogram", [True, False])
+def test_indices_without_a_code_do_not_count(monkeypatch, histogram):
+    """-1 was the last code."""
+    monkeypatch.setattr(metrics, "_MAX_HISTOGRAM", 100 if histogram else 1)
+    statistics = index_statistics(jnp.array([-1, -1, 0, 1, 4, 9]), 4)
+    np.testing.assert_allclose(statistics["perplexity"], 2, rtol=1e-6)
+    assert float(statistics["usage"]) == 0.5
 
 
 def test_the_masked_mean_ignores_masked_values_even_if_they_are_nan():

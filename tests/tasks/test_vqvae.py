@@ -17,7 +17,7 @@ from vqjax.data.batches import first_epoch_batches
 from vqjax.errors import UserError
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
 from vqjax.models.tokenizer import NETWORK
-from vqjax.tasks.vqvae import VQVAETask
+from vqjax.tasks.vqvae import VQVAETask, image_metrics
 from vqjax.training.optimizer import build_optimizer
 
 # Metrics of the first step of the model below. They change when initialization, model, quantizer, loss or
@@ -260,3 +260,9 @@ def test_a_quantizer_without_a_start_from_data_is_refused():
 
     with pytest.raises(UserError, match="kmeans_init must be False for the quantizer FSQ, got True"):
         VQVAETask(model_of(FSQ(levels=(4, 4))), optax.sgd(0.1), squared_error(1.0), kmeans_init=True)
+
+
+def test_a_perfect_reconstruction_has_the_largest_psnr_of_an_evaluation():
+    images = jnp.ones((1, 4, 4, 3))
+    assert float(image_metrics(images, images)["psnr"]) == 100.0
+    np.testing.assert_allclose(image_metrics(images - 0.02, images)["psnr"], 40.0, rtol=1e-5)

@@ -88,7 +88,7 @@ def assign(z: Latents, indices: Int[Array, " tokens"], num_codes: int, mask: Mas
 
     Args:
       z: Latents of the batch.
-      indices: The code of each latent, in ``[0, num_codes)``.
+      indices: The code of each latent, in ``[0, num_codes)``; a latent with another index, such as -1, does not count.
       num_codes: Number of codes.
       mask: True for the tokens that count; all by default.
 
@@ -102,11 +102,11 @@ def assign(z: Latents, indices: Int[Array, " tokens"], num_codes: int, mask: Mas
       [3.0, 0.0, 5.0]
     """
     z = jax.lax.stop_gradient(z).astype(jnp.float32)
-    ones = jnp.ones(indices.shape, jnp.int32)
-    if mask is not None:
-        # A masked latent adds zero, whatever it and its index are.
-        indices, ones, z = jnp.where(mask, indices, 0), mask.astype(jnp.int32), jnp.where(mask[:, None], z, 0.0)
-    counts = jnp.zeros(num_codes, jnp.int32).at[indices].add(ones)
+    valid = (indices >= 0) & (indices < num_codes)
+    valid = valid if mask is None else valid & mask
+    # A latent that does not count adds zero, whatever it and its index are.
+    indices, z = jnp.where(valid, indices, 0), jnp.where(valid[:, None], z, 0.0)
+    counts = jnp.zeros(num_codes, jnp.int32).at[indices].add(valid.astype(jnp.int32))
     sums = jnp.zeros((num_codes, z.shape[-1]), jnp.float32).at[indices].add(z)
     return Assignment(counts=counts.astype(jnp.float32), sums=sums)
 

@@ -81,7 +81,7 @@ def index_statistics(
     Codes whose counts would not fit in memory are counted by sorting the indices.
 
     Args:
-      indices: Indices in ``[0, num_codes)``.
+      indices: Indices in ``[0, num_codes)``; others, such as -1, do not count.
       num_codes: Number of codes.
       mask: True for the tokens that count; all by default.
       axis_name: Mapped axis over which the batch is split.
@@ -96,12 +96,14 @@ def index_statistics(
       2.0
     """
     indices = indices.reshape(-1)
-    mask = jnp.ones(indices.shape, bool) if mask is None else mask.reshape(-1)
+    valid = (indices >= 0) & (indices < num_codes)
+    if mask is not None:
+        valid &= mask.reshape(-1)
     if num_codes <= _MAX_HISTOGRAM:
-        counts = jnp.zeros(num_codes, jnp.float32).at[jnp.where(mask, indices, 0)].add(mask.astype(jnp.float32))
+        counts = jnp.zeros(num_codes, jnp.float32).at[jnp.where(valid, indices, 0)].add(valid.astype(jnp.float32))
         counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
         return {"perplexity": perplexity(counts), "usage": usage(counts)}
-    indices = jnp.where(mask, indices, -1)
+    indices = jnp.where(valid, indices, -1)
     if axis_name is not None:
         indices = jax.lax.all_gather(indices, axis_name, tiled=True, to="invarying")
     ordered = jnp.sort(indices)

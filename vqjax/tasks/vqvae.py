@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
 from vqjax.evaluation import Metric, Pictures, tokenizer_metrics
+from vqjax.evaluation.metrics import PSNR_CAP
 from vqjax.models import VQVAE
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers.base import Quantizer
@@ -213,10 +214,11 @@ class VQVAETask(Task):
 
 
 def image_metrics(reconstruction: Array, images: Array) -> Metrics:
-    """Return mean squared error and PSNR of a batch of images in [-1, 1]."""
+    """Return mean squared error and PSNR of a batch of images in [-1, 1]; the latter at most ``PSNR_CAP``."""
     error = jnp.mean(jnp.square(reconstruction - images))
     # Pixel values span [-1, 1], a range of 2, so the squared peak is 4.
-    return {"reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / error)}
+    smallest = 4 * 10 ** (-PSNR_CAP / 10)
+    return {"reconstruction_mse": error, "psnr": 10 * jnp.log10(4 / jnp.maximum(error, smallest))}
 
 
 def _starts_from_clusters(quantizer: nn.Module) -> bool:
