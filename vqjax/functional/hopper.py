@@ -44,8 +44,8 @@ def nearest(
       int32 indices in ``[0, codes)``; ties go to the lowest index. No gradient passes.
 
     Example:
-      >>> codes = jnp.array([[0.0], [5.0]])
-      >>> nearest(jnp.array([[4.0], [1.0]]), codes, interpret=True).tolist()
+      >>> from vqjax.functional import nearest_codes
+      >>> nearest_codes(jnp.array([[4.0], [1.0]]), jnp.array([[0.0], [5.0]])).tolist()  # by this kernel on such a GPU
       [1, 0]
     """
     # A kernel counts in 32 bits.

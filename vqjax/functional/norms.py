@@ -24,8 +24,8 @@ def length_and_direction(
     Example:
       >>> import jax.numpy as jnp
       >>> length, direction = length_and_direction(jnp.array([3e30, 4e30]))
-      >>> print(length, direction)
-      [5.e+30] [0.6 0.8]
+      >>> print(length, [round(x, 3) for x in direction.tolist()])
+      [5.e+30] [0.6, 0.8]
     """
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)

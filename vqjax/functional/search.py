@@ -269,7 +269,8 @@ def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"
 def _alone_on_a_hopper() -> bool:
     """Whether programs are for one Hopper GPU: XLA cannot divide a kernel, and shard_map asks it for types."""
     alone = jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
-    return alone and _capability() == (9, 0)
+    # Older versions of Pallas name the arguments of a kernel otherwise.
+    return alone and _capability() == (9, 0) and jax.__version_info__ >= (0, 11)
 
 
 def _capability() -> tuple[int, ...]:
@@ -282,9 +283,9 @@ def _capability() -> tuple[int, ...]:
 
 @jax.custom_batching.custom_vmap
 def _nearest_by_kernel(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Int[Array, " tokens"]:
-    from vqjax.functional import hopper  # imports Pallas
+    from vqjax.functional.hopper import nearest  # imports Pallas
 
-    return hopper.nearest(tokens, codes)
+    return nearest(tokens, codes)
 
 
 @_nearest_by_kernel.def_vmap
