@@ -3,21 +3,28 @@
 import json
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import save_file
 
 from vqjax import UserError, VectorQuantizer
 from vqjax.checkpointing.checkpoints import load_networks, load_tokenizer
 from vqjax.data import to_model_range
+from vqjax.data.arrays import ArrayDataset
 from vqjax.losses.adversarial import ADVERSARIAL_LOSSES, adaptive_weight
+from vqjax.losses.perceptual import LPIPS, PerceptualLoss
+from vqjax.models import AlexNet
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.models.registry import build
 from vqjax.models.tokenizer import NETWORK
 from vqjax.reporting import MetricWriter
 from vqjax.tasks.vqgan import DISCRIMINATOR, VQGANTask
+from vqjax.training.build import build_task
+from vqjax.training.config import base_config, validate
 from vqjax.training.loop import train
 
 pytestmark = pytest.mark.full
@@ -99,6 +106,57 @@ def test_a_step_is_in_32_bits_whatever_the_default_is(options):
         after = jax.eval_shape(task.train_step, state, BATCH, KEY)
     assert not [leaf for leaf in jax.tree.leaves((state, after)) if leaf.dtype in (jnp.float64, jnp.int64)]
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after[0])
+
+
+class OneLayer(nn.Module):
+    """A small network of one feature map."""
+
+    @nn.compact
+    def __call__(self, images):
+        return (nn.relu(nn.Conv(4, (3, 3))(images)),)
+
+
+def test_a_perceptual_loss_is_part_of_the_reconstruction_loss_and_frozen():
+    images = to_model_range(jnp.asarray(BATCH["image"]))
+    module = LPIPS(OneLayer())
+    variables = module.init(KEY, images, images)
+    task, plain = make(perceptual=PerceptualLoss(module, variables, weight=2.0)), make()
+    state = task.init(KEY, BATCH)
+    after, metrics = step_of(task, state)
+    _, without = step_of(plain, state)
+    chex.assert_trees_all_equal(state.frozen["perceptual"], variables)
+    chex.assert_trees_all_equal(after.frozen, state.frozen)
+    assert "p_loss" not in without
+    assert metrics["p_loss"] > 0
+    np.testing.assert_allclose(metrics["rec_loss"], without["rec_loss"] + 2 * metrics["p_loss"], rtol=1e-5)
+    # The adaptive weight balances the whole reconstruction loss.
+    assert not np.isclose(metrics["d_weight"], without["d_weight"], rtol=1e-3)
+
+
+def test_lpips_is_read_from_a_file(tmp_path):
+    """A file of random numbers in the form of the original's AlexNet."""
+    like = jax.eval_shape(LPIPS(AlexNet()).init, KEY, *[jnp.zeros((1, 32, 32, 3))] * 2)["params"]
+    rng = np.random.default_rng(0)
+    arrays = {f"lin{i}.model.1.weight": rng.uniform(size=(1, *like[f"weight_{i}"].shape, 1, 1)) for i in range(5)}
+    for number, part in zip((0, 3, 6, 8, 10), range(1, 6), strict=True):
+        kernel = like["network"][f"conv_{number}"]["kernel"].shape
+        arrays[f"net.slice{part}.{number}.weight"] = rng.normal(size=[kernel[axis] for axis in (3, 2, 0, 1)])
+        arrays[f"net.slice{part}.{number}.bias"] = rng.normal(size=kernel[-1:])
+    save_file({key: value.astype(np.float32) for key, value in arrays.items()}, tmp_path / "lpips.safetensors")
+    model = {"name": "vqgan", **SIZE, "middle_attention": False}
+    perceptual = {"name": "lpips", "file": str(tmp_path / "lpips.safetensors"), "weight": 0.5}
+    config = base_config()
+    config.num_steps, config.model, config.task = 1, model, {"name": "vqgan", "perceptual": perceptual}
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    task = build_task(validate(config), ArrayDataset("black", images, image_size=32))
+    assert task.perceptual.weight == 0.5
+    batch = {"image": images}
+    state = jax.eval_shape(task.init, KEY, batch)
+    _, metrics = jax.eval_shape(task.train_step, state, batch, KEY)
+    assert "p_loss" in metrics
+    config.task = {"name": "vqgan", "perceptual": {"name": "lpips", "file": "nothing.safetensors"}}
+    with pytest.raises(UserError, match=r"config.task.perceptual.arrays must be an existing file, got .*nothing"):
+        build_task(validate(config), ArrayDataset("black", images, image_size=32))
 
 
 def test_the_discriminator_learns_from_the_images_before_the_step(started, stepped):

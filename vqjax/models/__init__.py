@@ -1,12 +1,15 @@
 """Encoders, decoders, and the autoencoder that joins them with a quantizer."""
 
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
+from vqjax.models.features import VGG16, AlexNet
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE, VQVAEOutput
 
 __all__ = [
+    "VGG16",
     "VQVAE",
+    "AlexNet",
     "ResidualDecoder",
     "ResidualEncoder",
     "SonnetDecoder",

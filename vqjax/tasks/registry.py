@@ -1,5 +1,6 @@
 """Registry of tasks."""
 
+from vqjax.losses.perceptual import PerceptualLoss, load_lpips
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.runtime.signature import Registry
 from vqjax.tasks.alternating import AlternatingTask
@@ -7,7 +8,16 @@ from vqjax.tasks.decoder_gradient import DecoderGradientTask
 from vqjax.tasks.vqgan import VQGANTask
 from vqjax.tasks.vqvae import VQVAETask
 
-_PARTS = {"discriminator": Registry({"patchgan": PatchGAN, "stylegan": StyleGANDiscriminator})}
+
+def _lpips(file: str, *, weight: float = 1.0) -> PerceptualLoss:
+    """LPIPS from a ``.safetensors`` file, see :func:`vqjax.losses.perceptual.load_lpips`."""
+    return PerceptualLoss(*load_lpips(file), weight)
+
+
+_PARTS = {
+    "discriminator": Registry({"patchgan": PatchGAN, "stylegan": StyleGANDiscriminator}),
+    "perceptual": Registry({"lpips": _lpips}),
+}
 
 TASKS = Registry(
     {

@@ -19,6 +19,7 @@ from vqjax.losses.adversarial import (
     lecam_penalty,
     r1_penalty,
 )
+from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models import VQVAE
 from vqjax.models.discriminators import PatchGAN
 from vqjax.models.tokenizer import NETWORK
@@ -27,7 +28,7 @@ from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 from vqjax.tasks.vqvae import VQVAETask, image_metrics
 
-DISCRIMINATOR = "discriminator"
+DISCRIMINATOR, PERCEPTUAL = "discriminator", "perceptual"
 _LOGIT_MEANS = "logit_means"
 _LOGIT_DECAY = 0.999
 _PATCHGAN = PatchGAN()
@@ -52,6 +53,8 @@ class VQGANTask(VQVAETask):
         last layer ``conv_out``, as :class:`vqjax.models.VQGANDecoder` has.
       optimizer: One optimizer for both networks, or one each for ``generator`` and ``discriminator``.
       discriminator: A module that maps images to logits, whose call has an argument ``train``.
+      perceptual: A perceptual distance to add to :math:`L_{rec}`; None for none. Its network is frozen, and in no
+        checkpoint.
       adversarial: The pair of losses, by its name in :data:`vqjax.losses.adversarial.ADVERSARIAL_LOSSES`.
       adversarial_weight: :math:`w`.
       max_adaptive_weight: Largest :math:`\lambda`; None for :math:`\lambda = 1`.
@@ -74,6 +77,7 @@ class VQGANTask(VQVAETask):
     optimizer: Optimizers
     _: dataclasses.KW_ONLY
     discriminator: nn.Module = _PATCHGAN
+    perceptual: PerceptualLoss | None = None
     adversarial: AdversarialName = "hinge"
     adversarial_weight: float = 0.8
     max_adaptive_weight: float | None = 1e4
@@ -126,6 +130,7 @@ class VQGANTask(VQVAETask):
             params=generator.params | params,
             variables=generator.variables | {DISCRIMINATOR: variables},
             opt_state=generator.opt_state | {DISCRIMINATOR: self._optimizer(DISCRIMINATOR).init(params[DISCRIMINATOR])},
+            frozen={PERCEPTUAL: jax.tree.map(jnp.asarray, self.perceptual.variables)} if self.perceptual else {},
         )
 
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -179,17 +184,23 @@ class VQGANTask(VQVAETask):
         (features, quantizer_loss), pull, (metrics, variables) = jax.vjp(generate, params, has_aux=True)
         reconstruction, pull_last = jax.vjp(finish, params, features)
 
-        def reconstruct(reconstruction: Array) -> Float[Array, ""]:
-            return self.loss(reconstruction, images)
+        def reconstruct(reconstruction: Array) -> tuple[Float[Array, ""], Metrics]:
+            loss = self.loss(reconstruction, images)
+            if self.perceptual is None:
+                return loss, {}
+            # The original images are the first argument, as in the original.
+            distances = self.perceptual.module.apply(state.frozen[PERCEPTUAL], images, reconstruction)
+            return loss + self.perceptual.weight * jnp.mean(distances), {"p_loss": jnp.mean(distances)}
 
         def deceive(reconstruction: Array) -> Float[Array, ""]:
             return losses.generator(self._judge(state.trained(DISCRIMINATOR), reconstruction)[0])
 
-        of_reconstruction, rises_by = jax.value_and_grad(reconstruct)(reconstruction)
+        of_images = jax.value_and_grad(reconstruct, has_aux=True)
+        (of_reconstruction, of_perception), rises_by = of_images(reconstruction)
         of_adversarial, deceived_by = jax.value_and_grad(deceive)(reconstruction)
         weight = jnp.float32(1)
         if adapts:
-            of_layer = [pull_last(of_images)[0]["decoder"]["conv_out"] for of_images in (rises_by, deceived_by)]
+            of_layer = [pull_last(slope)[0]["decoder"]["conv_out"] for slope in (rises_by, deceived_by)]
             kernels = [gradient["kernel"] for gradient in of_layer]
             weight = adaptive_weight(*kernels, largest=self.max_adaptive_weight)
         weight = weight * self.adversarial_weight
@@ -204,6 +215,7 @@ class VQGANTask(VQVAETask):
                 "loss": loss,
                 **image_metrics(reconstruction, images),
                 "rec_loss": of_reconstruction,
+                **of_perception,
                 "quant_loss": quantizer_loss,
                 "g_loss": of_adversarial,
                 "d_weight": weight,
