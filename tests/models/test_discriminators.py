@@ -113,6 +113,9 @@ def test_parts_of_a_batch_are_normalized_by_themselves():
     np.testing.assert_allclose(together, jnp.concatenate(apart), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match=r"statistics_groups must divide the batch of 3 images, got 2"):
         parts.apply(variables, images[:3], train=True, mutable=["batch_stats"])
+    # Bug: so were the one image that a training run starts from, and the last batch of an evaluation.
+    alone = parts.init(jax.random.key(0), images[:1], train=False)
+    assert parts.apply(alone, images[:3], train=False).shape == whole.apply(alone, images[:3], train=False).shape
 
 
 def test_a_lack_of_variety_is_visible_to_the_discriminator_of_stylegan():

@@ -86,12 +86,14 @@ class _BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
-        if len(x) % self.groups:
-            raise UserError(f"statistics_groups must divide the batch of {len(x)} images, got {self.groups}.")
         if not train:
             centered = x.astype(jnp.float32) - mean.value[None, None, None]
             scale = scale * jax.lax.rsqrt(variance.value + 1e-5)
             return (centered * scale[None, None, None] + bias[None, None, None]).astype(x.dtype)
+        if len(x) % self.groups:
+            raise UserError(
+                f"statistics_groups must divide the batch of {len(x)} images, got {self.groups}; pass a divisor of it."
+            )
         parts = x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
         axes = (1, 2, 3)
         of_parts = jnp.mean(parts, axes, keepdims=True)
