@@ -82,3 +82,23 @@ def test_bfloat16_keeps_codes_and_images_in_float32():
 def test_patches_that_do_not_fit_are_rejected():
     with pytest.raises(UserError, match=r"patch_size=4 divides, got 8 x 10; resize or crop them"):
         ViTEncoder(**SMALL).init(jax.random.key(0), jnp.zeros((1, 8, 10, 3)))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("make", [ViTEncoder, ViTDecoder])
+def test_sizes_that_make_no_model_are_rejected(make):
+    for field in ("patch_size", "dim", "depth", "heads", "mlp_dim"):
+        for value in (0, -1, 8.0, True, "8", None, 10**9):
+            with pytest.raises(UserError, match=rf"^{field} must be an integer in \[1, 8192\], got {value!r}"):
+                make(**{field: value})
+    for field, value in (("remat", "False"), ("dtype", "nonsense")):
+        with pytest.raises(UserError, match=rf"^{field} must be .*, got {value!r}"):
+            make(**{field: value})
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_sizes_of_codes_and_images_are_checked():
+    with pytest.raises(UserError, match=r"^code_dim must be an integer in \[1, 8192\], got 0"):
+        ViTEncoder(code_dim=0)
+    with pytest.raises(UserError, match=r"^image_channels must be an integer in \[1, 8192\], got -1"):
+        ViTDecoder(image_channels=-1)

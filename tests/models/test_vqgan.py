@@ -1,5 +1,8 @@
 """Encoder and decoder of VQGAN."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +102,34 @@ def test_dropout_draws_in_training_alone(variables):
     assert not np.allclose(trained, evaluated)
 
 
-def test_channels_that_do_not_divide_into_groups_are_rejected():
-    with pytest.raises(UserError, match=r"channels must be a multiple of 32, the groups of the norms, got 48"):
-        VQGANEncoder(channels=48)
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("make", [VQGANEncoder, VQGANDecoder])
+def test_sizes_that_make_no_model_are_rejected(make):
+    for field, values, message in (
+        ("channels", (48, 16), "a multiple of 32, the groups of the norms"),
+        ("channels", (0, -32, 32.0, True, "32", None), r"an integer in \[1, 8192\]"),
+        ("multipliers", ((), (0,), (1, 65), (1, 2.0), (True,), 2, "12"), r"one or more integers in \[1, 64\]"),
+        ("num_res_blocks", (0, -1, 1.5, 101), r"an integer in \[1, 100\]"),
+        ("attention_resolutions", ((-1,), (0,), (16.0,), (True,), 16, None), "a tuple of positive integers"),
+        ("resolution", (0, -1, 256.0, None), "a positive integer"),
+        ("dropout", (-0.1, 1.0, math.nan, math.inf, True, "0.1"), r"a number in \[0, 1\), or None"),
+        ("middle_attention", (1, "False", None), "True or False"),
+        ("remat", (0, "True", None), "True or False"),
+        ("dtype", ("nonsense", "int32", 16), "a floating-point dtype"),
+        ("latent_dim", (0, -4, 4.0, 10**9), r"an integer in \[1, 8192\]"),
+    ):
+        for value in values:
+            with pytest.raises(UserError, match=rf"^{field} must be {message}.*, got {re.escape(repr(value))}"):
+                make(**{field: value})
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_sizes_of_codes_and_images_are_checked():
+    with pytest.raises(UserError, match=r"^code_dim must be an integer in \[1, 8192\], got 0"):
+        VQGANEncoder(code_dim=0)
+    with pytest.raises(UserError, match=r"^image_channels must be an integer in \[1, 8192\], got 3.0"):
+        VQGANDecoder(image_channels=3.0)
+
+
+def test_no_attention_and_no_dropout_are_no_mistakes():
+    assert encoder(attention_resolutions=(), dropout=0.0, dtype=jnp.bfloat16).attention_resolutions == ()

@@ -11,7 +11,7 @@ from vqjax import EMACodebook, VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.models import VQVAE, ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.cnn import ResidualBlock, ResidualStack
-from vqjax.models.registry import build_model
+from vqjax.models.registry import build_model, residual, sonnet
 
 STUDY = {"name": "residual", "width": 256, "num_residual_blocks": 2, "num_scalings": 2, "latent_dim": None}
 SONNET = {"name": "sonnet", "width": 128, "num_residual_blocks": 2, "latent_dim": 64}
@@ -174,6 +174,15 @@ def test_the_config_reaches_the_modules():
     )
     with pytest.raises(UserError, match=r"^config\.quantizer\.codebook\.decay must be"):
         build_model(SONNET, quantizer | {"codebook": {"name": "ema", "decay": 2.0}})
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("make", [residual, sonnet])
+def test_sizes_that_are_no_integers_are_rejected(make):
+    """Bug: a width of 2.5 passed, and one of True, which is 1."""
+    for value in (2.5, True, "8"):
+        with pytest.raises(UserError, match=rf"^width must be an integer in \[.*, 8192\], got {value!r}"):
+            make(VectorQuantizer(16), width=value)
 
 
 @pytest.mark.full

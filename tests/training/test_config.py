@@ -126,8 +126,8 @@ def valid_config():
         ("data.image_size", 5000, "config.data.image_size must be from 1 to 4096, got 5000."),
         ("data.crop_padding", 32, "config.data.crop_padding must be less than image_size=32, got 32."),
         ("model.name", "sonet", "config.model.name='sonet' is unknown; did you mean 'sonnet'?"),
-        ("model.latent_dim", 0, "config.model.latent_dim must be an integer from 1 to 8192, got 0."),
-        ("model.latent_dim", 10**9, "config.model.latent_dim must be an integer from 1 to 8192, got 1000000000."),
+        ("model.latent_dim", 0, "config.model.latent_dim must be an integer in [1, 8192], got 0."),
+        ("model.latent_dim", 10**9, "config.model.latent_dim must be an integer in [1, 8192], got 1000000000."),
         ("quantizer.name", "fsk", "config.quantizer.name='fsk' is unknown; did you mean 'fsq'?"),
         ("quantizer.num_codes", 0, "config.quantizer.num_codes"),
         ("optimizer.schedule", "cosin", "config.optimizer.schedule='cosin' is unknown; did you mean 'cosine'?"),
@@ -282,7 +282,7 @@ def test_one_of_several_parts_is_turned_off_by_none():
         (["data.image_size=8,0"], "config.data.image_size must be at least 1, got (8, 0)"),
         (["data.image_size=8,16", "data.crop_padding=9"], "crop_padding must be less than image_size=(8, 16), got 9."),
         (["data.channels=2"], "config.data.channels must be 1 (gray), 3 (RGB) or 4"),
-        (["model.image_channels=0"], "config.model.image_channels must be an integer from 1 to"),
+        (["model.image_channels=0"], "config.model.image_channels must be an integer in [1, 8192]"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(flags, message):

@@ -5,6 +5,7 @@ runs slowly on CPUs. Folding each 2x2 block of pixels into channels computes the
 parameters, as a plain 2x2 convolution.
 """
 
+import contextlib
 import inspect
 
 import flax.linen as nn
@@ -16,9 +17,13 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.quantizers.sharding import automatic_axes
+from vqjax.quantizers.validation import require
 
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""
+
+LARGEST_DIM = 2**13
+"""Largest number of features that models accept."""
 
 
 def check_images(images: Images) -> None:
@@ -38,6 +43,21 @@ def check_images(images: Images) -> None:
             f"`images` must be [batch, height, width, channels], got shape {images.shape}; add the missing axes, or "
             "pass whole images."
         )
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuse what is not a floating-point dtype, in the argument ``dtype`` of a module.
+
+    Args:
+      dtype: A dtype or its name; None is the dtype of the input.
+
+    Raises:
+      UserError: It is no dtype, or one of integers.
+    """
+    known = dtype is None
+    with contextlib.suppress(TypeError):
+        known = known or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    require(known, "dtype", dtype, "a floating-point dtype such as 'bfloat16', or None")
 
 
 class DownsamplingConv(nn.Module):

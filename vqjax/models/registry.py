@@ -13,17 +13,16 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from vqjax import quantizers
-from vqjax.errors import UserError
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
+from vqjax.models.layers import LARGEST_DIM
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE
+from vqjax.quantizers.validation import require_count
 from vqjax.runtime.signature import Registry, within
 
 Dtype = Literal["float32", "bfloat16"]
 Precision = Literal["default", "tensorfloat32", "float32"]
-
-LARGEST_DIM = 2**13
 
 
 def residual(
@@ -62,13 +61,13 @@ def residual(
       >>> residual(VectorQuantizer(num_codes=16), width=64).encoder.num_scalings
       2
     """
-    _check_number("width", width, 1, LARGEST_DIM)
+    require_count("width", width, largest=LARGEST_DIM)
     if latent_dim is not None:
-        _check_number("latent_dim", latent_dim, 1, LARGEST_DIM)
-    _check_number("num_residual_blocks", num_residual_blocks, 0, 100)
-    _check_number("num_scalings", num_scalings, 1, 8)
+        require_count("latent_dim", latent_dim, largest=LARGEST_DIM)
+    require_count("num_residual_blocks", num_residual_blocks, largest=100, smallest=0)
+    require_count("num_scalings", num_scalings, largest=8)
     size = {"width": width, "num_residual_blocks": num_residual_blocks, "num_scalings": num_scalings, "dtype": dtype}
-    _check_number("image_channels", image_channels, 1, LARGEST_DIM)
+    require_count("image_channels", image_channels, largest=LARGEST_DIM)
     encoder = ResidualEncoder(**size, latent_dim=latent_dim)
     decoder = ResidualDecoder(**size, image_channels=image_channels)
     return VQVAE(encoder, quantizer, decoder, precision=precision)
@@ -107,11 +106,11 @@ def sonnet(
       >>> sonnet(VectorQuantizer(num_codes=16), width=64).encoder.width
       64
     """
-    _check_number("latent_dim", latent_dim, 1, LARGEST_DIM)
-    _check_number("width", width, 4, LARGEST_DIM)
-    _check_number("num_residual_blocks", num_residual_blocks, 0, 100)
+    require_count("latent_dim", latent_dim, largest=LARGEST_DIM)
+    require_count("width", width, largest=LARGEST_DIM, smallest=4)
+    require_count("num_residual_blocks", num_residual_blocks, largest=100, smallest=0)
     size = {"width": width, "num_residual_blocks": num_residual_blocks, "dtype": dtype}
-    _check_number("image_channels", image_channels, 1, LARGEST_DIM)
+    require_count("image_channels", image_channels, largest=LARGEST_DIM)
     encoder = SonnetEncoder(**size, latent_dim=latent_dim)
     decoder = SonnetDecoder(**size, image_channels=image_channels)
     return VQVAE(encoder, quantizer, decoder, precision=precision)
@@ -165,12 +164,6 @@ def vqgan(
 
     Source: Esser et al., 2021 (arXiv 2012.09841); Rombach et al., 2022 (arXiv 2112.10752).
     """
-    _check_number("num_res_blocks", num_res_blocks, 1, 100)
-    _check_number("latent_dim", latent_dim, 1, LARGEST_DIM)
-    if code_dim is not None:
-        _check_number("code_dim", code_dim, 1, LARGEST_DIM)
-    for multiplier in multipliers:
-        _check_number("multipliers", multiplier, 1, 64)
     size = {
         "channels": channels,
         "multipliers": multipliers,
@@ -227,16 +220,9 @@ def vit_vqgan(
 
     Source: Yu et al., 2022 (arXiv 2110.04627).
     """
-    sizes = {"patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
-    for name, value in (*sizes.items(), ("code_dim", code_dim)):
-        _check_number(name, value, 1, LARGEST_DIM)
-    options = sizes | {"remat": remat, "dtype": dtype}
+    options = {"patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+    options |= {"remat": remat, "dtype": dtype}
     return VQVAE(ViTEncoder(**options, code_dim=code_dim), quantizer, ViTDecoder(**options), precision=precision)
-
-
-def _check_number(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise UserError(f"{name} must be an integer from {low} to {high}, got {value}.")
 
 
 MODELS = Registry({"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan})

@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
-from vqjax.models.layers import Images, check_images
+from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
+from vqjax.quantizers.validation import check_flags, require_count
 
 Tokens = Float[Array, "batch rows columns _"]
 
@@ -26,6 +27,13 @@ class _ViT(nn.Module):
     remat: bool = False
     dtype: DTypeLike | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flags(self)
+        check_dtype(self.dtype)
+        for name in ("patch_size", "dim", "depth", "heads", "mlp_dim"):
+            require_count(name, getattr(self, name), largest=LARGEST_DIM)
+
 
 class ViTEncoder(_ViT):
     """Images to a grid of vectors, one for each patch.
@@ -40,6 +48,9 @@ class ViTEncoder(_ViT):
       remat: Compute each block again in the backward pass, instead of keeping its activations.
       dtype: Dtype of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
 
+    Raises:
+      UserError: A size is out of range.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> encoder = ViTEncoder(dim=16, depth=1, heads=1, mlp_dim=32, code_dim=4)
@@ -50,6 +61,11 @@ class ViTEncoder(_ViT):
     """
 
     code_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.code_dim is not None:
+            require_count("code_dim", self.code_dim, largest=LARGEST_DIM)
 
     @nn.compact
     def __call__(self, images: Images) -> Tokens:
@@ -73,6 +89,9 @@ class ViTDecoder(_ViT):
       image_channels: Channels of the images. For all others see the encoder; codes are brought to ``dim`` features by a
         linear layer.
 
+    Raises:
+      UserError: A size is out of range.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> decoder = ViTDecoder(dim=16, depth=1, heads=1, mlp_dim=32)
@@ -83,6 +102,10 @@ class ViTDecoder(_ViT):
     """
 
     image_channels: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("image_channels", self.image_channels, largest=LARGEST_DIM)
 
     def setup(self) -> None:
         self.conv_out = _PatchToPixels(self.patch_size, self.image_channels)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqjax.errors import UserError
-from vqjax.models.layers import Images, check_images
+from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
+from vqjax.quantizers.validation import check_flags, is_count, is_fraction, require, require_count, require_counts
 
 _GROUPS = 32
 
@@ -30,8 +30,20 @@ class _VQGAN(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels < 1 or self.channels % _GROUPS:
-            raise UserError(f"channels must be a multiple of {_GROUPS}, the groups of the norms, got {self.channels}.")
+        check_flags(self)
+        check_dtype(self.dtype)
+        require_count("channels", self.channels, largest=LARGEST_DIM)
+        expected = f"a multiple of {_GROUPS}, the groups of the norms"
+        require(self.channels % _GROUPS == 0, "channels", self.channels, expected)
+        require_counts("multipliers", self.multipliers, 64, "pass one for each level")
+        require_count("num_res_blocks", self.num_res_blocks, largest=100)
+        heights = self.attention_resolutions
+        are_heights = isinstance(heights, tuple | list) and all(map(is_count, heights))
+        expected = "a tuple of positive integers"
+        require(are_heights, "attention_resolutions", heights, expected, "pass () for no attention")
+        require_count("resolution", self.resolution)
+        in_range = self.dropout is None or is_fraction(self.dropout)
+        require(in_range, "dropout", self.dropout, "a number in [0, 1), or None")
 
 
 class VQGANEncoder(_VQGAN):
@@ -56,6 +68,9 @@ class VQGANEncoder(_VQGAN):
       remat: Compute each block again in the backward pass, instead of keeping its activations.
       dtype: Dtype of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
 
+    Raises:
+      UserError: A size is out of range.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> encoder = VQGANEncoder(channels=32, multipliers=(1, 2), latent_dim=4, attention_resolutions=())
@@ -67,6 +82,12 @@ class VQGANEncoder(_VQGAN):
 
     latent_dim: int = 256
     code_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("latent_dim", self.latent_dim, largest=LARGEST_DIM)
+        if self.code_dim is not None:
+            require_count("code_dim", self.code_dim, largest=LARGEST_DIM)
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Images:
@@ -96,6 +117,9 @@ class VQGANDecoder(_VQGAN):
         (``post_quant_conv``); None: codes are taken as they are.
       image_channels: Channels of the images. For all others see the encoder.
 
+    Raises:
+      UserError: A size is out of range.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> decoder = VQGANDecoder(channels=32, multipliers=(1, 2), attention_resolutions=())
@@ -107,6 +131,12 @@ class VQGANDecoder(_VQGAN):
 
     latent_dim: int | None = None
     image_channels: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.latent_dim is not None:
+            require_count("latent_dim", self.latent_dim, largest=LARGEST_DIM)
+        require_count("image_channels", self.image_channels, largest=LARGEST_DIM)
 
     def setup(self) -> None:
         self.conv_out = _conv(self.image_channels, jnp.float32)

@@ -1,4 +1,4 @@
-"""Argument validation of the quantizers."""
+"""Validation of arguments: of the quantizers, and of the models and tasks around them."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -42,9 +42,9 @@ def is_fraction(value: object) -> bool:
     return is_number(value, lambda number: 0 <= number < 1)
 
 
-def is_count(value: object) -> bool:
-    """Return True for a positive integer."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+def is_count(value: object, smallest: int = 1) -> bool:
+    """Return True for an integer that is not too small; a positive one by default."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= smallest
 
 
 def require(valid: bool, name: str, value: object, expected: str, advice: str | None = None) -> None:
@@ -55,10 +55,18 @@ def require(valid: bool, name: str, value: object, expected: str, advice: str | 
         raise UserError(f"{name} must be {expected}, got {shown}{'' if advice is None else f'; {advice}'}.")
 
 
-def require_count(name: str, value: object, largest: int | None = None, advice: str | None = None) -> None:
-    """Refuse what is not a positive integer, or is above the largest."""
-    expected = "a positive integer" if largest is None else f"an integer in [1, {largest}]"
-    require(is_count(value) and (largest is None or value <= largest), name, value, expected, advice)
+def require_count(
+    name: str, value: object, largest: int | None = None, advice: str | None = None, smallest: int = 1
+) -> None:
+    """Refuse what is not a positive integer, or not one from the smallest to the largest."""
+    expected = "a positive integer" if largest is None else f"an integer in [{smallest}, {largest}]"
+    require(is_count(value, smallest) and (largest is None or value <= largest), name, value, expected, advice)
+
+
+def require_counts(name: str, values: object, largest: int, advice: str) -> None:
+    """Refuse what is not a tuple of integers from 1 to the largest, or is empty."""
+    valid = isinstance(values, tuple | list) and all(is_count(value) and value <= largest for value in values)
+    require(valid and len(values) > 0, name, values, f"one or more integers in [1, {largest}]", advice)
 
 
 def require_weight(name: str, value: object) -> None:
