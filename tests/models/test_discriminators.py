@@ -1,5 +1,7 @@
 """Discriminators, beside the recorded outputs of the originals."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,3 +129,32 @@ def test_a_lack_of_variety_is_visible_to_the_discriminator_of_stylegan():
     assert abs(float(copies[0] - alone)) > 1e-4
     with pytest.raises(UserError, match=r"images must be 8 pixels high and wide for 2 entries in channels"):
         module.apply(variables, gaussian(4, 16, 16, 3))
+
+
+def test_an_image_that_patchgan_has_no_patch_for_is_rejected():
+    """Bug: there were no logits, whose mean is not a number."""
+    module = PatchGAN(channels=4, num_layers=2)
+
+    def logits(height, width):
+        images = jnp.ones((1, height, width, 3))
+        return jax.eval_shape(lambda key: module.init_with_output(key, images, train=True)[0], jax.random.key(0))
+
+    assert logits(12, 12).shape == (1, 1, 1)
+    with pytest.raises(UserError, match=r"images must be at least 12 pixels .* for num_layers=2, got 12 x 11"):
+        logits(12, 11)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_sizes_that_make_no_discriminator_are_rejected():
+    for make, field, values, message in (
+        (PatchGAN, "channels", (0, -1, 64.0, True, None), r"an integer in \[1, 8192\]"),
+        (PatchGAN, "num_layers", (0, -1, 3.0, 10**9), r"an integer in \[1, 20\]"),
+        (PatchGAN, "statistics_groups", (0, -1, 2.0, None), "a positive integer"),
+        (PatchGAN, "dtype", ("nonsense", "int32"), "a floating-point dtype"),
+        (StyleGANDiscriminator, "channels", ((), (8, 0), (8.0,), 8, None), r"one or more integers in \[1, 8192\]"),
+        (StyleGANDiscriminator, "group_size", (0, -1, 4.0, None), "a positive integer"),
+        (StyleGANDiscriminator, "dtype", ("nonsense", "int32"), "a floating-point dtype"),
+    ):
+        for value in values:
+            with pytest.raises(UserError, match=rf"^{field} must be {message}.*, got {re.escape(repr(value))}"):
+                make(**{field: value})

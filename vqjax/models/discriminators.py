@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
-from vqjax.models.layers import Images, check_images
+from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
+from vqjax.quantizers.validation import require_count, require_counts
 
 Logits = Float[Array, "batch *positions"]
 
@@ -34,6 +35,9 @@ class PatchGAN(nn.Module):
       dtype: Dtype of all convolutions but the last, such as ``"bfloat16"``; parameters, statistics and logits are
         float32.
 
+    Raises:
+      UserError: A size is out of range, the image is too small for the layers, or a batch does not divide.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> discriminator = PatchGAN(channels=8)
@@ -52,9 +56,24 @@ class PatchGAN(nn.Module):
     statistics_groups: int = 1
     dtype: DTypeLike | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("channels", self.channels, largest=LARGEST_DIM)
+        require_count("num_layers", self.num_layers, largest=20)
+        require_count("statistics_groups", self.statistics_groups)
+        check_dtype(self.dtype)
+
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Logits:
         check_images(images)
+        _, height, width, _ = images.shape
+        # Each strided convolution halves the image, rounded down, and the last two take one pixel each.
+        smallest = 3 * 2**self.num_layers
+        if min(height, width) < smallest:
+            raise UserError(
+                f"images must be at least {smallest} pixels high and wide for num_layers={self.num_layers}, got "
+                f"{height} x {width}; lower num_layers, or take larger images."
+            )
         x = _patch_conv(self.channels, 2, self.dtype, name="conv_0")(images)
         x = nn.leaky_relu(x, _SLOPE)
         for layer in range(1, self.num_layers + 1):
@@ -121,7 +140,7 @@ class StyleGANDiscriminator(nn.Module):
       dtype: Dtype of the convolutions, such as ``"bfloat16"``; parameters and logits are float32.
 
     Raises:
-      UserError: The number of levels does not fit the image.
+      UserError: A size is out of range, or the number of levels does not fit the image.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -136,6 +155,12 @@ class StyleGANDiscriminator(nn.Module):
     channels: tuple[int, ...] = (128, 256, 512, 512, 512, 512, 512)
     group_size: int = 4
     dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts("channels", self.channels, LARGEST_DIM, "pass one for each resolution down to 4")
+        require_count("group_size", self.group_size)
+        check_dtype(self.dtype)
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Logits:
