@@ -1,5 +1,7 @@
 """Steps on the codebook before each step on the task."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,9 +53,10 @@ def test_alternating_steps_bring_the_codes_closer_before_the_task_step():
     [
         (FSQ(levels=(4, 4)), {}, "quantizer must be learned by gradient .*, got FSQ"),
         (VectorQuantizer(num_codes=16, codebook="gradient"), {}, "quantizer's codebook.weight must be 0 .*, got 1.0"),
-        (learned(), {"codebook_steps": 0}, "codebook_steps must be an integer from 1 to 1000, got 0"),
-        (learned(), {"codebook_learning_rate": 0.0}, "codebook_learning_rate must be above 0, got 0.0"),
-        (learned(), {"codebook_momentum": 1.0}, "codebook_momentum must be at least 0 and below 1, got 1.0"),
+        (learned(), {"codebook_steps": 0}, r"codebook_steps must be an integer in \[1, 1000\], got 0"),
+        (learned(), {"codebook_learning_rate": 0.0}, "codebook_learning_rate must be a finite number above 0, got 0.0"),
+        (learned(), {"codebook_learning_rate": math.nan}, "codebook_learning_rate must be a finite .*, got nan"),
+        (learned(), {"codebook_momentum": 1.0}, r"codebook_momentum must be a number in \[0, 1\), got 1.0"),
     ],
 )
 def test_steps_that_cannot_work_are_refused(quantizer, options, message):

@@ -1,6 +1,8 @@
 """Adversarial training: both networks in one step, exactly weighted, and continued exactly."""
 
 import json
+import math
+import re
 
 import chex
 import flax.linen as nn
@@ -234,10 +236,7 @@ def test_a_start_from_clusters_averages_no_other_network_than_the_generator():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adversarial_weight": -1.0}, "adversarial_weight must be at least 0, got -1.0"),
-        ({"lecam_weight": 0.0}, "lecam_weight must be above 0, or None, got 0.0"),
         ({"r1_weight": 1.0}, "r1_weight must be None for PatchGAN"),
-        ({"r1_every": 0}, "r1_every must be a positive integer, got 0"),
         ({"model": "sonnet"}, "max_adaptive_weight must be None for SonnetDecoder"),
         ({"optimizer": {"generator": optax.sgd(0.1)}}, "one each for generator and discriminator, got generator"),
     ],
@@ -245,6 +244,31 @@ def test_a_start_from_clusters_averages_no_other_network_than_the_generator():
 def test_what_cannot_train_is_rejected(options, message):
     with pytest.raises(UserError, match=message):
         make(**options)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("fields", "values", "expected"),
+    [
+        (("adversarial_weight",), (-1.0, math.nan, math.inf, True, "1", None), "a finite number of at least 0"),
+        (
+            ("max_adaptive_weight", "r1_weight", "lecam_weight"),
+            (0.0, -1.0, math.nan, math.inf, True, "1"),
+            "a finite number above 0, or None",
+        ),
+        (("start", "ramp_steps"), (-1, 0.0, 2**31, math.nan, True, "1", None), r"an integer in \[0, 2147483647\]"),
+        (("r1_every",), (0, -1, 16.0, 2**31, True, None), r"an integer in \[1, 2147483647\]"),
+        (("ema_decay",), (0.0, 1.0, -1.0, math.nan, True, "0.9"), "above 0 and below 1, or None"),
+        (("kmeans_init",), (1, "False", None), "True or False"),
+        (("adversarial",), ("hing", None, 3), "one of 'hinge', "),
+        (("order",), ("generator", None, 3), "one of 'together', 'generator_first'"),
+    ],
+)
+def test_values_out_of_range_are_rejected(fields, values, expected):
+    for field in fields:
+        for value in values:
+            with pytest.raises(UserError, match=rf"^{field} must be {expected}.*, got {re.escape(repr(value))}\.$"):
+                make(**{field: value})
 
 
 @pytest.fixture

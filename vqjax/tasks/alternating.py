@@ -13,6 +13,7 @@ from vqjax.errors import UserError
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers import VectorQuantizer
 from vqjax.quantizers.codebooks import get_codebook
+from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 from vqjax.tasks.vqvae import VQVAETask
@@ -45,12 +46,10 @@ class AlternatingTask(VQVAETask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.codebook_steps <= 1000:
-            raise UserError(f"codebook_steps must be an integer from 1 to 1000, got {self.codebook_steps}.")
-        if self.codebook_learning_rate <= 0:
-            raise UserError(f"codebook_learning_rate must be above 0, got {self.codebook_learning_rate}.")
-        if not 0 <= self.codebook_momentum < 1:
-            raise UserError(f"codebook_momentum must be at least 0 and below 1, got {self.codebook_momentum}.")
+        require_count("codebook_steps", self.codebook_steps, largest=1000)
+        require_positive("codebook_learning_rate", self.codebook_learning_rate)
+        in_range = is_fraction(self.codebook_momentum)
+        require(in_range, "codebook_momentum", self.codebook_momentum, "a number in [0, 1)")
         quantizer = self.model.quantizer
         if not isinstance(quantizer, VectorQuantizer) or not get_codebook(quantizer.codebook).is_learned:
             got = type(getattr(quantizer, "codebook", quantizer)).__name__

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
+from vqjax.functional.numbers import is_positive
 from vqjax.losses.adversarial import (
     ADVERSARIAL_LOSSES,
     AdversarialName,
@@ -24,6 +25,7 @@ from vqjax.models import VQVAE
 from vqjax.models.discriminators import PatchGAN
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers import QuantizerOutput
+from vqjax.quantizers.validation import require, require_choice, require_count, require_weight
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 from vqjax.tasks.vqvae import VQVAETask, image_metrics
@@ -32,6 +34,8 @@ DISCRIMINATOR, PERCEPTUAL = "discriminator", "perceptual"
 _LOGIT_MEANS = "logit_means"
 _LOGIT_DECAY = 0.999
 _PATCHGAN = PatchGAN()
+_LAST_STEP = 2**31 - 1  # steps are counted in int32
+_Order = Literal["together", "generator_first"]
 
 Optimizers = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 
@@ -86,19 +90,19 @@ class VQGANTask(VQVAETask):
     r1_weight: float | None = None
     r1_every: int = 16
     lecam_weight: float | None = None
-    order: Literal["together", "generator_first"] = "together"
+    order: _Order = "together"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("adversarial_weight", "start", "ramp_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        require_choice("adversarial", self.adversarial, ADVERSARIAL_LOSSES)
+        require_choice("order", self.order, get_args(_Order))
+        require_weight("adversarial_weight", self.adversarial_weight)
+        for name in ("start", "ramp_steps"):
+            require_count(name, getattr(self, name), smallest=0, largest=_LAST_STEP)
         for name in ("max_adaptive_weight", "r1_weight", "lecam_weight"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name} must be above 0, or None, got {value}.")
-        if self.r1_every < 1:
-            raise UserError(f"r1_every must be a positive integer, got {self.r1_every}.")
+            require(value is None or is_positive(value), name, value, "a finite number above 0, or None")
+        require_count("r1_every", self.r1_every, largest=_LAST_STEP)
         if self.r1_weight is not None and isinstance(self.discriminator, PatchGAN):
             raise UserError(
                 "r1_weight must be None for PatchGAN, whose logits depend on the statistics of the batch, got "

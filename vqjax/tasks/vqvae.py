@@ -16,10 +16,12 @@ from vqjax.data import Batch, to_model_range
 from vqjax.errors import UserError
 from vqjax.evaluation import Metric, Pictures, tokenizer_metrics
 from vqjax.evaluation.metrics import PSNR_CAP
+from vqjax.functional.numbers import is_number
 from vqjax.models import VQVAE
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.settings import replace_settings
+from vqjax.quantizers.validation import require
 from vqjax.reporting import comparison_sheet
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
@@ -72,11 +74,12 @@ class VQVAETask(Task):
     mutable_fields: ClassVar = frozenset({"quantizer.codebook_shards"})
 
     def __post_init__(self) -> None:
+        require(isinstance(self.kmeans_init, bool), "kmeans_init", self.kmeans_init, "True or False")
         if self.kmeans_init and not _starts_from_clusters(self.model.quantizer):
             name = type(self.model.quantizer).__name__
             raise UserError(f"kmeans_init must be False for the quantizer {name}, got True.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay must be above 0 and below 1, or None, got {self.ema_decay}.")
+        in_range = self.ema_decay is None or is_number(self.ema_decay, lambda decay: 0 < decay < 1)
+        require(in_range, "ema_decay", self.ema_decay, "above 0 and below 1, or None")
 
     @property
     def facts(self) -> dict[str, Any]:
