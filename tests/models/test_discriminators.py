@@ -120,6 +120,7 @@ def test_parts_of_a_batch_are_normalized_by_themselves():
     assert parts.apply(alone, images[:3], train=False).shape == whole.apply(alone, images[:3], train=False).shape
 
 
+@pytest.mark.full
 def test_a_lack_of_variety_is_visible_to_the_discriminator_of_stylegan():
     module, images = StyleGANDiscriminator((8, 8)), gaussian(4, 8, 8, 3)
     variables = module.init(jax.random.key(0), images)

@@ -39,6 +39,7 @@ def test_the_first_half_of_the_positions_is_the_column_and_the_second_the_row():
     np.testing.assert_allclose(table[2, 3, 6:], np.cos([2, 2 / 100]), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_images_that_are_not_square():
     module, images = ViTEncoder(**SMALL, code_dim=3), gaussian(2, 8, 12, 3)
     codes, _ = jax.jit(module.init_with_output)(jax.random.key(0), images)
@@ -46,6 +47,7 @@ def test_images_that_are_not_square():
     assert jax.jit(ViTDecoder(**SMALL).init_with_output)(jax.random.key(0), codes)[0].shape == images.shape
 
 
+@pytest.mark.full
 def test_a_patch_is_made_from_its_own_token_by_the_last_layer():
     module, codes = ViTDecoder(**SMALL), gaussian(1, 2, 3, 5)
     images, variables = jax.jit(module.init_with_output)(jax.random.key(0), codes)

@@ -59,6 +59,7 @@ def test_images_of_any_size_keep_attention_at_the_same_levels(variables):
     assert encoder().apply(variables, gaussian(2, 16, 12, 3)).shape == (2, 8, 6, 4)
 
 
+@pytest.mark.full
 def test_an_odd_size_is_rounded_down(variables):
     # Padded at the bottom and on the right, as in the original; "SAME" would round up.
     assert encoder().apply(variables, gaussian(1, 9, 11, 3)).shape == (1, 4, 5, 4)
@@ -94,6 +95,7 @@ def test_features_and_last_layer_make_the_image():
     assert images.shape == (1, 8, 8, 3)
 
 
+@pytest.mark.full
 def test_dropout_draws_in_training_alone(variables):
     module, images = encoder(dropout=0.5), gaussian(1, 8, 8, 3)
     evaluated = module.apply(variables, images, train=False)

@@ -75,6 +75,7 @@ class Normalized(nn.Module):
         return SonnetDecoder(width=8)(nn.BatchNorm(use_running_average=not train)(codes))
 
 
+@pytest.mark.full
 def test_a_decoder_with_state_is_refused(batch):
     task = DecoderGradientTask(MODEL.clone(decoder=Normalized()), optax.sgd(RATE), squared_error)
     with pytest.raises(UserError, match=r"decoder without state .* got state in the collections \['batch_stats'\]"):

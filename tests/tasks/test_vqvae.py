@@ -243,6 +243,7 @@ def test_unreadable_images_do_not_keep_the_codebook_from_being_started(batch, ba
     assert float(started["counts"].sum()) == (256 if batch_size == 8 else 26 * 16)
 
 
+@pytest.mark.full
 def test_codes_that_are_parameters_start_from_clusters_too(batch):
     model = model_of(VectorQuantizer(num_codes=4, codebook="gradient"))
     task = VQVAETask(model, optax.sgd(0.1), squared_error(1.0), kmeans_init=True, ema_decay=0.9)

@@ -80,7 +80,7 @@ class LPIPS(nn.Module):
     Example:
       >>> import jax
       >>> images = jnp.zeros((2, 16, 16, 3))
-      >>> distance, variables = LPIPS().init_with_output(jax.random.key(0), images, images + 0.1)
+      >>> distance, variables = jax.eval_shape(LPIPS().init_with_output, jax.random.key(0), images, images)
       >>> distance.shape, variables["params"]["weight_4"].shape
       ((2,), (512,))
 

@@ -30,7 +30,7 @@ class VGG16(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> images = jnp.zeros((1, 16, 16, 3))
-      >>> features, _ = VGG16().init_with_output(jax.random.key(0), images)
+      >>> features, _ = jax.eval_shape(VGG16().init_with_output, jax.random.key(0), images)
       >>> [x.shape[1:] for x in features]
       [(16, 16, 64), (8, 8, 128), (4, 4, 256), (2, 2, 512), (1, 1, 512)]
 
@@ -65,7 +65,7 @@ class AlexNet(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> features, _ = AlexNet().init_with_output(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> features, _ = jax.eval_shape(AlexNet().init_with_output, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
       >>> [x.shape[1:] for x in features]
       [(7, 7, 64), (3, 3, 192), (1, 1, 384), (1, 1, 256), (1, 1, 256)]
 
