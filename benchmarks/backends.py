@@ -107,8 +107,7 @@ def _quantizer(name: str) -> tuple[Callable, tuple]:
     return work, (variables, z)
 
 
-def _task(make: Callable[[], VQVAETask]) -> tuple[Callable, tuple]:
-    task = make()
+def _task(task: VQVAETask) -> tuple[Callable, tuple]:
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         state = jax.jit(task.init)(jax.random.key(0), {"image": jnp.asarray(images)})
@@ -129,6 +128,11 @@ def _mean_squared_error(reconstruction: jax.Array, images: jax.Array) -> jax.Arr
     return jnp.mean(jnp.square(reconstruction - images))
 
 
+def _plain(name: str) -> VQVAETask:
+    model = models.build(name=name, quantizer=_vq(), width=32)
+    return VQVAETask(model, optax.sgd(0.1), _mean_squared_error)
+
+
 def _adversarial(name: str, **options: Any) -> VQGANTask:
     model = models.build(name=name, quantizer=_vq(), **(_VQGAN if name == "vqgan" else _VIT))
     return VQGANTask(model, optax.sgd(0.1), _mean_squared_error, **options)
@@ -136,15 +140,10 @@ def _adversarial(name: str, **options: Any) -> VQGANTask:
 
 CASES: dict[str, Callable[[], tuple[Callable, tuple]]] = {
     **{name: lambda name=name: _quantizer(name) for name in RECIPES},
-    **{
-        name: lambda name=name: _task(
-            lambda: VQVAETask(models.build(name=name, quantizer=_vq(), width=32), optax.sgd(0.1), _mean_squared_error)
-        )
-        for name in ("residual", "sonnet")
-    },
-    "vqgan": lambda: _task(lambda: _adversarial("vqgan", discriminator=PatchGAN(channels=16, num_layers=2))),
+    **{name: lambda name=name: _task(_plain(name)) for name in ("residual", "sonnet")},
+    "vqgan": lambda: _task(_adversarial("vqgan", discriminator=PatchGAN(channels=16, num_layers=2))),
     "vit_vqgan": lambda: _task(
-        lambda: _adversarial(
+        _adversarial(
             "vit_vqgan", discriminator=StyleGANDiscriminator(channels=(16, 32, 32, 32)), r1_weight=1.0, order="together"
         )
     ),

@@ -138,10 +138,12 @@ def _process_group(command: Sequence[str]) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
+        stopped = process.poll() is None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        _wait_for_the_gpu()
+        if stopped:
+            _wait_for_the_gpu()
 
 
 def _wait_for_the_gpu(seconds: float = 60.0) -> None:

@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.stages import Compiled
 
+from vqjax.data import Batch
 from vqjax.reporting import markdown_table
+from vqjax.runtime.compilation import compiler_options
 from vqjax.runtime.files import atomic_file, strict_json
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "vector-quantize-pytorch", "dm-haiku")
@@ -67,6 +72,33 @@ def by_turns(
 def _timing(times: Sequence[float]) -> Timing:
     quarter, median, three_quarters = statistics.quantiles(times, n=4)
     return Timing(median, quarter, three_quarters, len(times))
+
+
+def compiled_step(task: Task, batch: Batch, **options: Any) -> tuple[Callable[[], None], Compiled]:
+    """A training step on a batch that is on the device already.
+
+    Args:
+      task: The task.
+      batch: The batch.
+      **options: Options of XLA, beside those of the trainer.
+
+    Returns:
+      A function that returns when the step is done, and the compiled step.
+    """
+    batch = jax.device_put(batch)
+    state = task.init(jax.random.key(0), batch)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+        return task.train_step(state, batch, jax.random.fold_in(jax.random.key(0), state.step))
+
+    options = compiler_options(jax.default_backend()) | options
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(compiler_options=options)
+    held = [state]
+
+    def run() -> None:
+        held[0], _ = jax.block_until_ready(compiled(held[0], batch))
+
+    return run, compiled
 
 
 def machine() -> dict[str, Any]:

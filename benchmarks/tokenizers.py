@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.measure import by_turns, report
+from benchmarks.measure import by_turns, compiled_step, report
 from benchmarks.peers.available import installed
 from vqjax import GradientCodebook, VectorQuantizer
 from vqjax.models.discriminators import PatchGAN
 from vqjax.models.registry import build
-from vqjax.runtime.compilation import compiler_options
 from vqjax.tasks.vqgan import VQGANTask
 
 BATCH_SIZE = 16
@@ -122,20 +121,7 @@ def tokenizer_step(
         adversarial_weight=0.8 if adaptive else 0.1,
         order=order,
     )
-    batch = jax.device_put({"image": images})
-    state = jax.jit(task.init)(jax.random.key(0), batch)
-
-    def step(state, batch):
-        return task.train_step(state, batch, jax.random.fold_in(jax.random.key(0), state.step))
-
-    options = compiler_options(jax.default_backend())
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(compiler_options=options)
-    held = [state]
-
-    def run() -> None:
-        held[0], _ = jax.block_until_ready(compiled(held[0], batch))
-
-    return run, compiled
+    return compiled_step(task, {"image": images})
 
 
 if __name__ == "__main__":

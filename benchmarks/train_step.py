@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.measure import by_turns, report
+from benchmarks.measure import by_turns, compiled_step, report
 from benchmarks.peers.available import installed
 from vqjax.data.arrays import ArrayDataset
-from vqjax.runtime.compilation import compiler_options
 from vqjax.training.build import build_task
 from vqjax.training.config import base_config, validate
 
@@ -102,19 +101,9 @@ def vqjax_train_step(
     config.model = {"name": name, "dtype": dtype}
     config.quantizer.num_codes = 512 if name == "sonnet" else 1024
     task = build_task(validate(config), ArrayDataset("random", images, image_size=images.shape[1]))
-    batch = jax.device_put({"image": images})
-    state = task.init(jax.random.key(0), batch)
-
-    def step(state, batch):
-        return task.train_step(state, batch, jax.random.fold_in(jax.random.key(0), state.step))
-
-    options = compiler_options(jax.default_backend()) | ({"xla_gpu_deterministic_ops": True} if deterministic else {})
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile(compiler_options=options)
-    held = [state]
-
-    def run() -> None:
-        held[0], _ = jax.block_until_ready(compiled(held[0], batch))
-
+    run, compiled = compiled_step(
+        task, {"image": images}, **({"xla_gpu_deterministic_ops": True} if deterministic else {})
+    )
     return run, compiled.cost_analysis()["flops"]
 
 

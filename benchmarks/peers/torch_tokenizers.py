@@ -19,7 +19,17 @@ from torch._functorch import config as functorch
 np.float = float  # enhancing-transformers asks NumPy for this name, which is gone
 
 
-class VQGAN(nn.Module):
+class _Tokenizer(nn.Module):
+    """From images to the input of the last layer, ``last``."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = self.before(self.encoder(images))
+        with torch.autocast(images.device.type, enabled=False):
+            quantized, loss, _ = self.quantizer(z.float())
+        return self.decoder(self.behind(quantized)), loss
+
+
+class VQGAN(_Tokenizer):
     """taming-transformers' model for ImageNet; ``toy`` is small."""
 
     def __init__(self, toy: bool) -> None:
@@ -35,14 +45,8 @@ class VQGAN(nn.Module):
         # Apart from the rest, so that the adaptive weight does not go through a whole compiled decoder.
         self.last, self.decoder.conv_out = self.decoder.conv_out, nn.Identity()
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        z = self.before(self.encoder(images))
-        with torch.autocast(images.device.type, enabled=False):
-            quantized, loss, _ = self.quantizer(z.float())
-        return self.decoder(self.behind(quantized)), loss
 
-
-class ViTVQGAN(nn.Module):
+class ViTVQGAN(_Tokenizer):
     """enhancing-transformers' small model; ``toy`` is smaller."""
 
     def __init__(self, toy: bool) -> None:
@@ -53,12 +57,6 @@ class ViTVQGAN(nn.Module):
         self.before, self.behind = nn.Linear(512, 32), nn.Linear(32, 512)
         self.quantizer = VectorQuantizer(32, 8192)
         self.last, self.decoder.to_pixel[-1] = self.decoder.to_pixel[-1], nn.Identity()
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        z = self.before(self.encoder(images))
-        with torch.autocast(images.device.type, enabled=False):
-            quantized, loss, _ = self.quantizer(z.float())
-        return self.decoder(self.behind(quantized)), loss
 
 
 MODELS = {"vqgan": VQGAN, "vit_vqgan": ViTVQGAN}
