@@ -188,13 +188,13 @@ def test_a_safetensors_file_is_read(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, imported(path)[1], imported(state_dict())[1])
 
 
-def test_files_other_than_safetensors_are_refused(tmp_path):
+def test_files_that_hold_no_arrays_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"something else")
     (tmp_path / "quantizer.pt").write_bytes(b"something else")
     for name, message in (
         ("broken.safetensors", "cannot be read"),
         ("absent.safetensors", "does not exist"),
-        ("quantizer.pt", "never read"),
+        ("quantizer.pt", "which begins as neither does"),
     ):
         with pytest.raises(UserError, match=message):
             imported(tmp_path / name)

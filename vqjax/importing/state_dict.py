@@ -1,4 +1,4 @@
-"""State dicts of PyTorch modules as NumPy arrays, without PyTorch and without pickle."""
+"""State dicts of PyTorch modules as NumPy arrays, without PyTorch."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vqjax.errors import UserError
+from vqjax.importing.torch_file import is_torch_file, read_torch_file
 from vqjax.runtime.paths import local_path
 
 StateDict = dict[str, np.ndarray]
@@ -21,7 +22,9 @@ def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike) -> StateDict:
     """Read a state dict; floating-point numbers of any width become float32.
 
     Args:
-      arrays: Arrays by name, or the path of a ``.safetensors`` file.
+      arrays: Arrays by name, or the path of a ``.safetensors`` file or of one that ``torch.save`` wrote, such as a
+        checkpoint of PyTorch Lightning, of which nothing is executed; see
+        :func:`vqjax.importing.torch_file.read_torch_file`.
 
     Returns:
       Arrays by name.
@@ -34,10 +37,10 @@ def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike) -> StateDict:
       {'weight': array([1., 1.], dtype=float32)}
     """
     if isinstance(arrays, str | os.PathLike):
-        arrays = _read_safetensors(local_path(arrays, "arrays"))
+        arrays = _read_file(local_path(arrays, "arrays"))
     if not isinstance(arrays, Mapping):
         kind = type(arrays).__name__
-        raise UserError(f"arrays must be a dict of NumPy arrays or the path of a .safetensors file, got {kind}.")
+        raise UserError(f"arrays must be a dict of NumPy arrays or the path of a file, got {kind}.")
     return {key: _numbers(key, value) for key, value in arrays.items()}
 
 
@@ -165,14 +168,17 @@ def _numbers(key: str, value: Any) -> np.ndarray:
     return array.astype(np.float32) if jax.numpy.issubdtype(array.dtype, np.floating) else array
 
 
-def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
-    if path.suffix != ".safetensors":
-        raise UserError(
-            f"arrays must be a .safetensors file, got {str(path)!r}; files that hold pickles are never read; write one "
-            "in PyTorch with safetensors.torch.save_file(module.state_dict(), 'quantizer.safetensors')."
-        )
+def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"arrays must be an existing file, got {str(path)!r}, which does not exist.")
+    if path.suffix != ".safetensors":
+        if is_torch_file(path):
+            return read_torch_file(path)
+        raise UserError(
+            f"arrays must be a .safetensors file or one that torch.save wrote, got {str(path)!r}, which begins as "
+            "neither does; write one in PyTorch with safetensors.torch.save_file(module.state_dict(), "
+            "'model.safetensors')."
+        )
     try:
         return load_file(path)
     except SafetensorError as error:
