@@ -99,7 +99,7 @@ def test_the_examples_for_contributors_train_a_model(tmp_path):
         config.data = {"source": "stripes", "image_size": 16, "count": 64}
         config.model = {"name": "patches", "width": 4}
         config.quantizer = {"name": "ternary", "features": 4}
-        config.loss = {"name": "l1", "weight": 2.0}
+        config.loss = {"name": "huber", "delta": 2.0}
         metrics = train(config, tmp_path, devices=jax.devices()[:1]).metrics
     assert metrics["images"] == 8
     metric = names["MeanAbsoluteError"]()

@@ -1,5 +1,6 @@
 """Reconstruction losses by their numbers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from vqjax.data.arrays import ArrayDataset
 from vqjax.data.statistics import pixel_variance
 from vqjax.errors import UserError
+from vqjax.losses.reconstruction import logit_laplace
 from vqjax.losses.registry import LOSSES
 
 RANDOM = np.random.default_rng(0)
@@ -20,6 +22,45 @@ def test_the_error_is_that_of_pixels_or_in_units_of_their_variance():
     np.testing.assert_allclose(plain(X, Y), error, rtol=1e-6)
     scaled = LOSSES.build(name="mse", images=DATASET, divide_by_variance=True)
     np.testing.assert_allclose(scaled(X, Y), error / pixel_variance(DATASET), rtol=1e-6)
+
+
+def test_the_absolute_error_is_that_of_numpy_and_every_loss_has_a_weight():
+    error = np.mean(np.abs(np.asarray(X) - np.asarray(Y)))
+    np.testing.assert_allclose(LOSSES.build(name="l1", images=DATASET)(X, Y), error, rtol=1e-6)
+    for name in LOSSES:
+        plain, heavy = (LOSSES.build(name=name, images=DATASET, weight=weight) for weight in (1.0, 0.25))
+        np.testing.assert_allclose(heavy(X, Y), plain(X, Y) / 4, rtol=1e-6)
+
+
+def test_the_logit_laplace_density_integrates_to_one():
+    """Over (0, 1), of which pixels take [0.1, 0.9]."""
+    pixels = jnp.linspace(-1.2499, 1.2499, 400_001)
+    for mean, log_scale in ((0.0, 0.0), (1.5, -0.7), (-2.0, 0.3)):
+        parameters = (jnp.full_like(pixels, value) for value in (mean, log_scale))
+        density = np.exp(-np.asarray(logit_laplace(*parameters, pixels)))
+        np.testing.assert_allclose(np.sum(density) * 0.4 * 2.4998 / 400_000, 1, atol=3e-3)
+
+
+def test_the_logit_laplace_loss_is_the_formula_of_dall_e():
+    """The sigmoid of its mean is where the reconstruction lies."""
+    x, y = (0.4 * (np.asarray(pixels, np.float64) + 1) + 0.1 for pixels in (X, Y))
+    logit_x, logit_y = (np.log(p / (1 - p)) for p in (x, y))
+    expected = np.mean(np.log(2 * y * (1 - y)) + np.abs(logit_y - logit_x))
+    np.testing.assert_allclose(LOSSES.build(name="logit_laplace", images=DATASET)(X, Y), expected, rtol=1e-5)
+
+
+def test_reconstructions_beyond_the_pixels_are_pulled_back():
+    """DALL-E's decoder gives the mean itself; the mean of ours is infinite at 1.25."""
+    loss = LOSSES.build(name="logit_laplace", images=DATASET)
+    white = jnp.ones((1, 1, 1, 1))
+    slopes = [float(jax.grad(loss)(jnp.full_like(white, value), white).squeeze()) for value in (0.999, 1.001, 1.25, 30)]
+    np.testing.assert_allclose(slopes, [-0.4 / 0.09, *[0.4 / 0.09] * 3], rtol=1e-2)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan])
+def test_a_weight_that_is_no_weight_is_refused(weight):
+    with pytest.raises(UserError, match=r"^weight must be a finite number( above 0)?, got "):
+        LOSSES.build(name="l1", images=DATASET, weight=weight)
 
 
 def test_images_are_read_only_for_what_needs_them():
@@ -57,5 +98,6 @@ def test_pixels_without_variance_are_refused():
 )
 def test_pairs_that_are_not_images_of_one_shape_are_refused(reconstruction, images, message):
     """Bug: a single reconstruction was compared with all images, and bytes with numbers in [-1, 1]."""
-    with pytest.raises(UserError, match=message):
-        LOSSES.build(name="mse", images=DATASET)(reconstruction, images)
+    for name in LOSSES:
+        with pytest.raises(UserError, match=message):
+            LOSSES.build(name=name, images=DATASET)(reconstruction, images)

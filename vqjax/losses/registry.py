@@ -1,9 +1,9 @@
 """Registry of losses."""
 
-from vqjax.losses.reconstruction import MeanSquaredError
+from vqjax.losses.reconstruction import LogitLaplace, MeanAbsoluteError, MeanSquaredError
 from vqjax.runtime.signature import Registry
 
-LOSSES = Registry({"mse": MeanSquaredError})
+LOSSES = Registry({"mse": MeanSquaredError, "l1": MeanAbsoluteError, "logit_laplace": LogitLaplace})
 """The losses by name; each takes the training images and the arguments in the config group ``loss``."""
 
 defaults, build = LOSSES.defaults, LOSSES.build
