@@ -11,7 +11,8 @@ import numpy as np
 from vqjax.errors import UserError
 from vqjax.importing.state_dict import Entry, read_params, read_state_dict
 from vqjax.importing.vqgan import Arrays
-from vqjax.models.vit import ViTDecoder, ViTEncoder, positions
+from vqjax.models.registry import vit_vqgan
+from vqjax.models.vit import positions
 from vqjax.models.vqvae import VQVAE
 from vqjax.quantizers.codebooks import GradientCodebook
 from vqjax.quantizers.vector import VectorQuantizer
@@ -45,20 +46,22 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[V
         raise UserError("quantizer.use_residual must be False, got True; residual ViT-VQGANs are not imported.")
     size, patch = config["image_size"], config["patch_size"]
     encoder, decoder = (
-        kind(patch_size=patch, **{name: config[part][name] for name in ("dim", "depth", "heads", "mlp_dim")}, **options)
-        for kind, part, options in (
-            (ViTEncoder, "encoder", {"code_dim": quantizer["embed_dim"]}),
-            (ViTDecoder, "decoder", {}),
-        )
+        {name: config[part][name] for name in ("dim", "depth", "heads", "mlp_dim")} for part in ("encoder", "decoder")
     )
     codebook = GradientCodebook(weight=1.0)
     options = {"distance": "cosine", "estimator": "straight_through", "commitment_weight": 0.25}
-    model = VQVAE(encoder, VectorQuantizer(quantizer["n_embed"], codebook=codebook, **options), decoder)
+    model = vit_vqgan(
+        VectorQuantizer(quantizer["n_embed"], codebook=codebook, **options),
+        patch_size=patch,
+        code_dim=quantizer["embed_dim"],
+        **encoder,
+        **{f"decoder_{name}": value for name, value in decoder.items()},
+    )
     keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
     like = jax.eval_shape(model.init, keys, jnp.zeros((1, patch, patch, 3), jnp.float32))["params"]
     rows = size // patch
     tables = {
-        name: positions(rows, rows, module.dim) for name, module in zip(_POSITIONS, (encoder, decoder), strict=True)
+        name: positions(rows, rows, part["dim"]) for name, part in zip(_POSITIONS, (encoder, decoder), strict=True)
     }
     others = {name: (1, rows**2, table.shape[-1]) for name, table in tables.items()}
     advice = "pass the original's config, and the state dict of its autoencoder"

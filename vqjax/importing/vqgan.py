@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from vqjax.errors import UserError
 from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict, write_params
-from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
+from vqjax.models.registry import vqgan
+from vqjax.models.vqgan import VQGANEncoder
 from vqjax.models.vqvae import VQVAE
 from vqjax.quantizers.codebooks import GradientCodebook
 from vqjax.quantizers.vector import VectorQuantizer
@@ -163,10 +164,12 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
     """
     encoder, quantizer = model.encoder, model.quantizer
     fits = isinstance(encoder, VQGANEncoder) and isinstance(quantizer, VectorQuantizer)
-    if not fits or quantizer.distance != "euclidean" or quantizer.heads != 1 or encoder.code_dim is None:
+    fits = fits and quantizer.distance == "euclidean" and quantizer.heads == 1
+    if not fits or encoder.code_dim is None or encoder.code_norm or model.pixels != "symmetric":
         raise UserError(
-            "model must be a VQGAN with code_dim and a VectorQuantizer of one head and Euclidean distance, got "
-            f"{type(encoder).__name__} and {type(quantizer).__name__}; diffusers has no other VQModel."
+            "model must be a VQGAN with code_dim, without code_norm, for symmetric pixels, and a VectorQuantizer of "
+            f"one head and Euclidean distance, got {type(encoder).__name__} and {type(quantizer).__name__}; "
+            "diffusers has no other VQModel."
         )
     levels = range(len(encoder.multipliers))
     attends = [encoder.resolution >> level in encoder.attention_resolutions for level in levels]
@@ -202,19 +205,20 @@ def _model(
     ddconfig = config["ddconfig"]
     if ddconfig.get("double_z", False):
         raise UserError("ddconfig.double_z must be False, got True; that is a variational autoencoder without codes.")
-    size = {
-        "channels": ddconfig["ch"],
-        "multipliers": tuple(ddconfig["ch_mult"]),
-        "num_res_blocks": ddconfig["num_res_blocks"],
-        "attention_resolutions": tuple(ddconfig["attn_resolutions"]),
-        "resolution": ddconfig["resolution"],
-        "middle_attention": ddconfig.get("attn_type", "vanilla") != "none",
-        "latent_dim": ddconfig["z_channels"],
-        "dropout": ddconfig.get("dropout") or None,
-    }
-    encoder = VQGANEncoder(**size, code_dim=config["embed_dim"])
-    model = VQVAE(encoder, quantizer, VQGANDecoder(**size, image_channels=ddconfig.get("out_ch", 3)))
-    pixels = 2 ** len(size["multipliers"])
+    model = vqgan(
+        quantizer,
+        channels=ddconfig["ch"],
+        multipliers=tuple(ddconfig["ch_mult"]),
+        num_res_blocks=ddconfig["num_res_blocks"],
+        attention_resolutions=tuple(ddconfig["attn_resolutions"]),
+        resolution=ddconfig["resolution"],
+        middle_attention=ddconfig.get("attn_type", "vanilla") != "none",
+        latent_dim=ddconfig["z_channels"],
+        code_dim=config["embed_dim"],
+        dropout=ddconfig.get("dropout") or None,
+        image_channels=ddconfig.get("out_ch", 3),
+    )
+    pixels = 2 ** len(ddconfig["ch_mult"])
     images = jnp.zeros((1, pixels, pixels, ddconfig.get("in_channels", 3)), jnp.float32)
     keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
     like = jax.eval_shape(model.init, keys, images)["params"]

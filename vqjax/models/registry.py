@@ -8,16 +8,19 @@ Example:
   64
 """
 
+import contextlib
 from typing import Any, Literal
 
 import flax.linen as nn
 
 from vqjax import quantizers
+from vqjax.errors import UserError
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.layers import LARGEST_DIM
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
-from vqjax.models.vqvae import VQVAE
+from vqjax.models.vqvae import VQVAE, PixelsName
+from vqjax.quantizers.registry import QUANTIZERS
 from vqjax.quantizers.validation import require_count
 from vqjax.runtime.signature import Registry, within
 
@@ -127,10 +130,13 @@ def vqgan(
     middle_attention: bool = True,
     latent_dim: int = 256,
     code_dim: int | None = None,
+    code_norm: bool = False,
     dropout: float | None = None,
     remat: bool = False,
+    pixels: PixelsName = "symmetric",
     dtype: Dtype = "float32",
     precision: Precision = "default",
+    image_channels: int = 3,
 ) -> VQVAE:
     """Build the autoencoder of VQGAN; the defaults are taming-transformers' model for ImageNet.
 
@@ -146,10 +152,14 @@ def vqgan(
       latent_dim: Features of the latents.
       code_dim: Features of the codes, by a 1x1 convolution before the quantizer and one behind it; None for the
         latents as they are.
+      code_norm: Layer norm over the features of the codes, in front of the quantizer.
       dropout: Rate of dropout in the residual blocks; None for none.
       remat: Compute each block again in the backward pass, instead of keeping its activations.
+      pixels: Pixels of the networks: ``"symmetric"`` are in [-1, 1], ``"unit"`` in [0, 1], ``"clip"`` normalized as
+        CLIP's. Images are in [-1, 1] in any case.
       dtype: Dtype of the convolutions; parameters, norms and quantizer are in float32.
       precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+      image_channels: Number of channels of the images.
 
     Returns:
       The module, without variables.
@@ -175,9 +185,10 @@ def vqgan(
         "remat": remat,
         "dtype": dtype,
     }
-    encoder = VQGANEncoder(**size, latent_dim=latent_dim, code_dim=code_dim)
-    decoder = VQGANDecoder(**size, latent_dim=None if code_dim is None else latent_dim)
-    return VQVAE(encoder, quantizer, decoder, precision=precision)
+    encoder = VQGANEncoder(**size, latent_dim=latent_dim, code_dim=code_dim, code_norm=code_norm)
+    decoder_dim = None if code_dim is None else latent_dim
+    decoder = VQGANDecoder(**size, latent_dim=decoder_dim, image_channels=image_channels)
+    return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
 
 
 def vit_vqgan(
@@ -189,9 +200,15 @@ def vit_vqgan(
     heads: int = 8,
     mlp_dim: int = 2048,
     code_dim: int = 32,
+    decoder_dim: int | None = None,
+    decoder_depth: int | None = None,
+    decoder_heads: int | None = None,
+    decoder_mlp_dim: int | None = None,
     remat: bool = False,
+    pixels: PixelsName = "symmetric",
     dtype: Dtype = "float32",
     precision: Precision = "default",
+    image_channels: int = 3,
 ) -> VQVAE:
     """Build the autoencoder of ViT-VQGAN; the defaults are the small model of enhancing-transformers.
 
@@ -199,13 +216,20 @@ def vit_vqgan(
       quantizer: The quantizer of the latents.
       patch_size: Height and width of a patch in pixels.
       dim: Features of a token.
-      depth: Number of transformer blocks of the encoder, and of the decoder.
+      depth: Number of transformer blocks.
       heads: Heads of the attention, of 64 features each.
       mlp_dim: Hidden features of the two-layer networks.
       code_dim: Features of the codes.
+      decoder_dim: ``dim`` of the decoder; None for that of the encoder. The large model has another decoder.
+      decoder_depth: ``depth`` of the decoder.
+      decoder_heads: ``heads`` of the decoder.
+      decoder_mlp_dim: ``mlp_dim`` of the decoder.
       remat: Compute each block again in the backward pass, instead of keeping its activations.
+      pixels: Pixels of the networks: ``"symmetric"`` are in [-1, 1], ``"unit"`` in [0, 1], ``"clip"`` normalized as
+        CLIP's. Images are in [-1, 1] in any case.
       dtype: Dtype of the layers; parameters, norms and quantizer are in float32.
       precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+      image_channels: Number of channels of the images.
 
     Returns:
       The module, without variables.
@@ -220,9 +244,17 @@ def vit_vqgan(
 
     Source: Yu et al., 2022 (arXiv 2110.04627).
     """
-    options = {"patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
-    options |= {"remat": remat, "dtype": dtype}
-    return VQVAE(ViTEncoder(**options, code_dim=code_dim), quantizer, ViTDecoder(**options), precision=precision)
+    options = {"patch_size": patch_size, "remat": remat, "dtype": dtype}
+    encoder = ViTEncoder(**options, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, code_dim=code_dim)
+    decoder = ViTDecoder(
+        **options,
+        dim=dim if decoder_dim is None else decoder_dim,
+        depth=depth if decoder_depth is None else decoder_depth,
+        heads=heads if decoder_heads is None else decoder_heads,
+        mlp_dim=mlp_dim if decoder_mlp_dim is None else decoder_mlp_dim,
+        image_channels=image_channels,
+    )
+    return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
 
 
 MODELS = Registry({"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan})
@@ -252,3 +284,37 @@ def build_model(model: Any, quantizer: Any) -> nn.Module:
         built = quantizers.build(**quantizer)
     with within("config.model"):
         return build(**model, quantizer=built)
+
+
+def describe(model: VQVAE) -> dict[str, dict[str, Any]]:
+    """Return the config groups of an autoencoder: the inverse of :func:`build_model`.
+
+    Args:
+      model: An autoencoder of one of the functions above.
+
+    Returns:
+      The groups ``model`` and ``quantizer``.
+
+    Raises:
+      UserError: No config holds such a model.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> groups = describe(sonnet(VectorQuantizer(num_codes=16), width=8))
+      >>> groups["model"]["name"], groups["model"]["width"], groups["quantizer"]["num_codes"]
+      ('sonnet', 8, 16)
+    """
+
+    def argument(field: str) -> Any:
+        # What only the decoder has is named after it.
+        places = [(model.encoder, field), (model.decoder, field), (model, field)]
+        places += [(model.decoder, field.removeprefix("decoder_"))]
+        return next(getattr(module, name) for module, name in places if hasattr(module, name))
+
+    quantizer = QUANTIZERS.complete(model.quantizer)
+    for name in MODELS:
+        with contextlib.suppress(StopIteration, UserError):
+            group = defaults(name, **{field: argument(field) for field in MODELS.call(name).fields})
+            if build_model(group, quantizer) == model.clone(microbatches=1):
+                return {"model": group, "quantizer": quantizer}
+    raise UserError(f"model must be one that a config can hold, got {model!r:.200}.")

@@ -64,6 +64,7 @@ class VQGANEncoder(_VQGAN):
       middle_attention: Attention in the middle; False is ``attn_type: none`` of the published configs.
       latent_dim: Features of the latents (``z_channels``).
       code_dim: Features of the codes (``embed_dim``), by a 1x1 convolution; None: ``latent_dim``, without it.
+      code_norm: Layer norm over the features of the codes, behind that convolution.
       dropout: Rate of dropout in the residual blocks, from the stream ``dropout``; None for none.
       remat: Compute each block again in the backward pass, instead of keeping its activations.
       dtype: Dtype of all layers but norms and the last, such as ``"bfloat16"``; parameters and output are float32.
@@ -82,6 +83,7 @@ class VQGANEncoder(_VQGAN):
 
     latent_dim: int = 256
     code_dim: int | None = None
+    code_norm: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +104,8 @@ class VQGANEncoder(_VQGAN):
         x = _middle(x, block, attention if self.middle_attention else None)
         # Latents rounded to bfloat16 would be nearest to other codes.
         x = _conv(self.latent_dim, jnp.float32, name="conv_out")(nn.swish(_norm(name="norm_out")(x)))
-        return x if self.code_dim is None else nn.Conv(self.code_dim, (1, 1), name="to_codes")(x)
+        x = x if self.code_dim is None else nn.Conv(self.code_dim, (1, 1), name="to_codes")(x)
+        return nn.LayerNorm(1e-5, use_fast_variance=False, name="norm_codes")(x) if self.code_norm else x
 
 
 class VQGANDecoder(_VQGAN):

@@ -1,15 +1,59 @@
 """Vector-quantized autoencoder: an encoder, a quantizer and a decoder."""
 
+from typing import Literal, NamedTuple
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
 from vqjax.models.layers import Images, apply_in_parts
 from vqjax.quantizers import QuantizerOutput
 from vqjax.quantizers.base import register_export, short_repr
+from vqjax.quantizers.validation import require_choice
+
+PixelsName = Literal["symmetric", "unit", "clip"]
+
+
+class Pixels(NamedTuple):
+    """The pixels of a network: those in [0, 1], less a mean, divided by a standard deviation.
+
+    Attributes:
+      mean: The mean, of each channel or of all.
+      std: The standard deviation.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def of(self, images: Images) -> Images:
+        """Return the pixels of images in [-1, 1]."""
+        if self == PIXELS["symmetric"]:
+            return images
+        mean, std = self._in(images)
+        return ((images + 1) / 2 - mean) / std
+
+    def to_images(self, pixels: Images) -> Images:
+        """Return images in [-1, 1]."""
+        if self == PIXELS["symmetric"]:
+            return pixels
+        mean, std = self._in(pixels)
+        return 2 * (pixels * std + mean) - 1
+
+    def _in(self, images: Images) -> Float[np.ndarray, "2 1 1 1 _"]:
+        return np.asarray(self, images.dtype).reshape(2, 1, 1, 1, -1)
+
+
+PIXELS: dict[str, Pixels] = {
+    "symmetric": Pixels((0.5,), (0.5,)),
+    "unit": Pixels((0.0,), (1.0,)),
+    "clip": Pixels((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
+}
+"""Pixels by name: ``symmetric`` is [-1, 1], ``unit`` [0, 1], and ``clip`` the normalization of CLIP, to four digits as
+the official code of the rotation trick has it."""
 
 
 @flax.struct.dataclass
@@ -42,6 +86,7 @@ class VQVAE(nn.Module):
       encoder: Maps images ``[batch, height, width, channels]`` to latents ``[batch, *grid, dim]``.
       quantizer: Any quantizer of this package.
       decoder: Maps codes ``[batch, *grid, dim]`` to images.
+      pixels: Pixels of encoder and decoder, by their name in :data:`PIXELS`; images are in [-1, 1] in any case.
       precision: Precision of float32 products in encoder and decoder, by JAX's names: ``"default"`` uses TF32 on GPUs
         that support it, ``"float32"`` always uses full float32 precision. The quantizer sets its own precision.
       microbatches: Number of parts in which encoder and decoder process a batch, to save memory; the quantizer
@@ -64,8 +109,13 @@ class VQVAE(nn.Module):
     encoder: nn.Module
     quantizer: nn.Module
     decoder: nn.Module
+    pixels: PixelsName = "symmetric"
     precision: str = "default"
     microbatches: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("pixels", self.pixels, PIXELS)
 
     def __call__(
         self, images: Images, mask: Bool[Array, " batch"] | None = None, *, train: bool | None = None
@@ -97,12 +147,14 @@ class VQVAE(nn.Module):
             found = getattr(images, "dtype", type(images).__name__)
             raise UserError(f"`images` must be floats in [-1, 1], got {found}; scale uint8 with x / 127.5 - 1.")
         with jax.default_matmul_precision(self.precision):
-            return apply_in_parts(self.encoder, images, microbatches=self.microbatches, train=train)
+            pixels = PIXELS[self.pixels].of(images)
+            return apply_in_parts(self.encoder, pixels, microbatches=self.microbatches, train=train)
 
     def decode_latents(self, latents: Float[Array, "batch *grid dim"], *, train: bool | None = None) -> Images:
         """Return images from latents, quantized or not."""
         with jax.default_matmul_precision(self.precision):
-            return apply_in_parts(self.decoder, latents, microbatches=self.microbatches, train=train)
+            pixels = apply_in_parts(self.decoder, latents, microbatches=self.microbatches, train=train)
+            return PIXELS[self.pixels].to_images(pixels)
 
     def decode_features(
         self, latents: Float[Array, "batch *grid dim"], *, train: bool | None = None
@@ -114,7 +166,7 @@ class VQVAE(nn.Module):
     def to_images(self, features: Float[Array, "batch *positions features"]) -> Images:
         """Return images from the input of the decoder's last layer."""
         with jax.default_matmul_precision(self.precision):
-            return self.decoder.to_images(features)
+            return PIXELS[self.pixels].to_images(self.decoder.to_images(features))
 
     def encode(self, images: Images) -> Int[Array, " batch *tokens"]:
         """Return the code indices of images in [-1, 1]."""
