@@ -1,5 +1,7 @@
 """Schedules of the quantizer's numbers: the value of a step is used in that step, also after a resume."""
 
+import json
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -43,19 +45,23 @@ def test_the_value_of_a_step_is_used_in_that_step():
     for step in (0, 4, 12):
         written_down = jax.jit(task({}, commitment_weight=min(step / 10, 1.0)).train_step)
         at_step = state.replace(step=jnp.array(step, jnp.int32))
-        chex.assert_trees_all_close(
-            take_step(at_step, batch, key), written_down(at_step, batch, key), rtol=1e-5, atol=1e-7
-        )
+        after, metrics = take_step(at_step, batch, key)
+        np.testing.assert_allclose(metrics.pop("schedules.commitment_weight"), min(step / 10, 1.0), rtol=1e-6)
+        chex.assert_trees_all_close((after, metrics), written_down(at_step, batch, key), rtol=1e-5, atol=1e-7)
 
 
 def test_a_resumed_run_goes_on_with_the_schedule(config, tmp_path):
     config.schedules = {"commitment_weight": WEIGHT, "codebook": {"decay": {"start": 0.5, "end": 0.9, "steps": 6}}}
+    config.log_every = 1
     ends = []
     for name, lengths in (("whole", (5,)), ("cut", (3, 5))):
         for config.num_steps in lengths:
             train(config, tmp_path / name, devices=jax.devices()[:1])
         ends.append(load_tokenizer(tmp_path / name).variables)
     chex.assert_trees_all_equal(*ends)
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["train/schedules.commitment_weight"] for line in lines if "train/loss" in line]
+    np.testing.assert_allclose(logged, [0.0, 0.1, 0.2, 0.3, 0.4], rtol=1e-6)
     config.schedules = {"commitment_weight": WEIGHT}
     with pytest.raises(UserError, match=r"config\.schedules\.codebook\.decay\..* must be .*, as in the run"):
         train(config, tmp_path / "whole", devices=jax.devices()[:1])

@@ -75,7 +75,7 @@ class DecoderGradientTask(VQVAETask):
             return loss, ({"loss": loss, **image_metrics(reconstruction, images), **output.metrics}, variables)
 
         gradient, (metrics, variables) = jax.grad(loss_function, has_aux=True)(state.params[NETWORK])
-        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), **self.scheduled(state.step)}
         state = state.apply_gradient(NETWORK, gradient, self.optimizer, variables)
         return state.finish_step(self.ema_decay), metrics
 

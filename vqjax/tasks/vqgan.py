@@ -155,6 +155,7 @@ class VQGANTask(VQVAETask):
         metrics |= {
             "gradient_norm": optax.tree.norm(step.gradient),
             "discriminator_gradient_norm": optax.tree.norm(gradient),
+            **self.scheduled(state.step),
         }
         return after.finish_step(self.ema_decay), metrics
 

@@ -130,6 +130,10 @@ class VQVAETask(Task):
         settings = {name: schedule(step) for name, schedule in self.schedules.items()}
         return self.model.clone(quantizer=replace_settings(self.model.quantizer, settings))
 
+    def scheduled(self, step: Int[Array, ""]) -> Metrics:
+        """Return the scheduled values of a step under their names in the config, for the log."""
+        return {f"schedules.{name}": jnp.float32(schedule(step)) for name, schedule in self.schedules.items()}
+
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         """Take one optimizer step and one codebook update; see :meth:`Task.train_step`."""
         augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
@@ -150,7 +154,7 @@ class VQVAETask(Task):
             return loss, (metrics, variables)
 
         gradient, (metrics, variables) = jax.grad(loss_function, has_aux=True)(state.params[NETWORK])
-        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), **self.scheduled(state.step)}
         state = state.apply_gradient(NETWORK, gradient, self.optimizer, variables)
         return state.finish_step(self.ema_decay), metrics
 
