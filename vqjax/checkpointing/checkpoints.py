@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jaxtyping import PyTree
 from orbax.checkpoint.experimental import v1 as ocp
@@ -186,7 +188,7 @@ class SavedNetworks(NamedTuple):
 
 
 def load_networks(workdir: str | Path, step: int | None = None, *, best: bool = False) -> SavedNetworks:
-    """Load the networks of a run onto one device, wherever they were trained.
+    """Load the networks of a run, wherever they were trained, as arrays that are tied to no device.
 
     Args:
       workdir: Directory of the run.
@@ -223,8 +225,12 @@ def load_networks(workdir: str | Path, step: int | None = None, *, best: bool = 
             name: jax.tree.map(on_device if name in SavedNetworks._fields else left_out, tree)
             for name, tree in saved.items()
         }
-        networks = ocp.load(directory, wanted)
-    return SavedNetworks(info, networks["params"], networks["variables"], networks.get("ema_params"))
+        loaded = ocp.load(directory, wanted)
+    # Through NumPy, as Orbax ties arrays to a device, and these are to follow those that they are used with.
+    networks = {
+        name: jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), loaded.get(name)) for name in SavedNetworks._fields[1:]
+    }
+    return SavedNetworks(info, **networks)
 
 
 def load_tokenizer(workdir: str | Path, step: int | None = None, *, best: bool = False) -> Tokenizer:

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
+from vqjax.functional.sharding import with_automatic_axes
 from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
 from vqjax.quantizers.validation import require_count, require_counts
 
@@ -256,6 +257,7 @@ def _blur(x: Images, padding: int) -> Images:
     )
 
 
+@with_automatic_axes(like="x")
 def _deviation(x: Images, group_size: int) -> Images:
     """Mean standard deviation over the images of a group, as one more channel of each of its images."""
     batch, height, width, channels = x.shape

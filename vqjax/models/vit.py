@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
+from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import check_flags, require_count
 
 Tokens = Float[Array, "batch rows columns _"]
@@ -130,6 +131,7 @@ class _PatchToPixels(nn.Module):
     patch_size: int
     channels: int
 
+    @automatic_axes
     @nn.compact
     def __call__(self, x: Tokens) -> Images:
         batch, rows, columns, dim = x.shape

@@ -1,10 +1,12 @@
 """Device mesh of a run, and the placement of its state."""
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from vqjax.errors import UserError
@@ -36,6 +38,19 @@ def make_mesh(devices: list[jax.Device] | None, axes: Mapping[str, int], fields:
         raise UserError(f"{names} must be a divisor of {number}, the number of devices, got {taken}.")
     shape = (number // taken, *axes.values())
     return jax.make_mesh(shape, ("data", *axes), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+
+
+@contextlib.contextmanager
+def without_mesh() -> Iterator[None]:
+    """Ignore the mesh that the caller has set, such as one with explicit axes, in favor of that of a run.
+
+    Example:
+      >>> with jax.set_mesh(jax.make_mesh((1,), ("mine",))), without_mesh():
+      ...     jax.sharding.get_abstract_mesh().axis_names
+      ()
+    """
+    with jax.set_mesh(Mesh(np.empty((), object), ())):
+        yield
 
 
 def platform_of(mesh: Mesh) -> str:

@@ -34,6 +34,7 @@ from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import complete, override_all
+from vqjax.training.devices import without_mesh
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -118,6 +119,7 @@ def report(
     return context
 
 
+@without_mesh()
 def evaluate_workdir(
     workdir: str | Path,
     *overrides: str,

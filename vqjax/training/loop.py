@@ -30,7 +30,7 @@ from vqjax.tasks.task import Metrics, Task
 from vqjax.training.build import build_task, check_fits, example_batch, initial_state, learning_rates
 from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, log, progress_line
-from vqjax.training.devices import make_mesh, platform_of, state_sharding
+from vqjax.training.devices import make_mesh, platform_of, state_sharding, without_mesh
 from vqjax.training.dispatch import empty_log_sums, make_dispatch
 from vqjax.training.evaluate import evaluate_state, report
 from vqjax.training.nonfinite import Losses, NonfiniteGuard
@@ -40,6 +40,7 @@ from vqjax.training.resume import check_config, check_images
 CONFIG_FILE = "config.json"
 
 
+@without_mesh()
 def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] | None = None) -> EvaluationResult:
     """Train the task of a config, or resume a run, and evaluate it.
 
