@@ -31,6 +31,7 @@ from vqjax.quantizers import LearnedAffine, RunningAffine
 
 pytestmark = pytest.mark.full
 
+OTHER_KEY = jax.random.key(6)
 CHECKS = checkify.float_checks | checkify.index_checks | checkify.user_checks
 REGULARIZERS = (Orthogonality(1.0), Orthogonality(1.0, active_only=True), Diversity(0.1), EntropyPenalty(0.1))
 OPTIONS = {
@@ -61,7 +62,7 @@ OPTIONS |= {f"estimator {name}": VectorQuantizer(16, codebook="gradient", estima
 def work(vq, variables, z):
     """A training step with its gradients, and evaluation, of which half of the tokens are masked."""
     half = jnp.broadcast_to(jnp.arange(z.shape[0])[:, None, None] % 2 == 0, z.shape[:-1])
-    masked = vq.apply(variables, z, half, train=True, mutable=["codebook"], rngs={"quantizer": KEY})
+    masked = vq.apply(variables, z, half, train=True, mutable=["codebook"], rngs={"quantizer": OTHER_KEY})
     return train(vq, variables, z), evaluate(vq, variables, z), masked
 
 
@@ -88,6 +89,29 @@ def test_float32_and_int32_whatever_the_default_is(name):
     )
     chex.assert_trees_all_equal(jax.tree.leaves(created), jax.tree.leaves(variables))
     chex.assert_trees_all_close(jax.tree.leaves(wide), jax.tree.leaves(results), rtol=1e-4, atol=1e-5)
+
+
+FLAGS = {
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+    "jax_default_matmul_precision": "bfloat16",
+    "jax_debug_key_reuse": True,
+    "jax_default_prng_impl": "rbg",
+}
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OPTIONS])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_flags_of_jax_change_nothing(flag, name, request):
+    vq, variables, z = case(name)
+    expected = jax.jit(functools.partial(work, vq))(variables, z)
+    request.addfinalizer(functools.partial(jax.config.update, flag, getattr(jax.config, flag)))
+    jax.config.update(flag, FLAGS[flag])
+    keys = {"params": jax.random.key(1), "quantizer": jax.random.key(2)}
+    created = jax.jit(vq.init)(keys, z)
+    actual = jax.jit(functools.partial(work, vq))(variables, z)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.tree.leaves(created), jax.tree.leaves(variables))
+    chex.assert_trees_all_close(jax.tree.leaves(actual), jax.tree.leaves(expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OPTIONS])

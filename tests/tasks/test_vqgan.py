@@ -1,5 +1,6 @@
 """Adversarial training: both networks in one step, exactly weighted, and continued exactly."""
 
+import functools
 import json
 import math
 import re
@@ -108,6 +109,27 @@ def test_a_step_is_in_32_bits_whatever_the_default_is(options):
         after = jax.eval_shape(task.train_step, state, BATCH, KEY)
     assert not [leaf for leaf in jax.tree.leaves((state, after)) if leaf.dtype in (jnp.float64, jnp.int64)]
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after[0])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("jax_numpy_dtype_promotion", "strict"), ("jax_numpy_rank_promotion", "raise"), ("jax_default_prng_impl", "rbg")],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lecam_weight": 0.1, "ema_decay": 0.9},
+        {"discriminator": StyleGANDiscriminator(channels=(4, 4, 4)), "r1_weight": 1.0, "order": "generator_first"},
+    ],
+)
+def test_flags_of_jax_stop_no_step(options, flag, value, request):
+    request.addfinalizer(functools.partial(jax.config.update, flag, getattr(jax.config, flag)))
+    jax.config.update(flag, value)
+    task, key = make(**options), jax.random.key(0)
+    state = jax.eval_shape(task.init, key, BATCH)
+    after, _ = jax.eval_shape(task.train_step, state, BATCH, key)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    jax.eval_shape(task.evaluate, after, BATCH | {"valid": np.ones(4, bool)})
 
 
 class OneLayer(nn.Module):
