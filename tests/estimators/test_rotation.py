@@ -11,7 +11,13 @@ from vqjax import UserError, estimators
 from vqjax.estimators import get_estimator, rotation, scaled_rotation
 from vqjax.functional import norm_ratio
 
-ROTATIONS = ("rotation", "rotation_unscaled", "rotation_normalized")
+ROTATIONS = (
+    "rotation",
+    "rotation_unscaled",
+    "rotation_normalized",
+    "tangential_rotation",
+    "tangential_rotation_rescaled",
+)
 LINEAR = ["straight_through", *ROTATIONS, "reflection"]
 names = pytest.mark.parametrize("name", LINEAR)
 
@@ -54,6 +60,8 @@ def dense_jacobian(name, z, q):
         "rotation": lambda: scale * rotation_matrix(u, v),
         "rotation_unscaled": lambda: rotation_matrix(u, v),
         "rotation_normalized": lambda: scale * rotation_matrix(u, v) @ (np.eye(z.shape[-1]) - radial),
+        "tangential_rotation": lambda: rotation_matrix(u, v) @ (np.eye(z.shape[-1]) - radial) + radial,
+        "tangential_rotation_rescaled": lambda: scale * rotation_matrix(u, v) @ (np.eye(z.shape[-1]) - radial) + radial,
         "reflection": lambda: scale * reflection_matrix(u, v),
     }[name]()
 
@@ -107,6 +115,8 @@ def test_in_one_dimension_only_the_length_is_left(name):
         "rotation": (1.5, 1),  # no rotation leads to the opposite side of a line: straight-through
         "rotation_unscaled": (1, 1),
         "rotation_normalized": (0, 1),
+        "tangential_rotation": (1, 1),  # nothing is tangential
+        "tangential_rotation_rescaled": (1, 1),
         "reflection": (1, -1.5),  # parallel: straight-through
     }[name]
     np.testing.assert_allclose(vjp(name, z, q, np.ones_like(z)), [[same], [opposite]], atol=1e-6)
@@ -167,6 +177,14 @@ def test_the_normalized_rotation_has_no_radial_part():
     z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
     assert np.max(np.abs(np.sum(np.asarray(vjp("rotation_normalized", z, q, g)) * z, -1))) < 1e-5
     assert np.max(np.abs(np.sum(np.asarray(vjp("rotation", z, q, g)) * z, -1))) > 0.1
+
+
+@pytest.mark.parametrize("name", ["tangential_rotation", "tangential_rotation_rescaled"])
+def test_the_radial_part_is_that_of_straight_through(name):
+    z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
+    np.testing.assert_allclose(np.sum(vjp(name, z, q, g) * z, -1), np.sum(g * z, -1), rtol=1e-4, atol=1e-5)
+    # That of the rotation belongs to the code instead.
+    np.testing.assert_allclose(np.sum(vjp("rotation", z, q, g) * z, -1), np.sum(g * q, -1), rtol=1e-4, atol=1e-5)
 
 
 @names
@@ -240,7 +258,9 @@ def test_any_pair_has_a_finite_gradient_no_longer_than_the_ratio_of_lengths(pair
     ratio = max(1, lengths[1] / lengths[0] if lengths[0] > 0 else 1)
     g = np.array([0.6, 0.0, -0.8], np.float32)
     for name in LINEAR:
-        assert np.linalg.norm(np.asarray(vjp(name, z, q, g), np.float64)) <= 1.001 * ratio
+        # The radial and the tangential part of these are orthogonal, and each at most so long.
+        parts = np.sqrt(2) if name.startswith("tangential") else 1
+        assert np.linalg.norm(np.asarray(vjp(name, z, q, g), np.float64)) <= 1.001 * parts * ratio
 
 
 @names

@@ -3,17 +3,19 @@ r"""Gradient estimators: what takes the place of the derivative of quantization,
 An estimator is a function ``(z, q) -> q'`` of latents ``z`` and the codes ``q`` assigned to them, computed in float32.
 Estimators differ in the gradient; with :math:`u = z/|z|`, :math:`\hat q = q/|q|` and :math:`d = (q-z)/|q-z|`:
 
-========================= ============================================================================
-value is ``q``            Jacobian with respect to ``z``, held constant
-========================= ============================================================================
-straight_through          :math:`I`
-dynamic_straight_through  :math:`w I`, :math:`w \le 1` by the distance to the code
-rotation                  :math:`(|q|/|z|)\, R`, with the rotation :math:`R u = \hat q`
-rotation_unscaled         :math:`R`
-rotation_normalized       :math:`(|q|/|z|)\, R\,(I - u u^T)`
-reflection                :math:`(|q|/|z|)\, H`, with the reflection :math:`H u = \hat q`
-diveq_detached            :math:`I - d d^T`; with respect to ``q``: :math:`d d^T`
-========================= ============================================================================
+============================ ============================================================================
+value is ``q``               Jacobian with respect to ``z``, held constant
+============================ ============================================================================
+straight_through             :math:`I`
+dynamic_straight_through     :math:`w I`, :math:`w \le 1` by the distance to the code
+rotation                     :math:`(|q|/|z|)\, R`, with the rotation :math:`R u = \hat q`
+rotation_unscaled            :math:`R`
+rotation_normalized          :math:`(|q|/|z|)\, R\,(I - u u^T)`
+tangential_rotation          :math:`R\,(I - u u^T) + u u^T`
+tangential_rotation_rescaled :math:`(|q|/|z|)\, R\,(I - u u^T) + u u^T`
+reflection                   :math:`(|q|/|z|)\, H`, with the reflection :math:`H u = \hat q`
+diveq_detached               :math:`I - d d^T`; with respect to ``q``: :math:`d d^T`
+============================ ============================================================================
 
 If a rotation or reflection does not exist (a vector shorter than 1e-6, an antipodal pair, a parallel pair for the
 reflection), it is replaced by the identity, which is the straight-through gradient, so every gradient is finite.
@@ -64,5 +66,7 @@ from vqjax.estimators.rotation import rotation as rotation
 from vqjax.estimators.rotation import rotation_normalized as rotation_normalized
 from vqjax.estimators.rotation import rotation_unscaled as rotation_unscaled
 from vqjax.estimators.rotation import scaled_rotation as scaled_rotation
+from vqjax.estimators.rotation import tangential_rotation as tangential_rotation
+from vqjax.estimators.rotation import tangential_rotation_rescaled as tangential_rotation_rescaled
 from vqjax.estimators.straight_through import dynamic_straight_through as dynamic_straight_through
 from vqjax.estimators.straight_through import straight_through as straight_through

@@ -6,7 +6,14 @@ from vqjax.errors import UserError
 from vqjax.estimators.diveq import diveq, diveq_detached, noise_substitution, space_filling_diveq
 from vqjax.estimators.gumbel_softmax import gumbel_softmax
 from vqjax.estimators.jacobian import Estimator
-from vqjax.estimators.rotation import reflection, rotation, rotation_normalized, rotation_unscaled
+from vqjax.estimators.rotation import (
+    reflection,
+    rotation,
+    rotation_normalized,
+    rotation_unscaled,
+    tangential_rotation,
+    tangential_rotation_rescaled,
+)
 from vqjax.estimators.straight_through import dynamic_straight_through, straight_through
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -14,6 +21,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "rotation": rotation,
     "rotation_unscaled": rotation_unscaled,
     "rotation_normalized": rotation_normalized,
+    "tangential_rotation": tangential_rotation,
+    "tangential_rotation_rescaled": tangential_rotation_rescaled,
     "reflection": reflection,
     "dynamic_straight_through": dynamic_straight_through,
     "diveq": diveq,

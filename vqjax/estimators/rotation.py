@@ -1,6 +1,7 @@
 """The rotation trick and its variants."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -59,7 +60,7 @@ def rotation_unscaled(z: Vectors, q: Vectors) -> Vectors:
 
     Source: Fifty et al., ICLR 2025, Tables 6 and 7 ("no rescale").
     """
-    return with_jacobian(_scaled_rotation_map(lambda z, q: jnp.ones_like(z[..., :1])), z, q)
+    return with_jacobian(_scaled_rotation_map(_one), z, q)
 
 
 def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
@@ -85,7 +86,55 @@ def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
 
     Source: the official code of Fifty et al., ICLR 2025, for Tables 3 and 4.
     """
-    return with_jacobian(_scaled_rotation_map(norm_ratio, radial=False), z, q)
+    return with_jacobian(_scaled_rotation_map(norm_ratio, radial="dropped"), z, q)
+
+
+def tangential_rotation(z: Vectors, q: Vectors) -> Vectors:
+    r"""Rotate the part of the gradient that is tangential to the latent, and pass its radial part straight through.
+
+    .. math:: \partial q' / \partial z = R\,(I - u u^T) + u u^T
+
+    With :func:`straight_through` the reconstruction loss pushes latents outward, by the loss that quantization costs,
+    and the commitment loss pulls them inward, so that their length settles. The radial part of the gradient of
+    :func:`rotation` is :math:`\langle q, g \rangle`, which has no such push: latents shrink, and with them the
+    commitment loss. Here the radial part is that of straight-through, and the rest is rotated from the code to the
+    latent.
+
+    Args:
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
+
+    Returns:
+      ``q``, with the Jacobian above.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> print(jax.grad(lambda z: tangential_rotation(z, q) @ jnp.array([3.0, 5.0]))(z).round(4))
+      [ 3. -3.]
+    """
+    return with_jacobian(_scaled_rotation_map(_one, radial="straight_through"), z, q)
+
+
+def tangential_rotation_rescaled(z: Vectors, q: Vectors) -> Vectors:
+    r"""Apply :func:`tangential_rotation` with the rescaling of :func:`rotation` in the tangential part.
+
+    .. math:: \partial q' / \partial z = (|q|/|z|)\, R\,(I - u u^T) + u u^T
+
+    Args:
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
+
+    Returns:
+      ``q``, with the Jacobian above.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> print(jax.grad(lambda z: tangential_rotation_rescaled(z, q) @ jnp.array([3.0, 5.0]))(z).round(4))
+      [ 3.  -1.5]
+    """
+    return with_jacobian(_scaled_rotation_map(norm_ratio, radial="straight_through"), z, q)
 
 
 def scaled_rotation(scale: Number | Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> Estimator:
@@ -121,20 +170,28 @@ def scaled_rotation(scale: Number | Callable[[Vectors, Vectors], Float[Array, "*
     return lambda z, q: with_jacobian(_scaled_rotation_map(scale_of), z, q)
 
 
+def _one(z: Vectors, q: Vectors) -> Float[Array, "*batch 1"]:
+    return jnp.ones_like(z[..., :1])
+
+
 def _scaled_rotation_map(
-    scale: Callable[[Vectors, Vectors], Float[Array, "*batch 1"]], *, radial: bool = True
+    scale: Callable[[Vectors, Vectors], Float[Array, "*batch 1"]],
+    *,
+    radial: Literal["rotated", "dropped", "straight_through"] = "rotated",
 ) -> LinearMap:
-    """Return the Jacobian of the rotation trick as a map of tangents; ``radial=False`` drops their part along z."""
+    """Return the Jacobian of the rotation trick as a map of tangents, and what it does to their part along z."""
 
     def rotate(z: Vectors, q: Vectors, tangent: Vectors) -> Vectors:
         z_length, u = length_and_direction(z)
         q_length, q_hat = length_and_direction(q)
         total, w = length_and_direction(u + q_hat)
-        kept = tangent if radial else tangent - u * inner(u, tangent)
+        along = u * inner(u, tangent)
+        kept = tangent if radial == "rotated" else tangent - along
         # Two reflections in sequence stay a rotation (orthogonal, determinant +1) however w is rounded.
         reflected = kept - 2 * u * inner(u, kept)
         rotated = reflected - 2 * w * inner(w, reflected)
-        return jnp.where(map_exists(z_length, q_length, total), scale(z, q) * rotated, tangent)
+        mapped = scale(z, q) * rotated + (along if radial == "straight_through" else 0.0)
+        return jnp.where(map_exists(z_length, q_length, total), mapped, tangent)
 
     return rotate
 
