@@ -56,14 +56,34 @@ def with_name(config, name):
     return config
 
 
+# These take URLs: vqjax/runtime/remote.py.
+REMOTE = {
+    "workdir of training",
+    "workdir of evaluation",
+    "exported tokens",
+    "tokenizer",
+    "tokens to write",
+    "tokens to read",
+}
+
+
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("door", DOORS)
-def test_urls_of_other_storage_are_refused_in_one_line_before_anything_is_made(
+def test_urls_of_storage_that_cannot_be_reached_are_refused_in_one_line_before_anything_is_made(
     door, url, config, tmp_path, monkeypatch
 ):
     """Bug: --workdir=s3://bucket/run trained into a local directory called s3:, and gs:// failed at the end."""
+
+    def without_its_package(url):
+        raise ImportError(f"Install a package to access {url}")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", without_its_package)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"must be a local path, got '") as error:
+    local = door not in REMOTE or url.startswith("file:")
+    message = (
+        "must be a local path, got '" if local else r"must be a path, or a URL that fsspec can open, got '.*\(Install"
+    )
+    with pytest.raises(UserError, match=message) as error:
         DOORS[door](url, config)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []

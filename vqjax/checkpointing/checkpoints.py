@@ -35,6 +35,7 @@ from vqjax.runtime.processes import (
     is_main_process,
     main_process_first,
 )
+from vqjax.runtime.remote import local_copy
 from vqjax.runtime.workdir import SHARE_THE_WORKDIR
 
 _NAMED_CHANGES = 5
@@ -191,7 +192,7 @@ def load_networks(workdir: str | Path, step: int | None = None, *, best: bool = 
     """Load the networks of a run, wherever they were trained, as arrays that are tied to no device.
 
     Args:
-      workdir: Directory of the run.
+      workdir: Directory of the run, or its URL.
       step: Step of the checkpoint; by default the newest one that is intact.
       best: Load the checkpoint with the best value of the metric ``config.keep_best`` instead.
 
@@ -201,7 +202,12 @@ def load_networks(workdir: str | Path, step: int | None = None, *, best: bool = 
     Raises:
       UserError: There is no such checkpoint, or it cannot be read.
     """
-    workdir = local_path(workdir, "--workdir")
+    with local_copy(workdir, "--workdir") as (directory, _):
+        return _load_networks(local_path(directory, "--workdir"), step, best)
+
+
+def _load_networks(workdir: Path, step: int | None, best: bool) -> SavedNetworks:
+    """Load the networks of a run from a local directory."""
     info = find_checkpoint(workdir, best_step(workdir) if best else step)
     if info is None:
         raise UserError(
@@ -237,7 +243,7 @@ def load_tokenizer(workdir: str | Path, step: int | None = None, *, best: bool =
     """Load the tokenizer of a run, whose config is read from the checkpoint.
 
     Args:
-      workdir: Directory of the run.
+      workdir: Directory of the run, or its URL.
       step: Step of the checkpoint; by default the newest one that is intact.
       best: Load the checkpoint with the best value of the metric ``config.keep_best`` instead.
 

@@ -11,7 +11,8 @@ from jaxtyping import Int, Int32
 
 from vqjax.errors import UserError, one_line
 from vqjax.runtime.files import atomic_file, strict_json
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.paths import is_url, local_path
+from vqjax.runtime.remote import local_file
 
 _WIDTHS = (np.uint8, np.uint16, np.uint32)
 
@@ -72,8 +73,7 @@ def save_tokens(
       >>> load_tokens(path).indices.tolist(), np.load(path)["indices"].dtype.name, load_tokens(path).origins
       ([[0, 511], [3, 4]], 'uint16', ('cat.png', 'dog.png'))
     """
-    place = local_path(path)
-    if place.is_dir():
+    if not is_url(path) and local_path(path).is_dir():
         raise UserError(f"path must be a file, got the directory {str(path)!r}; use {path}/tokens.npz.")
     if not np.issubdtype(indices.dtype, np.integer) or indices.ndim < 2:
         raise UserError(
@@ -95,7 +95,7 @@ def save_tokens(
         "origins": None if origins is None else np.array(origins, np.str_),
     }
     try:
-        with atomic_file(place) as file:
+        with local_file(path, "path") as place, atomic_file(place) as file:
             np.savez_compressed(
                 file,
                 indices=indices.astype(narrowest),
@@ -124,24 +124,25 @@ def load_tokens(path: str | os.PathLike[str]) -> Tokens:
       Traceback (most recent call last):
       vqjax.errors.UserError: path='nowhere.npz' does not exist; create it with `python eval.py --workdir=... ...
     """
-    place = local_path(path)
-    if not place.exists():
-        raise UserError(f"path={str(path)!r} does not exist; create it with {_export(place)}.")
-    try:
-        tokens = _read(place)
-    except Exception as error:  # damaged archives raise a dozen unrelated types
-        raise UserError(
-            f"path={str(path)!r} is not a valid token file ({one_line(error)}); recreate it with {_export(place)}."
-        ) from error
+    with local_file(path, "path") as place:
+        place = local_path(place)
+        if not place.exists():
+            raise UserError(f"path={str(path)!r} does not exist; create it with {_export(path)}.")
+        try:
+            tokens = _read(place)
+        except Exception as error:  # damaged archives raise a dozen unrelated types
+            raise UserError(
+                f"path={str(path)!r} is not a valid token file ({one_line(error)}); recreate it with {_export(path)}."
+            ) from error
     if not _within(tokens.indices, tokens.num_codes):
         raise UserError(
             f"path={str(path)!r} must hold indices in [0, {tokens.num_codes - 1}], got {tokens.indices.min()} to "
-            f"{tokens.indices.max()}; recreate it with {_export(place)}."
+            f"{tokens.indices.max()}; recreate it with {_export(path)}."
         )
     return tokens
 
 
-def _export(path: Path) -> str:
+def _export(path: str | os.PathLike[str]) -> str:
     return f"`python eval.py --workdir=... --export_tokens={path}`"
 
 

@@ -13,6 +13,17 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF}
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is a URL of storage elsewhere.
+
+    Example:
+      >>> [is_url(path) for path in ("gs://bucket/run", "file:///data", "runs/first")]
+      [True, False, False]
+    """
+    scheme = _URL.match(os.fsdecode(path))
+    return scheme is not None and scheme[1].lower() != "file"
+
+
 def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
     """Return the place in the local file system that a user means.
 

@@ -232,7 +232,7 @@ def train_command(
     Args:
       *overrides: Changes of the config, as ``--config.field=value``.
       config: Config file, with its arguments after a colon; configs/quickstart.py by default.
-      workdir: Directory of checkpoints, metrics and pictures; runs/quickstart by default.
+      workdir: Directory of checkpoints, metrics and pictures, or its URL; runs/quickstart by default.
       distributed: Join the other processes that Slurm, Open MPI or Kubernetes has started (docs/long-runs.md).
       coordinator_address: Elsewhere, to join others: HOST:PORT of process 0.
       num_processes: Elsewhere: the number of processes.

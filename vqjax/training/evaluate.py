@@ -27,8 +27,9 @@ from vqjax.evaluation import (
     terminal_table,
     write_report,
 )
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.processes import is_main_process
+from vqjax.runtime.remote import check_storage, local_copy
 from vqjax.runtime.workdir import usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
@@ -135,7 +136,7 @@ def evaluate_workdir(
     report on different images goes into its own directory.
 
     Args:
-      workdir: Directory of the run.
+      workdir: Directory of the run, or its URL.
       *overrides: Changes of the data, as ``--config.data.field=value``.
       step: Step of the checkpoint; the newest by default.
       best: Evaluate the checkpoint with the best value of the metric config.keep_best instead.
@@ -158,7 +159,20 @@ def evaluate_workdir(
     for flag in (override.partition("=")[0] for override in overrides):
         if not flag.startswith("--config.data."):
             raise UserError(f"{flag} is unknown to an evaluation, which takes --config.data.FIELD; train anew with it.")
-    workdir = usable_workdir(workdir)
+    with local_copy(workdir, "--workdir") as (directory, _):
+        return _evaluate(usable_workdir(directory), overrides, step, best, split, batch_size, export_tokens)
+
+
+def _evaluate(
+    workdir: Path,
+    overrides: Sequence[str],
+    step: int | None,
+    best: bool,
+    split: str,
+    batch_size: int | None,
+    export_tokens: str | Path | None,
+) -> EvaluationResult:
+    """Evaluate a run in a local directory; see :func:`evaluate_workdir`."""
     networks = load_networks(workdir, step, best=best)
     config = override_all(complete(networks.info.config), overrides)
     splits = load_splits(config.data)
@@ -220,8 +234,11 @@ def _restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainS
     )
 
 
-def _tokens_file(path: str | Path) -> Path:
+def _tokens_file(path: str | Path) -> str | Path:
     """Refuse a file that cannot be written before the evaluation rather than after it."""
+    if is_url(path) and str(path).endswith(".npz"):
+        check_storage(path, "--export_tokens")
+        return path
     file = local_path(path, "--export_tokens")
     parent = next(p for p in file.absolute().parents if p.exists())
     if file.suffix != ".npz" or file.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -23,6 +23,7 @@ from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
 from vqjax.runtime.files import atomic_file, strict_json
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
+from vqjax.runtime.remote import local_copy
 from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.state import TrainState
@@ -46,18 +47,27 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
 
     Args:
       config: A config; see :func:`vqjax.training.config.base_config`.
-      workdir: Directory of checkpoints, metrics and pictures. A run found there with the same config is continued; it
-        ends bit for bit as if it had never been interrupted (on the same kind of machine).
+      workdir: Directory of checkpoints, metrics and pictures, or its URL, such as ``gs://bucket/run``. A run that is
+        found there with the same config is continued; it ends bit for bit as if it had never been interrupted (on the
+        same kind of machine).
       devices: Devices to divide each batch over; all by default.
 
     Returns:
       The evaluation of the final state on the held-out split, also written to ``workdir/eval``.
 
     Raises:
-      UserError: The config, the data or the directory cannot be used.
+      UserError: The config, the data or the directory cannot be used, or its storage not be reached.
       Interrupted: The process got SIGTERM or SIGINT; a checkpoint has been saved.
       FloatingPointError: The loss or its gradient is not finite; the last checkpoint is intact.
     """
+    with local_copy(workdir, "--workdir") as (directory, upload):
+        return _train(config, directory, devices, upload)
+
+
+def _train(
+    config: ConfigDict, workdir: str | Path, devices: list[jax.Device] | None, upload: Callable[[], None]
+) -> EvaluationResult:
+    """Train in a local directory, and call ``upload`` after everything that a run could continue from."""
     # The config is taken apart here, once; what follows has the parts.
     workdir, config = usable_workdir(workdir), validate(config)
     text = config.to_json_best_effort(sort_keys=True)
@@ -109,6 +119,8 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
         if is_main_process():
             with atomic_file(workdir / CONFIG_FILE) as file:
                 file.write((strict_json(config.to_dict(), indent=2) + "\n").encode())
+            # Storage that cannot be written to is found before the first step.
+            upload()
         state, sharding = _start_or_restore(task, feed, splits.train, mesh, checkpoints, **order)
         trainer = _Trainer(
             task=task,
@@ -141,6 +153,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
                 config=config.to_dict(),
             ),
             workdir=workdir,
+            upload=upload,
         )
         try:
             with (
@@ -225,10 +238,11 @@ class _Trainer:
         checkpoints: Checkpoints,
         writer: MetricWriter,
         workdir: Path,
+        upload: Callable[[], None],
     ) -> None:
         self.task, self.schedule, self.feed, self.dispatch, self.evaluate = task, schedule, feed, dispatch, evaluate
         self.nonfinite, self.checkpoints, self.writer, self.workdir = nonfinite, checkpoints, writer, workdir
-        self.learning_rates = learning_rates
+        self.learning_rates, self.upload = learning_rates, upload
         # The compiled program takes the frozen networks apart from the state, whose memory it reuses.
         self.state, self.frozen = state.replace(frozen={}), state.frozen
         self.step = int(state.step)
@@ -292,6 +306,8 @@ class _Trainer:
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if saves:
             self.checkpoints.save(step, self.state.saved(), metrics)
+        if evaluates or saves:
+            self.upload()
 
     def _flush(self, progress: Progress) -> None:
         """Write what is measured, and make sure that all steps so far were finite."""
