@@ -22,6 +22,7 @@ from vqjax.losses.adversarial import ADVERSARIAL_LOSSES, adaptive_weight
 from vqjax.losses.perceptual import LPIPS, PerceptualLoss
 from vqjax.models import AlexNet
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
+from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
 from vqjax.models.registry import build
 from vqjax.models.tokenizer import NETWORK
 from vqjax.reporting import MetricWriter
@@ -157,6 +158,34 @@ def test_a_perceptual_loss_is_part_of_the_reconstruction_loss_and_frozen():
     assert not np.isclose(metrics["d_weight"], without["d_weight"], rtol=1e-3)
 
 
+def test_a_frozen_network_of_the_discriminator_changes_nowhere():
+    network = OneLayer()
+    frozen = FrozenNetwork(network, network.init(KEY, to_model_range(jnp.asarray(BATCH["image"]))))
+    task = make(discriminator=FeatureDiscriminator(frozen, group_size=2), lecam_weight=0.1)
+    state = jax.jit(task.init)(KEY, BATCH)
+    after, metrics = step_of(task, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    chex.assert_trees_all_equal(after.frozen, state.frozen)
+    chex.assert_trees_all_equal(state.frozen[DISCRIMINATOR]["frozen"]["network"], frozen.variables)
+    assert "frozen" not in state.variables[DISCRIMINATOR]
+    assert metrics["discriminator_gradient_norm"] > 0
+    assert metrics["d_weight"] > 0
+    with pytest.raises(UserError, match="r1_weight must be None for FeatureDiscriminator"):
+        make(discriminator=task.discriminator, r1_weight=1.0)
+
+
+def test_without_its_file_lpips_is_left_out_in_one_line(caplog):
+    config = base_config()
+    config.num_steps, config.model = 1, {"name": "vqgan", **SIZE, "middle_attention": False}
+    config.task = {"name": "vqgan", "perceptual": {"name": "lpips"}}
+    with caplog.at_level("WARNING"):
+        task = build_task(validate(config), ArrayDataset("black", BATCH["image"], image_size=16))
+    assert task.perceptual is None
+    (line,) = [record.getMessage() for record in caplog.records if "LPIPS" in record.getMessage()]
+    assert "config.task.perceptual.file, the reconstruction loss is config.loss alone" in line
+    assert "\n" not in line
+
+
 def test_lpips_is_read_from_a_file(tmp_path):
     """A file of random numbers in the form of the original's AlexNet."""
     like = jax.eval_shape(LPIPS(AlexNet()).init, KEY, *[jnp.zeros((1, 32, 32, 3))] * 2)["params"]
@@ -178,6 +207,11 @@ def test_lpips_is_read_from_a_file(tmp_path):
     state = jax.eval_shape(task.init, KEY, batch)
     _, metrics = jax.eval_shape(task.train_step, state, batch, KEY)
     assert "p_loss" in metrics
+    # The same file has the network that a discriminator may judge by.
+    config.task = {"name": "vqgan", "discriminator": {"name": "features", "file": perceptual["file"]}}
+    task = build_task(validate(config), ArrayDataset("black", images, image_size=32))
+    state = jax.eval_shape(task.init, KEY, batch)
+    chex.assert_trees_all_equal_shapes(jax.eval_shape(task.train_step, state, batch, KEY)[0], state)
     config.task = {"name": "vqgan", "perceptual": {"name": "lpips", "file": "nothing.safetensors"}}
     with pytest.raises(UserError, match=r"config.task.perceptual.arrays must be an existing file, got .*nothing"):
         build_task(validate(config), ArrayDataset("black", images, image_size=32))

@@ -9,21 +9,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from vqjax.errors import UserError
+from vqjax.importing.features import load_features, with_torchvision_names
 from vqjax.importing.state_dict import Entry, read_params, read_state_dict
-from vqjax.models.features import VGG16, AlexNet
+from vqjax.models.features import VGG16
 
 Images = Float[Array, "batch height width channels"]
 Features = Float[Array, "batch _ _ _"]  # of a layer, each with its own size
 
 _EPSILON = 1e-10
-# Checkpoints of tokenizers hold it among their losses.
-_PREFIXES = ("loss.perceptual_loss.", "perceptual_loss.")
-# The convolutions have torchvision's numbers in both, in parts here. The heads appear twice in the package's files.
-_SLICE = re.compile(r"^net\.slice\d\.(\d+)\.(weight|bias)$")
+# The heads appear twice in the files of the package lpips.
 _LEFT_OUT = re.compile(r"^(scaling_layer\.|lins\.|classifier\.)")
+_ADVICE = "pass the state dict of LPIPS 0.1 with net='vgg' or net='alex'"
 
 
 def perceptual_distance(
@@ -147,33 +147,30 @@ def load_lpips(arrays: Mapping[str, Any] | str | os.PathLike) -> tuple[LPIPS, di
 
     Source: PerceptualSimilarity, ``lpips/lpips.py``; taming-transformers, ``taming/modules/losses/lpips.py``.
     """
-    arrays = read_state_dict(arrays)
-    for prefix in _PREFIXES:
-        inner = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-        arrays = inner or arrays
-    arrays = {_SLICE.sub(r"features.\1.\2", key): value for key, value in arrays.items() if not _LEFT_OUT.match(key)}
-    first = arrays.get("features.0.weight")
-    if first is None or "lin0.model.1.weight" not in arrays:
+    arrays = with_torchvision_names(read_state_dict(arrays))
+    if "features.0.weight" not in arrays or "lin0.model.1.weight" not in arrays:
         raise UserError(
             "arrays must have the entries features.0.weight or net.slice1.0.weight, and lin0.model.1.weight, got "
             f"{sorted(arrays)[:5]}; pass the state dict of LPIPS, or those of the network and of its heads together."
         )
-    # Convolutions of 1x1 to one channel there: [1, features, 1, 1].
-    arrays = {
-        key: value.reshape(-1) if key.startswith("lin") and value.shape[2:] == (1, 1) else value
-        for key, value in arrays.items()
-    }
-    module = LPIPS(AlexNet() if first.shape[-1] == 11 else VGG16())
+    known = {key: value for key, value in arrays.items() if not _LEFT_OUT.match(key)}
+    if surplus := sorted(key for key in known if not key.startswith(("features.", "lin"))):
+        raise UserError(f"arrays must have the entries of this model, got surplus {surplus}; {_ADVICE}.")
+    network, variables = load_features(known)
+    module = LPIPS(network)
     images = jnp.zeros((1, 64, 64, 3), jnp.float32)
     like = jax.eval_shape(module.init, jax.random.key(0), images, images)["params"]
-    advice = "pass the state dict of LPIPS 0.1 with net='vgg' or net='alex'"
-    return module, {"params": read_params(arrays, like, _entry_of, advice)}
+    # Convolutions of 1x1 to one channel there: [1, features, 1, 1].
+    heads = {key: _head(value) for key, value in known.items() if key.startswith("lin")}
+    weights = {name: leaf for name, leaf in like.items() if name != "network"}
+    params = read_params(heads, weights, _entry_of, _ADVICE)
+    return module, {"params": {"network": variables["params"], **params}}
+
+
+def _head(weight: np.ndarray) -> np.ndarray:
+    return weight.reshape(-1) if weight.shape[2:] == (1, 1) else weight
 
 
 def _entry_of(path: tuple[str, ...], num_axes: int) -> Entry:
-    if len(path) == 1:
-        return Entry(f"lin{path[0].removeprefix('weight_')}.model.1.weight", (0,))
-    number = path[-2].removeprefix("conv_")
-    if path[-1] == "bias":
-        return Entry(f"features.{number}.bias", (0,))
-    return Entry(f"features.{number}.weight", (3, 2, 0, 1))
+    del num_axes
+    return Entry(f"lin{path[0].removeprefix('weight_')}.model.1.weight", (0,))

@@ -1,7 +1,11 @@
 """Registry of tasks."""
 
+from absl import logging
+
+from vqjax.importing.features import load_features
 from vqjax.losses.perceptual import PerceptualLoss, load_lpips
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
+from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
 from vqjax.runtime.signature import Registry
 from vqjax.tasks.alternating import AlternatingTask
 from vqjax.tasks.decoder_gradient import DecoderGradientTask
@@ -9,13 +13,25 @@ from vqjax.tasks.vqgan import VQGANTask
 from vqjax.tasks.vqvae import VQVAETask
 
 
-def _lpips(file: str, *, weight: float = 1.0) -> PerceptualLoss:
-    """LPIPS from a ``.safetensors`` file, see :func:`vqjax.losses.perceptual.load_lpips`."""
+def _lpips(file: str | None = None, *, weight: float = 1.0) -> PerceptualLoss | None:
+    """LPIPS from a ``.safetensors`` file, see :func:`vqjax.losses.perceptual.load_lpips`; None without one."""
+    if file is None:
+        logging.warning(
+            "LPIPS is missing: without config.task.perceptual.file, the reconstruction loss is config.loss alone. "
+            "The file is the state dict of lpips.LPIPS(net='vgg') of the package lpips 0.1.4 as safetensors (docs/"
+            "options.md); the SHA-256 of its heads, lpips/weights/v0.1/vgg.pth, begins with a78928a0af1e5f0f."
+        )
+        return None
     return PerceptualLoss(*load_lpips(file), weight)
 
 
+def _features(file: str, *, group_size: int = 8) -> FeatureDiscriminator:
+    """Heads over VGG-16 or AlexNet from a ``.safetensors`` file, see :func:`vqjax.importing.features.load_features`."""
+    return FeatureDiscriminator(FrozenNetwork(*load_features(file)), group_size)
+
+
 _PARTS = {
-    "discriminator": Registry({"patchgan": PatchGAN, "stylegan": StyleGANDiscriminator}),
+    "discriminator": Registry({"patchgan": PatchGAN, "stylegan": StyleGANDiscriminator, "features": _features}),
     "perceptual": Registry({"lpips": _lpips}),
 }
 

@@ -23,6 +23,7 @@ from vqjax.losses.adversarial import (
 from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models import VQVAE
 from vqjax.models.discriminators import PatchGAN
+from vqjax.models.feature_discriminator import FROZEN, FeatureDiscriminator
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers import QuantizerOutput
 from vqjax.quantizers.validation import require, require_choice, require_count, require_weight
@@ -56,7 +57,8 @@ class VQGANTask(VQVAETask):
       model: The autoencoder. With an adaptive weight, its decoder has the methods ``features`` and ``to_images`` and a
         last layer ``conv_out``, as :class:`vqjax.models.VQGANDecoder` has.
       optimizer: One optimizer for both networks, or one each for ``generator`` and ``discriminator``.
-      discriminator: A module that maps images to logits, whose call has an argument ``train``.
+      discriminator: A module that maps images to logits, whose call has an argument ``train``. The frozen network of a
+        :class:`vqjax.models.feature_discriminator.FeatureDiscriminator` is in no checkpoint.
       perceptual: A perceptual distance to add to :math:`L_{rec}`; None for none. Its network is frozen, and in no
         checkpoint.
       adversarial: The pair of losses, by its name in :data:`vqjax.losses.adversarial.ADVERSARIAL_LOSSES`.
@@ -103,10 +105,10 @@ class VQGANTask(VQVAETask):
             value = getattr(self, name)
             require(value is None or is_positive(value), name, value, "a finite number above 0, or None")
         require_count("r1_every", self.r1_every, largest=_LAST_STEP)
-        if self.r1_weight is not None and isinstance(self.discriminator, PatchGAN):
+        if self.r1_weight is not None and isinstance(self.discriminator, PatchGAN | FeatureDiscriminator):
             raise UserError(
-                "r1_weight must be None for PatchGAN, whose logits depend on the statistics of the batch, got "
-                f"{self.r1_weight}; use the discriminator 'stylegan'."
+                f"r1_weight must be None for {type(self.discriminator).__name__}, whose logits depend on the "
+                f"statistics of the batch, got {self.r1_weight}; use the discriminator 'stylegan'."
             )
         if self.max_adaptive_weight is not None and not hasattr(self.model.decoder, "to_images"):
             raise UserError(
@@ -125,8 +127,7 @@ class VQGANTask(VQVAETask):
         generator = super().init(key, batch)
         images = to_model_range(batch["image"])
         # Another key than the generator's, so that the generator starts like that of the VQ-VAE task.
-        initialize = jax.jit(lambda key: self.discriminator.init(key, images, train=False))
-        variables = initialize(jax.random.fold_in(key, 1))
+        variables = jax.jit(self._init_discriminator)(jax.random.fold_in(key, 1), images)
         params = {DISCRIMINATOR: variables.pop("params")}
         if self.lecam_weight is not None:
             variables[_LOGIT_MEANS] = {"real": jnp.float32(0), "fake": jnp.float32(0)}
@@ -134,8 +135,22 @@ class VQGANTask(VQVAETask):
             params=generator.params | params,
             variables=generator.variables | {DISCRIMINATOR: variables},
             opt_state=generator.opt_state | {DISCRIMINATOR: self._optimizer(DISCRIMINATOR).init(params[DISCRIMINATOR])},
-            frozen={PERCEPTUAL: jax.tree.map(jnp.asarray, self.perceptual.variables)} if self.perceptual else {},
+            frozen=self._frozen(),
         )
+
+    def _init_discriminator(self, key: Key[Array, ""], images: Array) -> dict[str, PyTree]:
+        """Its variables but those of a frozen network."""
+        variables = self.discriminator.init(key, images, train=False)
+        return {name: tree for name, tree in variables.items() if name != FROZEN}
+
+    def _frozen(self) -> dict[str, PyTree]:
+        """Variables by network that never change."""
+        frozen = {}
+        if self.perceptual is not None:
+            frozen[PERCEPTUAL] = jax.tree.map(jnp.asarray, self.perceptual.variables)
+        if isinstance(self.discriminator, FeatureDiscriminator):
+            frozen[DISCRIMINATOR] = self.discriminator.frozen
+        return frozen
 
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         """Take one step of both networks and one codebook update; see :meth:`Task.train_step`."""
@@ -198,7 +213,7 @@ class VQGANTask(VQVAETask):
             return loss + self.perceptual.weight * jnp.mean(distances), {"p_loss": jnp.mean(distances)}
 
         def deceive(reconstruction: Array) -> Float[Array, ""]:
-            return losses.generator(self._judge(state.trained(DISCRIMINATOR), reconstruction)[0])
+            return losses.generator(self._judge(state, state.trained(DISCRIMINATOR), reconstruction)[0])
 
         of_images = jax.value_and_grad(reconstruct, has_aux=True)
         (of_reconstruction, of_perception), rises_by = of_images(reconstruction)
@@ -236,8 +251,8 @@ class VQGANTask(VQVAETask):
         variables = state.variables[DISCRIMINATOR]
 
         def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
-            of_real, after = self._judge({"params": params, **variables}, images)
-            of_fake, after = self._judge({"params": params, **after}, fake)
+            of_real, after = self._judge(state, {"params": params, **variables}, images)
+            of_fake, after = self._judge(state, {"params": params, **after}, fake)
             loss = losses.discriminator(of_real, of_fake)
             metrics = {"disc_loss": loss, "logits_real": jnp.mean(of_real), "logits_fake": jnp.mean(of_fake)}
             # Real logits belong above zero, those of the generator below.
@@ -251,24 +266,24 @@ class VQGANTask(VQVAETask):
                 metrics["lecam"] = lecam_penalty(of_real, of_fake, *after[_LOGIT_MEANS].values())
                 loss += self.lecam_weight * metrics["lecam"]
             if self.r1_weight is not None:
-                metrics["r1"] = self._lazy_r1({"params": params, **variables}, images, state.step)
+                metrics["r1"] = self._lazy_r1(state, {"params": params, **variables}, images)
                 loss += self.r1_weight * self.r1_every * metrics["r1"]
             return factor * loss, (metrics, after)
 
         gradient, (metrics, after) = jax.grad(loss_function, has_aux=True)(state.params[DISCRIMINATOR])
         return gradient, after, metrics
 
-    def _lazy_r1(self, variables: PyTree, images: Array, step: Array) -> Float[Array, ""]:
+    def _lazy_r1(self, state: TrainState, variables: PyTree, images: Array) -> Float[Array, ""]:
         def penalty(images: Array) -> Float[Array, ""]:
-            return r1_penalty(lambda images: self._judge(variables, images)[0], images)
+            return r1_penalty(lambda images: self._judge(state, variables, images)[0], images)
 
-        return jax.lax.cond(step % self.r1_every == 0, penalty, lambda images: jnp.float32(0), images)
+        return jax.lax.cond(state.step % self.r1_every == 0, penalty, lambda images: jnp.float32(0), images)
 
-    def _judge(self, variables: PyTree, images: Array) -> tuple[Array, dict[str, PyTree]]:
+    def _judge(self, state: TrainState, variables: PyTree, images: Array) -> tuple[Array, dict[str, PyTree]]:
         """Logits of images, and the other variables after their statistics were taken."""
         kept = {name: value for name, value in variables.items() if name == _LOGIT_MEANS}
         others = {name: value for name, value in variables.items() if name not in ("params", _LOGIT_MEANS)}
-        inputs = {"params": variables["params"], **others}
+        inputs = {"params": variables["params"], **others, **state.frozen.get(DISCRIMINATOR, {})}
         logits, after = self.discriminator.apply(inputs, images, train=True, mutable=list(others))
         return logits, after | kept
 
