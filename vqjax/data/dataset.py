@@ -24,6 +24,8 @@ class ImageDataset(Protocol):
     A source may also have
 
     * ``__getitems__(indices) -> list of examples``, if that is faster than one by one;
+    * ``is_random = True`` and ``draw(index, generator) -> example``, if training is to see an example differently each
+      time, by random crops for example; such a dataset is streamed;
     * ``origin(index) -> str``, the file or row that an example comes from, for token files;
     * ``content(index) -> bytes``, what is stored of an image, and ``digests() -> uint64 [examples]``, checksums that
       are equal if contents are: see :func:`vqjax.data.duplicates.report_duplicates`.
@@ -87,6 +89,11 @@ def origin(dataset: ImageDataset, index: int) -> str:
       index: Index of one.
     """
     return dataset.origin(index) if hasattr(dataset, "origin") else f"{dataset.name}[{index}]"
+
+
+def is_random(dataset: ImageDataset) -> bool:
+    """Return whether training draws the examples of a dataset anew each time."""
+    return getattr(dataset, "is_random", False)
 
 
 class UnreadableImage(Exception):

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from vqjax.data.batches import batch_indices, check_batch_size, stack, step_batches_sharding
-from vqjax.data.dataset import Batch, Example, ImageDataset, UnreadableImage
+from vqjax.data.dataset import Batch, Example, ImageDataset, UnreadableImage, is_random
 from vqjax.data.reading import (
     READING_THREADS,
     UnreadableReport,
@@ -186,18 +186,25 @@ class StreamedFeed:
     def _local_batch(self, step: int) -> Example:
         """Read the rows of a step's batch that the devices of this process hold."""
         indices = batch_indices(self._seed, step, self._batch_size, self.num_images)[self._local_rows]
-        examples = read_many(self._dataset, indices.tolist())
+        generators = None
+        if is_random(self._dataset):
+            # By the row of the whole batch, so that crops do not depend on the number of processes.
+            generators = [np.random.default_rng((self._seed, step, row)) for row in self._local_rows]
+        examples = read_many(self._dataset, indices.tolist(), generators)
         for row, example in enumerate(examples):
             if isinstance(example, UnreadableImage):
-                examples[row] = self._next_readable(int(indices[row]), example)
+                generator = None if generators is None else [generators[row]]
+                examples[row] = self._next_readable(int(indices[row]), example, generator)
         return stack(examples)
 
-    def _next_readable(self, index: int, example: Example | UnreadableImage) -> Example:
+    def _next_readable(
+        self, index: int, example: Example | UnreadableImage, generator: list[np.random.Generator] | None
+    ) -> Example:
         # Ends, because the constructor has found a readable image.
         while isinstance(example, UnreadableImage):
             self._report.add(example)
             index = (index + 1) % self.num_images
-            (example,) = read_many(self._dataset, [index])
+            (example,) = read_many(self._dataset, [index], generator)
         return example
 
 
@@ -216,6 +223,8 @@ def make_feed(
     mesh: Mesh,
 ) -> Feed:
     """Choose between keeping a dataset on the devices and streaming it; the batches are the same.
+
+    What is cropped at random is streamed, as the devices would keep a single crop of each image.
 
     Args:
       dataset: The training examples.
@@ -240,5 +249,5 @@ def make_feed(
       'ResidentFeed'
     """
     is_large = len(dataset) * bytes_per_example(dataset) > resident_limit
-    feed = StreamedFeed if is_large else ResidentFeed
+    feed = StreamedFeed if is_large or is_random(dataset) else ResidentFeed
     return feed(dataset, seed=seed, batch_size=batch_size, steps_per_dispatch=steps_per_dispatch, mesh=mesh)

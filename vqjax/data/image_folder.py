@@ -1,5 +1,6 @@
 """Source ``image_folder``: image files of any size, anywhere below a directory."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Int32, UInt64
 
 from vqjax.data.batches import hold_out
+from vqjax.data.crops import Crop, CropName, RandomCropName
 from vqjax.data.dataset import Example, Splits, UnreadableImage
 from vqjax.data.folder_index import index_folder, is_hidden, printable
 from vqjax.data.images import Size, check_channels, decode_image, height_and_width, image_suffixes
@@ -26,9 +28,9 @@ class ImageFiles:
       name: Name in reports.
       root: Directory of the files.
       paths: The files, relative to it.
-      image_size: Height and width of the images in pixels, or one number for both; others are resized and
-        center-cropped.
+      image_size: Height and width of the images in pixels, or one number for both.
       channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
+      crop: What is taken of images of other sizes.
       digests: Checksums of the files.
       labels: Class of each file; None if they have none.
       class_names: The class that each label stands for; None if there are no labels.
@@ -41,6 +43,7 @@ class ImageFiles:
         paths: Sequence[str],
         image_size: Size,
         channels: int,
+        crop: Crop,
         digests: UInt64[np.ndarray, " paths"],
         labels: Int32[np.ndarray, " paths"] | None = None,
         class_names: Sequence[str] | None = None,
@@ -48,13 +51,20 @@ class ImageFiles:
         self.name, self.class_names = name, class_names
         self._root, self._paths, self._labels = root, paths, labels
         self._size, self._channels, self._digests = height_and_width(image_size), channels, digests
+        self._crop, self.is_random = crop, crop.random is not None
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Example:
+        return self.draw(index)
+
+    def draw(self, index: int, generator: np.random.Generator | None = None) -> Example:
+        """Return an example with a random crop, if this dataset has random ones and there is a generator."""
         path = self._root / self._paths[index]
-        image = decode_image(path, self._size, path=path, channels=self._channels)
+        crop = functools.partial(self._crop, generator=generator)
+        options = {"channels": self._channels, "crop": crop, "shrinks": self._crop.shrinks}
+        image = decode_image(path, self._size, path=path, **options)
         return {"image": image} if self._labels is None else {"image": image, "label": self._labels[index]}
 
     def origin(self, index: int) -> str:
@@ -80,6 +90,9 @@ def image_folder_splits(
     eval_split: str | None = "test",
     eval_fraction: float = 0.1,
     channels: int = 3,
+    crop: CropName = "lanczos",
+    random_crop: RandomCropName | None = None,
+    train_images: int | None = None,
 ) -> Splits:
     """Find the images below a directory; other files are counted in the log and ignored.
 
@@ -95,6 +108,9 @@ def image_folder_splits(
       eval_split: Subdirectory with the held-out images; None if the directory is not divided into splits.
       eval_fraction: Share held out at random if neither subdirectory exists, in (0, 1).
       channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
+      crop: How images of other sizes are scaled and cropped: ``center`` of :class:`vqjax.data.crops.Crop`.
+      random_crop: What is taken of training images instead, anew each time: ``random`` of it.
+      train_images: Number of training images, the same ones every time, chosen at random; None for all.
 
     Returns:
       Both splits, in sorted order of the paths.
@@ -113,11 +129,13 @@ def image_folder_splits(
         files = _image_files(root)
         train, evaluation = hold_out(len(files), eval_fraction, name=name)
         splits = [("train", [files[i] for i in train]), ("eval", [files[i] for i in evaluation])]
+    if train_images is not None:
+        splits[0] = splits[0][0], _some(splits[0][1], train_images)
     # Those of both splits, so that a class has the same number in both.
     folders = {file.folder for _, files in splits for file in files}
     classes = None if None in folders else sorted(folders)
 
-    def dataset(split: str, files: Sequence[_ImageFile]) -> ImageFiles:
+    def dataset(split: str, files: Sequence[_ImageFile], crop: Crop) -> ImageFiles:
         labelled = {}
         if classes is not None:
             numbers = {folder: number for number, folder in enumerate(classes)}
@@ -125,15 +143,27 @@ def image_folder_splits(
             labelled = {"labels": labels, "class_names": tuple(map(_as_utf8, classes))}
         full_name, paths = _as_utf8(f"{root.resolve().name}/{split}"), [file.path for file in files]
         digests = np.array([file.digest for file in files], np.uint64)
-        return ImageFiles(full_name, root, paths, image_size, channels, digests, **labelled)
+        return ImageFiles(full_name, root, paths, image_size, channels, crop, digests, **labelled)
 
-    return Splits(*(dataset(split, files) for split, files in splits))
+    crops = Crop(crop, random_crop), Crop(crop)
+    return Splits(*(dataset(split, files, crop) for (split, files), crop in zip(splits, crops, strict=True)))
 
 
 class _ImageFile(NamedTuple):
     path: str  # relative to the directory of all splits
     folder: str | None  # the subdirectory of the split's directory that holds it, None if it lies directly there
     digest: int
+
+
+def _some(files: Sequence[_ImageFile], count: int) -> list[_ImageFile]:
+    """Files chosen at random, the same ones every time."""
+    if not 1 <= count <= len(files):
+        raise UserError(
+            f"config.data.train_images must be from 1 to {len(files)}, the training images that there are, or None for "
+            f"all, got {count}."
+        )
+    chosen = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))[:count]
+    return [files[i] for i in np.sort(chosen)]
 
 
 def _as_utf8(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,9 +95,15 @@ def check_header(path: str | Path) -> None:
 
 
 def decode_image(
-    file: str | Path | io.BytesIO, size: Size, *, path: str | Path, channels: int = 3
+    file: str | Path | io.BytesIO,
+    size: Size,
+    *,
+    path: str | Path,
+    channels: int = 3,
+    crop: Callable[[Image.Image, Size], UInt8[np.ndarray, "height width _"]] | None = None,
+    shrinks: bool = True,
 ) -> UInt8[np.ndarray, "height width {channels}"]:
-    """Decode an image upright, with the shorter side scaled to fit and the center cut out.
+    """Decode an image upright, and take a part of it; by default as :func:`resize_and_center_crop`.
 
     Transparent pixels are laid over white unless there are four channels, 16 bits a pixel keep their upper eight, the
     camera's orientation tag is honored, and of several frames or pages the first is taken.
@@ -107,6 +113,8 @@ def decode_image(
       size: Height and width of the result in pixels, or one number for both.
       path: Name of the file in the error message.
       channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
+      crop: Function of the image and the size that returns what is taken, such as a :class:`vqjax.data.crops.Crop`.
+      shrinks: Allow a JPEG to be decoded at a fraction of its size, at least twice that of the result.
 
     Returns:
       The image, in [0, 255].
@@ -126,9 +134,10 @@ def decode_image(
     try:
         with Image.open(file, formats=_formats()) as image:
             # JPEG can be decoded at a fraction of its size; twice the wanted size leaves room for antialiasing.
-            image.draft(image.mode, (2 * width, 2 * height))
+            if shrinks:
+                image.draft(image.mode, (2 * width, 2 * height))
             ImageOps.exif_transpose(image, in_place=True)
-            return resize_and_center_crop(with_channels(image, channels), size)
+            return (crop or resize_and_center_crop)(with_channels(image, channels), size)
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
         raise UnreadableImage(path, one_line(error)) from error
 

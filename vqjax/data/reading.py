@@ -4,7 +4,8 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
@@ -108,12 +109,15 @@ def readable_examples(dataset: ImageDataset) -> Iterator[tuple[int, Example]]:
     report.summarize(total)
 
 
-def read_many(dataset: ImageDataset, indices: Sequence[int]) -> list[Example | UnreadableImage]:
+def read_many(
+    dataset: ImageDataset, indices: Sequence[int], generators: Sequence[np.random.Generator] | None = None
+) -> list[Example | UnreadableImage]:
     """Read several examples, all at once if the dataset can do that.
 
     Args:
       dataset: The examples.
       indices: Their indices.
+      generators: One for each example, if it is to be drawn at random.
 
     Returns:
       For every index the example, or the error if it cannot be read.
@@ -123,12 +127,15 @@ def read_many(dataset: ImageDataset, indices: Sequence[int]) -> list[Example | U
       >>> len(read_many(ArrayDataset("black", np.zeros((5, 4, 4, 3), np.uint8), image_size=4), [0, 3]))
       2
     """
+    if generators is not None:
+        drawn = zip(indices, generators, strict=True)
+        return [_example_or_error(dataset.draw, index, generator) for index, generator in drawn]
     if hasattr(dataset, "__getitems__"):
         try:
             return dataset.__getitems__(indices)
         except UnreadableImage:
             pass  # one bad image must not cost its neighbors: read them one by one
-    return [_example_or_error(dataset, index) for index in indices]
+    return [_example_or_error(dataset.__getitem__, index) for index in indices]
 
 
 def example_spec(dataset: ImageDataset) -> dict[str, jax.ShapeDtypeStruct]:
@@ -146,7 +153,7 @@ def example_spec(dataset: ImageDataset) -> dict[str, jax.ShapeDtypeStruct]:
       (4, 4, 3)
     """
     for index in range(len(dataset)):
-        example = _example_or_error(dataset, index)
+        example = _example_or_error(dataset.__getitem__, index)
         if not isinstance(example, UnreadableImage):
             _check_example(dataset, example)
             return {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in example.items()}
@@ -183,9 +190,9 @@ def _check_example(dataset: ImageDataset, example: Example) -> None:
         raise UserError(f"{dataset.name}: `label` must be an integer scalar such as numpy.int32(3), got {label!r}.")
 
 
-def _example_or_error(dataset: ImageDataset, index: int) -> Example | UnreadableImage:
+def _example_or_error(read: Callable[..., Example], *arguments: Any) -> Example | UnreadableImage:
     try:
-        return dataset[index]
+        return read(*arguments)
     except UnreadableImage as error:
         return error
 

@@ -1,6 +1,7 @@
 """Source ``tfds``: image datasets of tensorflow-datasets as array_record files, read without TensorFlow."""
 
 import difflib
+import functools
 import importlib.util
 import io
 import os
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 
+from vqjax.data.crops import Crop, CropName, RandomCropName
 from vqjax.data.dataset import Example, Splits
 from vqjax.data.images import Size, check_channels, decode_image, height_and_width
 from vqjax.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+_LANCZOS = Crop()
 
 
 class TfdsImages:
@@ -24,15 +28,22 @@ class TfdsImages:
     Args:
       builder: A dataset prepared as array_record, with an ``image`` feature.
       split: A split of it, such as ``"train"`` or ``"train[:10%]"``.
-      image_size: Height and width of the images in pixels, or one number for both; others are resized and
-        center-cropped.
+      image_size: Height and width of the images in pixels, or one number for both.
       channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
+      crop: What is taken of images of other sizes.
 
     Raises:
       UserError: There is no such split, or it is empty.
     """
 
-    def __init__(self, builder: "tfds.core.DatasetBuilder", split: str, image_size: Size, channels: int = 3):
+    def __init__(
+        self,
+        builder: "tfds.core.DatasetBuilder",
+        split: str,
+        image_size: Size,
+        channels: int = 3,
+        crop: Crop = _LANCZOS,
+    ):
         import tensorflow_datasets as tfds
 
         allowed = ", ".join(repr(name) for name in builder.info.splits)
@@ -50,12 +61,17 @@ class TfdsImages:
         is_labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
         self.class_names = tuple(features["label"].names) if is_labelled else None
         self._size, self._channels = height_and_width(image_size), channels
+        self._crop, self.is_random = crop, crop.random is not None
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
-        return self._decode(index, self._source[index])
+        return self.draw(index)
+
+    def draw(self, index: int, generator: np.random.Generator | None = None) -> Example:
+        """Return an example with a random crop, if this dataset has random ones and there is a generator."""
+        return self._decode(index, self._source[index], generator)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Read many examples; fetching the records together is nearly twice as fast as one by one."""
@@ -66,14 +82,21 @@ class TfdsImages:
         """Return the split and the number of an example in it."""
         return f"{self.name}[{index}]"
 
-    def _decode(self, index: int, record: dict) -> Example:
-        content = io.BytesIO(record["image"])
-        image = decode_image(content, self._size, path=self.origin(index), channels=self._channels)
+    def _decode(self, index: int, record: dict, generator: np.random.Generator | None = None) -> Example:
+        content, crop = io.BytesIO(record["image"]), functools.partial(self._crop, generator=generator)
+        options = {"channels": self._channels, "crop": crop, "shrinks": self._crop.shrinks}
+        image = decode_image(content, self._size, path=self.origin(index), **options)
         return {"image": image} if self.class_names is None else {"image": image, "label": np.int32(record["label"])}
 
 
 def tfds_splits(
-    name: str, image_size: Size = 32, train_split: str = "train", eval_split: str = "test", channels: int = 3
+    name: str,
+    image_size: Size = 32,
+    train_split: str = "train",
+    eval_split: str = "test",
+    channels: int = 3,
+    crop: CropName = "lanczos",
+    random_crop: RandomCropName | None = None,
 ) -> Splits:
     """Open a dataset of the tensorflow-datasets catalog, or one prepared in the same layout.
 
@@ -86,6 +109,8 @@ def tfds_splits(
       train_split: The split to train on.
       eval_split: The split to evaluate on.
       channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
+      crop: How images of other sizes are scaled and cropped: ``center`` of :class:`vqjax.data.crops.Crop`.
+      random_crop: What is taken of training images instead, anew each time: ``random`` of it.
 
     Returns:
       Both splits.
@@ -97,8 +122,8 @@ def tfds_splits(
     builder = _prepared_builder(name)
     _check_image_feature(name, builder)
     return Splits(
-        TfdsImages(builder, train_split, image_size, channels),
-        TfdsImages(builder, eval_split, image_size, channels),
+        TfdsImages(builder, train_split, image_size, channels, Crop(crop, random_crop)),
+        TfdsImages(builder, eval_split, image_size, channels, Crop(crop)),
     )
 
 
