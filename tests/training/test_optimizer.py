@@ -119,3 +119,18 @@ def test_the_learning_rate_of_the_log_is_that_of_the_last_update(name):
     rates = learning_rates({"generator": config, "discriminator": {"name": name}}, STEPS)
     assert [float(rates["generator"](count)) for count in (0, 1, 2)] == pytest.approx([0, 0.005, 0.01])
     assert float(rates["discriminator"](7)) == pytest.approx(OPTIMIZERS.defaults(name)["learning_rate"])
+
+
+def test_a_course_may_end_before_the_run_and_above_zero():
+    """Linear to the rate in 3,000 steps, by a cosine to half of it at 50,000, and flat: the rotation-trick paper's."""
+    course = {"schedule": "cosine", "warmup_steps": 3000, "schedule_steps": 47_000, "end_fraction": 0.5}
+    rates = OPTIMIZERS.build(name="adamw", learning_rate=1e-4, **course).learning_rates(num_steps=60_000)
+    for step in (0, 1500, 3000, 15_625, 50_000, 59_000):
+        progress = min(1, max(0, step - 3000) / 47_000)
+        expected = step / 3000 if step < 3000 else 0.75 + 0.25 * np.cos(np.pi * progress)
+        np.testing.assert_allclose(rates(step), 1e-4 * expected, rtol=1e-5)
+    rates = OPTIMIZERS.build(name="sgd", learning_rate=0.5, schedule="linear", end_fraction=0.2).learning_rates(10)
+    np.testing.assert_allclose([rates(step) for step in (0, 5, 10, 20)], [0.5, 0.3, 0.1, 0.1], rtol=1e-6)
+    for wrong, message in (({"end_fraction": 1.5}, r"in \[0, 1\]"), ({"schedule_steps": 0}, "at least 1, or None")):
+        with pytest.raises(UserError, match=f"^{next(iter(wrong))} must be {message}"):
+            OPTIMIZERS.build(name="sgd", **wrong)

@@ -28,12 +28,13 @@ class Crop:
         guided diffusion and its successors measure. ``"squash"``: bilinear, to the size without keeping the ratio of
         the sides. ``"cut"``: not scaled; black surrounds a smaller image.
       random: What is taken instead if there is a random number generator, in training; None for the center.
-        ``"window"``: a window of the image that is scaled by ``center``. ``"resized"``: 8 to 100 % of the area at a
-        ratio of sides from 3/4 to 4/3, scaled bilinearly to the size, as ``RandomResizedCrop``. ``"adm"``: a window of
-        the image that is scaled as by ``center="adm"``, but to a size up to 5/4 as large.
+        ``"window"``: a window of the image that is scaled by ``center``, or by ``"bilinear"`` for ``"squash"``.
+        ``"resized"``: 8 to 100 % of the area at a ratio of sides from 3/4 to 4/3, scaled bilinearly to the size, as
+        ``RandomResizedCrop``. ``"adm"``: a window of the image that is scaled as by ``center="adm"``, but to a size up
+        to 5/4 as large.
 
     Raises:
-      UserError: A name is unknown, or a random window is asked for where there is no other than the whole.
+      UserError: A name is unknown.
 
     Example:
       >>> image = Image.new("RGB", (40, 30), "red")
@@ -55,11 +56,6 @@ class Crop:
             if value not in choices:
                 hint = did_you_mean(str(value), [choice for choice in choices if choice])
                 raise UserError(f"config.data.{name}={value!r} is unknown; {hint}")
-        if self.random == "window" and self.center == "squash":
-            raise UserError(
-                "config.data.random_crop must not be 'window' for config.data.crop='squash', which leaves nothing to "
-                "choose from; use crop='bilinear', or random_crop=None."
-            )
 
     @property
     def shrinks(self) -> bool:
@@ -96,7 +92,8 @@ class Crop:
             scaled = _halved_then_bicubic(image, taller, round(width * taller / height))
             cropped = _window(scaled, height, width, generator)
         else:
-            cropped = _window(self._scaled(image, height, width), height, width, generator)
+            center = Crop("bilinear") if self.center == "squash" else self
+            cropped = _window(center._scaled(image, height, width), height, width, generator)
         return np.asarray(cropped).reshape(height, width, -1)
 
     def _scaled(self, image: Image.Image, height: int, width: int) -> Image.Image:

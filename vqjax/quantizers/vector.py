@@ -37,6 +37,7 @@ from vqjax.quantizers.codebooks import (
     per_codebook,
     take_codes,
 )
+from vqjax.quantizers.initializers import get_initializer
 from vqjax.quantizers.transforms import LinearTransform, has_inverse, takes_condition
 from vqjax.quantizers.validation import (
     check_flags,
@@ -61,10 +62,6 @@ TokenMask = Bool[Array, "*tokens"] | None
 TokenIndices = Int[Array, "*tokens"]
 Counts = Float[Array, "*codebooks codes"]
 Keys = Key[Array, "*codebooks"] | None
-
-# Uniform with variance 1/dim, so that a code's expected squared length is one for any dim and number of codes.
-unit_scale_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=1, out_axis=0)
-unit_scale_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
 
 
 class Lookup(NamedTuple):
@@ -120,7 +117,8 @@ class VectorQuantizer(Quantizer):
         before the lookup and back after it.
       heads: Number of parts into which the features are split; each part is looked up separately. With several,
         indices have a last axis of heads.
-      codebook_init: Initializer of the ``[num_codes, dim]`` codes. The names of one in ``nn.with_partitioning`` also
+      codebook_init: Initializer of the ``[num_codes, dim]`` codes, or its name in
+        :data:`vqjax.quantizers.initializers.INITIALIZERS`. The axis names of one in ``nn.with_partitioning`` also
         go to all other variables with a row per code.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
         ``jit``, where they are global without it. Pass every device the same ``quantizer`` key; average gradients
@@ -163,7 +161,7 @@ class VectorQuantizer(Quantizer):
     commitment_weight: Number = 0.25
     codebook_dim: int | None = None
     heads: int = 1
-    codebook_init: Callable = unit_scale_uniform
+    codebook_init: str | Callable = "unit_uniform"
     axis_name: str | None = None
     separate_codebooks: bool = False
     sampling_temperature: Number | None = None
@@ -185,8 +183,8 @@ class VectorQuantizer(Quantizer):
         require_count("heads", self.heads)
         if self.codebook_dim is not None:
             require_count("codebook_dim", self.codebook_dim)
-        init, regularizers = self.codebook_init, self.regularizers
-        require(callable(init), "codebook_init", init, "an initializer such as nn.initializers.normal(1.0)")
+        regularizers = self.regularizers
+        get_initializer(self.codebook_init)
         known = isinstance(regularizers, tuple) and all(hasattr(r, "needs_learned_codes") for r in regularizers)
         require(known, "regularizers", regularizers, "a tuple of regularizers such as (Diversity(0.1),)")
         if self.sampling_temperature is not None:
@@ -492,12 +490,12 @@ class VectorQuantizer(Quantizer):
             return
         if self.codebook_dim is not None:
             self._create_projections(features, self.heads * self.codebook_dim)
-        shape = (self.num_codes, self._code_features(features))
+        shape, initialize = (self.num_codes, self._code_features(features)), get_initializer(self.codebook_init)
 
         def initial_codes(key: Key[Array, ""]) -> Codes | nn.meta.AxisMetadata:
             if not self.separate_codebooks:
-                return self.codebook_init(key, shape, jnp.float32)
-            codes = jax.vmap(lambda key: self.codebook_init(key, shape, jnp.float32))(jax.random.split(key, self.heads))
+                return initialize(key, shape, jnp.float32)
+            codes = jax.vmap(lambda key: initialize(key, shape, jnp.float32))(jax.random.split(key, self.heads))
             return nn.meta.add_axis(codes, 0, {nn.PARTITION_NAME: None})
 
         if self.codebook.in_params:
@@ -848,7 +846,7 @@ class SimVQ(VectorQuantizer):
 
     _: dataclasses.KW_ONLY
     codebook: str | BaseCodebook = FrozenCodebook(transform=LinearTransform())
-    codebook_init: Callable = unit_scale_normal
+    codebook_init: str | Callable = "unit_normal"
 
 
 def _select(estimator: Estimator, **settings: Array | int | str | None) -> dict[str, Array | int | str | None]:

@@ -23,7 +23,9 @@ class Optimizer(abc.ABC):
 
     Attributes:
       learning_rate: Highest learning rate.
-      schedule: Course of the learning rate after the warm-up; ``"cosine"`` and ``"linear"`` reach zero at the end.
+      schedule: Course of the learning rate after the warm-up; ``"cosine"`` and ``"linear"`` fall to ``end_fraction``.
+      schedule_steps: Steps of that course, after which the learning rate stays as it is; None: until the run's end.
+      end_fraction: Learning rate at its end, as a fraction of the highest one.
       warmup_steps: Steps over which the learning rate rises linearly from zero.
       clip_norm: Largest global norm of the gradient; None for no clipping.
 
@@ -33,12 +35,17 @@ class Optimizer(abc.ABC):
 
     learning_rate: float = 2e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule_steps: int | None = None
+    end_fraction: float = 0.0
     warmup_steps: int = 0
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         _check("learning_rate", self.learning_rate > 0, "above 0", self.learning_rate)
         _check("warmup_steps", self.warmup_steps >= 0, "a non-negative integer", self.warmup_steps)
+        _check("end_fraction", 0 <= self.end_fraction <= 1, "in [0, 1]", self.end_fraction)
+        if self.schedule_steps is not None:
+            _check("schedule_steps", self.schedule_steps >= 1, "at least 1, or None", self.schedule_steps)
         if self.clip_norm is not None:
             _check("clip_norm", self.clip_norm > 0, "above 0, or None", self.clip_norm)
 
@@ -71,11 +78,11 @@ class Optimizer(abc.ABC):
         """
         fits = self.warmup_steps <= num_steps
         _check("warmup_steps", fits, f"at most config.num_steps={num_steps}", self.warmup_steps)
-        remaining = max(1, num_steps - self.warmup_steps)
+        steps = self.schedule_steps or max(1, num_steps - self.warmup_steps)
         if self.schedule == "cosine":
-            after = optax.cosine_decay_schedule(self.learning_rate, remaining)
+            after = optax.cosine_decay_schedule(self.learning_rate, steps, self.end_fraction)
         elif self.schedule == "linear":
-            after = optax.linear_schedule(self.learning_rate, 0.0, remaining)
+            after = optax.linear_schedule(self.learning_rate, self.end_fraction * self.learning_rate, steps)
         else:
             after = optax.constant_schedule(self.learning_rate)
         warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
