@@ -9,74 +9,9 @@ from safetensors.numpy import save_file
 
 from helpers.arrays import gaussian
 from helpers.goldens import assert_equal, channels_last, golden, kernel, weights
+from helpers.tokenizers import CONFIG, state_dict
 from vqjax import UserError
 from vqjax.importing import diffusers, llamagen, taming, to_diffusers
-
-CONFIG = {
-    "ddconfig": {
-        "double_z": False,
-        "z_channels": 8,
-        "resolution": 8,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 32,
-        "ch_mult": [1, 2],
-        "num_res_blocks": 1,
-        "attn_resolutions": [4],
-        "dropout": 0.0,
-    },
-    "n_embed": 16,
-    "embed_dim": 4,
-}
-
-
-def state_dict(seed=0):
-    """The entries of taming's VQModel of that config, listed here by hand."""
-    random, arrays = np.random.default_rng(seed), {}
-
-    def add(name, *shape):
-        arrays[f"{name}.weight"] = random.normal(size=shape).astype(np.float32) / 8
-        arrays[f"{name}.bias"] = random.normal(size=shape[:1]).astype(np.float32) / 8
-
-    def block(name, inputs, outputs):
-        add(f"{name}.norm1", inputs)
-        add(f"{name}.conv1", outputs, inputs, 3, 3)
-        add(f"{name}.norm2", outputs)
-        add(f"{name}.conv2", outputs, outputs, 3, 3)
-        if inputs != outputs:
-            add(f"{name}.nin_shortcut", outputs, inputs, 1, 1)
-
-    def attention(name, channels):
-        add(f"{name}.norm", channels)
-        for part in ("q", "k", "v", "proj_out"):
-            add(f"{name}.{part}", channels, channels, 1, 1)
-
-    def middle(name):
-        block(f"{name}.block_1", 64, 64)
-        attention(f"{name}.attn_1", 64)
-        block(f"{name}.block_2", 64, 64)
-
-    add("encoder.conv_in", 32, 3, 3, 3)
-    block("encoder.down.0.block.0", 32, 32)
-    add("encoder.down.0.downsample.conv", 32, 32, 3, 3)
-    block("encoder.down.1.block.0", 32, 64)
-    attention("encoder.down.1.attn.0", 64)
-    middle("encoder.mid")
-    add("encoder.norm_out", 64)
-    add("encoder.conv_out", 8, 64, 3, 3)
-    add("decoder.conv_in", 64, 8, 3, 3)
-    middle("decoder.mid")
-    for i in range(2):
-        block(f"decoder.up.1.block.{i}", 64, 64)
-        attention(f"decoder.up.1.attn.{i}", 64)
-        block(f"decoder.up.0.block.{i}", 64 if i == 0 else 32, 32)
-    add("decoder.up.1.upsample.conv", 64, 64, 3, 3)
-    add("decoder.norm_out", 32)
-    add("decoder.conv_out", 3, 32, 3, 3)
-    add("quant_conv", 4, 8, 1, 1)
-    add("post_quant_conv", 8, 4, 1, 1)
-    arrays["quantize.embedding.weight"] = random.normal(size=(16, 4)).astype(np.float32)
-    return arrays
 
 
 @pytest.mark.full

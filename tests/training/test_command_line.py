@@ -168,7 +168,7 @@ def test_help_of_a_command_describes_every_flag(name):
     assert (status, err) == (0, "")
     module, _, function = COMMANDS[name].function.partition(":")
     for flag in Call(getattr(importlib.import_module(module), function)).fields:
-        assert re.search(rf"--{flag} (VALUE|\[VALUE\])\s+\S", out), flag
+        assert re.search(rf"(--{flag} (VALUE|\[VALUE\])|{flag.upper()})\s+\S", out), flag
     assert f"vqjax {name} {COMMANDS[name].example}" in out
 
 

@@ -1,8 +1,10 @@
 """Importers for models trained with other libraries: each returns a model and its variables."""
 
+from vqjax.importing.rotation_trick import rotation_trick as rotation_trick
 from vqjax.importing.vector_quantize_pytorch import vector_quantize_pytorch as vector_quantize_pytorch
 from vqjax.importing.vit_vqgan import enhancing_transformers as enhancing_transformers
 from vqjax.importing.vqgan import diffusers as diffusers
+from vqjax.importing.vqgan import ibq as ibq
 from vqjax.importing.vqgan import llamagen as llamagen
 from vqjax.importing.vqgan import taming as taming
 from vqjax.importing.vqgan import to_diffusers as to_diffusers

@@ -1,5 +1,6 @@
 """ViT-VQGANs trained with enhancing-transformers."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, read_params, read_state_dict
-from vqjax.importing.vqgan import Arrays
+from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict
+from vqjax.importing.vqgan import Arrays, shape_of
 from vqjax.models.registry import vit_vqgan
-from vqjax.models.vit import positions
+from vqjax.models.vit import HEAD_DIM, positions
 from vqjax.models.vqvae import VQVAE
 from vqjax.quantizers.codebooks import GradientCodebook
 from vqjax.quantizers.vector import VectorQuantizer
@@ -20,7 +21,7 @@ from vqjax.quantizers.vector import VectorQuantizer
 _POSITIONS = ("encoder.en_pos_embedding", "decoder.de_pos_embedding")
 
 
-def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, Any]]:
+def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``ViTVQ`` of enhancing-transformers into a model and its variables.
 
     The checkpoints of Table 4 of the rotation-trick paper have the same form. The model is for images in [0, 1], not
@@ -28,9 +29,11 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[V
 
     Args:
       arrays: The state dict, ``{key: tensor.cpu().numpy() for key, tensor in state_dict.items()}``, or the path of a
-        ``.safetensors`` file. Entries of the losses (``loss.``) are left out.
+        file with it: a ``.safetensors`` file or a checkpoint, of which nothing is executed. Entries of the losses
+        (``loss.``) are left out.
       config: Parameters of the original model: ``image_size``, ``patch_size``, ``encoder`` and ``decoder`` (``dim``,
-        ``depth``, ``heads``, ``mlp_dim``), and ``quantizer`` (``n_embed``, ``embed_dim``).
+        ``depth``, ``heads``, ``mlp_dim``), and ``quantizer`` (``n_embed``, ``embed_dim``). What is left out is read
+        from the shapes of the arrays.
 
     Returns:
       The model and its variables.
@@ -41,6 +44,7 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[V
     Source: enhancing-transformers, ``enhancing/modules/stage1/vitvqgan.py``.
     """
     arrays = {key: value for key, value in read_state_dict(arrays).items() if not key.startswith("loss.")}
+    config = _sizes(arrays) | dict(config or {})
     quantizer = config["quantizer"]
     if quantizer.get("use_residual", False):
         raise UserError("quantizer.use_residual must be False, got True; residual ViT-VQGANs are not imported.")
@@ -70,6 +74,27 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[V
         if not np.allclose(arrays[name], table.reshape(others[name]), atol=1e-5):
             raise UserError(f"{name} must be the fixed embedding of positions, got other numbers.")
     return model, {"params": params}
+
+
+def _sizes(arrays: StateDict) -> dict[str, Any]:
+    """The original's config, from the shapes of the arrays."""
+    dim, _, patch, _ = shape_of(arrays, "encoder.to_patch_embedding.0.weight", 4)
+    codes = shape_of(arrays, "quantizer.embedding.weight", 2)
+    rows = math.isqrt(shape_of(arrays, _POSITIONS[0], 3)[1])
+
+    def transformer(network: str, dim: int) -> dict[str, int]:
+        layers = f"{network}.transformer.layers."
+        qkv, mlp = (shape_of(arrays, f"{layers}0.{name}.weight", 2) for name in ("0.fn.to_qkv", "1.fn.net.0"))
+        depth = len({key.removeprefix(layers).partition(".")[0] for key in arrays if key.startswith(layers)})
+        return {"dim": dim, "depth": depth, "heads": qkv[0] // (3 * HEAD_DIM), "mlp_dim": mlp[0]}
+
+    return {
+        "image_size": rows * patch,
+        "patch_size": patch,
+        "encoder": transformer("encoder", dim),
+        "decoder": transformer("decoder", shape_of(arrays, "decoder.to_pixel.1.weight", 4)[0]),
+        "quantizer": {"n_embed": codes[0], "embed_dim": codes[1]},
+    }
 
 
 def _entry_of(path: tuple[str, ...], ndim: int) -> Entry:

@@ -1,4 +1,4 @@
-"""VQGANs trained with taming-transformers, latent diffusion, diffusers or LlamaGen."""
+"""VQGANs trained with taming-transformers, latent diffusion, diffusers, LlamaGen or IBQ."""
 
 import os
 import re
@@ -13,7 +13,9 @@ from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state
 from vqjax.models.registry import vqgan
 from vqjax.models.vqgan import VQGANEncoder
 from vqjax.models.vqvae import VQVAE
+from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.codebooks import GradientCodebook
+from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.vector import VectorQuantizer
 from vqjax.quantizers.weightings import taming_legacy
 
@@ -36,7 +38,7 @@ Names = Callable[[str], str]
 """The name of a parameter in a state dict, from its name in that of taming-transformers."""
 
 
-def taming(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, Any]]:
+def taming(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of taming-transformers or latent diffusion into a model and its variables.
 
     The checkpoints of Table 3 of the rotation-trick paper have the same form. Entries may have the prefix
@@ -44,8 +46,10 @@ def taming(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, 
 
     Args:
       arrays: The state dict, ``{key: tensor.cpu().numpy() for key, tensor in state_dict.items()}``, or the path of a
-        ``.safetensors`` file. Entries of the losses (``loss.``) are left out.
-      config: Parameters of the original model: ``ddconfig``, ``n_embed`` and ``embed_dim``.
+        file with it: a ``.safetensors`` file or a checkpoint, of which nothing is executed. Entries of the losses
+        (``loss.``) are left out.
+      config: Parameters of the original model: ``ddconfig``, ``n_embed`` and ``embed_dim``. What is left out is read
+        from the shapes of the arrays.
 
     Returns:
       The model, for images in [-1, 1], and its variables.
@@ -55,21 +59,44 @@ def taming(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, 
 
     Source: taming-transformers, ``taming/models/vqgan.py``; latent-diffusion, ``ldm/models/autoencoder.py``.
     """
-    arrays = read_state_dict(arrays)
-    prefix = "first_stage_model."
-    inner = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-    arrays = _averaged(inner or arrays)
+    arrays = _autoencoder(read_state_dict(arrays))
+    config = _with_sizes(config or {}, arrays)
     quantizer = VectorQuantizer(config["n_embed"], estimator="straight_through", **taming_legacy(0.25))
-    return _model(arrays, config, quantizer)
+    return vqgan_model(arrays, config, quantizer)
 
 
-def llamagen(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, Any]]:
+def ibq(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
+    """Turn an ``IBQ`` of SEED-Voken into a model and its variables.
+
+    Its state dict has the entries of a ``VQModel`` of taming-transformers, but it takes the code of the largest inner
+    product, not the nearest one. If there is a moving average of the parameters (``model_ema.``), it is taken.
+
+    Args:
+      arrays: The state dict, or the path of a file with it; see :func:`taming`.
+      config: Parameters of the original model: ``ddconfig``, ``n_embed`` and ``embed_dim``, and ``beta``, its weight of
+        the loss of the codes (0.25). What is left out is read from the shapes of the arrays.
+
+    Returns:
+      The model, for images in [-1, 1], and its variables. Its loss is without the original's entropy term,
+      ``EntropyPenalty(0.05)``.
+
+    Raises:
+      UserError: As :func:`taming`.
+
+    Source: SEED-Voken, ``src/IBQ/models/ibqgan.py``.
+    """
+    arrays = _autoencoder(read_state_dict(arrays))
+    config = _with_sizes(config or {}, arrays)
+    return vqgan_model(arrays, config, IBQ(config["n_embed"], codebook_weight=config.get("beta", 0.25)))
+
+
+def llamagen(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of LlamaGen into a model and its variables.
 
     Args:
       arrays: The state dict, or the path of a ``.safetensors`` file; see :func:`taming`.
       config: Parameters of the original model: ``codebook_size``, ``codebook_embed_dim``, ``encoder_ch_mult`` and
-        ``z_channels``, and of its encoder ``ch`` and ``num_res_blocks``; those left out have the original's defaults.
+        ``z_channels``, and of its encoder ``ch`` and ``num_res_blocks``. What is left out is read from the shapes.
 
     Returns:
       The model, for images in [-1, 1], and its variables.
@@ -79,25 +106,22 @@ def llamagen(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str
 
     Source: LlamaGen, ``tokenizer/tokenizer_image/vq_model.py``.
     """
-    multipliers = list(config.get("encoder_ch_mult", [1, 1, 2, 2, 4]))
-    last = len(multipliers) - 1
-    ddconfig = {
-        "ch": config.get("ch", 128),
-        "ch_mult": multipliers,
-        "num_res_blocks": config.get("num_res_blocks", 2),
-        # Attention at the coarsest level alone, whatever the size of the image.
-        "resolution": 2**last,
-        "attn_resolutions": [1],
-        "z_channels": config.get("z_channels", 256),
-    }
+    arrays, config = read_state_dict(arrays), config or {}
+    sizes = _sizes(arrays, r"encoder\.conv_blocks\.(\d+)\.(res|attn)\.(\d+)\.", "encoder.mid.1.")
+    there = {"ch": "ch", "encoder_ch_mult": "ch_mult", "num_res_blocks": "num_res_blocks", "z_channels": "z_channels"}
+    given = {name: config[key] for key, name in there.items() if key in config}
+    # Attention at the coarsest level alone, whatever the size of the image.
+    ddconfig = sizes["ddconfig"] | given
+    last = len(ddconfig["ch_mult"]) - 1
+    ddconfig |= {"resolution": 2**last, "attn_resolutions": [1]}
     quantizer = VectorQuantizer(
-        config.get("codebook_size", 16384),
+        config.get("codebook_size", sizes["n_embed"]),
         distance="cosine",
         estimator="straight_through",
         codebook=GradientCodebook(weight=1.0),
         commitment_weight=0.25,
     )
-    taming_config = {"ddconfig": ddconfig, "embed_dim": config.get("codebook_embed_dim", 8)}
+    taming_config = {"ddconfig": ddconfig, "embed_dim": config.get("codebook_embed_dim", sizes["embed_dim"])}
 
     def name(taming_name: str) -> str:
         place = re.sub(r"^encoder\.down\.", "encoder.conv_blocks.", taming_name)
@@ -105,15 +129,15 @@ def llamagen(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str
         place = place.replace(".block.", ".res.")
         return re.sub(r"\.mid\.(block_1|attn_1|block_2)", lambda part: f".mid.{_MIDDLE.index(part[1])}", place)
 
-    return _model(read_state_dict(arrays), taming_config, quantizer, name)
+    return vqgan_model(arrays, taming_config, quantizer, name)
 
 
-def diffusers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[str, Any]]:
+def diffusers(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of diffusers into a model and its variables.
 
     Args:
       arrays: The state dict, or the path of ``diffusion_pytorch_model.safetensors``; see :func:`taming`.
-      config: The contents of the model's ``config.json``.
+      config: The contents of the model's ``config.json``; None to read everything from the shapes of the arrays.
 
     Returns:
       The model, for images in [-1, 1], and its variables.
@@ -123,6 +147,19 @@ def diffusers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[st
 
     Source: diffusers, ``models/autoencoders/vq_model.py``.
     """
+    arrays = {_present_name(key): value for key, value in read_state_dict(arrays).items()}
+    pattern = r"encoder\.down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\."
+    taming_config = _sizes(arrays, pattern, "encoder.mid_block.attentions.")
+    if config is not None:
+        taming_config |= _of_diffusers(config)
+    last = len(taming_config["ddconfig"]["ch_mult"]) - 1
+    num_codes = taming_config["n_embed"]
+    quantizer = VectorQuantizer(num_codes, estimator="straight_through", **taming_legacy(0.25))
+    return vqgan_model(arrays, taming_config, quantizer, _diffusers_names(last))
+
+
+def _of_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config in taming's form, from that of diffusers."""
     widths = list(config["block_out_channels"])
     if config.get("norm_type", "group") != "group":
         raise UserError(f"norm_type must be 'group', got {config['norm_type']!r}; MoVQ is a different model.")
@@ -141,10 +178,8 @@ def diffusers(arrays: Arrays, config: Mapping[str, Any]) -> tuple[VQVAE, dict[st
         "in_channels": config.get("in_channels", 3),
         "out_ch": config.get("out_channels", 3),
     }
-    taming_config = {"ddconfig": ddconfig, "embed_dim": config.get("vq_embed_dim") or config["latent_channels"]}
-    quantizer = VectorQuantizer(config["num_vq_embeddings"], estimator="straight_through", **taming_legacy(0.25))
-    arrays = {_present_name(key): value for key, value in read_state_dict(arrays).items()}
-    return _model(arrays, taming_config, quantizer, _diffusers_names(last))
+    embed_dim = config.get("vq_embed_dim") or config["latent_channels"]
+    return {"ddconfig": ddconfig, "embed_dim": embed_dim, "n_embed": config["num_vq_embeddings"]}
 
 
 def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict, dict[str, Any]]:
@@ -194,14 +229,90 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
     return write_params(variables["params"], _entries(name)), config
 
 
-def _model(
-    arrays: StateDict, config: Mapping[str, Any], quantizer: VectorQuantizer, name: Names = lambda name: name
-) -> tuple[VQVAE, dict[str, Any]]:
-    """Build the model of a config in taming's form, and its variables."""
-    arrays = {key: value for key, value in arrays.items() if not key.startswith(_OTHER_NETWORKS)}
+def _autoencoder(arrays: StateDict) -> StateDict:
+    """The entries of the first stage of a latent diffusion model, or all of them; averaged, if they have averages."""
+    prefix = "first_stage_model."
+    inner = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    return _averaged(inner or arrays)
+
+
+def _with_sizes(config: Mapping[str, Any], arrays: StateDict) -> dict[str, Any]:
+    """The config in taming's form, with what it leaves out."""
+    sizes = _sizes(arrays, r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.", "encoder.mid.attn_1.")
+    return sizes | dict(config) | {"ddconfig": sizes["ddconfig"] | dict(config.get("ddconfig", {}))}
+
+
+def _sizes(arrays: StateDict, pattern: str, middle_attention: str) -> dict[str, Any]:
+    """The config in taming's form, from the shapes of arrays and the pattern of the names of the encoder's levels."""
     for key, kind in _OTHER_KINDS.items():
         if key in arrays:
             raise UserError(f"arrays must be those of a VQGAN with a plain codebook, got {kind} (it has {key!r}).")
+    codes, sizes = shape_of(arrays, "quantize.embedding.weight", 2), encoder_sizes(arrays, pattern, middle_attention)
+    return {"ddconfig": sizes, "n_embed": codes[0], "embed_dim": codes[1]}
+
+
+def encoder_sizes(arrays: StateDict, pattern: str, middle_attention: str) -> dict[str, Any]:
+    """Return the ``ddconfig`` of an autoencoder, from the shapes of its arrays.
+
+    Args:
+      arrays: Its state dict.
+      pattern: Names of the levels of the encoder: the number of the level, the kind of its part and its number.
+      middle_attention: Beginning of the names of the attention in the middle.
+
+    Raises:
+      UserError: It is another kind of model.
+    """
+    found = [match for match in (re.match(pattern, key) for key in arrays) if match]
+    outer = shape_of(arrays, "encoder.conv_in.weight", 4)
+    levels = sorted({int(match[1]) for match in found})
+    blocks = {match[0] for match in found if match[1] == "0" and not match[2].startswith("att")}
+    ends = [f"{_named(found, level)}norm2.weight" for level in levels]
+    attending = sorted({int(match[1]) for match in found if match[2].startswith("att")})
+    last = len(levels) - 1
+    return {
+        "ch": outer[0],
+        "ch_mult": [shape_of(arrays, end, 1)[0] // outer[0] for end in ends],
+        "num_res_blocks": len(blocks),
+        # Which levels attend is all that matters.
+        "resolution": 2 ** max(last, 0),
+        "attn_resolutions": [2 ** (last - level) for level in attending],
+        "attn_type": "vanilla" if any(key.startswith(middle_attention) for key in arrays) else "none",
+        "z_channels": shape_of(arrays, "encoder.conv_out.weight", 4)[0],
+        "in_channels": outer[1],
+        "out_ch": shape_of(arrays, "decoder.conv_out.weight", 4)[0],
+    }
+
+
+def _named(found: list[re.Match[str]], level: int) -> str:
+    """Beginning of the names of the first residual block of a level."""
+    first = (match for match in found if (int(match[1]), match[3]) == (level, "0"))
+    return next((match[0] for match in first if not match[2].startswith("att")), f"{level}.")
+
+
+def shape_of(arrays: StateDict, key: str, axes: int) -> tuple[int, ...]:
+    """Return the shape of an entry, which must exist and have so many axes."""
+    shape = arrays[key].shape if key in arrays else None
+    if shape is None or len(shape) != axes or not all(shape):
+        raise UserError(
+            f"arrays must have an entry {key!r} of {axes} axes, got {sorted(arrays)[:3] if shape is None else shape}; "
+            "pass the state dict of the whole autoencoder."
+        )
+    return shape
+
+
+def vqgan_model(
+    arrays: StateDict, config: Mapping[str, Any], quantizer: Quantizer, name: Names = lambda name: name, **options: Any
+) -> tuple[VQVAE, dict[str, Any]]:
+    """Return the model of a config in taming's form, and its parameters.
+
+    Args:
+      arrays: The state dict of the autoencoder.
+      config: ``ddconfig`` and ``embed_dim``.
+      quantizer: The quantizer.
+      name: The name of a parameter in the state dict, from its name in that of taming-transformers.
+      **options: Further arguments of :func:`vqjax.models.registry.vqgan`.
+    """
+    arrays = {key: value for key, value in arrays.items() if not key.startswith(_OTHER_NETWORKS)}
     ddconfig = config["ddconfig"]
     if ddconfig.get("double_z", False):
         raise UserError("ddconfig.double_z must be False, got True; that is a variational autoencoder without codes.")
@@ -217,6 +328,7 @@ def _model(
         code_dim=config["embed_dim"],
         dropout=ddconfig.get("dropout") or None,
         image_channels=ddconfig.get("out_ch", 3),
+        **options,
     )
     pixels = 2 ** len(ddconfig["ch_mult"])
     images = jnp.zeros((1, pixels, pixels, ddconfig.get("in_channels", 3)), jnp.float32)
@@ -231,8 +343,8 @@ def _entries(name: Names) -> Callable[[tuple[str, ...], int], Entry]:
 
     def entry_of(path: tuple[str, ...], ndim: int) -> Entry:
         key = name(_taming_name(path))
-        # Attention in diffusers has linear layers where others have convolutions of one pixel.
-        linear = re.search(r"\.attentions\..*\.weight$", key) is not None
+        # Some have linear layers where taming has convolutions of one pixel.
+        linear = re.search(r"(\.attentions\.|_quant_proj\.).*weight$", key) is not None
         return Entry(key, (3, 2, 0, 1) if ndim == 4 else tuple(range(ndim)), 2 if linear else None)
 
     return entry_of

@@ -14,7 +14,8 @@ from vqjax.quantizers.validation import check_flags, require_count
 
 Tokens = Float[Array, "batch rows columns _"]
 
-_HEAD_DIM = 64
+HEAD_DIM = 64
+"""Features of a head of the attention."""
 
 
 class _ViT(nn.Module):
@@ -176,13 +177,13 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch positions dim"]) -> Float[Array, "batch positions dim"]:
-        inner = self.heads * _HEAD_DIM
+        inner = self.heads * HEAD_DIM
         projected = nn.Dense(3 * inner, use_bias=False, dtype=self.dtype, name="qkv")(_norm("norm_1")(x))
         query, key, value = (
-            part.reshape(*x.shape[:2], self.heads, _HEAD_DIM) for part in jnp.split(projected, 3, axis=-1)
+            part.reshape(*x.shape[:2], self.heads, HEAD_DIM) for part in jnp.split(projected, 3, axis=-1)
         )
         attended = jax.nn.dot_product_attention(query, key, value).reshape(*x.shape[:2], inner)
-        if (self.heads, _HEAD_DIM) != (1, x.shape[-1]):
+        if (self.heads, HEAD_DIM) != (1, x.shape[-1]):
             attended = nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attended)
         x = x + attended
         hidden = nn.tanh(nn.Dense(self.mlp_dim, dtype=self.dtype, name="mlp_1")(_norm("norm_2")(x)))

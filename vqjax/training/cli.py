@@ -55,6 +55,11 @@ COMMANDS = {
         "Evaluate a checkpoint.",
         "--workdir=runs/cifar10 --export_tokens=tokens.npz",
     ),
+    "import": Command(
+        "vqjax.training.import_run:import_checkpoint",
+        "Make a run of a published tokenizer.",
+        "vqgan_imagenet_f16_1024.ckpt --workdir=runs/taming --config.data.source=tfds --config.data.name=imagenet2012",
+    ),
 }
 """The subcommands by name."""
 
@@ -171,9 +176,11 @@ class _Parser(argparse.ArgumentParser):
 def _call(function: Callable[..., Any], program: str, example: str, flags: Sequence[str]) -> None:
     """Call a function with its parameters as flags; one with ``*args`` gets those that begin with ``--config.``."""
     group = Call(function)
+    parameters = inspect.signature(function).parameters.values()
+    positional = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
     parser = _Parser(
         prog=program,
-        usage=f"{program} [--flag=value ...]",
+        usage=" ".join([program, *map(str.upper, positional), "[--flag=value ...]"]),
         description=inspect.cleandoc(function.__doc__).partition("\nArgs:")[0],
         epilog=f"example:\n  {program} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -184,9 +191,11 @@ def _call(function: Callable[..., Any], program: str, example: str, flags: Seque
     for flag, field in group.fields.items():
         # A boolean flag alone turns it on.
         switch = {"nargs": "?", "const": "true"} if field.kind.types == {bool} else {}
-        parser.add_argument(f"--{flag}", metavar="VALUE", help=described.get(flag), **switch)
+        if flag in positional:
+            parser.add_argument(flag, metavar=flag.upper(), help=described.get(flag))
+        else:
+            parser.add_argument(f"--{flag}", metavar="VALUE", help=described.get(flag), **switch)
     given, others = parser.parse_known_args(flags)
-    parameters = inspect.signature(function).parameters.values()
     takes_others = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
     for other in others:
         if not other.startswith("--"):
@@ -203,7 +212,8 @@ def _call(function: Callable[..., Any], program: str, example: str, flags: Seque
         raise UserError(f"--{error}") from error
     enable_compilation_cache()
     # What stands before ``*args`` can only be given by its place.
-    places = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = [parameter.name for parameter in parameters if parameter.kind in kinds]
     leading = [values.pop(name) for name in places] if takes_others else []
     function(*leading, *others, **values)
 
@@ -217,7 +227,7 @@ def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
 
 def train_command(
     *overrides: str,
-    config: str = str(QUICKSTART),
+    config: str | None = None,
     workdir: str = "runs/quickstart",
     distributed: bool = False,
     coordinator_address: str | None = None,
@@ -231,7 +241,8 @@ def train_command(
 
     Args:
       *overrides: Changes of the config, as ``--config.field=value``.
-      config: Config file, with its arguments after a colon; configs/quickstart.py by default.
+      config: Config file, with its arguments after a colon; by default the config of the run in ``workdir``, and
+        configs/quickstart.py for a new run.
       workdir: Directory of checkpoints, metrics and pictures, or its URL; runs/quickstart by default.
       distributed: Join the other processes that Slurm, Open MPI or Kubernetes has started (docs/long-runs.md).
       coordinator_address: Elsewhere, to join others: HOST:PORT of process 0.
@@ -239,14 +250,22 @@ def train_command(
       process_id: Elsewhere: the number of this process, from 0.
     """
     # The trainer loads in seconds, which help and mistakes in flags need not wait for.
+    from vqjax.checkpointing.discovery import find_checkpoint
     from vqjax.runtime.processes import join_processes
-    from vqjax.training.config import load_config
+    from vqjax.runtime.remote import local_copy
+    from vqjax.runtime.workdir import usable_workdir
+    from vqjax.training.config import complete, load_config, override_all
     from vqjax.training.loop import train
 
-    run = load_config(config, overrides)
+    run = None if config is None else load_config(config, overrides)
     address = (coordinator_address, num_processes, process_id)
     if distributed or any(value is not None for value in address):
         join_processes(*address)
+    if run is None:
+        # Only now, as all processes must find the same checkpoint.
+        with local_copy(workdir, "--workdir") as (directory, _):
+            found = find_checkpoint(usable_workdir(directory))
+        run = override_all(complete(found.config), overrides) if found else load_config(str(QUICKSTART), overrides)
     train(run, workdir)
 
 

@@ -117,8 +117,7 @@ def _train(
         check_config(workdir, checkpoints.found, config)
         check_images(workdir, checkpoints.found, images, eval_images)
         if is_main_process():
-            with atomic_file(workdir / CONFIG_FILE) as file:
-                file.write((strict_json(config.to_dict(), indent=2) + "\n").encode())
+            write_config(workdir, config)
             # Storage that cannot be written to is found before the first step.
             upload()
         state, sharding = _start_or_restore(task, feed, splits.train, mesh, checkpoints, **order)
@@ -169,6 +168,12 @@ def _train(
             return result
         finally:
             trainer.close()
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Write the config of a run into its directory, for people to read."""
+    with atomic_file(workdir / CONFIG_FILE) as file:
+        file.write((strict_json(config.to_dict(), indent=2) + "\n").encode())
 
 
 def _start_or_restore(
