@@ -67,3 +67,34 @@ def state_dict(seed=0):
     add("post_quant_conv", 8, 4, 1, 1)
     arrays["quantize.embedding.weight"] = random.normal(size=(16, 4)).astype(np.float32)
     return arrays
+
+
+def rotation_trick_state(*, cosine):
+    """The entries of the official VQ-VAE of the rotation trick, around the same encoder and decoder."""
+    arrays = state_dict()
+    codes = arrays.pop("quantize.embedding.weight")
+    for name, there in (("quant_conv", "pre_quant_proj.0"), ("post_quant_conv", "post_quant_proj")):
+        arrays[f"{there}.weight"] = arrays.pop(f"{name}.weight")[:, :, 0, 0]
+        arrays[f"{there}.bias"] = arrays.pop(f"{name}.bias")
+    counts = np.linspace(1, 2, 16, dtype=np.float32)
+    if cosine:
+        arrays["pre_quant_proj.1.weight"] = np.linspace(0.5, 1.5, 4, dtype=np.float32)
+        arrays["pre_quant_proj.1.bias"] = np.linspace(-0.5, 0.5, 4, dtype=np.float32)
+        codes = codes / np.linalg.norm(codes, axis=1, keepdims=True)
+        # Two that no image has used for long.
+        codes[[3, 12]], counts[[3, 12]] = 0, 0
+    buffers = {"initted": np.ones(1), "cluster_size": counts[None], "embed_avg": (codes * counts[:, None])[None]}
+    arrays |= {f"vq._codebook.{name}": value for name, value in (buffers | {"embed": codes[None]}).items()}
+    return {f"module.{key}": value for key, value in arrays.items()}
+
+
+def images(seed=1):
+    """Two images in [-1, 1]."""
+    return np.random.default_rng(seed).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+
+
+def ibq_state():
+    """The same entries, with the mean of the latents at zero, so that several codes have the largest inner product."""
+    arrays = state_dict()
+    arrays["quant_conv.bias"] += np.float32([0.37, 0, -0.08, -0.3])
+    return arrays

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vqjax.errors import UserError
@@ -98,7 +100,7 @@ def _is_cosine(codes: np.ndarray, arrays: StateDict) -> bool:
     return bool(np.any(lengths > 0.5) and np.all((np.abs(lengths - 1) < 1e-3) | (lengths < 1e-3)))
 
 
-def _codebook(state: StateDict, is_cosine: bool) -> dict[str, np.ndarray]:
+def _codebook(state: StateDict, is_cosine: bool) -> dict[str, jax.Array]:
     """The variables of the quantizer."""
     codes, sums, counts = (state[name][0] for name in ("embed", "embed_avg", "cluster_size"))
     if is_cosine:
@@ -111,4 +113,4 @@ def _codebook(state: StateDict, is_cosine: bool) -> dict[str, np.ndarray]:
         codes[unused] = sums[unused] = codes[before]
     average = counts.mean()
     relative = counts / average if average > 0 else np.ones_like(counts)
-    return {"codes": codes, "sums": sums, "counts": counts, "relative_usage": relative}
+    return jax.tree.map(jnp.asarray, {"codes": codes, "sums": sums, "counts": counts, "relative_usage": relative})
