@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.tokenizers import CONFIG, state_dict
+from helpers.tokenizers import CONFIG, magvit_entries, state_dict
 from vqjax import UserError
 from vqjax.importing import diffusers, ibq, taming, to_diffusers
 from vqjax.importing.formats import original_config, recognize
@@ -22,6 +22,8 @@ def keys(*names):
         (keys("encoder.down_blocks.0.resnets.0.norm1.weight"), "diffusers"),
         (keys("encoder.conv_blocks.0.res.0.norm1.weight"), "llamagen"),
         (keys("encoder.to_patch_embedding.0.weight"), "enhancing_transformers"),
+        (magvit_entries(variant="open_magvit2"), "open_magvit2"),
+        (magvit_entries(variant="maskgit"), "maskgit"),
         (keys("module.vq._codebook.embed", "module.encoder.conv_in.weight"), "rotation_trick"),
     ],
 )

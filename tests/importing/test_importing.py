@@ -194,7 +194,7 @@ def test_files_that_hold_no_arrays_are_refused(tmp_path):
     for name, message in (
         ("broken.safetensors", "cannot be read"),
         ("absent.safetensors", "does not exist"),
-        ("quantizer.pt", "which begins as neither does"),
+        ("quantizer.pt", "begins as none of these does"),
     ):
         with pytest.raises(UserError, match=message):
             imported(tmp_path / name)

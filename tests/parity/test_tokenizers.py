@@ -1,7 +1,8 @@
 """Published tokenizers beside their originals, with the same random weights.
 
-Run with VQJAX_ORIGINALS=DIR, a directory with clones of cfifty/rotation_trick, TencentARC/SEED-Voken and
-CompVis/taming-transformers. What the originals return is also recorded, for the tests that run without them.
+Run with VQJAX_ORIGINALS=DIR, a directory with clones of cfifty/rotation_trick, TencentARC/SEED-Voken,
+google-research/maskgit and CompVis/taming-transformers. What the originals return is also recorded, for the tests that
+run without them.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from helpers.goldens import assert_equal
-from helpers.tokenizers import CONFIG, ibq_state, images, rotation_trick_state
+from helpers.tokenizers import CONFIG, ibq_state, images, magvit_entries, rotation_trick_state
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("einops")
@@ -30,7 +31,8 @@ def originals(monkeypatch):
     if ORIGINALS is None:
         pytest.skip("VQJAX_ORIGINALS names no directory of the originals")
     before = {*sys.modules}
-    monkeypatch.syspath_prepend(str(Path(ORIGINALS) / "taming-transformers"))
+    for name in ("taming-transformers", "maskgit"):
+        monkeypatch.syspath_prepend(str(Path(ORIGINALS) / name))
     # Two of them have a package of this name.
     monkeypatch.setitem(sys.modules, "src", types.ModuleType("src"))
     sys.modules["src"].__path__ = [str(Path(ORIGINALS) / name / "src") for name in ("rotation_trick", "SEED-Voken")]
@@ -42,7 +44,7 @@ def originals(monkeypatch):
     sys.modules["diffusers.models.autoencoders.vae"].Decoder = None
     yield
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("src", "taming"):
+        if name.partition(".")[0] in ("src", "taming", "maskgit"):
             del sys.modules[name]
 
 
@@ -88,10 +90,39 @@ def ibq():
     return model.decoder(model.post_quant_conv(quantized)), indices.reshape(2, 8, 8)
 
 
+def open_magvit2():
+    networks = importlib.import_module("src.Open_MAGVIT2.modules.diffusionmodules.improved_model")
+    quantize = importlib.import_module("src.Open_MAGVIT2.modules.vqvae.lookup_free_quantize")
+    sizes = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "z_channels": 5, "resolution": 16}
+    model = torch.nn.Module()
+    model.encoder, model.decoder = (
+        kind(**sizes, in_channels=3, out_ch=3) for kind in (networks.Encoder, networks.Decoder)
+    )
+    load(model, magvit_entries(variant="open_magvit2"))
+    quantized, _, indices = quantize.LFQ(dim=5, codebook_size=32).eval()(model.encoder(channels_first(images())))
+    return model.decoder(quantized), indices.reshape(2, 8, 8)
+
+
+def maskgit():
+    import flax
+    import ml_collections
+
+    original = importlib.import_module("maskgit.nets.vqgan_tokenizer")
+    sizes = {"filters": 32, "channel_multipliers": (1, 2), "num_res_blocks": 2, "embedding_dim": 4, "codebook_size": 16}
+    options = {"quantizer": "vq", "conv_downsample": False, "activation_fn": "swish", "norm_type": "GN"}
+    model = original.VQVAE(ml_collections.ConfigDict({"vqvae": sizes | options}), train=False)
+    variables = {"params": flax.traverse_util.unflatten_dict(magvit_entries(variant="maskgit"), sep=".")}
+    indices = model.apply(variables, (images() + 1) / 2, method="encode_to_indices")
+    reconstruction = 2 * model.apply(variables, indices, method="decode_from_indices") - 1
+    return (torch.tensor(np.asarray(x)) for x in (reconstruction.transpose(0, 3, 1, 2), indices))
+
+
 RUNS = {
     "rotation_trick_euclidean": lambda: rotation_trick("euclidean"),
     "rotation_trick_cosine": lambda: rotation_trick("cosine"),
     "ibq": ibq,
+    "open_magvit2": open_magvit2,
+    "maskgit": maskgit,
 }
 
 

@@ -1,5 +1,7 @@
 """Importers for models trained with other libraries: each returns a model and its variables."""
 
+from vqjax.importing.magvit import maskgit as maskgit
+from vqjax.importing.magvit import open_magvit2 as open_magvit2
 from vqjax.importing.rotation_trick import rotation_trick as rotation_trick
 from vqjax.importing.vector_quantize_pytorch import vector_quantize_pytorch as vector_quantize_pytorch
 from vqjax.importing.vit_vqgan import enhancing_transformers as enhancing_transformers

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vqjax.errors import UserError
+from vqjax.importing.magvit import maskgit, open_magvit2
 from vqjax.importing.rotation_trick import rotation_trick
 from vqjax.importing.state_dict import StateDict
 from vqjax.importing.vit_vqgan import enhancing_transformers
@@ -27,6 +28,8 @@ class Format(NamedTuple):
 
 
 FORMATS = {
+    "open_magvit2": Format(open_magvit2, r"decoder\.adaptive\.0\."),
+    "maskgit": Format(maskgit, r"(params\.)?encoder\.ResBlock_0\."),
     "rotation_trick": Format(rotation_trick, r"(module\.)?vq\._codebook\.embed$"),
     "diffusers": Format(diffusers, r"encoder\.down_blocks\.0\."),
     "llamagen": Format(llamagen, r"encoder\.conv_blocks\.0\."),

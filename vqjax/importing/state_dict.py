@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from vqjax.errors import UserError
+from vqjax.errors import UserError, one_line
 from vqjax.importing.torch_file import is_torch_file, read_torch_file
 from vqjax.runtime.paths import local_path
 
@@ -174,9 +174,11 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     if path.suffix != ".safetensors":
         if is_torch_file(path):
             return read_torch_file(path)
+        if _is_msgpack(path):
+            return _read_msgpack(path)
         raise UserError(
-            f"arrays must be a .safetensors file or one that torch.save wrote, got {str(path)!r}, which begins as "
-            "neither does; write one in PyTorch with safetensors.torch.save_file(module.state_dict(), "
+            f"arrays must be a .safetensors file or one that torch.save or Flax wrote, got {str(path)!r}, which begins "
+            "as none of these does; write one in PyTorch with safetensors.torch.save_file(module.state_dict(), "
             "'model.safetensors')."
         )
     try:
@@ -186,3 +188,19 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             f"arrays must be a valid .safetensors file, got {str(path)!r}, which cannot be read ({error}); write it "
             "again."
         ) from error
+
+
+def _is_msgpack(path: Path) -> bool:
+    """Whether a file begins with a map of MessagePack, as what Flax serializes does."""
+    with path.open("rb") as file:
+        start = file.read(1)
+    return bool(start) and (start[0] & 0xF0 == 0x80 or start[0] in (0xDE, 0xDF))
+
+
+def _read_msgpack(path: Path) -> dict[str, Any]:
+    """Arrays that Flax has serialized, by dotted names."""
+    try:
+        return flax.traverse_util.flatten_dict(flax.serialization.msgpack_restore(path.read_bytes()), sep=".")
+    except Exception as error:
+        # A damaged file can raise anything.
+        raise UserError(f"{path} cannot be read ({one_line(error)}); fetch or save it again.") from error

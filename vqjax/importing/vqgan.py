@@ -233,7 +233,7 @@ def _autoencoder(arrays: StateDict) -> StateDict:
     """The entries of the first stage of a latent diffusion model, or all of them; averaged, if they have averages."""
     prefix = "first_stage_model."
     inner = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-    return _averaged(inner or arrays)
+    return averaged(inner or arrays)
 
 
 def _with_sizes(config: Mapping[str, Any], arrays: StateDict) -> dict[str, Any]:
@@ -410,8 +410,9 @@ def _present_name(key: str) -> str:
     return re.sub(r"\.(query|key|value|proj_attn)\.", lambda old: f".{_OLD_DIFFUSERS_ATTENTION[old[1]]}.", key)
 
 
-def _averaged(arrays: StateDict) -> StateDict:
-    """Replace parameters by their moving averages, which are stored without the dots of the names."""
+def averaged(arrays: StateDict) -> StateDict:
+    """Return the parameters of an autoencoder alone, or their moving averages, stored without the dots of the names."""
     averages = {key.removeprefix("model_ema."): value for key, value in arrays.items() if key.startswith("model_ema.")}
     others = {key: value for key, value in arrays.items() if not key.startswith("model_ema.")}
-    return {key: averages.get(key.replace(".", ""), value) for key, value in others.items()}
+    taken = {key: averages.get(key.replace(".", ""), value) for key, value in others.items()}
+    return {key: value for key, value in taken.items() if not key.startswith(_OTHER_NETWORKS)}

@@ -2,6 +2,7 @@
 
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.features import VGG16, AlexNet
+from vqjax.models.magvit import MAGVITDecoder, MAGVITEncoder
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE, VQVAEOutput
@@ -10,6 +11,8 @@ __all__ = [
     "VGG16",
     "VQVAE",
     "AlexNet",
+    "MAGVITDecoder",
+    "MAGVITEncoder",
     "ResidualDecoder",
     "ResidualEncoder",
     "SonnetDecoder",

@@ -17,6 +17,7 @@ from vqjax import quantizers
 from vqjax.errors import UserError
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.layers import LARGEST_DIM
+from vqjax.models.magvit import MAGVITDecoder, MAGVITEncoder, Variant
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE, PixelsName
@@ -257,7 +258,60 @@ def vit_vqgan(
     return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
 
 
-MODELS = Registry({"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan})
+def magvit(
+    quantizer: nn.Module,
+    *,
+    variant: Variant = "maskgit",
+    channels: int = 128,
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+    num_res_blocks: int = 2,
+    latent_dim: int = 256,
+    remat: bool = False,
+    pixels: PixelsName = "symmetric",
+    dtype: Dtype = "float32",
+    precision: Precision = "default",
+    image_channels: int = 3,
+) -> VQVAE:
+    """Build the autoencoder of MaskGIT or Open-MAGVIT2, without attention; the defaults are MaskGIT's.
+
+    Args:
+      quantizer: The quantizer of the latents.
+      variant: ``"maskgit"``, or ``"open_magvit2"``, which has four blocks in a level.
+      channels: Channels of the first level, a multiple of 32.
+      multipliers: Channels of each level, from fine to coarse, as multiples of ``channels``; each level after the first
+        halves height and width.
+      num_res_blocks: Residual blocks of each level.
+      latent_dim: Features of the latents.
+      remat: Compute each block again in the backward pass, instead of keeping its activations.
+      pixels: Pixels of the networks: ``"symmetric"`` are in [-1, 1], ``"unit"`` in [0, 1], ``"clip"`` normalized as
+        CLIP's. Images are in [-1, 1] in any case.
+      dtype: Dtype of the convolutions; parameters, norms and quantizer are in float32.
+      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+      image_channels: Number of channels of the images.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A size is out of range.
+
+    Example:
+      >>> from vqjax import LFQ
+      >>> magvit(LFQ(bits=18), variant="open_magvit2", num_res_blocks=4, latent_dim=18).encoder.latent_dim
+      18
+
+    Source: Chang et al., 2022 (arXiv 2202.04200); Luo et al., 2024 (arXiv 2409.04410).
+    """
+    size = {"variant": variant, "channels": channels, "multipliers": multipliers, "num_res_blocks": num_res_blocks}
+    size |= {"remat": remat, "dtype": dtype}
+    encoder, decoder = (
+        MAGVITEncoder(**size, latent_dim=latent_dim),
+        MAGVITDecoder(**size, image_channels=image_channels),
+    )
+    return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
+
+
+MODELS = Registry({"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan, "magvit": magvit})
 """The autoencoders by name."""
 
 defaults, build = MODELS.defaults, MODELS.build
