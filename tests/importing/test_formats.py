@@ -6,7 +6,7 @@ import pytest
 
 from helpers.tokenizers import CONFIG, magvit_entries, state_dict
 from vqjax import UserError
-from vqjax.importing import diffusers, ibq, taming, to_diffusers
+from vqjax.importing import diffusers, ibq, llamagen, taming, to_diffusers
 from vqjax.importing.formats import original_config, recognize
 
 
@@ -57,6 +57,12 @@ def test_where_the_parameters_are():
         {"model": {"params": {"unet_config": {}, "first_stage_config": {"params": inner}}}},
     ):
         assert original_config(config) == inner
+
+
+@pytest.mark.parametrize("importer", [llamagen, diffusers])
+def test_arrays_of_another_format_are_refused(importer):
+    with pytest.raises(UserError, match="use the importer of their format"):
+        importer(state_dict())
 
 
 @pytest.mark.full

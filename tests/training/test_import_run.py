@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from helpers.goldens import assert_equal, channels_last, golden, weights
 from helpers.tokenizers import CONFIG, state_dict
 from helpers.torch_files import Call, Name, write_archive
 from vqjax import UserError, load_tokenizer
@@ -107,3 +108,20 @@ def test_mistakes_end_in_one_line_and_leave_nothing(tmp_path, checkpoint, images
         import_checkpoint(checkpoint, *fields(images_file), *overrides, **options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_a_tokenizer_of_other_pixels_takes_images_like_all_others(tmp_path):
+    arrays, _ = golden("vit_vqgan")
+    path = write_archive(tmp_path / "last.ckpt", {"state_dict": weights(arrays)})
+    x = np.asarray(channels_last(arrays["x"]))
+    assert 0 <= x.min() < x.max() <= 1
+    images = np.zeros((16, *x.shape[1:]), np.uint8)
+    np.savez(tmp_path / "images.npz", train=images, test=images)
+    overrides = fields(tmp_path / "images.npz")
+    overrides[2] = f"--config.data.image_size={x.shape[1]}"
+    import_checkpoint(path, *overrides, workdir=tmp_path / "run")
+    tokenizer = load_tokenizer(tmp_path / "run")
+    indices = tokenizer.encode(2 * x - 1)
+    np.testing.assert_array_equal(np.reshape(indices, (len(x), -1)), arrays["indices"])
+    assert_equal((tokenizer.decode(indices) + 1) / 2, channels_last(arrays["reconstruction"]))

@@ -170,7 +170,8 @@ def _numbers(key: str, value: Any) -> np.ndarray:
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise UserError(f"arrays must be an existing file, got {str(path)!r}, which does not exist.")
+        found = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"arrays must be an existing file, got {str(path)!r}, which {found}.")
     if path.suffix != ".safetensors":
         if is_torch_file(path):
             return read_torch_file(path)

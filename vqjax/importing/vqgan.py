@@ -264,6 +264,11 @@ def encoder_sizes(arrays: StateDict, pattern: str, middle_attention: str) -> dic
     """
     found = [match for match in (re.match(pattern, key) for key in arrays) if match]
     outer = shape_of(arrays, "encoder.conv_in.weight", 4)
+    if not found:
+        raise UserError(
+            f"arrays must be those of an encoder with levels by names like {pattern!r}, got {sorted(arrays)[:3]}; "
+            "use the importer of their format."
+        )
     levels = sorted({int(match[1]) for match in found})
     blocks = {match[0] for match in found if match[1] == "0" and not match[2].startswith("att")}
     ends = [f"{_named(found, level)}norm2.weight" for level in levels]
