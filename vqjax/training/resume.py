@@ -44,10 +44,11 @@ def check_config(workdir: Path, info: CheckpointInfo | None, config: ConfigDict)
     # A field that is newer than the checkpoint had its default. JSON makes lists of tuples, in both.
     saved, given = (_flat(json.loads(json.dumps(fields.to_dict()))) for fields in (complete(info.config), config))
     mutable = MUTABLE_FIELDS | TASKS[config.task.name].mutable_fields
-    schedules = {
-        name: value for name, value in saved.items() if name.startswith("optimizer.") and name.endswith(".schedule")
-    }
-    depends_on_length = any(value != "constant" for value in schedules.values())
+    depends_on_length = any(
+        value != "constant" and saved[f"{name}_steps"] is None
+        for name, value in saved.items()
+        if name.startswith("optimizer.") and name.endswith(".schedule")
+    )
     if depends_on_length:
         mutable -= {"num_steps"}
     for name in sorted((saved.keys() | given.keys()) - mutable):
