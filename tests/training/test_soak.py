@@ -15,7 +15,7 @@ import pytest
 
 from helpers.commands import TINY, call, save_images, start
 from vqjax.checkpointing.checkpoints import load_tokenizer
-from vqjax.checkpointing.integrity import CHECKSUMS_FILE
+from vqjax.checkpointing.integrity import CHECKSUMS_FILE, find_damage
 
 CHECKPOINT_EVERY = 7
 
@@ -49,11 +49,14 @@ def undisturbed(arguments, tmp_path_factory) -> Path:
 
 
 def damage_newest(workdir: Path, chance: random.Random) -> str | None:
-    """Harms one file of the newest checkpoint, if one with checksums stands before it."""
+    """Harms one file of the newest checkpoint, if it is whole and one with checksums stands before it."""
     steps = sorted(int(path.parent.name) for path in workdir.glob(f"checkpoints/*/{CHECKSUMS_FILE}"))
     if len(steps) < 2:
         return None
     newest = workdir / "checkpoints" / str(steps[-1])
+    if find_damage(newest) is not None:
+        # The process after the last damage was killed before it looked.
+        return None
     path = chance.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
     content = bytearray(path.read_bytes())
     kind = chance.choice(["truncated", "flipped", "deleted", "emptied"])
