@@ -1,0 +1,1 @@
+"""Study behind docs/rotation.md: estimators and remedies, trained as users train."""

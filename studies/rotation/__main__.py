@@ -1,0 +1,52 @@
+"""Study of docs/rotation.md: python -m studies.rotation [--settings=NAMES] [--seeds=N] [--report_only]
+
+Trains configs of the project with each estimator, and combines five of them with remedies against unused codes.
+Finished trainings are not repeated: the same command again continues an interrupted study.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from studies.common.command import check_positive, chosen
+from studies.common.document import write_document
+from studies.common.records import Results
+from studies.rotation.grid import SETTINGS
+from studies.rotation.report import DOCUMENT, document_parts
+from studies.rotation.runs import make_runs, study_runs
+from vqjax.runtime.paths import local_path
+from vqjax.training.cli import run
+
+
+def main(
+    *,
+    records: str = "studies/rotation",
+    docs: str = "docs",
+    workdir: str = "runs/rotation",
+    report_only: bool = False,
+    seeds: int = 3,
+    settings: Sequence[str] = ("photographs", "sonnet"),
+) -> None:
+    """Run the study of docs/rotation.md, and write the tables of the document.
+
+    Args:
+      records: Directory of results.jsonl.
+      docs: Directory of the document.
+      workdir: Directory of the trainings, each of which is removed when it is finished.
+      report_only: Run nothing; rebuild the document from the records.
+      seeds: Trainings of each estimator and remedy.
+      settings: What to train, by name.
+    """
+    records, docs, workdir = (
+        local_path(path, f"--{name}") for name, path in (("records", records), ("docs", docs), ("workdir", workdir))
+    )
+    check_positive(seeds=seeds)
+    names = chosen(settings, list(SETTINGS), "settings")
+    results = Results(records / "results.jsonl")
+    if not report_only:
+        make_runs(results.unfinished(study_runs(names, seeds)), results, workdir)
+    print(write_document(docs / DOCUMENT, "The rotation trick", document_parts(results)))
+    print("done", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main, "python -m studies.rotation", "--settings=sonnet --seeds=1")

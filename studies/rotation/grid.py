@@ -1,0 +1,80 @@
+"""Trainings of the study: settings, estimators and remedies, as changes of configs.
+
+The names are all that a record says of a training, so another definition needs another name.
+"""
+
+from typing import NamedTuple
+
+
+class Setting(NamedTuple):
+    """A config, and how it is trained.
+
+    Attributes:
+      config: Config file with its arguments.
+      steps: Length of the training; None for that of the config.
+      overrides: Changes of the config, as on the command line.
+    """
+
+    config: str
+    steps: int | None = None
+    overrides: tuple[str, ...] = ()
+
+
+SETTINGS = {
+    "photographs": Setting("configs/quickstart.py"),
+    "sonnet": Setting("configs/cifar10.py:sonnet", 2000),
+    "sonnet, 10,000 steps": Setting("configs/cifar10.py:sonnet"),
+}
+"""What is trained, by name; the grid is trained on ``"sonnet"``."""
+
+ESTIMATORS = (
+    "straight_through",
+    "rotation",
+    "rotation_unscaled",
+    "rotation_normalized",
+    "tangential_rotation",
+    "tangential_rotation_rescaled",
+    "reflection",
+    "dynamic_straight_through",
+    "diveq",
+)
+"""Estimators that are trained on every setting."""
+
+COMBINED = ("straight_through", "rotation", "tangential_rotation", "diveq", "dynamic_straight_through")
+"""Estimators that are combined with every remedy."""
+
+# Each stage has a gradient of its own, which every estimator can give.
+_RESIDUAL = ("quantizer.name=residual", "quantizer.quantizer.name=vq", "quantizer.gradient=per_stage")
+
+REMEDIES = {
+    "none": (),
+    "dead codes replaced": ("quantizer.codebook.replace.below=0.1", "quantizer.codebook.dead_code_threshold=0.1"),
+    "unit length": ("quantizer.distance=cosine",),
+    "8 dimensions": ("model.latent_dim=8",),
+    "running affine": ("quantizer.codebook.transform.name=running_affine",),
+    "sim_vq": ("quantizer.name=sim_vq", "quantizer.num_codes=512"),
+    "residual of 2": (*_RESIDUAL, "quantizer.num_quantizers=2", "quantizer.quantizer.num_codes=512"),
+    "commitment weight 0.1": ("quantizer.commitment_weight=0.1",),
+    "commitment weight 1": ("quantizer.commitment_weight=1.0",),
+}
+"""Changes of the config that keep codes in use, by name."""
+
+
+def overrides(setting: str, estimator: str, remedy: str) -> list[str]:
+    """Return the changes of a setting's config.
+
+    Args:
+      setting: A key of ``SETTINGS``.
+      estimator: Name of an estimator.
+      remedy: A key of ``REMEDIES``.
+
+    Returns:
+      Arguments of the command line.
+
+    Example:
+      >>> overrides("photographs", "rotation", "unit length")
+      ['--config.quantizer.distance=cosine', '--config.quantizer.estimator=rotation']
+    """
+    field = "quantizer.quantizer.estimator" if remedy == "residual of 2" else "quantizer.estimator"
+    changes = [*SETTINGS[setting].overrides, *REMEDIES[remedy], f"{field}={estimator}"]
+    return [f"--config.{change}" for change in changes]
