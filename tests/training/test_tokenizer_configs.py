@@ -149,7 +149,7 @@ def photographs(tmp_path_factory):
 SMALL = ("data.image_size=32", "batch_size=4", "num_steps=2", "eval_every=2", "log_every=1", "checkpoint_every=1")
 NARROW = ("model.channels=32", "model.num_res_blocks=1", "quantizer.num_codes=32")
 SHALLOW = ("model.dim=16", "model.depth=1", "model.heads=1", "model.mlp_dim=32", "quantizer.num_codes=32")
-BRIEF = "optimizer.warmup_steps=1"
+BRIEF = ("optimizer.warmup_steps=1", "gradient_accumulation=2")
 WEAK = ("task.discriminator.channels=4", "task.discriminator.num_layers=2", "task.start=0")
 
 
@@ -159,11 +159,11 @@ WEAK = ("task.discriminator.channels=4", "task.discriminator.num_layers=2", "tas
     [
         (
             "imagenet_vqvae:distance=cosine",
-            (*NARROW, BRIEF, "gradient_accumulation=2", "model.dtype=float32"),
+            (*NARROW, *BRIEF, "model.dtype=float32"),
         ),
         (
             "imagenet_vqvae:faithful,latent=64x64x3,estimator=exact",
-            (*NARROW, BRIEF, "data.train_images=6"),
+            (*NARROW, *BRIEF, "data.train_images=6"),
         ),
         ("vqgan:model=ldm_f4,faithful", (*NARROW, *WEAK)),
         ("vqgan:faces,model=f16", (*NARROW, *WEAK)),
