@@ -91,7 +91,7 @@ def test_the_examples_for_contributors_train_a_model(tmp_path):
     with contextlib.ExitStack() as stack:
         for registry in (QUANTIZERS, MODELS, LOSSES, SOURCES, TASKS, GROUPS["data"]):
             stack.enter_context(mock.patch.dict(registry))
-        names = run_examples("CONTRIBUTING.md", 8)
+        names = run_examples("CONTRIBUTING.md", 12)
         GROUPS["data"].update(SOURCES)
         config = names["get_config"]()
         config.num_steps, config.batch_size, config.tensorboard = 2, 8, False

@@ -2,17 +2,8 @@
 
 from vqjax.evaluation.collectors import Collector, Pictures, Rows
 from vqjax.evaluation.evaluate import EvaluationResult, evaluate
-from vqjax.evaluation.metrics import (
-    MSE,
-    PSNR,
-    SSIM,
-    CodeUsage,
-    ImageCount,
-    ImageMean,
-    Metric,
-    TokenLosses,
-    tokenizer_metrics,
-)
+from vqjax.evaluation.metric import ImageMean, Metric
+from vqjax.evaluation.metrics import MSE, PSNR, SSIM, CodeUsage, ImageCount, TokenLosses, tokenizer_metrics
 from vqjax.evaluation.report import terminal_table, write_report
 from vqjax.evaluation.tokens import Tokens, load_tokens, save_tokens
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from vqjax.data import to_uint8
-from vqjax.evaluation.metrics import Metric, Outputs
+from vqjax.evaluation.metric import Metric, Outputs
 
 
 class Collector(Metric):

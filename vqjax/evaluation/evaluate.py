@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from vqjax.data import Batch
 from vqjax.errors import UserError
 from vqjax.evaluation.collectors import Collector
-from vqjax.evaluation.metrics import Metric, Outputs
+from vqjax.evaluation.metric import Metric, Outputs
 from vqjax.functional.sharding import with_automatic_axes
 
 
