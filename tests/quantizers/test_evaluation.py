@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.quantizing import CODES, DIM, KEY, create, gaussian, replacing
-from vqjax import EMACodebook, GradientCodebook, Residual, UserError, VectorQuantizer
+from vqjax import BSQ, EMACodebook, GradientCodebook, Residual, UserError, VectorQuantizer
 from vqjax.quantizers import RunningAffine, build
 from vqjax.quantizers.recipes import RECIPES
 
@@ -76,3 +76,29 @@ def test_training_still_needs_its_state():
     vq, variables = create()
     with pytest.raises(UserError, match="must hold the codebook's counts and sums and relative_usage, got none"):
         vq.apply(codes_alone(variables), gaussian(2, DIM), train=True, mutable=["codebook"])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_batch_without_tokens_has_no_codes_and_no_loss(name):
+    """Bug: reshaping to an inferred size raised ZeroDivisionError in three quantizers."""
+    quantizer, z = QUANTIZERS[name], gaussian(2, 2, 2, 8 if name == "binary_mapper" else 4)
+    variables = jax.jit(quantizer.init)(RNGS, z)
+    expected = quantizer.apply(variables, z, train=False)
+    trained, _ = quantizer.apply(variables, z[:0], train=True, mutable=["codebook"], rngs=RNGS)
+    evaluated = quantizer.apply(variables, z[:0], train=False)
+    indices = quantizer.apply(variables, z[:0], method="encode")
+    for out in (trained, evaluated):
+        assert out.quantized.shape == (0, *expected.quantized.shape[1:])
+        assert out.loss == 0
+    assert indices.shape == (0, *expected.indices.shape[1:])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("quantizer", [VectorQuantizer(4, distance="cosine"), BSQ(4, commitment_weight=0.25)])
+def test_nan_in_a_latent_stays_visible(quantizer):
+    """Bug: a latent of NaN counted as one that is too short for a direction, and got a code like any other."""
+    z = gaussian(4, 4)
+    variables = quantizer.init(RNGS, z)
+    out, _ = quantizer.apply(variables, z.at[0, 0].set(jnp.nan), train=True, mutable=["codebook"], rngs=RNGS)
+    assert np.isnan(out.loss)

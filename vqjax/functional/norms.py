@@ -35,7 +35,7 @@ def length_and_direction(
 
 
 def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    """Scale vectors to unit length, differentiably; vectors shorter than ``MIN_LENGTH`` become zero.
+    """Scale vectors to unit length, differentiably; vectors shorter than ``MIN_LENGTH`` become zero, NaN stays.
 
     The gradient of a vector that is too short is zero: the true one grows without bound as the length shrinks.
 
@@ -51,7 +51,8 @@ def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
       [[0.6 0.8]
        [0.  0. ]]
     """
-    long_enough = length_and_direction(jax.lax.stop_gradient(x))[0] >= MIN_LENGTH
+    # Not ">=", to which NaN would be a vector that is too short, and would be lost.
+    long_enough = ~(length_and_direction(jax.lax.stop_gradient(x))[0] < MIN_LENGTH)
     # Double `where`: the branch that is not taken must not put NaN into the gradient either.
     safe = jnp.where(long_enough, x, jnp.ones_like(x)).astype(jnp.float32)
     # A constant scale: it cancels in the quotient, so leaving out its gradient changes nothing.

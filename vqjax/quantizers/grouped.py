@@ -212,7 +212,9 @@ class Grouped(Quantizer):
     def _to_code_space(self, z: Vectors) -> Features:
         pieces = [part._to_code_space(piece) for part, piece in zip(self.parts, self._split(z), strict=True)]
         # Heads and codebooks have axes of their own.
-        return jnp.concatenate([piece.reshape(*z.shape[:-1], -1) for piece in pieces], axis=-1)
+        # Sizes in full, as a batch without tokens leaves none to be inferred.
+        rows = [piece.reshape(*z.shape[:-1], math.prod(piece.shape[z.ndim - 1 :])) for piece in pieces]
+        return jnp.concatenate(rows, axis=-1)
 
     def _split(self, z: Vectors) -> list[Float[Array, "*batch features"]]:
         check_input(z, None)

@@ -396,7 +396,8 @@ def join_scales(
     if maps[0] is None:
         return None
     first = maps[0].ndim - features - spatial_dims
-    flat = [x.reshape(*x.shape[:first], -1, *x.shape[first + spatial_dims :]) for x in maps]
+    last = first + spatial_dims
+    flat = [x.reshape(*x.shape[:first], math.prod(x.shape[first:last]), *x.shape[last:]) for x in maps]
     return jnp.concatenate(flat, axis=first)
 
 

@@ -1,5 +1,7 @@
 """The random-projection quantizer (BEST-RQ): fixed random labels for self-supervised learning."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -170,4 +172,4 @@ class RandomProjectionQuantizer(Quantizer):
             # The variance about the mean: the faster mean of squares loses its digits if the mean is large.
             z = jax.nn.standardize(z, axis=-1, variance=jnp.var(z, axis=-1, keepdims=True), epsilon=1e-5)
         projected = jnp.einsum("...d,cde->...ce", z, projections, precision=jax.lax.Precision.HIGHEST)
-        return projected.reshape(*z.shape[:-1], -1)
+        return projected.reshape(*z.shape[:-1], math.prod(projected.shape[-2:]))
