@@ -12,7 +12,7 @@ import pytest
 from vqjax import UserError
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.evaluation.tokens import load_tokens, save_tokens
-from vqjax.runtime.remote import local_copy
+from vqjax.runtime.remote import local_copy, shown
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 
@@ -79,6 +79,9 @@ def test_nothing_is_lost_where_an_upload_fails(tmp_path, monkeypatch):
         ("nowhere://bucket/run", "or a URL that fsspec can open, got 'nowhere://bucket/run' .*Protocol not known"),
         ("memory://bucket/file", r"must be storage that can be reached, got 'memory://bucket/file' \(it is a file\)"),
         (Path("nowhere://bucket/run"), "got 'nowhere://bucket/run'"),
+        ("nowhere:///bucket/run", "got 'nowhere:///bucket/run'"),
+        ("nowhere::memory://bucket", "got 'nowhere::memory://bucket'"),
+        ("reference://bucket", "or a URL that fsspec can open, got 'reference://bucket'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(url, message, config, tmp_path):
@@ -96,6 +99,17 @@ def test_tokens_are_written_and_read():
     np.testing.assert_array_equal(load_tokens("memory://bucket/tokens.npz").indices, indices)
     with pytest.raises(UserError, match=r"path='memory://bucket/none\.npz' does not exist"):
         load_tokens("memory://bucket/none.npz")
+
+
+def test_messages_name_the_url():
+    with pytest.raises(
+        UserError, match=r"^memory://bucket/run contains no checkpoint; .* --workdir=memory://bucket/run, "
+    ):
+        load_tokenizer("memory://bucket/run")
+    with local_copy("memory://bucket/run/", "--workdir") as (directory, _):
+        assert shown(directory / "eval" / "report.md") == "memory://bucket/run/eval/report.md"
+        assert shown(directory) == "memory://bucket/run"
+        assert shown(Path("elsewhere")) == "elsewhere"
 
 
 @pytest.mark.full

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 from vqjax.errors import UserError
 
 # One slash as well: pathlib has made s3:/bucket of s3://bucket. A drive of one letter is no scheme.
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+# Behind two colons stands another URL, as in simplecache::s3://bucket.
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)(?:::[a-z][a-z0-9+.-]+)*:/", re.IGNORECASE)
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 import jax
+from fsspec.implementations.memory import MemoryFileSystem
 
 from vqjax.errors import UserError, one_line
 from vqjax.runtime.paths import is_url
@@ -20,6 +21,25 @@ from vqjax.runtime.paths import is_url
 _UNFINISHED = re.compile(r"^\.lock$|\.partial$|orbax-checkpoint-tmp")
 # Last, because it vouches for the other files of a checkpoint.
 _LAST = "SHA256SUMS"
+
+
+_COPIES: dict[Path, str] = {}
+
+
+def shown(path: Path) -> str:
+    """Return a path as users know it: under its URL if it lies in a local copy.
+
+    Args:
+      path: Any path.
+
+    Example:
+      >>> shown(Path("runs/first"))
+      'runs/first'
+    """
+    for directory, url in _COPIES.items():
+        if path.is_relative_to(directory):
+            return f"{url.rstrip('/')}/{path.relative_to(directory).as_posix()}".removesuffix("/.")
+    return str(path)
 
 
 @contextmanager
@@ -58,13 +78,17 @@ def local_copy(path: str | os.PathLike[str], name: str) -> Iterator[tuple[str | 
         shutil.rmtree(directory)
         raise
     print(f"{remote.url} is copied to {directory} while this process uses it", file=sys.stderr, flush=True)
+    if isinstance(remote.files, MemoryFileSystem):
+        print(f"warning: {remote.url} is lost when this process ends", file=sys.stderr, flush=True)
+    _COPIES[directory] = remote.url
     try:
         yield directory, lambda: remote.upload(directory)
+    except UserError as error:
+        raise type(error)(str(error).replace(str(directory), remote.url)) from error
     finally:
         remote.upload(directory)
         shutil.rmtree(directory)
-    if remote.has_changed:
-        print(f"{directory} has been moved to {remote.url}", file=sys.stderr, flush=True)
+        del _COPIES[directory]
 
 
 @contextmanager
@@ -118,12 +142,12 @@ class _Remote:
 
     def __init__(self, path: str | os.PathLike[str], name: str) -> None:
         # pathlib makes s3:/bucket of s3://bucket.
-        self.url, self.name = re.sub(r"^(\w[\w+.-]*):/+", r"\1://", os.fspath(path)), name
+        self.url, self.name = re.sub(r"^([\w+.:-]+):/(?!/)", r"\1://", os.fspath(path)), name
         self.known: dict[str, tuple[int, int]] = {}
-        self.has_changed = False
         try:
             self.files, self.root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+        except Exception as error:
+            # Protocols that are unknown, lack a package, or need more than a URL.
             raise UserError(
                 f"{name} must be a path, or a URL that fsspec can open, got {self.url!r} ({one_line(error)}); install "
                 "what it needs, or mount or copy that storage."
@@ -167,7 +191,6 @@ class _Remote:
         with self._reaching(f"; it is kept as {file}" if kept else ""):
             self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
             self.files.put_file(str(file), place)
-            self.has_changed = True
 
     @contextmanager
     def _reaching(self, otherwise: str = "") -> Iterator[Any]:

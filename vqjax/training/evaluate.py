@@ -29,7 +29,7 @@ from vqjax.evaluation import (
 )
 from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.processes import is_main_process
-from vqjax.runtime.remote import check_storage, local_copy
+from vqjax.runtime.remote import check_storage, local_copy, shown
 from vqjax.runtime.workdir import usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
@@ -114,9 +114,9 @@ def report(
         pictures = task.pictures(result.collected)
         print(terminal_table(result, context), flush=True)
         write_report(directory, result, context=context, pictures=pictures, config=config.to_dict())
-        print(f"report:  {directory}/report.md")
+        print(f"report:  {shown(directory / 'report.md')}")
         for name in pictures:
-            print(f"picture: {directory}/{name}.png", flush=True)
+            print(f"picture: {shown(directory / f'{name}.png')}", flush=True)
     return context
 
 

@@ -23,7 +23,7 @@ from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
 from vqjax.runtime.files import atomic_file, strict_json
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
-from vqjax.runtime.remote import local_copy
+from vqjax.runtime.remote import local_copy, shown
 from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.state import TrainState
@@ -76,7 +76,7 @@ def _train(
     config.data = with_absolute_path(config.data)
     check_config(workdir, find_checkpoint(workdir), config)
     name = f"{config.data.source} {config.data.get('name') or 'images'}"
-    log(f"vqjax: {name} on {describe_devices(devices)}, writing to {workdir}")
+    log(f"vqjax: {name} on {describe_devices(devices)}, writing to {shown(workdir)}")
     splits = load_splits(config.data)
     task = build_task(config, splits.train)
     mesh = make_mesh(devices, task.mesh_axes, task.mutable_fields)
@@ -164,7 +164,7 @@ def _train(
             result = trainer.final_result or trainer.evaluate(trainer.full_state)
             report(task, result, config, splits.eval, split="eval", step=trainer.step, directory=workdir / "eval")
             if is_main_process():
-                print(f"checkpoint: {checkpoints.newest}", flush=True)
+                print(f"checkpoint: {shown(checkpoints.newest)}", flush=True)
             return result
         finally:
             trainer.close()
