@@ -33,7 +33,7 @@ def test_clipping_bounds_the_factor_and_nothing_else(name):
         ("straight_through", 1.0, r"estimator must scale gradients by \|q\|/\|z\|, got 'straight_through'"),
         ("rotation", 0.0, "max_ratio must be a finite number above 0, got 0.0"),
         ("rotation", float("inf"), "max_ratio must be a finite number above 0, got inf"),
-        ("rotatoin", 1.0, "estimator must be one of straight_through, .*, got 'rotatoin'"),
+        ("rotatoin", 1.0, "estimator must be the name of one, .*, got 'rotatoin'; did you mean 'rotation'"),
     ],
 )
 def test_estimators_and_ratios_that_cannot_be_clipped_are_refused(estimator, max_ratio, message):

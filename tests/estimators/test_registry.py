@@ -134,6 +134,6 @@ def test_keyword_names_see_through_partial_and_clipping():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    message = r"estimator must be one of straight_through, rotation, .*gumbel_softmax, or a callable.*, got 'rotations'"
+    message = r"estimator must be the name of one, or a callable.*, got 'rotations'; did you mean 'rotation'\?"
     with pytest.raises(UserError, match=message):
         get_estimator("rotations")

@@ -16,7 +16,7 @@ from vqjax import UserError, VectorQuantizer
         ({"num_codes": 2**31}, r"num_codes must be .*, got 2147483648"),
         ({"distance": "cos"}, r"distance must be 'euclidean' or 'cosine', got 'cos'"),
         ({"codebook": "EMA"}, r"codebook must be 'ema', 'gradient', 'frozen', or a codebook such as .*, got 'EMA'"),
-        ({"estimator": "ste"}, r"estimator must be one of straight_through, rotation, .*, got 'ste'"),
+        ({"estimator": "ste"}, r"estimator must be the name of one, .*, got 'ste'; .*'straight_through'"),
         ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
         ({"codebook_shards": 3}, r"codebook_shards must be an integer that divides num_codes=16, got 3"),
         (

@@ -2,7 +2,7 @@
 
 import inspect
 
-from vqjax.errors import UserError
+from vqjax.errors import UserError, did_you_mean
 from vqjax.estimators.diveq import diveq, diveq_detached, noise_substitution, space_filling_diveq
 from vqjax.estimators.gumbel_softmax import gumbel_softmax
 from vqjax.estimators.jacobian import Estimator
@@ -54,7 +54,8 @@ def get_estimator(estimator: str | Estimator) -> Estimator:
         return estimator
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise UserError(
-            f"estimator must be one of {', '.join(ESTIMATORS)}, or a callable (z, q) -> q', got {estimator!r}."
+            f"estimator must be the name of one, or a callable (z, q) -> q', got {estimator!r}; "
+            f"{did_you_mean(str(estimator), ESTIMATORS)}"
         )
     return ESTIMATORS[estimator]
 
