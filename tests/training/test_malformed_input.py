@@ -20,6 +20,7 @@ from PIL import Image
 from vqjax.data import UnreadableImage, fingerprint, load_splits, materialize
 from vqjax.data.arrays import ArrayDataset
 from vqjax.data.batches import hold_out
+from vqjax.data.image_folder import some_of
 from vqjax.data.images import decode_image
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
@@ -154,6 +155,8 @@ def start_of(config: Any) -> None:
     images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
     if "eval_fraction" in config.data:
         hold_out(2, config.data.eval_fraction, name="black")
+    if config.data.get("train_images") is not None:
+        some_of(range(2), config.data.train_images)
     task = build_task(config, images)
     check_fits(task, jax.random.key(0), example_batch(images))
 

@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt64
@@ -130,7 +130,7 @@ def image_folder_splits(
         train, evaluation = hold_out(len(files), eval_fraction, name=name)
         splits = [("train", [files[i] for i in train]), ("eval", [files[i] for i in evaluation])]
     if train_images is not None:
-        splits[0] = splits[0][0], _some(splits[0][1], train_images)
+        splits[0] = splits[0][0], some_of(splits[0][1], train_images)
     # Those of both splits, so that a class has the same number in both.
     folders = {file.folder for _, files in splits for file in files}
     classes = None if None in folders else sorted(folders)
@@ -155,8 +155,23 @@ class _ImageFile(NamedTuple):
     digest: int
 
 
-def _some(files: Sequence[_ImageFile], count: int) -> list[_ImageFile]:
-    """Files chosen at random, the same ones every time."""
+def some_of(files: Sequence[Any], count: int) -> list[Any]:
+    """Choose images at random, the same ones every time.
+
+    Args:
+      files: All of them.
+      count: How many to take.
+
+    Returns:
+      The chosen ones, in their order.
+
+    Raises:
+      UserError: There are fewer.
+
+    Example:
+      >>> len(some_of(range(100), 10)), some_of(range(100), 10) == some_of(range(100), 10)
+      (10, True)
+    """
     if not 1 <= count <= len(files):
         raise UserError(
             f"config.data.train_images must be from 1 to {len(files)}, the training images that there are, or None for "

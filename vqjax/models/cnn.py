@@ -38,7 +38,7 @@ class ResidualEncoder(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> encoder = ResidualEncoder(width=8)
-      >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 32, 32, 3)))[0].shape
+      >>> jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.ones((1, 32, 32, 3)))[0].shape
       (1, 8, 8, 8)
 
     Source: the model code published with the rotation trick (see docs/results.md).
@@ -79,7 +79,7 @@ class ResidualDecoder(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> decoder = ResidualDecoder(width=8)
-      >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 8)))[0].shape
+      >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 8)))[0].shape
       (1, 32, 32, 3)
 
     Source: the model code published with the rotation trick (see docs/results.md).
@@ -138,7 +138,7 @@ class SonnetEncoder(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> encoder = SonnetEncoder(width=8, latent_dim=4)
-      >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 32, 32, 3)))[0].shape
+      >>> jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.ones((1, 32, 32, 3)))[0].shape
       (1, 8, 8, 4)
 
     Source: google-deepmind/sonnet, examples/vqvae_example.ipynb.
@@ -174,7 +174,7 @@ class SonnetDecoder(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> decoder = SonnetDecoder(width=8)
-      >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
+      >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
       (1, 32, 32, 3)
 
     Source: google-deepmind/sonnet, examples/vqvae_example.ipynb.

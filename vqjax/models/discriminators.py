@@ -42,12 +42,10 @@ class PatchGAN(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> discriminator = PatchGAN(channels=8)
-      >>> variables = discriminator.init(jax.random.key(0), jnp.ones((2, 64, 64, 3)), train=False)
-      >>> logits, updates = discriminator.apply(
-      ...   variables, jnp.ones((2, 64, 64, 3)), train=True, mutable=["batch_stats"]
-      ... )
-      >>> logits.shape
-      (2, 6, 6)
+      >>> create = lambda key, images: discriminator.init_with_output(key, images, train=False)
+      >>> logits, variables = jax.eval_shape(create, jax.random.key(0), jnp.ones((2, 64, 64, 3)))
+      >>> logits.shape, sorted(variables)
+      ((2, 6, 6), ['batch_stats', 'params'])
 
     Source: Isola et al., 2017 (arXiv 1611.07004); widths and initial values as in taming-transformers.
     """
@@ -147,7 +145,7 @@ class StyleGANDiscriminator(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> discriminator = StyleGANDiscriminator(channels=(8, 8, 16))
       >>> images = jnp.ones((4, 16, 16, 3))
-      >>> discriminator.init_with_output(jax.random.key(0), images, train=True)[0].shape
+      >>> jax.eval_shape(discriminator.init_with_output, jax.random.key(0), images)[0].shape
       (4,)
 
     Source: Karras et al., 2020 (arXiv 1912.04958); sizes as in enhancing-transformers.

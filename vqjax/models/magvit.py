@@ -67,7 +67,7 @@ class MAGVITEncoder(_MAGVIT):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> encoder = MAGVITEncoder(channels=32, multipliers=(1, 2), latent_dim=4)
-      >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 16, 16, 3)))[0].shape
+      >>> jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.ones((1, 16, 16, 3)))[0].shape
       (1, 8, 8, 4)
 
     Source: Chang et al., 2022 (arXiv 2202.04200); Luo et al., 2024 (arXiv 2409.04410).
@@ -113,7 +113,7 @@ class MAGVITDecoder(_MAGVIT):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> decoder = MAGVITDecoder("open_magvit2", channels=32, multipliers=(1, 2))
-      >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
+      >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
       (1, 16, 16, 3)
 
     Source: Chang et al., 2022 (arXiv 2202.04200); Luo et al., 2024 (arXiv 2409.04410).

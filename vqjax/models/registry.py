@@ -246,15 +246,13 @@ def vit_vqgan(
     Source: Yu et al., 2022 (arXiv 2110.04627).
     """
     options = {"patch_size": patch_size, "remat": remat, "dtype": dtype}
-    encoder = ViTEncoder(**options, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim, code_dim=code_dim)
-    decoder = ViTDecoder(
-        **options,
-        dim=dim if decoder_dim is None else decoder_dim,
-        depth=depth if decoder_depth is None else decoder_depth,
-        heads=heads if decoder_heads is None else decoder_heads,
-        mlp_dim=mlp_dim if decoder_mlp_dim is None else decoder_mlp_dim,
-        image_channels=image_channels,
-    )
+    sizes = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+    encoder = ViTEncoder(**options, **sizes, code_dim=code_dim)
+    of_decoder = {"dim": decoder_dim, "depth": decoder_depth, "heads": decoder_heads, "mlp_dim": decoder_mlp_dim}
+    of_decoder = {name: size for name, size in of_decoder.items() if size is not None}
+    for name, size in of_decoder.items():
+        require_count(f"decoder_{name}", size, largest=LARGEST_DIM)
+    decoder = ViTDecoder(**options, **sizes | of_decoder, image_channels=image_channels)
     return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
 
 

@@ -56,7 +56,7 @@ class ViTEncoder(_ViT):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> encoder = ViTEncoder(dim=16, depth=1, heads=1, mlp_dim=32, code_dim=4)
-      >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 32, 16, 3)))[0].shape
+      >>> jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.ones((1, 32, 16, 3)))[0].shape
       (1, 4, 2, 4)
 
     Source: Yu et al., 2022 (arXiv 2110.04627).
@@ -97,7 +97,7 @@ class ViTDecoder(_ViT):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> decoder = ViTDecoder(dim=16, depth=1, heads=1, mlp_dim=32)
-      >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 4, 2, 4)))[0].shape
+      >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), jnp.ones((1, 4, 2, 4)))[0].shape
       (1, 32, 16, 3)
 
     Source: Yu et al., 2022 (arXiv 2110.04627).

@@ -75,7 +75,7 @@ class VQGANEncoder(_VQGAN):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> encoder = VQGANEncoder(channels=32, multipliers=(1, 2), latent_dim=4, attention_resolutions=())
-      >>> encoder.init_with_output(jax.random.key(0), jnp.ones((1, 16, 16, 3)))[0].shape
+      >>> jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.ones((1, 16, 16, 3)))[0].shape
       (1, 8, 8, 4)
 
     Source: Esser et al., 2021 (arXiv 2012.09841); Rombach et al., 2022 (arXiv 2112.10752).
@@ -126,7 +126,7 @@ class VQGANDecoder(_VQGAN):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> decoder = VQGANDecoder(channels=32, multipliers=(1, 2), attention_resolutions=())
-      >>> decoder.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
+      >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
       (1, 16, 16, 3)
 
     Source: Esser et al., 2021 (arXiv 2012.09841); Rombach et al., 2022 (arXiv 2112.10752).
