@@ -48,6 +48,7 @@ def judge(discriminator, variables, images=IMAGES, train=True):
     return discriminator.apply(variables, images, train=train, mutable=["batch_stats"])
 
 
+@pytest.mark.full
 def test_a_head_over_tokens_is_that_of_stylegan_t():
     """Two linear layers and nine neighbors in a circle, spectral norm, norms over groups of two, in float64."""
     discriminator, variables = make(Tokens(), group_size=2)
