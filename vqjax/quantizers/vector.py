@@ -81,8 +81,9 @@ class Lookup(NamedTuple):
 class VectorQuantizer(Quantizer):
     r"""Quantizer that replaces each vector with its nearest code; an estimator defines the gradient.
 
-    The code :math:`q = e_i,\ i = \arg\min_k |z - e_k|^2` is returned bit for bit; its gradient with respect to
-    ``z`` is the estimator's (by default the rotation trick). The loss is
+    The code :math:`q = e_i,\ i = \arg\min_k |z - e_k|^2` is returned bit for bit (in training with noise, if
+    the estimator draws some); its gradient with respect to ``z`` is the estimator's (by default the rotation trick).
+    The loss is
 
     .. math:: \beta\, |z - \mathrm{sg}(q)|^2 + \alpha\, |\mathrm{sg}(z) - q|^2
 
