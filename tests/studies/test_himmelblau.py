@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from studies.choosing.himmelblau import MINIMA, Position, Setting, himmelblau, measure_descent, start, step
 from vqjax.functional.codebook import init_codebook
@@ -14,6 +15,7 @@ def test_the_minima_are_minima():
     np.testing.assert_allclose(jax.grad(lambda p: jnp.sum(himmelblau(p)))(minima), 0.0, atol=2e-3)
 
 
+@pytest.mark.full
 def test_points_on_their_codes_descend_as_without_quantization():
     points = start(0, SMALL).points
     setting = SMALL._replace(num_codes=len(points))
@@ -23,6 +25,7 @@ def test_points_on_their_codes_descend_as_without_quantization():
     np.testing.assert_allclose(moved.codebook.codes, points, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_every_estimator_starts_from_the_same_points_and_codes():
     one, other = (measure_descent(name, SMALL) for name in ("straight_through", "exact"))
     np.testing.assert_array_equal(one["points"][0], other["points"][0])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from studies.reproduction.quantizer import FaithfulQuantizer
 
@@ -33,6 +34,7 @@ def codes_of(variables):
     return np.asarray(variables["params"]["codes"] + variables["codebook"]["offsets"])
 
 
+@pytest.mark.full
 def test_the_output_has_the_codes_direction_and_the_vectors_length():
     z = tokens()
     output, _, _ = step(started(), z)
