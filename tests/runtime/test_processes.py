@@ -31,9 +31,9 @@ from vqjax.training.cli import main
 
 read_many, rows = feeds.read_many, set()
 
-def read_and_count(dataset, indices):
+def read_and_count(dataset, indices, *generators):
     rows.add(len(indices))
-    return read_many(dataset, indices)
+    return read_many(dataset, indices, *generators)
 
 feeds.read_many = read_and_count
 main(["train", *sys.argv[1:]])
