@@ -101,6 +101,17 @@ def test_tokens_are_written_and_read():
         load_tokens("memory://bucket/none.npz")
 
 
+def test_a_copy_is_made_once_at_a_time(tmp_path):
+    with local_copy("memory://bucket/run", "--workdir") as (outer, _):
+        with local_copy("memory://bucket/run", "--workdir") as (inner, upload):
+            (inner / "codes").write_text("1 2 3")
+            upload()
+            assert names() == ["codes"]
+        assert inner == outer
+        assert outer.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_messages_name_the_url():
     with pytest.raises(
         UserError, match=r"^memory://bucket/run contains no checkpoint; .* --workdir=memory://bucket/run, "

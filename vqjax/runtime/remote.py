@@ -22,8 +22,8 @@ _UNFINISHED = re.compile(r"^\.lock$|\.partial$|orbax-checkpoint-tmp")
 # Last, because it vouches for the other files of a checkpoint.
 _LAST = "SHA256SUMS"
 
-
-_COPIES: dict[Path, str] = {}
+_COPIES: dict[str, tuple[Path, Callable[[], None]]] = {}
+"""The copies that are open, by URL."""
 
 
 def shown(path: Path) -> str:
@@ -36,7 +36,7 @@ def shown(path: Path) -> str:
       >>> shown(Path("runs/first"))
       'runs/first'
     """
-    for directory, url in _COPIES.items():
+    for url, (directory, _) in _COPIES.items():
         if path.is_relative_to(directory):
             return f"{url.rstrip('/')}/{path.relative_to(directory).as_posix()}".removesuffix("/.")
     return str(path)
@@ -46,7 +46,8 @@ def shown(path: Path) -> str:
 def local_copy(path: str | os.PathLike[str], name: str) -> Iterator[tuple[str | os.PathLike[str], Callable[[], None]]]:
     """Give a local copy of a directory in remote storage; any other path is given as it is.
 
-    The copy is removed at the end, after its last changes have been uploaded. It is kept if that fails.
+    The copy is removed at the end, after its last changes have been uploaded. It is kept if that fails. Within the
+    block, the same URL gives the same copy.
 
     Args:
       path: A path, or a URL of a storage that fsspec knows, such as ``gs://bucket/run``.
@@ -71,6 +72,9 @@ def local_copy(path: str | os.PathLike[str], name: str) -> Iterator[tuple[str | 
     if jax.process_count() > 1:
         raise UserError(f"{name} must be a directory that all processes share, got {os.fspath(path)!r}; mount it.")
     remote = _Remote(path, name)
+    if remote.url in _COPIES:
+        yield _COPIES[remote.url]
+        return
     directory = Path(tempfile.mkdtemp(prefix="vqjax-"))
     try:
         remote.download(directory)
@@ -80,15 +84,16 @@ def local_copy(path: str | os.PathLike[str], name: str) -> Iterator[tuple[str | 
     print(f"{remote.url} is copied to {directory} while this process uses it", file=sys.stderr, flush=True)
     if isinstance(remote.files, MemoryFileSystem):
         print(f"warning: {remote.url} is lost when this process ends", file=sys.stderr, flush=True)
-    _COPIES[directory] = remote.url
+    _COPIES[remote.url] = directory, lambda: remote.upload(directory)
     try:
-        yield directory, lambda: remote.upload(directory)
+        yield _COPIES[remote.url]
     except UserError as error:
         raise type(error)(str(error).replace(str(directory), remote.url)) from error
     finally:
+        # First, as an upload may fail.
+        del _COPIES[remote.url]
         remote.upload(directory)
         shutil.rmtree(directory)
-        del _COPIES[directory]
 
 
 @contextmanager

@@ -261,12 +261,13 @@ def train_command(
     address = (coordinator_address, num_processes, process_id)
     if distributed or any(value is not None for value in address):
         join_processes(*address)
-    if run is None:
-        # Only now, as all processes must find the same checkpoint.
-        with local_copy(workdir, "--workdir") as (directory, _):
+    # Around both, so that storage elsewhere is copied once.
+    with local_copy(workdir, "--workdir") as (directory, _):
+        if run is None:
+            # Only now, as all processes must find the same checkpoint.
             found = find_checkpoint(usable_workdir(directory))
-        run = override_all(complete(found.config), overrides) if found else load_config(str(QUICKSTART), overrides)
-    train(run, workdir)
+            run = override_all(complete(found.config), overrides) if found else load_config(str(QUICKSTART), overrides)
+        train(run, workdir)
 
 
 if __name__ == "__main__":
