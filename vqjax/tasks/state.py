@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
@@ -69,6 +71,24 @@ class TrainState(flax.struct.PyTreeNode):
             params=self.params | {network: optax.apply_updates(params, updates)},
             variables=self.variables | {network: variables},
             opt_state=self.opt_state | {network: opt_state},
+        )
+
+    def with_network(self, network: str, variables: dict[str, PyTree]) -> "TrainState":
+        """Return the state with other variables of a network, whose averages start from its new parameters.
+
+        Args:
+          network: Name of the network.
+          variables: Its variables as ``Module.apply`` takes them; collections that are left out stay as they are.
+
+        Returns:
+          The state.
+        """
+        params = {network: variables["params"]}
+        others = {name: tree for name, tree in variables.items() if name != "params"}
+        return self.replace(
+            params=self.params | params,
+            variables=self.variables | {network: self.variables[network] | others},
+            ema_params=None if self.ema_params is None else self.ema_params | jax.tree.map(jnp.copy, params),
         )
 
     def finish_step(self, ema_decay: float | None = None) -> "TrainState":

@@ -180,12 +180,7 @@ class VQVAETask(Task):
             )
         )
         _, started = cluster(state.trained(NETWORK), jnp.concatenate(latents))
-        params = {NETWORK: started.pop("params")}
-        return state.replace(
-            params=state.params | params,
-            variables={**state.variables, NETWORK: state.variables[NETWORK] | started},
-            ema_params=None if state.ema_params is None else state.ema_params | jax.tree.map(jnp.copy, params),
-        )
+        return state.with_network(NETWORK, started)
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return reconstructions, code indices and the quantizer's metrics; see :meth:`Task.evaluate`."""

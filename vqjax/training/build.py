@@ -101,13 +101,16 @@ def learning_rates(config: Mapping[str, Any] | ConfigDict, num_steps: int) -> di
     return {network: OPTIMIZERS.build(**group).learning_rates(num_steps) for network, group in groups.items()}
 
 
-def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> None:
+def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> TrainState:
     """Refuse images that the networks of a task cannot take, and networks that memory cannot hold; computes nothing.
 
     Args:
       task: The task.
       key: Key of the initial values.
       batch: Batch of one row.
+
+    Returns:
+      The state before the first step, of the shapes of arrays.
 
     Raises:
       UserError: The images do not fit the networks, or the networks the memory.
@@ -126,6 +129,7 @@ def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> None:
             f"config.model and config.quantizer must fit into memory, got {needed / 1e9:.0f} GB for a memory of "
             f"{available / 1e9:.0f} GB; lower the width of the model or the number of codes."
         )
+    return state
 
 
 def _memory() -> int:

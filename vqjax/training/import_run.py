@@ -74,9 +74,10 @@ def _import(file: str | Path, overrides: tuple[str, ...], workdir: Path, format:
     task = build_task(run, splits.train)
     batch = example_batch(splits.train)
     key = jax.random.key(run.seed)
-    check_fits(task, key, batch)
-    _check_shapes(jax.eval_shape(task.init, key, batch), variables)
-    state = _with_networks(task.init(key, batch), variables)
+    _check_shapes(check_fits(task, key, batch), variables)
+    state = task.init(key, batch)
+    variables = jax.tree.map(lambda like, array: jnp.asarray(array, like.dtype), state.trained(NETWORK), variables)
+    state = state.with_network(NETWORK, variables)
     batches = {
         name: jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype) for name, array in batch.items()
     }
@@ -155,13 +156,3 @@ def _check_shapes(state: TrainState, variables: dict[str, PyTree]) -> None:
             "config.model and config.quantizer must keep the parameters of the imported tokenizer; change only what "
             "has none of its own, such as --config.quantizer.estimator."
         )
-
-
-def _with_networks(state: TrainState, variables: dict[str, PyTree]) -> TrainState:
-    """The state of a new run whose tokenizer has these variables."""
-    variables = jax.tree.map(lambda like, array: jnp.asarray(array, like.dtype), state.trained(NETWORK), variables)
-    params = {NETWORK: variables.pop("params")}
-    averaged = state.ema_params if state.ema_params is None else state.ema_params | jax.tree.map(jnp.copy, params)
-    return state.replace(
-        params=state.params | params, variables=state.variables | {NETWORK: variables}, ema_params=averaged
-    )
