@@ -160,52 +160,40 @@ def evaluate_workdir(
         if not flag.startswith("--config.data."):
             raise UserError(f"{flag} is unknown to an evaluation, which takes --config.data.FIELD; train anew with it.")
     with local_copy(workdir, "--workdir") as (directory, _):
-        return _evaluate(usable_workdir(directory), overrides, step, best, split, batch_size, export_tokens)
-
-
-def _evaluate(
-    workdir: Path,
-    overrides: Sequence[str],
-    step: int | None,
-    best: bool,
-    split: str,
-    batch_size: int | None,
-    export_tokens: str | Path | None,
-) -> EvaluationResult:
-    """Evaluate a run in a local directory; see :func:`evaluate_workdir`."""
-    networks = load_networks(workdir, step, best=best)
-    config = override_all(complete(networks.info.config), overrides)
-    splits = load_splits(config.data)
-    task = build_task(config, splits.train)
-    dataset = Joined(splits) if split == "all" else getattr(splits, split)
-    result = evaluate_state(
-        task,
-        _restored_state(networks, task, example_batch(dataset)),
-        dataset,
-        batch_size=batch_size or config.batch_size,
-        collectors=[] if export_tokens is None else [Rows(_exported(dataset))],
-        progress=_progress(len(dataset)),
-    )
-    directory = "eval" if split == "eval" else f"eval_{split}"
-    if not _are_images_of_run(networks.info, splits, split):
-        if overrides:
-            directory += f"_{re.sub(r'[^\w.-]+', '_', dataset.name)[:100]}"
-        else:
-            print("note: these images are not those that the run has seen.", file=sys.stderr, flush=True)
-    context = report(task, result, config, dataset, split=split, step=networks.info.step, directory=workdir / directory)
-    if export_tokens is not None:
-        rows = result.collected
-        save_tokens(
-            export_tokens,
-            rows["indices"],
-            num_codes=task.facts["num_codes"],
-            context=context,
-            labels=rows.get("label"),
-            class_names=dataset.class_names,
-            origins=[origin(dataset, index) for index in rows["index"].tolist()],
+        workdir = usable_workdir(directory)
+        networks = load_networks(workdir, step, best=best)
+        config = override_all(complete(networks.info.config), overrides)
+        splits = load_splits(config.data)
+        task = build_task(config, splits.train)
+        dataset = Joined(splits) if split == "all" else getattr(splits, split)
+        result = evaluate_state(
+            task,
+            _restored_state(networks, task, example_batch(dataset)),
+            dataset,
+            batch_size=batch_size or config.batch_size,
+            collectors=[] if export_tokens is None else [Rows(_exported(dataset))],
+            progress=_progress(len(dataset)),
         )
-        print(f"tokens:  {export_tokens}")
-    return result
+        name = "eval" if split == "eval" else f"eval_{split}"
+        if not _are_images_of_run(networks.info, splits, split):
+            if overrides:
+                name += f"_{re.sub(r'[^\w.-]+', '_', dataset.name)[:100]}"
+            else:
+                print("note: these images are not those that the run has seen.", file=sys.stderr, flush=True)
+        context = report(task, result, config, dataset, split=split, step=networks.info.step, directory=workdir / name)
+        if export_tokens is not None:
+            rows = result.collected
+            save_tokens(
+                export_tokens,
+                rows["indices"],
+                num_codes=task.facts["num_codes"],
+                context=context,
+                labels=rows.get("label"),
+                class_names=dataset.class_names,
+                origins=[origin(dataset, index) for index in rows["index"].tolist()],
+            )
+            print(f"tokens:  {export_tokens}")
+        return result
 
 
 def _exported(dataset: ImageDataset) -> tuple[str, ...]:
