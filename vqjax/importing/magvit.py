@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vqjax.errors import UserError
 from vqjax.functional.regularizers import EntropyLoss
-from vqjax.importing.state_dict import Entry, read_params, read_state_dict
+from vqjax.importing.state_dict import Entry, read_model, read_state_dict
 from vqjax.importing.vqgan import Arrays, averaged, shape_of
 from vqjax.models.registry import magvit
 from vqjax.models.vqvae import VQVAE
@@ -113,10 +113,7 @@ def _numbers(arrays: Mapping[str, Any], pattern: str) -> int:
 
 def _read(arrays: Mapping[str, Any], model: VQVAE, channels: int, entry_of: EntryOf) -> dict[str, Any]:
     pixels = 2 ** len(model.encoder.multipliers)
-    keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
-    images = jnp.zeros((1, pixels, pixels, channels), jnp.float32)
-    like = jax.eval_shape(model.init, keys, images)["params"]
-    return read_params(arrays, like, entry_of, _ADVICE)
+    return read_model(arrays, model, (pixels, pixels, channels), entry_of, _ADVICE)
 
 
 def _with_bits_reversed(params: dict[str, Any]) -> dict[str, Any]:

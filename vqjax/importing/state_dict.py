@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax
+import flax.linen as nn
 import jax
 import numpy as np
 from safetensors import SafetensorError
@@ -133,6 +134,35 @@ def read_params(
         return jax.numpy.asarray(whole.transpose(np.argsort(entry.axes)))
 
     return flax.traverse_util.unflatten_dict({path: read(path, entry) for path, entry in entries.items()})
+
+
+def read_model(
+    arrays: StateDict,
+    model: nn.Module,
+    image: tuple[int, int, int],
+    entry_of: Callable[[tuple[str, ...], int], Entry],
+    advice: str,
+    others: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, Any]:
+    """Read the parameters of an autoencoder, which must be all that a state dict holds; see :func:`read_params`.
+
+    Args:
+      arrays: Arrays by name.
+      model: The autoencoder.
+      image: Height, width and channels of an image that it takes.
+      entry_of: The place of a parameter in the state dict, from its path and its number of axes.
+      advice: End of the message if entries or shapes differ.
+      others: Shapes of further entries, which are no parameters here.
+
+    Returns:
+      The parameters.
+
+    Raises:
+      UserError: As :func:`check_entries`.
+    """
+    keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
+    like = jax.eval_shape(model.init, keys, jax.numpy.zeros((1, *image), jax.numpy.float32))["params"]
+    return read_params(arrays, like, entry_of, advice, others)
 
 
 def write_params(params: Mapping[str, Any], entry_of: Callable[[tuple[str, ...], int], Entry]) -> StateDict:

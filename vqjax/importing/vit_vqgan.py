@@ -5,12 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict
+from vqjax.importing.state_dict import Entry, StateDict, read_model, read_state_dict
 from vqjax.importing.vqgan import Arrays, shape_of
 from vqjax.models.registry import vit_vqgan
 from vqjax.models.vit import HEAD_DIM, positions
@@ -61,15 +59,13 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = No
         **encoder,
         **{f"decoder_{name}": value for name, value in decoder.items()},
     )
-    keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
-    like = jax.eval_shape(model.init, keys, jnp.zeros((1, patch, patch, 3), jnp.float32))["params"]
     rows = size // patch
     tables = {
         name: positions(rows, rows, part["dim"]) for name, part in zip(_POSITIONS, (encoder, decoder), strict=True)
     }
     others = {name: (1, rows**2, table.shape[-1]) for name, table in tables.items()}
     advice = "pass the original's config, and the state dict of its autoencoder"
-    params = read_params(arrays, like, _entry_of, advice, others)
+    params = read_model(arrays, model, (patch, patch, 3), _entry_of, advice, others)
     for name, table in tables.items():
         if not np.allclose(arrays[name], table.reshape(others[name]), atol=1e-5):
             raise UserError(f"{name} must be the fixed embedding of positions, got other numbers.")

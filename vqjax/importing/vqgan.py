@@ -5,11 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict, write_params
+from vqjax.importing.state_dict import Entry, StateDict, read_model, read_state_dict, write_params
 from vqjax.models.registry import vqgan
 from vqjax.models.vqgan import VQGANEncoder
 from vqjax.models.vqvae import VQVAE
@@ -336,11 +333,9 @@ def vqgan_model(
         **options,
     )
     pixels = 2 ** len(ddconfig["ch_mult"])
-    images = jnp.zeros((1, pixels, pixels, ddconfig.get("in_channels", 3)), jnp.float32)
-    keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
-    like = jax.eval_shape(model.init, keys, images)["params"]
+    image = (pixels, pixels, ddconfig.get("in_channels", 3))
     advice = "pass the original's config, and the state dict of its autoencoder"
-    return model, {"params": read_params(arrays, like, _entries(name), advice)}
+    return model, {"params": read_model(arrays, model, image, _entries(name), advice)}
 
 
 def _entries(name: Names) -> Callable[[tuple[str, ...], int], Entry]:
