@@ -17,13 +17,16 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.quantizers.sharding import automatic_axes
-from vqjax.quantizers.validation import require
+from vqjax.quantizers.validation import require, require_count, require_counts
 
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""
 
 LARGEST_DIM = 2**13
 """Largest number of features that models accept."""
+
+NORM_GROUPS = 32
+"""Groups of group norms."""
 
 
 def check_images(images: Images) -> None:
@@ -58,6 +61,32 @@ def check_dtype(dtype: object) -> None:
     with contextlib.suppress(TypeError):
         known = known or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     require(known, "dtype", dtype, "a floating-point dtype such as 'bfloat16', or None")
+
+
+def check_levels(module: nn.Module) -> None:
+    """Refuse channels, multipliers and numbers of residual blocks that make no autoencoder with group norms.
+
+    Args:
+      module: An encoder or decoder of levels.
+
+    Raises:
+      UserError: One of them is out of range.
+    """
+    require_count("channels", module.channels, largest=LARGEST_DIM)
+    expected = f"a multiple of {NORM_GROUPS}, the groups of the norms"
+    require(module.channels % NORM_GROUPS == 0, "channels", module.channels, expected)
+    require_counts("multipliers", module.multipliers, 64, "pass one for each level")
+    require_count("num_res_blocks", module.num_res_blocks, largest=100)
+
+
+def group_norm(name: str) -> nn.GroupNorm:
+    """Return a group norm that computes in float32.
+
+    Args:
+      name: Name of the module.
+    """
+    # The fast variance is off by a percent if the mean is large.
+    return nn.GroupNorm(NORM_GROUPS, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 
 class DownsamplingConv(nn.Module):

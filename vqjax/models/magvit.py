@@ -6,13 +6,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
-from vqjax.quantizers.validation import check_flags, require, require_choice, require_count, require_counts
+from vqjax.models.layers import LARGEST_DIM, NORM_GROUPS, Images, check_dtype, check_images, check_levels, group_norm
+from vqjax.quantizers.validation import check_flags, require_choice, require_count
 
 Variant = Literal["maskgit", "open_magvit2"]
 
 _VARIANTS = ("maskgit", "open_magvit2")
-_GROUPS = 32
 _EPSILON = 1e-6
 
 
@@ -31,11 +30,7 @@ class _MAGVIT(nn.Module):
         check_flags(self)
         check_dtype(self.dtype)
         require_choice("variant", self.variant, _VARIANTS)
-        require_count("channels", self.channels, largest=LARGEST_DIM)
-        expected = f"a multiple of {_GROUPS}, the groups of the norms"
-        require(self.channels % _GROUPS == 0, "channels", self.channels, expected)
-        require_counts("multipliers", self.multipliers, 64, "pass one for each level")
-        require_count("num_res_blocks", self.num_res_blocks, largest=100)
+        check_levels(self)
 
     def _blocks(self, x: Images, features: int, name: str) -> Images:
         """As many residual blocks as a level has."""
@@ -94,7 +89,7 @@ class MAGVITEncoder(_MAGVIT):
                 x = nn.Conv(x.shape[-1], (3, 3), 2, ((1, 1), (1, 1)), dtype=self.dtype, name=name)(x)
         x = self._blocks(x, x.shape[-1], "middle_block")
         # Latents rounded to bfloat16 would have other codes.
-        return nn.Conv(self.latent_dim, (1, 1), name="conv_out")(nn.swish(_norm(name="norm_out")(x)))
+        return nn.Conv(self.latent_dim, (1, 1), name="conv_out")(nn.swish(group_norm(name="norm_out")(x)))
 
 
 class MAGVITDecoder(_MAGVIT):
@@ -142,7 +137,7 @@ class MAGVITDecoder(_MAGVIT):
             x = self._blocks(x, self.channels * self.multipliers[level], f"level_{level}_block")
             if level > 0:
                 x = self._upsample(x, f"level_{level}_upsample")
-        return nn.swish(_norm(name="norm_out")(x))
+        return nn.swish(group_norm(name="norm_out")(x))
 
     def _upsample(self, x: Images, name: str) -> Images:
         batch, height, width, features = x.shape
@@ -169,7 +164,7 @@ class _ResidualBlock(nn.Module):
     def __call__(self, x: Images) -> Images:
         h = x
         for i in (1, 2):
-            h = nn.swish(_norm(name=f"norm_{i}")(h))
+            h = nn.swish(group_norm(name=f"norm_{i}")(h))
             h = nn.Conv(self.features, (3, 3), use_bias=False, dtype=self.dtype, name=f"conv_{i}")(h)
         if x.shape[-1] != self.features:
             # MaskGIT's shortcut is one of the block's output, and its published weights need it.
@@ -183,12 +178,9 @@ class _StyleNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, codes: Images) -> Images:
-        normed = nn.GroupNorm(_GROUPS, use_scale=False, use_bias=False, use_fast_variance=False, dtype=jnp.float32)(x)
+        normed = nn.GroupNorm(NORM_GROUPS, use_scale=False, use_bias=False, use_fast_variance=False, dtype=jnp.float32)(
+            x
+        )
         deviation = jnp.sqrt(codes.var(axis=(1, 2), keepdims=True, ddof=1) + _EPSILON)
         scale, bias = (nn.Dense(x.shape[-1], name=name) for name in ("scale", "bias"))
         return scale(deviation) * normed + bias(codes.mean(axis=(1, 2), keepdims=True))
-
-
-def _norm(name: str) -> nn.GroupNorm:
-    # The fast variance is off by a percent if the mean is large.
-    return nn.GroupNorm(_GROUPS, use_fast_variance=False, dtype=jnp.float32, name=name)

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
-from vqjax.quantizers.validation import check_flags, is_count, is_fraction, require, require_count, require_counts
-
-_GROUPS = 32
+from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images, check_levels, group_norm
+from vqjax.quantizers.validation import check_flags, is_count, is_fraction, require, require_count
 
 
 class _VQGAN(nn.Module):
@@ -32,11 +30,7 @@ class _VQGAN(nn.Module):
         super().__post_init__()
         check_flags(self)
         check_dtype(self.dtype)
-        require_count("channels", self.channels, largest=LARGEST_DIM)
-        expected = f"a multiple of {_GROUPS}, the groups of the norms"
-        require(self.channels % _GROUPS == 0, "channels", self.channels, expected)
-        require_counts("multipliers", self.multipliers, 64, "pass one for each level")
-        require_count("num_res_blocks", self.num_res_blocks, largest=100)
+        check_levels(self)
         heights = self.attention_resolutions
         are_heights = isinstance(heights, tuple | list) and all(map(is_count, heights))
         expected = "a tuple of positive integers"
@@ -103,7 +97,7 @@ class VQGANEncoder(_VQGAN):
                 x = _Downsample(self.dtype, name=f"level_{level}_downsample")(x)
         x = _middle(x, block, attention if self.middle_attention else None)
         # Latents rounded to bfloat16 would be nearest to other codes.
-        x = _conv(self.latent_dim, jnp.float32, name="conv_out")(nn.swish(_norm(name="norm_out")(x)))
+        x = _conv(self.latent_dim, jnp.float32, name="conv_out")(nn.swish(group_norm(name="norm_out")(x)))
         x = x if self.code_dim is None else nn.Conv(self.code_dim, (1, 1), name="to_codes")(x)
         return nn.LayerNorm(1e-5, use_fast_variance=False, name="norm_codes")(x) if self.code_norm else x
 
@@ -161,7 +155,7 @@ class VQGANDecoder(_VQGAN):
             x = _level(self, x, level, self.num_res_blocks + 1, block, attention)
             if level > 0:
                 x = _Upsample(self.dtype, name=f"level_{level}_upsample")(x)
-        return nn.swish(_norm(name="norm_out")(x))
+        return nn.swish(group_norm(name="norm_out")(x))
 
     def to_images(self, features: Images) -> Images:
         """Return images from the features in front of the last layer."""
@@ -178,8 +172,8 @@ class _ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        h = _conv(self.features, self.dtype, name="conv_1")(nn.swish(_norm(name="norm_1")(x)))
-        h = nn.swish(_norm(name="norm_2")(h))
+        h = _conv(self.features, self.dtype, name="conv_1")(nn.swish(group_norm(name="norm_1")(x)))
+        h = nn.swish(group_norm(name="norm_2")(h))
         if self.dropout is not None:
             h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
         h = _conv(self.features, self.dtype, name="conv_2")(h)
@@ -196,7 +190,7 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Images) -> Images:
         batch, height, width, channels = x.shape
-        normed = _norm(name="norm")(x)
+        normed = group_norm(name="norm")(x)
 
         def tokens(name: str) -> Float[Array, "batch positions 1 channels"]:
             projected = nn.Conv(channels, (1, 1), dtype=self.dtype, name=name)(normed)
@@ -261,8 +255,3 @@ def _middle(x: Images, block: Callable[..., Any], attention: Callable[..., Any] 
 
 def _conv(features: int, dtype: DTypeLike | None, name: str | None = None) -> nn.Conv:
     return nn.Conv(features, (3, 3), dtype=dtype, name=name)
-
-
-def _norm(name: str) -> nn.GroupNorm:
-    # The fast variance is off by a percent if the mean is large.
-    return nn.GroupNorm(_GROUPS, use_fast_variance=False, dtype=jnp.float32, name=name)
