@@ -1,14 +1,17 @@
 """Crops of images as papers make them: by which filter an image is scaled, and what is cut out of it."""
 
 import dataclasses
+import functools
+import io
 import math
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vqjax.data.images import Size, height_and_width, resize_and_center_crop
+from vqjax.data.images import Size, decode_image, height_and_width, resize_and_center_crop
 from vqjax.errors import UserError, did_you_mean
 
 CropName = Literal["lanczos", "bilinear", "opencv", "adm", "squash", "cut"]
@@ -19,7 +22,7 @@ _BILINEAR, _BICUBIC, _BOX = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC,
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """What is taken of an image of any size, for one of a given size.
+    """Part of an image of any size, scaled to a given size.
 
     Attributes:
       center: How an image is scaled, and its center cut out. ``"lanczos"``, ``"bilinear"``: antialiased, until it just
@@ -95,6 +98,30 @@ class Crop:
             center = Crop("bilinear") if self.center == "squash" else self
             cropped = _window(center._scaled(image, height, width), height, width, generator)
         return np.asarray(cropped).reshape(height, width, -1)
+
+    def decode(
+        self,
+        file: str | Path | io.BytesIO,
+        size: Size,
+        generator: np.random.Generator | None = None,
+        *,
+        path: str | Path,
+        channels: int = 3,
+    ) -> UInt8[np.ndarray, "height width {channels}"]:
+        """Decode an image, and return its crop.
+
+        Args:
+          file: As for :func:`vqjax.data.images.decode_image`, like ``path`` and ``channels``.
+          size: As for a call, like ``generator``.
+
+        Returns:
+          The image, in [0, 255].
+
+        Raises:
+          UnreadableImage: As :func:`vqjax.data.images.decode_image`.
+        """
+        crop = functools.partial(self, generator=generator)
+        return decode_image(file, size, path=path, channels=channels, crop=crop, shrinks=self.shrinks)
 
     def _scaled(self, image: Image.Image, height: int, width: int) -> Image.Image:
         if self.center == "squash":

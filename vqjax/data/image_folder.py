@@ -1,6 +1,5 @@
 """Source ``image_folder``: image files of any size, anywhere below a directory."""
 
-import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from vqjax.data.batches import hold_out
 from vqjax.data.crops import Crop, CropName, RandomCropName
 from vqjax.data.dataset import Example, Splits, UnreadableImage
 from vqjax.data.folder_index import index_folder, is_hidden, printable
-from vqjax.data.images import Size, check_channels, decode_image, height_and_width, image_suffixes
+from vqjax.data.images import Size, check_channels, height_and_width, image_suffixes
 from vqjax.data.reading import UnreadableReport
 from vqjax.errors import UserError
 from vqjax.runtime.paths import local_path
@@ -62,9 +61,7 @@ class ImageFiles:
     def draw(self, index: int, generator: np.random.Generator | None = None) -> Example:
         """Return an example with a random crop, if this dataset has random ones and there is a generator."""
         path = self._root / self._paths[index]
-        crop = functools.partial(self._crop, generator=generator)
-        options = {"channels": self._channels, "crop": crop, "shrinks": self._crop.shrinks}
-        image = decode_image(path, self._size, path=path, **options)
+        image = self._crop.decode(path, self._size, generator, path=path, channels=self._channels)
         return {"image": image} if self._labels is None else {"image": image, "label": self._labels[index]}
 
     def origin(self, index: int) -> str:

@@ -1,7 +1,6 @@
 """Source ``tfds``: image datasets of tensorflow-datasets as array_record files, read without TensorFlow."""
 
 import difflib
-import functools
 import importlib.util
 import io
 import os
@@ -13,7 +12,7 @@ from absl import logging
 
 from vqjax.data.crops import Crop, CropName, RandomCropName
 from vqjax.data.dataset import Example, Splits
-from vqjax.data.images import Size, check_channels, decode_image, height_and_width
+from vqjax.data.images import Size, check_channels, height_and_width
 from vqjax.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -83,9 +82,8 @@ class TfdsImages:
         return f"{self.name}[{index}]"
 
     def _decode(self, index: int, record: dict, generator: np.random.Generator | None = None) -> Example:
-        content, crop = io.BytesIO(record["image"]), functools.partial(self._crop, generator=generator)
-        options = {"channels": self._channels, "crop": crop, "shrinks": self._crop.shrinks}
-        image = decode_image(content, self._size, path=self.origin(index), **options)
+        file, path = io.BytesIO(record["image"]), self.origin(index)
+        image = self._crop.decode(file, self._size, generator, path=path, channels=self._channels)
         return {"image": image} if self.class_names is None else {"image": image, "label": np.int32(record["label"])}
 
 
