@@ -60,7 +60,7 @@ def rotation_unscaled(z: Vectors, q: Vectors) -> Vectors:
 
     Source: Fifty et al., ICLR 2025, Tables 6 and 7 ("no rescale").
     """
-    return with_jacobian(_scaled_rotation_map(_one), z, q)
+    return with_jacobian(_scaled_rotation_map(_constant(1.0)), z, q)
 
 
 def rotation_normalized(z: Vectors, q: Vectors) -> Vectors:
@@ -113,7 +113,7 @@ def tangential_rotation(z: Vectors, q: Vectors) -> Vectors:
       >>> print(jax.grad(lambda z: tangential_rotation(z, q) @ jnp.array([3.0, 5.0]))(z).round(4))
       [ 3. -3.]
     """
-    return with_jacobian(_scaled_rotation_map(_one, radial="straight_through"), z, q)
+    return with_jacobian(_scaled_rotation_map(_constant(1.0), radial="straight_through"), z, q)
 
 
 def tangential_rotation_rescaled(z: Vectors, q: Vectors) -> Vectors:
@@ -160,18 +160,12 @@ def scaled_rotation(scale: Number | Callable[[Vectors, Vectors], Float[Array, "*
 
     Source: Fifty et al., ICLR 2025, Appendix A.9.2.
     """
-    if callable(scale):
-        scale_of = scale
-    else:
-
-        def scale_of(z: Vectors, q: Vectors) -> Float[Array, "*batch 1"]:
-            return jnp.full_like(z[..., :1], scale)
-
+    scale_of = scale if callable(scale) else _constant(scale)
     return lambda z, q: with_jacobian(_scaled_rotation_map(scale_of), z, q)
 
 
-def _one(z: Vectors, q: Vectors) -> Float[Array, "*batch 1"]:
-    return jnp.ones_like(z[..., :1])
+def _constant(scale: Number) -> Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]:
+    return lambda z, q: jnp.full_like(z[..., :1], scale)
 
 
 def _scaled_rotation_map(
