@@ -58,6 +58,16 @@ def with_spread(values: Sequence[float | int | None]) -> str:
     return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
 
 
+def percent(share: float | None) -> float | None:
+    """Turn a share into percent; None stays.
+
+    Example:
+      >>> percent(0.25), percent(None)
+      (25.0, None)
+    """
+    return None if share is None else 100 * share
+
+
 def fill(document: str, parts: Mapping[str, str]) -> str:
     """Replace the generated parts of a document.
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from studies.common.document import with_spread
+from studies.common.document import percent, with_spread
 from studies.common.records import Record, Results
 from studies.quantizers.variants import VARIANTS
 from vqjax.reporting import markdown_table
@@ -31,11 +31,7 @@ def _row(name: str, records: list[Record]) -> list[str]:
     variant, first = VARIANTS[name], records[0].measured
     bits = "–" if first["bits_per_image"] is None else f"{first['bits_per_image']:.0f}"
     psnr = with_spread([record.measured["psnr"] for record in records])
-    usage = with_spread([_percent(record.measured["usage_split"]) for record in records])
+    usage = with_spread([percent(record.measured["usage_split"]) for record in records])
     speed = max(record.measured["images_per_second"] or 0 for record in records)
     numbers = [bits, f"{first['microseconds_per_vector']:.2f}", psnr, f"{usage} %", f"{speed:.0f}"]
     return [f"`{variant.kind}`", variant.source, variant.use, *numbers]
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share

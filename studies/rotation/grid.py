@@ -12,12 +12,10 @@ class Setting(NamedTuple):
     Attributes:
       config: Config file with its arguments.
       steps: Length of the training; None for that of the config.
-      overrides: Changes of the config, as on the command line.
     """
 
     config: str
     steps: int | None = None
-    overrides: tuple[str, ...] = ()
 
 
 SETTINGS = {
@@ -25,7 +23,7 @@ SETTINGS = {
     "sonnet": Setting("configs/cifar10.py:sonnet", 2000),
     "sonnet, 10,000 steps": Setting("configs/cifar10.py:sonnet"),
 }
-"""What is trained, by name; the grid is trained on ``"sonnet"``."""
+"""Settings by name; remedies are combined with estimators in ``"sonnet"``."""
 
 ESTIMATORS = (
     "straight_through",
@@ -60,11 +58,10 @@ REMEDIES = {
 """Changes of the config that keep codes in use, by name."""
 
 
-def overrides(setting: str, estimator: str, remedy: str) -> list[str]:
+def overrides(estimator: str, remedy: str) -> list[str]:
     """Return the changes of a setting's config.
 
     Args:
-      setting: A key of ``SETTINGS``.
       estimator: Name of an estimator.
       remedy: A key of ``REMEDIES``.
 
@@ -72,9 +69,8 @@ def overrides(setting: str, estimator: str, remedy: str) -> list[str]:
       Arguments of the command line.
 
     Example:
-      >>> overrides("photographs", "rotation", "unit length")
+      >>> overrides("rotation", "unit length")
       ['--config.quantizer.distance=cosine', '--config.quantizer.estimator=rotation']
     """
     field = "quantizer.quantizer.estimator" if remedy == "residual of 2" else "quantizer.estimator"
-    changes = [*SETTINGS[setting].overrides, *REMEDIES[remedy], f"{field}={estimator}"]
-    return [f"--config.{change}" for change in changes]
+    return [f"--config.{change}" for change in (*REMEDIES[remedy], f"{field}={estimator}")]

@@ -1,4 +1,4 @@
-"""What pushes latents outward and what pulls them inward, measured on a trained tokenizer."""
+"""Radial parts of the gradients of a trained tokenizer, which change the length of its latents."""
 
 from collections.abc import Callable, Iterable
 

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from studies.common.document import with_spread
+from studies.common.document import percent, with_spread
 from studies.common.records import Record, Results
 from studies.rotation.grid import COMBINED, ESTIMATORS, REMEDIES, SETTINGS
 from vqjax.reporting import markdown_table
@@ -13,7 +13,7 @@ _NOT_YET = "Not measured yet: `python -m studies.rotation`"
 _COLUMNS: dict[str, Callable[[dict], float | None]] = {
     "PSNR (dB)": lambda measured: measured.get("psnr"),
     "SSIM": lambda measured: measured.get("ssim"),
-    "codes used (%)": lambda measured: _percent(measured.get("usage_split")),
+    "codes used (%)": lambda measured: percent(measured.get("usage_split")),
     "perplexity": lambda measured: measured.get("perplexity_split"),
     "relative error": lambda measured: measured.get("late_relative_error"),
     "angle": lambda measured: measured.get("late_angle"),
@@ -87,8 +87,4 @@ def _psnr_and_usage(records: Sequence[Record]) -> str:
     if not records:
         return "–"
     psnr = with_spread([record.measured.get("psnr") for record in records])
-    return f"{psnr} dB, {with_spread([_percent(record.measured.get('usage_split')) for record in records])} %"
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+    return f"{psnr} dB, {with_spread([percent(record.measured.get('usage_split')) for record in records])} %"

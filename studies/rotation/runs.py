@@ -1,5 +1,6 @@
 """Runs of the study: each is a run of the trainer in a directory of its own."""
 
+import functools
 import json
 import shutil
 import sys
@@ -49,6 +50,7 @@ def study_runs(settings: Sequence[str], seeds: int) -> list[Run]:
     ]
 
 
+@functools.cache
 def length(setting: str) -> int:
     """Return the number of steps of a setting."""
     return SETTINGS[setting].steps or load_config(_config(setting), []).num_steps
@@ -64,13 +66,13 @@ def config_of(run: Run) -> ConfigDict:
     Args:
       run: A run of :func:`study_runs`.
     """
-    names = {name: run.settings[name] for name in ("setting", "estimator", "remedy")}
+    changes = overrides(run.settings["estimator"], run.settings["remedy"])
     steps = run.settings["steps"]
     flags = [f"--config.num_steps={steps}", f"--config.seed={run.settings['seed']}", "--config.tensorboard=false"]
     # One evaluation and checkpoint at the end, and means over the last tenth.
     flags += [f"--config.eval_every={steps}", f"--config.checkpoint_every={max(1, steps // 4)}"]
     flags += [f"--config.log_every={max(1, steps // 10)}"]
-    return load_config(_config(run.settings["setting"]), [*overrides(**names), *flags])
+    return load_config(_config(run.settings["setting"]), [*changes, *flags])
 
 
 def make_runs(runs: Sequence[Run], results: Results, workdir: Path) -> None:
