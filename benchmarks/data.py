@@ -1,7 +1,7 @@
 """Decoded images per second and core: python -m benchmarks.data FOLDER
 
-FOLDER holds train/ with folders of classes. Its first images are written anew as JPEGs of 500 x 375 pixels, the usual
-size of ImageNet's, and read in training order with random resized crops. Each contender has as many cores as the row
+FOLDER holds train/ with folders of classes. Its first images are rewritten as JPEGs of 500 x 375 pixels, the usual size
+of those of ImageNet, and read in training order with random resized crops. Each contender has as many cores as the row
 says: the threads of vqjax, and the processes of PyTorch's DataLoader, in the same command.
 """
 

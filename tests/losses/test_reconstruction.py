@@ -50,7 +50,7 @@ def test_the_logit_laplace_loss_is_the_formula_of_dall_e():
 
 
 def test_reconstructions_beyond_the_pixels_are_pulled_back():
-    """DALL-E's decoder gives the mean itself; the mean of ours is infinite at 1.25."""
+    """The decoder of DALL-E outputs the mean; ours outputs pixels, whose logit is infinite at 1.25."""
     loss = LOSSES.build(name="logit_laplace", images=DATASET)
     white = jnp.ones((1, 1, 1, 1))
     slopes = [float(jax.grad(loss)(jnp.full_like(white, value), white).squeeze()) for value in (0.999, 1.001, 1.25, 30)]
