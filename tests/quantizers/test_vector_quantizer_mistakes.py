@@ -18,6 +18,11 @@ from vqjax import UserError, VectorQuantizer
         ({"codebook": "EMA"}, r"codebook must be 'ema', 'gradient', 'frozen', or a codebook such as .*, got 'EMA'"),
         ({"estimator": "ste"}, r"estimator must be the name of one, .*, got 'ste'; .*'straight_through'"),
         ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
+        ({"commitment": "cosine"}, r"commitment must be 'squared', 'relative' or 'angular', got 'cosine'"),
+        ({"latent_norm": "batch"}, r"latent_norm must be 'rms', 'layer' or None, got 'batch'"),
+        ({"latent_norm": "rms", "distance": "cosine"}, r"latent_norm must be None, got 'rms'; distance='cosine' has"),
+        ({"commitment": "angular", "distance": "cosine"}, r"commitment must be 'squared', got 'angular'; distance="),
+        ({"differentiate_norm": False}, r"differentiate_norm must be True, got False; there is no norm without"),
         ({"codebook_shards": 3}, r"codebook_shards must be an integer that divides num_codes=16, got 3"),
         (
             {"codebook_shards": 2, "heads": 2, "separate_codebooks": True},

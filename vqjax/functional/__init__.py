@@ -61,6 +61,8 @@ from vqjax.functional.mixed_radix import to_index as to_index
 from vqjax.functional.mixed_radix import to_levels as to_levels
 from vqjax.functional.norms import length_and_direction as length_and_direction
 from vqjax.functional.norms import normalize as normalize
+from vqjax.functional.norms import normalize_layer as normalize_layer
+from vqjax.functional.norms import normalize_rms as normalize_rms
 from vqjax.functional.pooling import max_vector_pool as max_vector_pool
 from vqjax.functional.pooling import softmax_vector_pool as softmax_vector_pool
 from vqjax.functional.regularizers import Diversity as Diversity

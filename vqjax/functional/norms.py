@@ -60,3 +60,41 @@ def normalize(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
     scaled = safe / largest
     unit = scaled * jax.lax.rsqrt(jnp.sum(jnp.square(scaled), axis=-1, keepdims=True))
     return jnp.where(long_enough, unit, 0.0).astype(x.dtype)
+
+
+def normalize_rms(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+    """Divide vectors by the root mean square of their components, as :func:`normalize` divides by the length.
+
+    Args:
+      x: Vectors along the last axis, any floating-point dtype.
+
+    Returns:
+      Vectors of length sqrt(dim) or zero, in the dtype of ``x``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(normalize_rms(jnp.array([3.0, 3.0, -3.0])).round(4))
+      [ 1.  1. -1.]
+
+    Source: Zhang and Sennrich, 2019 (arXiv 1910.07467).
+    """
+    return x.shape[-1] ** 0.5 * normalize(x)
+
+
+def normalize_layer(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+    """Subtract the mean of the components of each vector, and apply :func:`normalize_rms`.
+
+    Args:
+      x: Vectors along the last axis, any floating-point dtype.
+
+    Returns:
+      Vectors of length sqrt(dim) whose components have the mean zero, or zero, in the dtype of ``x``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(normalize_layer(jnp.array([1.0, 3.0])).round(4))
+      [-1.  1.]
+
+    Source: Ba et al., 2016 (arXiv 1607.06450).
+    """
+    return normalize_rms(x - jnp.mean(x, axis=-1, keepdims=True))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from vqjax.errors import UserError
 from vqjax.estimators import Estimator, chooses_codes, get_estimator, keyword_names, straight_through
+from vqjax.estimators.jacobian import with_gradient_of
 from vqjax.functional.codebook import Assignment, Codebook, assign
 from vqjax.functional.kmeans import kmeans
 from vqjax.functional.metrics import geometry_statistics, perplexity, usage
-from vqjax.functional.norms import normalize
+from vqjax.functional.norms import normalize, normalize_layer, normalize_rms
 from vqjax.functional.numbers import Number, is_traced, is_zero
 from vqjax.functional.regularizers import Regularizer
 from vqjax.functional.search import (
@@ -62,6 +63,10 @@ TokenMask = Bool[Array, "*tokens"] | None
 TokenIndices = Int[Array, "*tokens"]
 Counts = Float[Array, "*codebooks codes"]
 Keys = Key[Array, "*codebooks"] | None
+
+
+LATENT_NORMS: dict[str, Callable[[Latents], Latents]] = {"rms": normalize_rms, "layer": normalize_layer}
+"""Norms in front of a lookup by name."""
 
 
 class Lookup(NamedTuple):
@@ -114,6 +119,13 @@ class VectorQuantizer(Quantizer):
       codebook: How the codes are stored and learned: ``"ema"``, ``"gradient"`` or ``"frozen"``, or one of the objects
         behind these names with its options, such as ``EMACodebook(decay=0.9, replace=Replacement())``.
       commitment_weight: :math:`\beta`.
+      commitment: The distance in the commitment loss. ``"squared"``: :math:`|z - q|^2`, a mean over dimensions;
+        ``"relative"``: :math:`E|z - q|^2 / E|z|^2`, with a gradient through the denominator, so that no scale of the
+        latents is preferred; ``"angular"``: :math:`|z/|z| - q/|q||^2`, which leaves the length free.
+      latent_norm: Norm of the latents in front of the lookup, without parameters: ``"rms"`` divides them by their root
+        mean square, ``"layer"`` also subtracts their mean. Initial codes are scaled to the same length.
+      differentiate_norm: False passes the estimator's gradient around ``latent_norm`` or the scaling to unit length, to
+        the latents as they were before it, as ViT-VQGAN does.
       codebook_dim: Number of features per head of the codes. If the input has a different number, it is projected
         before the lookup and back after it.
       heads: Number of parts into which the features are split; each part is looked up separately. With several,
@@ -160,6 +172,9 @@ class VectorQuantizer(Quantizer):
     estimator: str | Estimator = "rotation"
     codebook: str | BaseCodebook = "ema"
     commitment_weight: Number = 0.25
+    commitment: Literal["squared", "relative", "angular"] = "squared"
+    latent_norm: Literal["rms", "layer"] | None = None
+    differentiate_norm: bool = True
     codebook_dim: int | None = None
     heads: int = 1
     codebook_init: str | Callable = "unit_uniform"
@@ -181,6 +196,10 @@ class VectorQuantizer(Quantizer):
         require(self.distance in ("euclidean", "cosine"), "distance", self.distance, "'euclidean' or 'cosine'")
         get_estimator(self.estimator)
         require_weight("commitment_weight", self.commitment_weight)
+        commitments = ("squared", "relative", "angular")
+        require(self.commitment in commitments, "commitment", self.commitment, "'squared', 'relative' or 'angular'")
+        known = self.latent_norm is None or self.latent_norm in LATENT_NORMS
+        require(known, "latent_norm", self.latent_norm, "'rms', 'layer' or None")
         require_count("heads", self.heads)
         if self.codebook_dim is not None:
             require_count("codebook_dim", self.codebook_dim)
@@ -206,6 +225,12 @@ class VectorQuantizer(Quantizer):
             expected = f"without {name} unless codes are learned by gradient"
             advice = f"{name} acts through a gradient on the codes, which this codebook ignores; use GradientCodebook()"
             require(kept, "regularizers", self.regularizers, expected, advice)
+        if self._unit_norm:
+            self._require_off(
+                "distance='cosine' has scaled latents to unit length", commitment="squared", latent_norm=None
+            )
+        elif self.latent_norm is None:
+            self._require_off("there is no norm without latent_norm or distance='cosine'", differentiate_norm=True)
         running = self.distance == "cosine" and hasattr(codebook.transform, "update")
         advice = "running statistics move codes off the unit sphere"
         expected = "without running statistics if distance='cosine'"
@@ -279,8 +304,8 @@ class VectorQuantizer(Quantizer):
         Returns:
           Codes, indices, the weighted loss, and these metrics:
 
-          * ``quantization_error``, ``commitment_loss`` and ``codebook_loss``: unweighted; equal in value, different in
-            gradient;
+          * ``quantization_error``, ``commitment_loss`` and ``codebook_loss``: unweighted; equal in value (the second
+            with the squared commitment), different in gradient;
           * ``relative_error``: the error over the mean square of the latents;
           * ``perplexity`` and ``usage`` of this batch;
           * ``norm_ratio``: mean of |q|/|z|; ``angle``: mean angle in radians;
@@ -328,18 +353,21 @@ class VectorQuantizer(Quantizer):
         train = self._is_training(train)
         variables = self._variables(z.shape[-1], train)
         self._check_given(z, indices, code_update_weights)
-        latents, token_mask = self._to_code_space(zero_where_masked(z, mask)), self._mask_of_heads(mask)
+        features, token_mask = self._split(zero_where_masked(z, mask)), self._mask_of_heads(mask)
+        latents = self._normalize(features)
+        # The same numbers, for the lookup alone.
+        crossing = latents if self.differentiate_norm else with_gradient_of(latents, features)
         key = self._draw_lookup_keys() if train else None
         # Masked tokens have index -1, which is not a valid code.
         given = None if indices is None else jnp.maximum(indices, 0)
         if condition is None:
             codes = self._codes(variables)
-            lookup = self._look_up(latents, codes, token_mask, key, given)
+            lookup = self._look_up(crossing, codes, token_mask, key, given)
         else:
-            codes, lookup = None, self._look_up_own(variables, latents, condition, token_mask, key, given)
+            codes, lookup = None, self._look_up_own(variables, crossing, condition, token_mask, key, given)
         counts = self._assign(*self._group(latents, token_mask), lookup.indices).counts
         loss, metrics = self._losses(latents, lookup.codes, codes, counts, token_mask)
-        metrics |= self._measure(variables, latents, lookup.codes, counts, token_mask, metrics["commitment_loss"])
+        metrics |= self._measure(variables, latents, lookup.codes, counts, token_mask, metrics["codebook_loss"])
         if train and update:
             batch = latents, lookup.indices, counts, token_mask
             metrics |= self._update_codebook(variables, *batch, code_update_weights)
@@ -491,7 +519,12 @@ class VectorQuantizer(Quantizer):
             return
         if self.codebook_dim is not None:
             self._create_projections(features, self.heads * self.codebook_dim)
-        shape, initialize = (self.num_codes, self._code_features(features)), get_initializer(self.codebook_init)
+        shape, initializer = (self.num_codes, self._code_features(features)), get_initializer(self.codebook_init)
+
+        def initialize(key: Key[Array, ""], *of: Any) -> Codes | nn.meta.AxisMetadata:
+            codes = initializer(key, *of)
+            # Through boxes; those of unit length are scaled by the codebook.
+            return codes if self.latent_norm is None else jax.tree.map(self._normalize, codes)
 
         def initial_codes(key: Key[Array, ""]) -> Codes | nn.meta.AxisMetadata:
             if not self.separate_codebooks:
@@ -592,10 +625,17 @@ class VectorQuantizer(Quantizer):
 
     def _to_code_space(self, z: Vectors) -> Latents:
         """Map inputs to the space of the codes; with several heads, the axis of heads comes before the last one."""
+        return self._normalize(self._split(z))
+
+    def _split(self, z: Vectors) -> Latents:
+        """Project inputs and split them into heads."""
         z = self._project_in(z, None)
-        if self.heads > 1:
-            z = z.reshape(*z.shape[:-1], self.heads, z.shape[-1] // self.heads)
-        return normalize(z) if self._unit_norm else z
+        return z if self.heads == 1 else z.reshape(*z.shape[:-1], self.heads, z.shape[-1] // self.heads)
+
+    def _normalize(self, features: Latents) -> Latents:
+        if self._unit_norm:
+            return normalize(features)
+        return features if self.latent_norm is None else LATENT_NORMS[self.latent_norm](features)
 
     def _from_code_space(self, codes: Latents) -> Vectors:
         """Map codes back to the space of the inputs."""
@@ -717,7 +757,7 @@ class VectorQuantizer(Quantizer):
         self, latents: Latents, chosen: Latents, codes: Codes | None, counts: Counts, mask: TokenMask
     ) -> tuple[Scalar, dict[str, Scalar]]:
         """Return the weighted loss, and each term without its weight by name."""
-        commitment = self._squared_distance(latents, jax.lax.stop_gradient(chosen), mask)
+        commitment = self._commitment(latents, jax.lax.stop_gradient(chosen), mask)
         codebook = self._squared_distance(jax.lax.stop_gradient(latents), chosen, mask)
         loss = self.commitment_weight * commitment
         if self.codebook.is_learned:
@@ -727,6 +767,13 @@ class VectorQuantizer(Quantizer):
             metrics[regularizer.name] = self._regularize(regularizer, latents, codes, counts, mask)
             loss += regularizer.weight * metrics[regularizer.name]
         return loss, metrics
+
+    def _commitment(self, latents: Latents, chosen: Latents, mask: TokenMask) -> Scalar:
+        if self.commitment == "angular":
+            difference = normalize(latents) - normalize(chosen)
+            return self._mean(jnp.sum(jnp.square(difference), axis=-1), mask)
+        squared = self._squared_distance(latents, chosen, mask)
+        return squared if self.commitment == "squared" else self._relative_error(squared, latents, mask)
 
     def _regularize(
         self, regularizer: Regularizer, latents: Latents, codes: Codes, counts: Counts, mask: TokenMask
