@@ -187,6 +187,27 @@ def test_the_radial_part_is_that_of_straight_through(name):
     np.testing.assert_allclose(np.sum(vjp("rotation", z, q, g) * z, -1), np.sum(g * q, -1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_rotation_about_the_mean_is_that_of_centered_vectors(masked):
+    z, q, g = jnp.asarray(gaussian(20, 8)) + 5, jnp.asarray(gaussian(20, 8, seed=1)) + 5, gaussian(20, 8, seed=2)
+    mask = np.arange(20) < 15 if masked else np.ones(20, bool)
+    mask, center = jnp.asarray(mask), jnp.mean(z[mask], 0, keepdims=True)
+    value, pullback = jax.vjp(lambda z: estimators.rotation_about_mean(z, q, mask=mask if masked else None), z)
+    np.testing.assert_array_equal(value, q)
+    expected = apply(np.swapaxes(dense_jacobian("rotation", *(np.asarray(x - center) for x in (z, q))), -1, -2), g)
+    np.testing.assert_allclose(pullback(g)[0], expected, atol=1e-4)
+
+
+def test_the_mean_is_that_of_all_devices():
+    z, q = jnp.asarray(gaussian(2, 10, 8)) + jnp.array([[[3.0]], [[-2.0]]]), jnp.asarray(gaussian(2, 10, 8, seed=1))
+
+    def gradient(z, q, axis_name=None):
+        return jax.grad(lambda z: jnp.sum(jnp.sin(estimators.rotation_about_mean(z, q, axis_name=axis_name))))(z)
+
+    divided = jax.vmap(lambda z, q: gradient(z, q, "devices"), axis_name="devices")(z, q)
+    np.testing.assert_allclose(divided, gradient(z, q), atol=1e-5)
+
+
 @names
 def test_no_gradient_reaches_the_code(name):
     z, q = jnp.asarray(gaussian(5, 3)), jnp.asarray(gaussian(5, 3, seed=1))

@@ -11,6 +11,7 @@ dynamic_straight_through     :math:`w I`, :math:`w \le 1` by the distance to the
 rotation                     :math:`(|q|/|z|)\, R`, with the rotation :math:`R u = \hat q`
 rotation_unscaled            :math:`R`
 rotation_normalized          :math:`(|q|/|z|)\, R\,(I - u u^T)`
+rotation_about_mean          :math:`\lambda R` of :math:`z - E[z]` and :math:`q - E[z]`
 tangential_rotation          :math:`R\,(I - u u^T) + u u^T`
 tangential_rotation_rescaled :math:`(|q|/|z|)\, R\,(I - u u^T) + u u^T`
 reflection                   :math:`(|q|/|z|)\, H`, with the reflection :math:`H u = \hat q`
@@ -63,6 +64,7 @@ from vqjax.estimators.registry import get_estimator as get_estimator
 from vqjax.estimators.registry import keyword_names as keyword_names
 from vqjax.estimators.rotation import reflection as reflection
 from vqjax.estimators.rotation import rotation as rotation
+from vqjax.estimators.rotation import rotation_about_mean as rotation_about_mean
 from vqjax.estimators.rotation import rotation_normalized as rotation_normalized
 from vqjax.estimators.rotation import rotation_unscaled as rotation_unscaled
 from vqjax.estimators.rotation import scaled_rotation as scaled_rotation

@@ -9,6 +9,7 @@ from vqjax.estimators.jacobian import Estimator
 from vqjax.estimators.rotation import (
     reflection,
     rotation,
+    rotation_about_mean,
     rotation_normalized,
     rotation_unscaled,
     tangential_rotation,
@@ -21,6 +22,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "rotation": rotation,
     "rotation_unscaled": rotation_unscaled,
     "rotation_normalized": rotation_normalized,
+    "rotation_about_mean": rotation_about_mean,
     "tangential_rotation": tangential_rotation,
     "tangential_rotation_rescaled": tangential_rotation_rescaled,
     "reflection": reflection,

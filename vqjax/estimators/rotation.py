@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from vqjax.estimators.jacobian import Estimator, LinearMap, Vectors, with_jacobian
+from vqjax.estimators.jacobian import Estimator, LinearMap, Vectors, with_gradient_of, with_jacobian
+from vqjax.functional.affine import feature_statistics
 from vqjax.functional.geometry import inner, map_exists, norm_ratio
 from vqjax.functional.norms import length_and_direction
 from vqjax.functional.numbers import Number
+from vqjax.functional.sharding import with_automatic_axes
 
 
 def rotation(z: Vectors, q: Vectors) -> Vectors:
@@ -135,6 +138,43 @@ def tangential_rotation_rescaled(z: Vectors, q: Vectors) -> Vectors:
       [ 3.  -1.5]
     """
     return with_jacobian(_scaled_rotation_map(norm_ratio, radial="straight_through"), z, q)
+
+
+@with_automatic_axes(like="z")
+def rotation_about_mean(
+    z: Vectors,
+    q: Vectors,
+    *,
+    mask: Bool[Array, "*batch"] | None = None,
+    axis_name: str | None = None,
+) -> Vectors:
+    r"""Apply the rotation trick about the mean of the latents in place of the origin.
+
+    .. math:: \partial q' / \partial z = \lambda R \quad\text{of}\quad z - c,\ q - c,\quad c = E[z]
+
+    The nearest code depends on no origin, but :func:`rotation` does: for latents far from it all angles are small, and
+    the map is nearly the identity.
+
+    Args:
+      z: Latents, any leading axes.
+      q: The codes assigned to them, of the same shape.
+      mask: True for the tokens that count; all by default.
+      axis_name: Mapped axis over which the batch is split.
+
+    Returns:
+      ``q``, with the Jacobian above.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> z, q = jnp.array([[6.0, 4.0], [2.0, 4.0]]), jnp.array([[4.0, 5.0], [2.0, 4.0]])
+      >>> print(jax.grad(lambda z: rotation_about_mean(z, q)[0, 1])(z).round(4))
+      [[0.5 0. ]
+       [0.  0. ]]
+    """
+    tokens, valid = z.reshape(-1, z.shape[-1]), None if mask is None else mask.reshape(-1)
+    center = feature_statistics(jax.lax.stop_gradient(tokens.astype(jnp.float32)), valid, axis_name).mean
+    center = jnp.broadcast_to(center, z.shape)
+    return with_gradient_of(q, with_jacobian(_scaled_rotation_map(norm_ratio), z - center, q - center))
 
 
 def scaled_rotation(scale: Number | Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> Estimator:
