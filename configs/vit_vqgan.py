@@ -19,8 +19,8 @@ has a pass of its own for the discriminator. `corrected` cuts out their center, 
 
 Differs from the published code in both: LPIPS has no dropout, weight decay leaves norms and biases alone, the R1
 penalty counts the steps of the run instead of the epoch's, and discriminator and LPIPS see pixels in [-1, 1]. The
-published gradient without the radial part, of codes of unit length, is that of `rotation` here; `straight_through` is
-taken on the sphere, while theirs passes the unnormalized latents by.
+published gradient without the radial part, of codes of unit length, is that of `rotation` here; `straight_through`
+passes around the scaling to unit length, as theirs does.
 """
 
 from pathlib import Path
@@ -68,6 +68,7 @@ def get_config(
         num_codes=8192,
         distance="cosine",
         estimator=estimator,
+        differentiate_norm=estimator != "straight_through",
         codebook=dict(name="gradient", weight=1.0),
         commitment_weight=0.25,
         codebook_init="normal",

@@ -1,6 +1,7 @@
 """ViT-VQGANs of enhancing-transformers as models and variables."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +20,16 @@ def recorded():
 def test_the_model_is_the_recorded_one():
     arrays, config = recorded()
     model, variables = enhancing_transformers(weights(arrays), config)
-    output = jax.jit(lambda x: model.apply(variables, x, train=False))(channels_last(arrays["x"]))
+
+    def loss(params, images):
+        output = model.apply(variables | {"params": params}, images, train=False)
+        return jnp.mean(jnp.square(output.reconstruction - images)) + output.quantizer.loss, output
+
+    images = channels_last(arrays["x"])
+    (gradient, of_images), output = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables["params"], images)
+    assert_equal(gradient["quantizer"]["codes"], arrays["grad_codes"])
+    assert_equal(gradient["decoder"]["conv_out"]["kernel"], np.moveaxis(arrays["grad_last_layer"], 1, -1))
+    assert_equal(of_images, channels_last(arrays["grad_x"]))
     assert_equal(output.reconstruction, channels_last(arrays["reconstruction"]))
     np.testing.assert_array_equal(output.quantizer.indices.reshape(2, -1), arrays["indices"])
     assert_equal(output.quantizer.loss, arrays["quantizer_loss"])

@@ -51,9 +51,10 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = No
         {name: config[part][name] for name in ("dim", "depth", "heads", "mlp_dim")} for part in ("encoder", "decoder")
     )
     codebook = GradientCodebook(weight=1.0)
-    options = {"distance": "cosine", "estimator": "straight_through", "commitment_weight": 0.25}
+    # The original passes the gradient around its normalization, to the latents as they were.
+    options = {"estimator": "straight_through", "differentiate_norm": False}
     model = vit_vqgan(
-        VectorQuantizer(quantizer["n_embed"], codebook=codebook, **options),
+        VectorQuantizer(quantizer["n_embed"], codebook=codebook, distance="cosine", **options),
         patch_size=patch,
         code_dim=quantizer["embed_dim"],
         **encoder,
