@@ -1,4 +1,4 @@
-"""Study of docs/rotation.md: python -m studies.rotation [--settings=NAMES] [--seeds=N] [--report_only]
+"""Study of docs/rotation.md: python -m studies.rotation [--stages=NAMES] [--settings=NAMES] [--seeds=N] [--jobs=N]
 
 Trains configs of the project with each estimator, and combines five of them with remedies against unused codes.
 Finished trainings are not repeated: the same command again continues an interrupted study.
@@ -12,7 +12,7 @@ from studies.common.document import write_document
 from studies.common.records import Results
 from studies.rotation.grid import SETTINGS
 from studies.rotation.report import DOCUMENT, document_parts
-from studies.rotation.runs import make_runs, study_runs
+from studies.rotation.runs import STAGES, make_runs, study_runs
 from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 
@@ -23,8 +23,10 @@ def main(
     docs: str = "docs",
     workdir: str = "runs/rotation",
     report_only: bool = False,
-    seeds: int = 3,
+    stages: Sequence[str] = ("estimators", "remedies"),
     settings: Sequence[str] = ("photographs", "sonnet"),
+    seeds: int = 3,
+    jobs: int = 1,
 ) -> None:
     """Run the study of docs/rotation.md, and write the tables of the document.
 
@@ -33,17 +35,20 @@ def main(
       docs: Directory of the document.
       workdir: Directory of the trainings, each of which is removed when it is finished.
       report_only: Run nothing; rebuild the document from the records.
-      seeds: Trainings of each estimator and remedy.
+      stages: estimators, remedies, and confirmation, which compares the finalists on seeds of its own.
       settings: What to train, by name.
+      seeds: Trainings of each estimator and remedy.
+      jobs: Trainings at once, each in a process of its own; on a GPU with XLA_PYTHON_CLIENT_PREALLOCATE=false.
     """
     records, docs, workdir = (
         local_path(path, f"--{name}") for name, path in (("records", records), ("docs", docs), ("workdir", workdir))
     )
-    check_positive(seeds=seeds)
+    check_positive(seeds=seeds, jobs=jobs)
     names = chosen(settings, list(SETTINGS), "settings")
+    parts = chosen(stages, STAGES, "stages")
     results = Results(records / "results.jsonl")
     if not report_only:
-        make_runs(results.unfinished(study_runs(names, seeds)), results, workdir)
+        make_runs(results.unfinished(study_runs(parts, names, seeds)), results, workdir, jobs)
     print(write_document(docs / DOCUMENT, "The rotation trick", document_parts(results)))
     print("done", file=sys.stderr)
 

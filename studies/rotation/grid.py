@@ -5,6 +5,8 @@ The names are all that a record says of a training, so another definition needs 
 
 from typing import NamedTuple
 
+from studies.rotation.candidates import CANDIDATES
+
 
 class Setting(NamedTuple):
     """A config, and how it is trained.
@@ -12,16 +14,24 @@ class Setting(NamedTuple):
     Attributes:
       config: Config file with its arguments.
       steps: Length of the training; None for that of the config.
+      changes: Changes of the config.
     """
 
     config: str
     steps: int | None = None
+    changes: tuple[str, ...] = ()
 
 
 SETTINGS = {
     "photographs": Setting("configs/quickstart.py"),
     "sonnet": Setting("configs/cifar10.py:sonnet", 2000),
-    "sonnet, 10,000 steps": Setting("configs/cifar10.py:sonnet"),
+    "sonnet_long": Setting("configs/cifar10.py:sonnet"),
+    "residual": Setting("configs/cifar10.py:epochs=5"),
+    "imagenette": Setting(
+        "configs/imagenette.py:tiny,discriminator=False,folder=data/imagenette",
+        1500,
+        ("data.image_size=64", "model.resolution=64"),
+    ),
 }
 """Settings by name; remedies are combined with estimators in ``"sonnet"``."""
 
@@ -30,16 +40,21 @@ ESTIMATORS = (
     "rotation",
     "rotation_unscaled",
     "rotation_normalized",
+    "rotation_about_mean",
     "tangential_rotation",
     "tangential_rotation_rescaled",
     "reflection",
     "dynamic_straight_through",
     "diveq",
+    *CANDIDATES,
 )
 """Estimators that are trained on every setting."""
 
 COMBINED = ("straight_through", "rotation", "tangential_rotation", "diveq", "dynamic_straight_through")
 """Estimators that are combined with every remedy."""
+
+FINALISTS = ("straight_through", "rotation", "tangential_rotation")
+"""Estimators that are compared on fresh seeds."""
 
 # Each stage has a gradient of its own, which every estimator can give.
 _RESIDUAL = ("quantizer.name=residual", "quantizer.quantizer.name=vq", "quantizer.gradient=per_stage")
@@ -48,14 +63,23 @@ REMEDIES = {
     "none": (),
     "dead codes replaced": ("quantizer.codebook.replace.below=0.1", "quantizer.codebook.dead_code_threshold=0.1"),
     "unit length": ("quantizer.distance=cosine",),
+    "unit length, passed around": ("quantizer.distance=cosine", "quantizer.differentiate_norm=False"),
+    "rms norm": ("quantizer.latent_norm=rms",),
+    "layer norm": ("quantizer.latent_norm=layer",),
     "8 dimensions": ("model.latent_dim=8",),
     "running affine": ("quantizer.codebook.transform.name=running_affine",),
     "sim_vq": ("quantizer.name=sim_vq", "quantizer.num_codes=512"),
     "residual of 2": (*_RESIDUAL, "quantizer.num_quantizers=2", "quantizer.quantizer.num_codes=512"),
     "commitment weight 0.1": ("quantizer.commitment_weight=0.1",),
     "commitment weight 1": ("quantizer.commitment_weight=1.0",),
+    "relative commitment 0.1": ("quantizer.commitment=relative", "quantizer.commitment_weight=0.1"),
+    "angular commitment 0.1": ("quantizer.commitment=angular", "quantizer.commitment_weight=0.1"),
 }
 """Changes of the config that keep codes in use, by name."""
+
+
+CONFIRMED_WITH = ("none", "dead codes replaced")
+"""Remedies with which the finalists are compared."""
 
 
 def overrides(estimator: str, remedy: str) -> list[str]:

@@ -17,7 +17,6 @@ def pushes(
     variables: dict,
     loss: Callable[[Array, Array], Float[Array, ""]],
     batches: Iterable[Float[Array, "batch height width channels"]],
-    commitment_weight: float,
 ) -> dict[str, float]:
     r"""Measure the radial parts of the gradients that reach the latents.
 
@@ -26,14 +25,13 @@ def pushes(
     * ``code_push``: :math:`\langle q, g \rangle`, the radial part of the rotation trick;
     * ``cost_of_quantization``: :math:`\langle q - z, g \rangle`; straight-through pushes outward by it, as
       :math:`\langle z, g \rangle = \langle q, g \rangle - \langle q - z, g \rangle`;
-    * ``commitment_pull``: :math:`\langle z, \nabla_z L_{commitment} \rangle`, which pulls inward.
+    * ``commitment_pull``: :math:`\langle z, \nabla_z L \rangle` of the quantizer's loss, which pulls inward.
 
     Args:
       model: The autoencoder.
       variables: Its variables.
       loss: Reconstruction loss of reconstructions and images.
       batches: Images in [-1, 1].
-      commitment_weight: Weight of the commitment loss.
 
     Returns:
       Means over the batches under these names, and their standard errors with ``_error`` appended; ``rms_latents`` and
@@ -43,7 +41,12 @@ def pushes(
     @jax.jit
     def measure(images: Array) -> dict[str, Array]:
         z = model.apply(variables, images, train=False, method="latents")
-        q = model.apply(variables, z, method=lambda model, z: model.quantizer(z, train=False).quantized)
+
+        def quantize(z: Array) -> tuple[Array, Array]:
+            out = model.apply(variables, z, method=lambda model, z: model.quantizer(z, train=False))
+            return out.loss, out.quantized
+
+        pull, q = jax.grad(quantize, has_aux=True)(z)
 
         def of_codes(q: Array) -> Array:
             return loss(model.apply(variables, q, train=False, method="decode_latents"), images)
@@ -52,7 +55,7 @@ def pushes(
         return {
             "code_push": jnp.sum(q * g),
             "cost_of_quantization": jnp.sum((q - z) * g),
-            "commitment_pull": 2 * commitment_weight * jnp.mean(z * (z - q)),
+            "commitment_pull": jnp.sum(z * pull),
             "rms_latents": jnp.mean(jnp.square(z)),
             "rms_codes": jnp.mean(jnp.square(q)),
         }

@@ -1,11 +1,15 @@
 """Runs of the study: each is a run of the trainer in a directory of its own."""
 
 import functools
+import itertools
 import json
+import multiprocessing
+import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,19 @@ import jax
 from ml_collections import ConfigDict
 
 from studies.common.records import Results, Run, slug
-from studies.rotation.grid import COMBINED, ESTIMATORS, REMEDIES, SETTINGS, overrides
+from studies.rotation.grid import (
+    COMBINED,
+    CONFIRMED_WITH,
+    ESTIMATORS,
+    FINALISTS,
+    REMEDIES,
+    SETTINGS,
+    overrides,
+)
 from studies.rotation.mechanism import pushes
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import evaluation_batches, load_splits, to_model_range
+from vqjax.errors import UserError
 from vqjax.training.build import build_task
 from vqjax.training.config import load_config
 from vqjax.training.loop import train
@@ -27,26 +40,37 @@ _LATE = ("relative_error", "angle", "norm_ratio", "perplexity")
 _BATCHES = 40
 
 
-def study_runs(settings: Sequence[str], seeds: int) -> list[Run]:
-    """List the trainings: every estimator on every setting, and the grid of remedies on ``"sonnet"``.
+STAGES = ("estimators", "remedies", "confirmation")
+_FRESH = 100
+
+
+def study_runs(stages: Sequence[str], settings: Sequence[str], seeds: int) -> list[Run]:
+    """List the trainings.
 
     Args:
+      stages: ``"estimators"``: all of them in every setting; ``"remedies"``: five of them with every remedy, in
+        ``"sonnet"``; ``"confirmation"``: the finalists in every setting, with seeds that no choice has seen.
       settings: Keys of ``SETTINGS``.
       seeds: Trainings of each.
 
     Returns:
       The runs, one seed after another, so that an unfinished study compares all of them.
     """
-    cells = [(setting, estimator, "none") for setting in settings for estimator in ESTIMATORS]
-    if "sonnet" in settings:
-        cells += [("sonnet", estimator, remedy) for remedy in REMEDIES if remedy != "none" for estimator in COMBINED]
+    cells, fresh = [], []
+    if "estimators" in stages:
+        cells += [(setting, estimator, "none") for setting in settings for estimator in ESTIMATORS]
+    if "remedies" in stages and "sonnet" in settings:
+        cells += [("sonnet", estimator, remedy) for remedy in REMEDIES for estimator in COMBINED]
+    if "confirmation" in stages:
+        fresh += itertools.product(settings, FINALISTS, CONFIRMED_WITH)
+    seen = [(*cell, seed) for seed in range(seeds) for cell in dict.fromkeys(cells)]
+    seen += [(*cell, seed) for seed in range(_FRESH, _FRESH + seeds) for cell in fresh]
     return [
         Run(
             f"{slug(setting)}/{estimator}--{slug(remedy)}--seed{seed}",
             {"setting": setting, "estimator": estimator, "remedy": remedy, "seed": seed, "steps": length(setting)},
         )
-        for seed in range(seeds)
-        for setting, estimator, remedy in cells
+        for setting, estimator, remedy, seed in seen
     ]
 
 
@@ -66,7 +90,8 @@ def config_of(run: Run) -> ConfigDict:
     Args:
       run: A run of :func:`study_runs`.
     """
-    changes = overrides(run.settings["estimator"], run.settings["remedy"])
+    changes = [f"--config.{change}" for change in SETTINGS[run.settings["setting"]].changes]
+    changes += overrides(run.settings["estimator"], run.settings["remedy"])
     steps = run.settings["steps"]
     flags = [f"--config.num_steps={steps}", f"--config.seed={run.settings['seed']}", "--config.tensorboard=false"]
     # One evaluation and checkpoint at the end, and means over the last tenth.
@@ -75,23 +100,67 @@ def config_of(run: Run) -> ConfigDict:
     return load_config(_config(run.settings["setting"]), [*changes, *flags])
 
 
-def make_runs(runs: Sequence[Run], results: Results, workdir: Path) -> None:
+def make_runs(runs: Sequence[Run], results: Results, workdir: Path, jobs: int = 1) -> None:
     """Train, evaluate and measure; an interrupted training is continued.
 
     Args:
       runs: Runs of :func:`study_runs`.
       results: Receives their records.
       workdir: Directory of the runs of the trainer; that of a finished one is removed.
+      jobs: Trainings at once. Several have a process each, and do not show their progress.
+
+    Raises:
+      UserError: Trainings of several at once failed; the others are finished and recorded.
     """
-    began = time.monotonic()
-    for number, run in enumerate(runs):
-        left = f", {(time.monotonic() - began) / number * (len(runs) - number) / 3600:.1f} h left" if number else ""
-        print(f"{run.name}: {number + 1} of {len(runs)}{left}", file=sys.stderr, flush=True)
-        started = time.monotonic()
-        directory = workdir / slug(run.name)
-        measured = measure(config_of(run), directory)
-        results.add(run, measured, time.monotonic() - started)
-        shutil.rmtree(directory)
+    began, failures = time.monotonic(), 0
+    for number, (run, outcome) in enumerate(_outcomes(runs, workdir, jobs), start=1):
+        left = (time.monotonic() - began) / number * (len(runs) - number) / 3600
+        try:
+            measured, seconds = outcome()
+        except Exception as error:
+            if jobs == 1:
+                raise
+            failures += 1
+            print(f"{run.name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
+        results.add(run, measured, seconds)
+        shutil.rmtree(_directory(run, workdir))
+        print(f"{run.name}: {number} of {len(runs)} done, {left:.1f} h left", file=sys.stderr, flush=True)
+    if failures:
+        raise UserError(f"{failures} of {len(runs)} trainings failed; the same command tries them again.")
+
+
+def _outcomes(
+    runs: Sequence[Run], workdir: Path, jobs: int
+) -> Iterator[tuple[Run, Callable[[], tuple[dict[str, Any], float]]]]:
+    """Each run, and what returns its measurements and seconds, as they are finished."""
+    if jobs == 1:
+        for run in runs:
+            print(f"{run.name}", file=sys.stderr, flush=True)
+            yield run, functools.partial(_measure_run, run, workdir)
+        return
+    # A process with threads, as JAX has them, cannot be forked.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_silence) as pool:
+        futures = {pool.submit(_measure_run, run, workdir): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _silence() -> None:
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+
+
+def _directory(run: Run, workdir: Path) -> Path:
+    return workdir / slug(run.name)
+
+
+def _measure_run(run: Run, workdir: Path) -> tuple[dict[str, Any], float]:
+    started = time.monotonic()
+    return measure(config_of(run), _directory(run, workdir)), time.monotonic() - started
 
 
 def measure(config: ConfigDict, directory: Path) -> dict[str, Any]:
@@ -117,6 +186,5 @@ def measure(config: ConfigDict, directory: Path) -> dict[str, Any]:
         to_model_range(jax.numpy.asarray(batch["image"]))
         for batch, _ in zip(evaluation_batches(splits.train, config.batch_size), range(_BATCHES), strict=False)
     ]
-    weight = config.quantizer.get("commitment_weight", 0.25)
     loss = build_task(config, splits.train).loss
-    return measured | pushes(tokenizer.model, tokenizer.variables, loss, batches, weight)
+    return measured | pushes(tokenizer.model, tokenizer.variables, loss, batches)

@@ -7,17 +7,18 @@ import pytest
 
 from helpers.runs import tiny_config
 from studies.common.records import Results, Run
+from studies.rotation.candidates import CANDIDATES
 from studies.rotation.grid import COMBINED, REMEDIES
 from studies.rotation.mechanism import pushes
 from studies.rotation.report import document_parts
-from studies.rotation.runs import config_of, measure, study_runs
-from vqjax import VectorQuantizer
+from studies.rotation.runs import STAGES, config_of, make_runs, measure, study_runs
+from vqjax import UserError, VectorQuantizer
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
 from vqjax.models.registry import build_model
 
 pytestmark = pytest.mark.full
 
-CELLS = {run.name: run for run in study_runs(["sonnet"], 1)}
+CELLS = {run.name: run for run in study_runs(STAGES, ["sonnet"], 1)}
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -32,7 +33,7 @@ def test_every_cell_is_a_config(name):
     assert quantizer.estimator == run.settings["estimator"]
     assert quantizer.num_codes == 512
     assert variables
-    assert (config.num_steps, config.seed) == (2000, 0)
+    assert (config.num_steps, config.seed) == (2000, run.settings["seed"])
 
 
 def test_the_grid_is_complete():
@@ -58,7 +59,7 @@ def test_the_pushes_are_derivatives_by_the_scale_of_the_codes():
 
         return jax.grad(value)(0.0)
 
-    measured = pushes(model, variables, loss, [images, images], commitment_weight=0.25)
+    measured = pushes(model, variables, loss, [images, images])
     np.testing.assert_allclose(measured["code_push"], along(q), rtol=1e-4)
     np.testing.assert_allclose(measured["cost_of_quantization"], along(q - z), rtol=1e-4)
     slope = jax.grad(lambda s: 0.25 * jnp.mean(jnp.square((1 + s) * z - q)))(0.0)
@@ -77,3 +78,43 @@ def test_a_training_is_measured_and_reported(images_file, tmp_path):
     parts = document_parts(results)
     assert all(f"{measured['psnr']:.4g}" in parts[name] for name in ("estimators", "remedies"))
     assert "`straight_through`" in parts["pushes"]
+
+
+def test_trainings_run_at_once_and_one_that_fails_stops_no_other(tmp_path):
+    settings = {"setting": "photographs", "remedy": "none", "seed": 0, "steps": 2}
+    runs = [Run(f"photographs/{name}", settings | {"estimator": name}) for name in ("rotation", "unknown")]
+    results = Results(tmp_path / "results.jsonl")
+    with pytest.raises(UserError, match="1 of 2 trainings failed; the same command tries them again"):
+        make_runs(runs, results, tmp_path / "runs", jobs=2)
+    assert [record.run for record in results.records()] == ["photographs/rotation"]
+    assert results.unfinished(runs) == runs[1:]
+
+
+def test_candidates_have_their_jacobians():
+    z, q, g = (jax.random.normal(jax.random.key(seed), (20, 8)) for seed in range(3))
+    u, v = (np.asarray(x / jnp.linalg.norm(x, axis=-1, keepdims=True), np.float64) for x in (z, q))
+    ratio = np.linalg.norm(q, axis=-1) / np.linalg.norm(z, axis=-1)
+    middle = (u + v) / np.linalg.norm(u + v, axis=-1, keepdims=True)
+    radial = np.einsum("ti,tj->tij", u, u)
+    tangential = np.eye(8) - radial
+    distance = np.linalg.norm(z - q, axis=-1)
+    weight = (distance.min() / distance)[:, None, None] ** 2
+    jacobians = {
+        "half_tangential_rotation": rotation_matrix(u, middle) @ tangential + radial,
+        "tangential_rotation_inverse": rotation_matrix(u, v) @ tangential / np.maximum(ratio, 0.2)[:, None, None]
+        + radial,
+        "dynamic_tangential_rotation": weight * (rotation_matrix(u, v) @ tangential + radial),
+    }
+    settings = {"indices": jnp.zeros(20, jnp.int32), "num_codes": 1}
+    for name, estimator in CANDIDATES.items():
+        given = settings if name == "dynamic_tangential_rotation" else {}
+        value, pullback = jax.vjp(lambda z, given=given, estimator=estimator: estimator(z, q, **given), z)
+        np.testing.assert_array_equal(value, q)
+        np.testing.assert_allclose(pullback(g)[0], np.einsum("tij,ti->tj", jacobians[name], g), rtol=1e-3, atol=1e-4)
+
+
+def rotation_matrix(u, v):
+    """The rotation by Rodrigues' formula."""
+    generator = v[..., :, None] * u[..., None, :] - u[..., :, None] * v[..., None, :]
+    cosine = np.sum(u * v, -1)[..., None, None]
+    return np.eye(u.shape[-1]) + generator + generator @ generator / (1 + cosine)
