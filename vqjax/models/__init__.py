@@ -3,6 +3,7 @@
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.features import VGG16, AlexNet
 from vqjax.models.magvit import MAGVITDecoder, MAGVITEncoder
+from vqjax.models.resnet import ResNet
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE, VQVAEOutput
@@ -13,6 +14,7 @@ __all__ = [
     "AlexNet",
     "MAGVITDecoder",
     "MAGVITEncoder",
+    "ResNet",
     "ResidualDecoder",
     "ResidualEncoder",
     "SonnetDecoder",

@@ -90,13 +90,26 @@ class AlexNet(nn.Module):
         return tuple(features)
 
 
-def _normalized(images: Images, smallest: int) -> Images:
-    """Images as the networks saw them in training, from [-1, 1]."""
+def check_color(images: Images, smallest: int) -> None:
+    """Refuse what is not a batch of color images that are large enough.
+
+    Args:
+      images: The argument of a network.
+      smallest: Least height and width in pixels.
+
+    Raises:
+      UserError: The images are not floats, not in color, or too small.
+    """
     check_images(images)
     if images.shape[-1] != 3 or min(images.shape[1:3]) < smallest:
         raise UserError(
             f"images must have 3 channels and be at least {smallest} pixels high and wide, got shape {images.shape}; "
             "repeat gray images along the last axis, and enlarge small ones."
         )
+
+
+def _normalized(images: Images, smallest: int) -> Images:
+    """Images as the networks saw them in training, from [-1, 1]."""
+    check_color(images, smallest)
     mean, deviation = (jnp.asarray(x, images.dtype)[None, None, None] for x in (_MEAN, _DEVIATION))
     return (images - mean) / deviation

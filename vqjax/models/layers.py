@@ -123,7 +123,7 @@ class DownsamplingConv(nn.Module):
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
         folded = folded.reshape(2, 2, 4 * channels, self.features)
-        return _convolve(_space_to_depth(padded), folded) + bias[None, None, None]
+        return _convolve(space_to_depth(padded), folded) + bias[None, None, None]
 
 
 class UpsamplingConv(nn.Module):
@@ -185,7 +185,16 @@ def _convolve(x: Images, kernel: Float[Array, "rows columns channels features"])
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _space_to_depth(x: Images) -> Images:
+def space_to_depth(x: Images) -> Images:
+    """Move each square of 2x2 pixels into the channels of one place.
+
+    Args:
+      x: Images of even height and width.
+
+    Example:
+      >>> space_to_depth(jnp.zeros((1, 8, 6, 3))).shape
+      (1, 4, 3, 12)
+    """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height // 2, width // 2, 4 * channels)
