@@ -13,6 +13,7 @@ _NOT_YET = "Not measured yet: `python -m studies.rotation`"
 _COLUMNS: dict[str, Callable[[dict], float | None]] = {
     "PSNR (dB)": lambda measured: measured.get("psnr"),
     "SSIM": lambda measured: measured.get("ssim"),
+    "feature distance": lambda measured: measured.get("feature_distance"),
     "codes used (%)": lambda measured: percent(measured.get("usage_split")),
     "perplexity": lambda measured: measured.get("perplexity_split"),
     "relative error": lambda measured: measured.get("late_relative_error"),

@@ -17,6 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from studies.common.records import Results, Run, slug
+from studies.features.distance import FeatureDistance
 from studies.rotation.grid import (
     COMBINED,
     CONFIRMED_WITH,
@@ -28,8 +29,10 @@ from studies.rotation.grid import (
 )
 from studies.rotation.mechanism import pushes
 from vqjax.checkpointing.checkpoints import load_tokenizer
-from vqjax.data import evaluation_batches, load_splits, to_model_range
+from vqjax.data import Batch, evaluation_batches, load_splits, to_model_range
 from vqjax.errors import UserError
+from vqjax.evaluation import evaluate
+from vqjax.evaluation.metric import Outputs
 from vqjax.training.build import build_task
 from vqjax.training.config import load_config
 from vqjax.training.loop import train
@@ -171,7 +174,8 @@ def measure(config: ConfigDict, directory: Path) -> dict[str, Any]:
       directory: Directory of the run.
 
     Returns:
-      Numbers of the evaluation, of the last tenth of the training, and of :func:`pushes`, by name.
+      Numbers of the evaluation, ``feature_distance`` included, of the last tenth of the training, and of
+      :func:`pushes`, by name.
     """
     try:
         result = train(config, directory)
@@ -182,6 +186,14 @@ def measure(config: ConfigDict, directory: Path) -> dict[str, Any]:
     measured = {"diverged": False} | {name: result.metrics[name] for name in _EVALUATED}
     measured |= {f"late_{name}": late.get(f"train/{name}") for name in _LATE}
     tokenizer, splits = load_tokenizer(directory), load_splits(config.data)
+
+    def reconstruct(variables: Any, batch: Batch) -> Outputs:
+        output = tokenizer.model.apply(variables, to_model_range(batch["image"]), train=False)
+        return {"reconstruction": output.reconstruction}
+
+    of_variables = jax.tree_util.Partial(reconstruct, tokenizer.variables)
+    held_out = evaluation_batches(splits.eval, config.batch_size)
+    measured |= evaluate(of_variables, held_out, [FeatureDistance.of("cifar10")]).metrics
     batches = [
         to_model_range(jax.numpy.asarray(batch["image"]))
         for batch, _ in zip(evaluation_batches(splits.train, config.batch_size), range(_BATCHES), strict=False)

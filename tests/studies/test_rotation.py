@@ -70,7 +70,7 @@ def test_the_pushes_are_derivatives_by_the_scale_of_the_codes():
 
 def test_a_training_is_measured_and_reported(images_file, tmp_path):
     measured = measure(tiny_config(images_file), tmp_path / "run")
-    assert {"psnr", "late_relative_error", "code_push", "rms_latents"} <= measured.keys()
+    assert {"psnr", "feature_distance", "late_relative_error", "code_push", "rms_latents"} <= measured.keys()
     results = Results(tmp_path / "results.jsonl")
     run = next(iter(CELLS.values()))
     assert "Not measured yet" in document_parts(results)["estimators"]
