@@ -54,22 +54,21 @@ def measure(name: str, toy: bool = False) -> list[dict[str, Any]]:
     """
     side, batch_size = (64, 2) if toy else (256, BATCH_SIZE)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
-    # XLA compiles while PyTorch does.
+    # As the originals: a second pass for the discriminator.
+    orders = {"vqjax, two passes": "generator_first", "vqjax": "together"}
     with ThreadPoolExecutor() as threads:
-        # As the originals: a second pass for the discriminator.
         jobs = {
-            "vqjax, two passes": threads.submit(tokenizer_step, name, images, "generator_first", toy),
-            "vqjax": threads.submit(tokenizer_step, name, images, "together", toy),
+            contender: threads.submit(tokenizer_step, name, images, order, toy) for contender, order in orders.items()
         }
-        peers: dict[str, Callable[[], object]] = {}
-        if installed("taming") and installed("enhancing"):
-            from benchmarks.peers.torch_tokenizers import torch_tokenizer_step
+    # Before PyTorch uses the device: XLA measures its choices while it compiles.
+    ours = {contender: job.result() for contender, job in jobs.items()}
+    peers: dict[str, Callable[[], object]] = {}
+    if installed("taming") and installed("enhancing"):
+        from benchmarks.peers.torch_tokenizers import torch_tokenizer_step
 
-            for compiled in (False, True):
-                title = "PyTorch, torch.compile" if compiled else "PyTorch"
-                peers[title] = torch_tokenizer_step(name, images, compiled, toy=toy)
-                peers[title]()
-        ours = {contender: job.result() for contender, job in jobs.items()}
+        for compiled in (False, True):
+            title = "PyTorch, torch.compile" if compiled else "PyTorch"
+            peers[title] = torch_tokenizer_step(name, images, compiled, toy=toy)
     timings = by_turns({contender: run for contender, (run, _) in ours.items()} | peers, seconds=10.0)
     rows = []
     for contender, timing in timings.items():
