@@ -29,6 +29,7 @@ from vqjax.quantizers import ResidualVQ as ResidualVQ
 from vqjax.quantizers import RunningAffine as RunningAffine
 from vqjax.quantizers import SimVQ as SimVQ
 from vqjax.quantizers import VectorQuantizer as VectorQuantizer
+from vqjax.quantizers import VQBridge as VQBridge
 
 # Loaded where they are used: they need Orbax and the configs of the trainer, which `import vqjax` does without.
 _LAZY = {"Tokenizer": "vqjax.models.tokenizer", "load_tokenizer": "vqjax.checkpointing.checkpoints"}

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import vqjax.nnx
+from helpers.arrays import gaussian
 from vqjax import (
     BSQ,
     FSP,
@@ -25,12 +26,15 @@ from vqjax import (
     MultiScaleVQ,
     ProductVQ,
     RandomProjectionQuantizer,
+    Replacement,
     Residual,
     RunningAffine,
     SimVQ,
     UserError,
     VectorQuantizer,
+    VQBridge,
 )
+from vqjax.functional import Diversity, Orthogonality
 
 DIM, CODES = 4, 6
 KEY = jax.random.key(0)
@@ -41,6 +45,7 @@ PLAIN = {
     "cosine": VectorQuantizer(CODES, codebook="gradient", distance="cosine"),
     "linear": VectorQuantizer(CODES, codebook=FrozenCodebook(transform=LinearTransform())),
     "affine": VectorQuantizer(CODES, codebook=GradientCodebook(transform=LearnedAffine(2.0))),
+    "bridge": VectorQuantizer(CODES, codebook=GradientCodebook(transform=VQBridge(1, heads=2, width=4))),
     "running": VectorQuantizer(CODES, codebook=EMACodebook(transform=RunningAffine())),
     "sim_vq": SimVQ(CODES),
     "ibq": IBQ(CODES),
@@ -96,6 +101,48 @@ def test_they_carry_the_gradient_to_the_codes():
         lambda params: jnp.sum(PLAIN["linear"].apply(variables | {"params": params}, method="code_vectors"))
     )(variables["params"])
     assert all(np.any(leaf) for leaf in jax.tree.leaves(slope))
+
+
+TRANSFORMED = {
+    "linear": PLAIN["linear"],
+    "sim_vq": SimVQ(CODES, train=True),
+    "running": PLAIN["running"],
+    "bridge": PLAIN["bridge"],
+    "cosine, projected, of heads": ProductVQ(
+        CODES,
+        distance="cosine",
+        codebook_dim=3,
+        codebook=GradientCodebook(replace=Replacement(), transform=LearnedAffine(2.0)),
+    ),
+    "no transform": VectorQuantizer(CODES, codebook="gradient", regularizers=(Orthogonality(0.1), Diversity(0.1))),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_a_plain_quantizer_has_them_and_gives_the_same_bit_for_bit(name):
+    quantizer, z = TRANSFORMED[name], gaussian(2, 3, DIM)
+    variables = jax.tree.map(lambda x: x + (0.1 if x.dtype == jnp.float32 else 0), created(quantizer))
+    plain, stored = quantizer.without_transform(variables)
+    assert type(plain) is VectorQuantizer
+    assert plain.codebook == FrozenCodebook()
+    assert (plain.estimator, plain.train) == (quantizer.estimator, quantizer.train)
+    assert jax.tree.structure(stored) == jax.tree.structure(created(plain))
+    indices = quantizer.apply(variables, z, method="encode")
+    np.testing.assert_array_equal(plain.apply(stored, z, method="encode"), indices)
+    vectors = quantizer.apply(variables, indices, method="decode")
+    np.testing.assert_array_equal(plain.apply(stored, indices, method="decode"), vectors)
+    train = {} if quantizer.train else {"train": True}
+    out, after = plain.apply(stored, z, **train, mutable=["codebook"])
+    np.testing.assert_array_equal(out.indices, indices)
+    jax.tree.map(np.testing.assert_array_equal, after["codebook"], stored["codebook"])
+
+
+def test_codes_that_depend_on_a_condition_have_no_plain_quantizer():
+    quantizer = VectorQuantizer(CODES, codebook=GradientCodebook(transform=ImplicitCodebook(1, 8)))
+    z = jnp.ones((2, DIM))
+    variables = quantizer.init(KEY, z, condition=z)
+    with pytest.raises(UserError, match="condition must have one vector per token"):
+        quantizer.without_transform(variables)
 
 
 def test_they_are_there_in_nnx():

@@ -26,6 +26,7 @@ from vqjax.quantizers.transforms import ImplicitCodebook as ImplicitCodebook
 from vqjax.quantizers.transforms import LearnedAffine as LearnedAffine
 from vqjax.quantizers.transforms import LinearTransform as LinearTransform
 from vqjax.quantizers.transforms import RunningAffine as RunningAffine
+from vqjax.quantizers.transforms import VQBridge as VQBridge
 from vqjax.quantizers.vector import ProductVQ as ProductVQ
 from vqjax.quantizers.vector import SimVQ as SimVQ
 from vqjax.quantizers.vector import VectorQuantizer as VectorQuantizer

@@ -21,14 +21,25 @@ from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.quantizers.random_projection import RandomProjectionQuantizer
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.scalar import FSP, FSQ, LatentQuantizer
-from vqjax.quantizers.transforms import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
+from vqjax.quantizers.transforms import (
+    ImplicitCodebook,
+    LearnedAffine,
+    LinearTransform,
+    RunningAffine,
+    VQBridge,
+)
 from vqjax.quantizers.vector import ProductVQ, SimVQ, VectorQuantizer
 from vqjax.runtime.signature import Registry
 
 # Arguments that are objects, and the names of what may be written there.
 _PARTS: dict[str, Registry] = {
     "transform": Registry(
-        {"linear": LinearTransform, "learned_affine": LearnedAffine, "running_affine": RunningAffine}
+        {
+            "linear": LinearTransform,
+            "bridge": VQBridge,
+            "learned_affine": LearnedAffine,
+            "running_affine": RunningAffine,
+        }
     ),
     "replace": Registry({"replacement": Replacement}),
     "regularizers": Registry(

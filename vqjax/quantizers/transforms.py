@@ -1,7 +1,7 @@
 """Codebook transforms: modules that map the stored codes to the codes that are looked up.
 
-Any ``flax.linen`` module that maps ``[..., codes, dim]`` to the same shape can be the ``transform`` of a codebook, for
-example the bridge of FVQ (arXiv 2509.10140). Three optional abilities are found by name:
+Any ``flax.linen`` module that maps ``[..., codes, dim]`` to the same shape can be the ``transform`` of a codebook.
+Three optional abilities are found by name:
 
 * a second parameter ``condition`` of the call: every token has its own codebook (:class:`ImplicitCodebook`);
 * a method ``to_base``, the inverse map, which k-means and dead-code replacement need;
@@ -9,7 +9,9 @@ example the bridge of FVQ (arXiv 2509.10140). Three optional abilities are found
 """
 
 import inspect
+import math
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,6 +51,125 @@ class LinearTransform(nn.Module):
     def __call__(self, codes: Codes) -> Codes:
         """Transform codes."""
         return nn.Dense(codes.shape[-1], use_bias=False, precision=jax.lax.Precision.HIGHEST, name="linear")(codes)
+
+
+class VQBridge(nn.Module):
+    r"""FVQ: a small vision transformer over the codebook, so that every batch updates every code.
+
+    The codes are read as an image with ``dim`` channels and cut into patches of ``patch_size`` x ``patch_size`` codes.
+    A linear layer makes each patch one token; the tokens pass through ``depth`` blocks of attention and a two-layer
+    network, without positions; a last linear layer makes each token a patch of codes again. FVQ needs a square number
+    of codes. Without positions only the patches matter, so the image here has the sides closest to each other that
+    ``patch_size`` divides: FVQ's square where there is one, and 16 x 32 for 512 codes in patches of 4 x 4.
+
+    The last layer starts at zero and there is no skip around the bridge, as in FVQ, so that all codes are zero at
+    first. The first tokens then choose code 0, which moves the codes at its place in all patches; tokens closer to the
+    origin than to these move the next place, and so on. What follows from that:
+
+    * Latents around the origin use all places after a few steps. With an offset that is large beside their spread, all
+      of them stay with the first place: the codes of the others stay zero, without a gradient. With an offset of three
+      times the spread, a small training used 16 of 256 codes with ``patch_size=4`` and 64 with 2, and without offset
+      all 256. Center such latents, for example by a norm in front of the quantizer.
+    * Estimators that scale the gradient by :math:`|q|/|z|`, such as ``"rotation"``, pass almost none to the encoder
+      as long as codes are close to zero. None divides by the length of a code: where it is zero and no angle is
+      defined, they are straight-through.
+    * ``distance="cosine"`` is refused, because a code of zero has no direction and no gradient.
+
+    Train it with ``GradientCodebook(transform=VQBridge())``, as FVQ does, or over frozen random codes with
+    ``FrozenCodebook(transform=VQBridge())``. FVQ's codes start with ``codebook_init="inverse_size"``. After training,
+    :meth:`VectorQuantizer.without_transform` stores the output as a plain codebook.
+
+    Attributes:
+      patch_size: Side of a patch; its square must divide ``num_codes``. FVQ has 4 for 16,384 codes, and 8 for 65,536
+        and 262,144.
+      depth: Number of transformer blocks.
+      heads: Heads of the attention; must divide ``width``.
+      width: Features of a token; the two-layer networks have twice as many inside.
+
+    Raises:
+      UserError: A size is out of range, or does not fit the number of codes, then with those that do.
+
+    Example:
+      >>> import jax
+      >>> from vqjax import GradientCodebook, VectorQuantizer
+      >>> bridge = VQBridge(patch_size=2, heads=2, width=8)
+      >>> vq = VectorQuantizer(num_codes=16, codebook=GradientCodebook(transform=bridge), estimator="straight_through")
+      >>> z = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> variables = vq.init(jax.random.key(1), z)
+      >>> float(abs(vq.apply(variables, method="code_vectors")).max())  # the last layer starts at zero
+      0.0
+
+    Source: Chang et al., 2025 (arXiv 2509.10140); the sizes are those of the authors' VQBridge-L (yfChang-cv/FVQ).
+    """
+
+    starts_at_zero: ClassVar[bool] = True
+
+    patch_size: int = 4
+    depth: int = 2
+    heads: int = 4
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("patch_size", "depth", "heads", "width"):
+            require_count(name, getattr(self, name))
+        require(self.width % self.heads == 0, "heads", self.heads, f"a divisor of width={self.width}")
+
+    @nn.compact
+    def __call__(self, codes: Codes) -> Codes:
+        """Transform codes."""
+        rows, columns = self._patches(codes.shape[-2])
+        side, dim, batch = self.patch_size, codes.shape[-1], codes.shape[:-2]
+        image = codes.reshape(*batch, rows, side, columns, side, dim)
+        x = jnp.swapaxes(image, -4, -3).reshape(*batch, rows * columns, side * side * dim)
+        x = _dense(self.width, "to_tokens")(x)
+        for block in range(self.depth):
+            x = _BridgeBlock(self.heads, name=f"block_{block}")(x)
+        x = nn.Dense(
+            side * side * dim, kernel_init=nn.initializers.zeros, precision=jax.lax.Precision.HIGHEST, name="to_codes"
+        )(_norm("norm")(x))
+        image = jnp.swapaxes(x.reshape(*batch, rows, columns, side, side, dim), -4, -3)
+        return image.reshape(codes.shape)
+
+    def _patches(self, num_codes: int) -> tuple[int, int]:
+        """Return the rows and columns of patches, as close to a square as their number allows."""
+        fitting = [size for size in range(1, math.isqrt(num_codes) + 1) if num_codes % size**2 == 0]
+        expected = f"a number whose square divides num_codes={num_codes}"
+        sizes = f"use {' or '.join(map(str, fitting))}, or a num_codes that is a multiple of {self.patch_size**2}"
+        require(self.patch_size in fitting, "patch_size", self.patch_size, expected, sizes)
+        patches = num_codes // self.patch_size**2
+        rows = max(rows for rows in range(1, math.isqrt(patches) + 1) if patches % rows == 0)
+        return rows, patches // rows
+
+
+class _BridgeBlock(nn.Module):
+    """Attention, then a two-layer network, each behind a norm and added to its input."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch patches width"]) -> Float[Array, "*batch patches width"]:
+        attention = nn.MultiHeadDotProductAttention(
+            self.heads,
+            # Xavier's for query, key and value as one layer, as in FVQ.
+            kernel_init=nn.initializers.variance_scaling(0.5, "fan_in", "uniform"),
+            out_kernel_init=nn.initializers.xavier_uniform(),
+            precision=jax.lax.Precision.HIGHEST,
+            deterministic=True,
+            name="attention",
+        )
+        x = x + attention(_norm("norm_1")(x))
+        hidden = nn.gelu(_dense(2 * x.shape[-1], "mlp_1")(_norm("norm_2")(x)))
+        return x + _dense(x.shape[-1], "mlp_2")(hidden)
+
+
+def _dense(features: int, name: str) -> nn.Dense:
+    precision = jax.lax.Precision.HIGHEST
+    return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), precision=precision, name=name)
+
+
+def _norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(1e-6, use_bias=False, use_scale=False, use_fast_variance=False, name=name)
 
 
 class LearnedAffine(nn.Module):

@@ -1,7 +1,7 @@
 """The vector quantizer: each vector becomes its nearest code."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -235,6 +235,9 @@ class VectorQuantizer(Quantizer):
         advice = "running statistics move codes off the unit sphere"
         expected = "without running statistics if distance='cosine'"
         require(not running, "codebook.transform", codebook.transform, expected, advice)
+        lost = self.distance == "cosine" and getattr(codebook.transform, "starts_at_zero", False)
+        advice = "all its codes are zero at first, and normalization passes them no gradient"
+        require(not lost, "distance", self.distance, "'euclidean' with VQBridge", advice)
         if chooses_codes(estimator):
             self._require_off(f"estimator={self.estimator!r} chooses the codes itself", sampling_temperature=None)
         if takes_condition(codebook.transform):
@@ -279,6 +282,41 @@ class VectorQuantizer(Quantizer):
     def without_estimator(self) -> "VectorQuantizer":
         codebook = self.codebook if is_zero(self.sync_nu) else dataclasses.replace(self.codebook, sync_nu=0.0)
         return self.clone(parent=None, name=None, estimator=_pass_to_codes, codebook=codebook)
+
+    def without_transform(self, variables: Mapping[str, Any]) -> tuple["VectorQuantizer", dict[str, Any]]:
+        """Return a plain quantizer with the codes that this one looks up, for use after training.
+
+        ``encode``, ``decode`` and evaluation give the same; nothing of the codebook is learned any more. Regularizers
+        that train nothing but the codes are left out.
+
+        Args:
+          variables: Variables of this quantizer.
+
+        Returns:
+          A quantizer with a :class:`FrozenCodebook` and no transform, and its variables.
+
+        Raises:
+          UserError: Each token has its own codebook, so that there is none to store.
+
+        Example:
+          >>> import jax
+          >>> from vqjax import SimVQ
+          >>> vq, z = SimVQ(num_codes=16), jax.random.normal(jax.random.key(0), (8, 4))
+          >>> variables = vq.init(jax.random.key(1), z)
+          >>> plain, stored = vq.without_transform(variables)
+          >>> jax.tree.map(jax.numpy.shape, stored)
+          {'codebook': {'codes': (16, 4)}}
+          >>> indices = vq.apply(variables, z, method="encode")
+          >>> bool((plain.apply(stored, z, method="encode") == indices).all())
+          True
+        """
+        inherited = {field.name for field in dataclasses.fields(VectorQuantizer)} - {"parent", "name"}
+        options = {name: getattr(self, name) for name in inherited} | {"codebook": FrozenCodebook()}
+        options["regularizers"] = tuple(term for term in self.regularizers if not term.needs_learned_codes)
+        params = {name: x for name, x in variables.get("params", {}).items() if name.startswith("project_")}
+        stored = {"codebook": {"codes": self.apply(variables, method="code_vectors")}}
+        # No submodule of this one, whose method makes it.
+        return VectorQuantizer(**options, parent=None), stored | ({"params": params} if params else {})
 
     @nn.compact
     def __call__(
