@@ -15,8 +15,10 @@ from vqjax.functional.regularizers import (
     EntropyLoss,
     EntropyPenalty,
     Orthogonality,
+    Region,
     assignment_entropies,
     orthogonality,
+    region_targets,
 )
 
 TOKENS, CODES, DIM = 32, 6, 3
@@ -160,6 +162,58 @@ def test_the_gradient_of_the_argmax_form_passes_the_choice_straight_through():
     np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-5)
 
 
+def targets_of_region(codes, counts, sums):
+    """Region VQ by loops, in float64 and whole numbers: the targets that each code is given."""
+    codes, sums, counts = np.asarray(codes, np.float64), np.asarray(sums, np.float64), np.asarray(counts, int)
+    given = {k: [sums[k] / counts[k]] for k in np.flatnonzero(counts)}
+    without, several = np.flatnonzero(counts == 0), np.flatnonzero(counts > 1)
+    for k in several:
+        number = -(-int(counts[k]) * len(without) // int(counts[several].sum()))
+        distances = np.sum((codes[without] - codes[k]) ** 2, axis=-1)
+        for j in without[np.argsort(distances, kind="stable")[:number]]:
+            given.setdefault(j, []).append(sums[k] / counts[k])
+    return {k: np.mean(targets, axis=0) for k, targets in given.items()}
+
+
+COUNTS_OF_REGION = {
+    # More busy codes than are taken at a time, and codes of one token, which give nothing.
+    "many": np.random.default_rng(0).integers(0, 4, 200),
+    "quotients without a remainder": np.array([6, 3, 0, 0, 0, 3, 0, 1]),
+    "one for all": np.array([0, 0, 9, 0]),
+    "no code is busy": np.array([1, 0, 1]),
+    "all have tokens": np.array([2, 1, 3]),
+    "no token": np.zeros(3, int),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS_OF_REGION)
+def test_targets_and_gradient_of_region_are_those_of_its_definition(name):
+    counts = COUNTS_OF_REGION[name]
+    codes = gaussian(len(counts), DIM, seed=4)
+    sums = gaussian(len(counts), DIM, seed=5) * (counts > 0)[:, None]
+    expected = targets_of_region(codes, counts, sums)
+    counts = jnp.asarray(counts, jnp.float32)
+    targets, has_target = region_targets(codes, counts, sums)
+    np.testing.assert_array_equal(np.flatnonzero(has_target), sorted(expected))
+    for k, target in expected.items():
+        np.testing.assert_allclose(targets[k], target, rtol=1e-5, atol=1e-6)
+    value, slope = jax.value_and_grad(lambda e: Region(1.0)(Z, e, counts, sums=sums))(codes)
+    differences = np.zeros(codes.shape)
+    for k, target in expected.items():
+        differences[k] = np.asarray(codes[k], np.float64) - target
+    number = max(1, len(expected)) * DIM
+    np.testing.assert_allclose(value, np.sum(differences**2) / number, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(slope, 2 * differences / number, rtol=1e-4, atol=1e-6)
+
+
+def test_of_equally_near_codes_the_first_take_a_target():
+    codes, counts = jnp.zeros((6, 1)), jnp.array([0.0, 2.0, 0.0, 4.0, 0.0, 0.0])
+    targets, has_target = region_targets(codes, counts, jnp.array([[0.0], [2.0], [0.0], [8.0], [0.0], [0.0]]))
+    # Four codes without tokens: the first two for the code of two tokens, the first three for that of four.
+    np.testing.assert_allclose(targets[:, 0], [1.5, 1.0, 1.5, 2.0, 2.0, 0.0])
+    np.testing.assert_array_equal(has_target, [True, True, True, True, True, False])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -174,7 +228,7 @@ def test_wrong_settings_of_the_entropy_loss_are_refused(arguments, message, as_u
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", [Orthogonality, Diversity, EntropyPenalty, EntropyLoss])
+@pytest.mark.parametrize("kind", [Orthogonality, Diversity, EntropyPenalty, EntropyLoss, Region])
 def test_wrong_weights_are_refused(kind, weight):
     with pytest.raises(UserError, match=r"weight must be a finite number of at least 0, got"):
         kind(weight)

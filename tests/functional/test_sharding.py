@@ -41,6 +41,7 @@ OF_VECTORS = {
     "nearest_k_codes": lambda z: functional.nearest_k_codes(z, E, 2),
     "nearest_levels": lambda z: functional.nearest_levels(z, functional.level_values(RADICES), RADICES),
     "orthogonality": functional.orthogonality,
+    "region_targets": lambda z: functional.region_targets(E, *functional.assign(z, INDICES // 2, CODES, MASK)),
     "replace_codes": lambda z: functional.replace_codes(KEY, functional.init_codebook(E), jnp.arange(CODES) < 3, z),
     "sample_codes": lambda z: functional.sample_codes(KEY, z, E, temperature=1.0),
     "sample_latents": lambda z: functional.sample_latents(KEY, z, CODES, MASK),

@@ -25,21 +25,22 @@ from vqjax import (
     VectorQuantizer,
 )
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio
-from vqjax.functional import Diversity, EntropyPenalty, Orthogonality, softmax_vector_pool
+from vqjax.functional import Diversity, EntropyPenalty, Orthogonality, Region, softmax_vector_pool
 from vqjax.functional.scalar import DISTRIBUTIONS
-from vqjax.quantizers import LearnedAffine, RunningAffine
+from vqjax.quantizers import LearnedAffine, RunningAffine, VQBridge
 
 pytestmark = pytest.mark.full
 
 OTHER_KEY = jax.random.key(6)
 CHECKS = checkify.float_checks | checkify.index_checks | checkify.user_checks
-REGULARIZERS = (Orthogonality(1.0), Orthogonality(1.0, active_only=True), Diversity(0.1), EntropyPenalty(0.1))
+TERMS = (Orthogonality(1.0), Orthogonality(1.0, active_only=True), Diversity(0.1), EntropyPenalty(0.1), Region(1.0))
 OPTIONS = {
     "cosine": VectorQuantizer(16, distance="cosine", codebook=EMACodebook(replace=Replacement(None, 1))),
     "smoothing": VectorQuantizer(16, codebook=EMACodebook(smoothing=1e-5, start="sums_only", accumulation_steps=2)),
     "learned affine": VectorQuantizer(16, codebook=GradientCodebook(sync_nu=0.2, transform=LearnedAffine(2.0))),
+    "bridge": VectorQuantizer(16, codebook=GradientCodebook(transform=VQBridge(2, heads=2, width=4))),
     "running affine": VectorQuantizer(16, codebook=EMACodebook(transform=RunningAffine())),
-    "regularized": VectorQuantizer(16, codebook="gradient", regularizers=REGULARIZERS),
+    "regularized": VectorQuantizer(16, codebook="gradient", regularizers=TERMS),
     "sampling": VectorQuantizer(16, sampling_temperature=0.5),
     "beam search": Residual(VectorQuantizer(16), 3, beam_size=2, dropout=0.5),
     "shared": Residual(VectorQuantizer(16), 3, shared_codebook=True, codebook_dim=4),

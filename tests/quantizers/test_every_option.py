@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from helpers.shares import examples
 from vqjax import EMACodebook, FrozenCodebook, GradientCodebook, Replacement, VectorQuantizer
 from vqjax.estimators import ESTIMATORS, clip_norm_ratio, keyword_names
-from vqjax.functional.regularizers import Diversity, EntropyLoss, EntropyPenalty, Orthogonality
-from vqjax.quantizers import LearnedAffine, LinearTransform, RunningAffine
+from vqjax.functional.regularizers import Diversity, EntropyLoss, EntropyPenalty, Orthogonality, Region
+from vqjax.quantizers import LearnedAffine, LinearTransform, RunningAffine, VQBridge
 
 DIM, CODES, TOKENS = 8, 11, 16
 KEY = jax.random.key(0)
@@ -37,7 +37,7 @@ CASES = {
     "heads, cosine": {"heads": 4, "distance": "cosine"},
     "separate codebooks": DIVIDED,
     "separate, learned": LEARNED | DIVIDED | {"distance": "cosine"},
-    "separate, regularized": LEARNED | DIVIDED | {"regularizers": (Orthogonality(1.0), Diversity(0.1))},
+    "separate, regularized": LEARNED | DIVIDED | {"regularizers": (Orthogonality(1.0), Diversity(0.1), Region(1.0))},
     "projection": {"codebook_dim": 3},
     "projection, heads": DIVIDED | {"codebook_dim": 3, "distance": "cosine"},
     "root mean square": LEARNED | {"latent_norm": "rms", "commitment": "relative"},
@@ -46,11 +46,14 @@ CASES = {
     "angular commitment": {"commitment": "angular", "estimator": "rotation_about_mean"},
     "SimVQ": {"codebook": FrozenCodebook(LinearTransform())},
     "SimVQ, cosine": {"codebook": GradientCodebook(transform=LinearTransform()), "distance": "cosine"},
+    "bridge": {"codebook": GradientCodebook(sync_nu=0.2, transform=VQBridge(1, heads=2, width=4))},
+    "bridge, separate": DIVIDED | {"codebook": FrozenCodebook(VQBridge(1, heads=2, width=4))},
     "affine, learned": {"codebook": GradientCodebook(transform=LearnedAffine(2.0))},
     "affine, running": {"codebook": EMACodebook(transform=RunningAffine())},
     "affine, running, learned": {"codebook": GradientCodebook(transform=RunningAffine()), "heads": 2},
     "affine, running, separate": DIVIDED | {"codebook": EMACodebook(transform=RunningAffine())},
     "regularized": LEARNED | {"regularizers": (Orthogonality(1.0), Diversity(0.1), EntropyPenalty(0.1))},
+    "region": {"codebook": GradientCodebook(weight=0.0), "regularizers": (Region(1.0),), "heads": 2},
     "diversity": {"regularizers": (Diversity(0.1),)},
     "entropy loss": LEARNED | {"regularizers": (EntropyLoss(0.1, temperature=1.0),)},
     "entropy loss, argmax": DIVIDED | {"regularizers": (EntropyLoss(0.1, temperature=1.0, form="argmax"),)},

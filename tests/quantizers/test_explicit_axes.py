@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 import vqjax.nnx
 from helpers.recipes import KEY, NAMES, create, evaluate, train
 from vqjax import EMACodebook, GradientCodebook, Replacement, VectorQuantizer
-from vqjax.quantizers import LearnedAffine, RunningAffine
+from vqjax.functional.regularizers import Region
+from vqjax.quantizers import LearnedAffine, RunningAffine, VQBridge
 
 pytestmark = pytest.mark.full
 
@@ -79,6 +80,7 @@ def test_every_quantizer_in_any_place(do, named, placed, name):
 OPTIONS = {
     "replacement": {"codebook": EMACodebook(decay=0.5, replace=Replacement(below=0.9))},
     "replaced, learned": {"codebook": GradientCodebook(replace=Replacement(None, 1), transform=LearnedAffine())},
+    "bridge": {"codebook": GradientCodebook(transform=VQBridge(2, heads=2, width=4)), "regularizers": (Region(1.0),)},
     "running affine": {"codebook": EMACodebook(transform=RunningAffine()), "heads": 2},
     "sampling": {"sampling_temperature": 0.5, "distance": "cosine"},
     "gumbel_softmax": {"estimator": "gumbel_softmax", "codebook": "gradient"},

@@ -16,7 +16,7 @@ from helpers.quantizing import CODES, DIM, KEY, every_second, gaussian
 from vqjax import UserError
 from vqjax.estimators import index_backpropagation, largest_inner_product
 from vqjax.functional import chunks
-from vqjax.functional.regularizers import EntropyPenalty, Orthogonality
+from vqjax.functional.regularizers import EntropyPenalty, Orthogonality, Region
 from vqjax.quantizers import IBQ
 
 pytestmark = pytest.mark.full
@@ -171,7 +171,7 @@ def test_masked_tokens_take_no_part():
 @pytest.mark.parametrize("mapped", [False, True])
 def test_eight_devices_are_one(mapped, small_parts):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    regularizers = (EntropyPenalty(0.1, 1.0), Orthogonality(0.1, active_only=True))
+    regularizers = (EntropyPenalty(0.1, 1.0), Orthogonality(0.1, active_only=True), Region(1.0))
     z, codes = gaussian(32, DIM), gaussian(CODES, DIM, seed=1)
     mask = jnp.arange(32) > 5  # the first device holds nothing
 

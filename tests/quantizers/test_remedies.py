@@ -10,7 +10,7 @@ import pytest
 
 from helpers.quantizing import gaussian
 from vqjax import EMACodebook, FrozenCodebook, GradientCodebook, Replacement, UserError, VectorQuantizer
-from vqjax.functional.regularizers import Diversity, Orthogonality
+from vqjax.functional.regularizers import Diversity, Orthogonality, Region
 from vqjax.quantizers import ImplicitCodebook, LearnedAffine, LinearTransform, RunningAffine
 from vqjax.tasks.alternating import alternating_steps
 
@@ -199,6 +199,23 @@ def test_a_regularizer_is_in_the_loss_with_its_weight_and_in_the_metrics_without
     plain, _ = create()
     out, expected = vq.apply(variables, z, train=False), plain.apply(variables, z, train=False)
     np.testing.assert_allclose(out.loss, expected.loss + 0.5 * out.metrics["diversity"], rtol=1e-5)
+
+
+def test_region_moves_codes_without_tokens_to_the_tokens():
+    vq, variables = create(codebook=GradientCodebook(weight=0.0), regularizers=(Region(1.0),))
+    z = gaussian(TOKENS, DIM) + 8  # one code is nearest to all
+
+    @jax.jit
+    def descend(params):
+        slope = jax.grad(lambda params: vq.apply({"params": params}, z, train=False).loss)(params)
+        return jax.tree.map(lambda p, g: p - 4 * g, params, slope)
+
+    moved = variables["params"]
+    for _ in range(25):
+        moved = descend(moved)
+    before, after = (vq.apply({"params": params}, z, train=False).metrics for params in (variables["params"], moved))
+    assert float(before["usage"]) <= 2 / CODES
+    assert float(after["usage"]) > 0.5
 
 
 def test_kmeans_plus_plus_starts_the_transformed_codes_on_the_tokens():

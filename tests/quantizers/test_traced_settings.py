@@ -15,7 +15,7 @@ import vqjax.nnx
 from helpers.quantizing import KEY, gaussian, replacing
 from vqjax import FSQ, LFQ, EMACodebook, GradientCodebook, Residual, UserError, VectorQuantizer
 from vqjax.estimators import clip_norm_ratio, diveq, gumbel_softmax
-from vqjax.functional.regularizers import Diversity, EntropyLoss, Orthogonality
+from vqjax.functional.regularizers import Diversity, EntropyLoss, Orthogonality, Region
 from vqjax.quantizers import LearnedAffine, RunningAffine, build, replace_settings, weightings
 from vqjax.quantizers.recipes import RECIPES
 
@@ -26,7 +26,7 @@ QUANTIZERS = {
     for name, config in RECIPES.items()
 } | {
     "learned": VectorQuantizer(
-        4, codebook=LEARNED, regularizers=(Orthogonality(0.1), Diversity(0.2), EntropyLoss(0.1))
+        4, codebook=LEARNED, regularizers=(Orthogonality(0.1), Diversity(0.2), EntropyLoss(0.1), Region(0.3))
     ),
     "running": VectorQuantizer(4, codebook=EMACodebook(smoothing=1e-5, transform=RunningAffine())),
     "replaced": VectorQuantizer(4, codebook=replacing(below=0.9), sampling_temperature=0.5),

@@ -69,9 +69,11 @@ from vqjax.functional.regularizers import Diversity as Diversity
 from vqjax.functional.regularizers import EntropyLoss as EntropyLoss
 from vqjax.functional.regularizers import EntropyPenalty as EntropyPenalty
 from vqjax.functional.regularizers import Orthogonality as Orthogonality
+from vqjax.functional.regularizers import Region as Region
 from vqjax.functional.regularizers import Regularizer as Regularizer
 from vqjax.functional.regularizers import assignment_entropies as assignment_entropies
 from vqjax.functional.regularizers import orthogonality as orthogonality
+from vqjax.functional.regularizers import region_targets as region_targets
 from vqjax.functional.resampling import adaptive_average_pool as adaptive_average_pool
 from vqjax.functional.resampling import interpolate_linearly as interpolate_linearly
 from vqjax.functional.scalar import bin_centers as bin_centers

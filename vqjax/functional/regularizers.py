@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.errors import UserError
 from vqjax.functional.chunks import sum_in_chunks
@@ -17,6 +17,7 @@ from vqjax.functional.search import similarity
 from vqjax.functional.sharding import with_automatic_axes
 
 Mask = Bool[Array, "*batch"] | None
+_BUSY_CODES_AT_ONCE = 64
 
 
 @with_automatic_axes()
@@ -121,9 +122,93 @@ def _entropy(p: Float[Array, " codes"]) -> Float[Array, ""]:
     return -jnp.sum(p * log_p)
 
 
+@with_automatic_axes()
+def region_targets(
+    codes: Float[Array, "codes dim"], counts: Float[Array, " codes"], sums: Float[Array, "codes dim"]
+) -> tuple[Float[Array, "codes dim"], Bool[Array, " codes"]]:
+    r"""Give codes without tokens the targets of busy codes near them.
+
+    The target of a code with :math:`n_k` tokens is their mean :math:`t_k`. Codes with more than one token also give
+    theirs to
+
+    .. math:: m_k = \Big\lceil n_k\, |N| \Big/ \sum_{j:\, n_j > 1} n_j \Big\rceil
+
+    codes of the set :math:`N` of those without tokens: the ones nearest to :math:`e_k`, of equally near ones the first.
+    A code that several give a target to takes the mean of these.
+
+    Distances between codes are computed for a few busy codes at a time, so that no matrix of all codes by all codes is
+    held; the time grows with the number of busy codes times that of all codes, and is none if all codes have tokens.
+
+    Args:
+      codes: The codebook.
+      counts: Tokens per code.
+      sums: Sum of the latents of each code.
+
+    Returns:
+      The targets, and True for the codes that have one. No gradient passes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> codes, counts = jnp.array([[0.0], [1.0], [9.0]]), jnp.array([2.0, 0.0, 1.0])
+      >>> targets, has_target = region_targets(codes, counts, sums=jnp.array([[0.5], [0.0], [8.0]]))
+      >>> targets[:, 0].tolist(), has_target.tolist()
+      ([0.25, 0.25, 8.0], [True, True, True])
+
+    Source: StableVQ (arXiv 2609.26774).
+    """
+    codes, counts, sums = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (codes, counts, sums))
+    num_codes, active, busy = codes.shape[0], counts > 0, counts > 1
+    means = sums / jnp.maximum(counts, 1.0)[:, None]
+    shares = counts / jnp.maximum(jnp.sum(jnp.where(busy, counts, 0.0)), 1.0)
+    # The last factor, because rounding must not add a code where the quotient is an integer.
+    quotient = jnp.sum(~active, dtype=jnp.float32) * shares * (1 - 4 * jnp.finfo(jnp.float32).eps)
+    given = jnp.where(busy, jnp.ceil(quotient), 0.0).astype(jnp.int32)
+    rows, last = min(num_codes, _BUSY_CODES_AT_ONCE), jnp.where(jnp.all(active), 0, jnp.sum(busy, dtype=jnp.int32))
+    # Busy codes come first, so that the loop ends behind the last one.
+    order = jnp.pad(jnp.argsort(~busy), (0, -num_codes % rows))
+
+    def give(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        start, total, givers = state
+        here = jax.lax.dynamic_slice_in_dim(order, start, rows)
+        number = jnp.where(start + jnp.arange(rows, dtype=jnp.int32) < last, given[here], 0)[:, None]
+        distances = jnp.maximum(-similarity(codes[here], codes, "squared_euclidean"), 0.0)
+        distances = jnp.where(active[None], jnp.inf, distances)
+        farthest = _smallest(distances, number)
+        nearer, equal = distances < farthest, distances == farthest
+        left = number - jnp.sum(nearer, axis=-1, keepdims=True, dtype=jnp.int32)
+        takes = nearer | (equal & (jnp.cumsum(equal, axis=-1, dtype=jnp.int32) <= left))
+        takes = (takes & (number > 0) & ~active[None]).astype(jnp.float32)
+        total += jnp.matmul(takes.T, means[here], precision=jax.lax.Precision.HIGHEST)
+        return start + rows, total, givers + jnp.sum(takes, axis=0)
+
+    nothing = jnp.zeros_like(last), jnp.zeros_like(codes), jnp.zeros_like(counts)
+    _, total, givers = jax.lax.while_loop(lambda state: state[0] < last, give, nothing)
+    targets = jnp.where(active[:, None], means, total / jnp.maximum(givers, 1.0)[:, None])
+    return targets, active | (givers > 0)
+
+
+def _smallest(x: Float[Array, "rows columns"], rank: Int[Array, "rows 1"]) -> Float[Array, "rows 1"]:
+    """Return the value of this rank, from 1, in each row of numbers that are not negative."""
+    # By bisection, which is several times faster than sorting on CPUs. The bits of such numbers have their order.
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = jnp.sum(bits <= middle, axis=-1, keepdims=True, dtype=jnp.int32) >= rank
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    lowest = jnp.zeros_like(rank)
+    infinity = jax.lax.bitcast_convert_type(jnp.float32(jnp.inf), jnp.int32)
+    found, _ = jax.lax.fori_loop(0, 31, halve, (lowest, lowest + infinity))
+    return jax.lax.bitcast_convert_type(found, jnp.float32)
+
+
 @runtime_checkable
 class Regularizer(Protocol):
     """Loss term of a codebook, with its weight.
+
+    A quantizer passes ``sums``, the sum of the latents of each code in the global batch, to those that take it.
 
     Attributes:
       weight: Factor in the loss.
@@ -328,6 +413,57 @@ class EntropyLoss:
         settings = {"inverse_temperature": 1 / self.temperature, "distance": "squared_euclidean", "form": self.form}
         per_token, batch = assignment_entropies(z, codes, mask=mask, axis_name=axis_name, **settings)
         return per_token - batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    r"""Region VQ: codes without tokens move to the latents of busy codes near them.
+
+    .. math:: \frac{1}{|T|}\sum_{k \in T} |e_k - \mathrm{sg}(t_k)|^2
+
+    averaged over dimensions too, with the targets :math:`t_k` of :func:`region_targets` and the set :math:`T` of codes
+    that have one. It trains the codes in use as well, each by the same weight however many tokens it has, and stands in
+    StableVQ for the codebook loss: use it with ``GradientCodebook(weight=0.0)``, or 0 in the codebook of a transform.
+    There, codes that were used in a window of recent steps count as used; here those of the batch do, so that no state
+    is needed: take batches of several tokens per code.
+
+    Attributes:
+      weight: Factor in the loss, at least 0.
+
+    Raises:
+      UserError: ``weight`` is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> codes, counts, sums = jnp.array([[0.0], [2.0]]), jnp.array([2.0, 0.0]), jnp.array([[2.0], [0.0]])
+      >>> print(Region(1.0)(jnp.ones((2, 1)), codes, counts, sums=sums))  # both are 1 away from the mean of the tokens
+      1.0
+
+    Source: StableVQ (arXiv 2609.26774).
+    """
+
+    weight: Number
+    name: ClassVar[str] = "region"
+    needs_learned_codes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_weight("weight", self.weight)
+
+    def __call__(
+        self,
+        z: Array,
+        codes: Array,
+        counts: Array,
+        mask: Array | None = None,
+        axis_name: str | None = None,
+        distance: str = "euclidean",
+        *,
+        sums: Float[Array, "codes dim"],
+    ) -> Float[Array, ""]:
+        """Compute the term without its weight; ``sums`` holds the sum of each code's latents in the global batch."""
+        targets, has_target = region_targets(codes, counts, sums)
+        errors = jnp.where(has_target, jnp.mean(jnp.square(codes - targets), axis=-1), 0.0)
+        return jnp.sum(errors) / jnp.maximum(jnp.sum(has_target, dtype=jnp.float32), 1.0)
 
 
 def _check_weight(name: str, value: Number) -> None:

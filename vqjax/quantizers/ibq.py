@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.estimators import Estimator, index_backpropagation, largest_inner_product
+from vqjax.estimators import Estimator, index_backpropagation, keyword_names, largest_inner_product
 from vqjax.functional.codebook import assign
 from vqjax.functional.metrics import geometry_statistics, perplexity, usage
 from vqjax.functional.numbers import Number, to_scalar
@@ -191,11 +191,12 @@ class IBQ(Quantizer):
         }
         weights = [self.quantization_weight, self.commitment_weight, self.codebook_weight]
         tokens, token_mask = z.reshape(-1, z.shape[-1]), None if mask is None else mask.reshape(-1)
-        counts = assign(tokens, indices.reshape(-1), self.num_codes, token_mask).counts
-        counts = counts if self._batch_axis is None else jax.lax.psum(counts, self._batch_axis)
+        batch = assign(tokens, indices.reshape(-1), self.num_codes, token_mask)
+        counts, sums = batch if self._batch_axis is None else jax.lax.psum(batch, self._batch_axis)
         for regularizer in self.regularizers:
             # "cosine" is the plain inner product of what is given.
             settings = {"axis_name": self._batch_axis, "distance": "cosine"}
+            settings |= {"sums": sums} if "sums" in keyword_names(regularizer) else {}
             terms[regularizer.name] = regularizer(tokens, codes, counts, token_mask, **settings)
             weights.append(regularizer.weight)
         loss = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))

@@ -12,7 +12,7 @@ Example:
   2
 """
 
-from vqjax.functional.regularizers import Diversity, EntropyLoss, EntropyPenalty, Orthogonality
+from vqjax.functional.regularizers import Diversity, EntropyLoss, EntropyPenalty, Orthogonality, Region
 from vqjax.quantizers.binary import BSQ, LFQ, BinaryMapper
 from vqjax.quantizers.codebooks import CODEBOOKS, Replacement
 from vqjax.quantizers.grouped import Grouped
@@ -48,6 +48,7 @@ _PARTS: dict[str, Registry] = {
             "diversity": Diversity,
             "entropy_penalty": EntropyPenalty,
             "entropy_loss": EntropyLoss,
+            "region": Region,
         }
     ),
     "implicit_codebooks": Registry({"implicit": ImplicitCodebook}),

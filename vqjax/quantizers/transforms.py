@@ -69,7 +69,7 @@ class VQBridge(nn.Module):
     * Latents around the origin use all places after a few steps. With an offset that is large beside their spread, all
       of them stay with the first place: the codes of the others stay zero, without a gradient. With an offset of three
       times the spread, a small training used 16 of 256 codes with ``patch_size=4`` and 64 with 2, and without offset
-      all 256. Center such latents, for example by a norm in front of the quantizer.
+      all 256. Center such latents, for example by a batch norm at the end of the encoder.
     * Estimators that scale the gradient by :math:`|q|/|z|`, such as ``"rotation"``, pass almost none to the encoder
       as long as codes are close to zero. None divides by the length of a code: where it is zero and no angle is
       defined, they are straight-through.

@@ -403,8 +403,9 @@ class VectorQuantizer(Quantizer):
             lookup = self._look_up(crossing, codes, token_mask, key, given)
         else:
             codes, lookup = None, self._look_up_own(variables, crossing, condition, token_mask, key, given)
-        counts = self._assign(*self._group(latents, token_mask), lookup.indices).counts
-        loss, metrics = self._losses(latents, lookup.codes, codes, counts, token_mask)
+        assigned = self._assign(*self._group(latents, token_mask), lookup.indices)
+        loss, metrics = self._losses(latents, lookup.codes, codes, assigned, token_mask)
+        counts = assigned.counts
         metrics |= self._measure(variables, latents, lookup.codes, counts, token_mask, metrics["codebook_loss"])
         if train and update:
             batch = latents, lookup.indices, counts, token_mask
@@ -792,7 +793,7 @@ class VectorQuantizer(Quantizer):
         return batch if self._batch_axis is None else jax.lax.psum(batch, self._batch_axis)
 
     def _losses(
-        self, latents: Latents, chosen: Latents, codes: Codes | None, counts: Counts, mask: TokenMask
+        self, latents: Latents, chosen: Latents, codes: Codes | None, batch: Assignment, mask: TokenMask
     ) -> tuple[Scalar, dict[str, Scalar]]:
         """Return the weighted loss, and each term without its weight by name."""
         commitment = self._commitment(latents, jax.lax.stop_gradient(chosen), mask)
@@ -802,7 +803,7 @@ class VectorQuantizer(Quantizer):
             loss += self.codebook.weight * codebook
         metrics = {"commitment_loss": commitment, "codebook_loss": codebook}
         for regularizer in self.regularizers:
-            metrics[regularizer.name] = self._regularize(regularizer, latents, codes, counts, mask)
+            metrics[regularizer.name] = self._regularize(regularizer, latents, codes, batch, mask)
             loss += regularizer.weight * metrics[regularizer.name]
         return loss, metrics
 
@@ -814,14 +815,18 @@ class VectorQuantizer(Quantizer):
         return squared if self.commitment == "squared" else self._relative_error(squared, latents, mask)
 
     def _regularize(
-        self, regularizer: Regularizer, latents: Latents, codes: Codes, counts: Counts, mask: TokenMask
+        self, regularizer: Regularizer, latents: Latents, codes: Codes, batch: Assignment, mask: TokenMask
     ) -> Scalar:
         """Return the value of a regularizer, the mean over codebooks."""
-        value = partial(regularizer, axis_name=self._batch_axis, distance=self.distance)
+
+        def value(latents: Latents, codes: Codes, batch: Assignment, mask: TokenMask) -> Scalar:
+            settings = {"axis_name": self._batch_axis, "distance": self.distance}
+            return regularizer(latents, codes, batch.counts, mask, **settings, **_select(regularizer, sums=batch.sums))
+
         if not self.separate_codebooks:
-            return value(latents, codes, counts, mask)
+            return value(latents, codes, batch, mask)
         latents, mask = self._group(latents, mask)
-        return jnp.mean(jax.vmap(value)(latents, codes, counts, mask))
+        return jnp.mean(jax.vmap(value)(latents, codes, batch, mask))
 
     def _measure(
         self, variables: Variables, latents: Latents, chosen: Latents, counts: Counts, mask: TokenMask, error: Scalar
@@ -935,9 +940,11 @@ class SimVQ(VectorQuantizer):
     codebook_init: str | Callable = "unit_normal"
 
 
-def _select(estimator: Estimator, **settings: Array | int | str | None) -> dict[str, Array | int | str | None]:
-    """Return the settings that an estimator takes."""
-    names = keyword_names(estimator)
+def _select(
+    function: Estimator | Regularizer, **settings: Array | int | str | None
+) -> dict[str, Array | int | str | None]:
+    """Return the settings that an estimator or a regularizer takes."""
+    names = keyword_names(function)
     return {name: value for name, value in settings.items() if name in names}
 
 
