@@ -69,6 +69,7 @@ REMEDIES = {
     "8 dimensions": ("model.latent_dim=8",),
     "running affine": ("quantizer.codebook.transform.name=running_affine",),
     "sim_vq": ("quantizer.name=sim_vq", "quantizer.num_codes=512"),
+    "fvq bridge": ("quantizer.codebook.name=gradient", "quantizer.codebook.transform.name=bridge"),
     "residual of 2": (*_RESIDUAL, "quantizer.num_quantizers=2", "quantizer.quantizer.num_codes=512"),
     "commitment weight 0.1": ("quantizer.commitment_weight=0.1",),
     "commitment weight 1": ("quantizer.commitment_weight=1.0",),
