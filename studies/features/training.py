@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from studies.features.weights import rounded
 from vqjax.data import Example, Splits, augment, batch_indices, materialize, to_model_range
+from vqjax.errors import UserError
 from vqjax.models.resnet import ResNet
 from vqjax.reporting.progress import Progress
 
@@ -74,7 +75,12 @@ def train_network(splits: Splits, setting: Setting) -> tuple[dict[str, Any], dic
     Returns:
       Variables of its feature network, and what was measured: ``accuracy``, the share of the held-out images that are
       classified correctly, and the numbers of images, classes and parameters.
+
+    Raises:
+      UserError: There are fewer training images than a batch has.
     """
+    if len(splits.train) < setting.batch_size:
+        raise UserError(f"{splits.train.name} must have at least {setting.batch_size} images, got {len(splits.train)}.")
     train, evaluation = (materialize(dataset) for dataset in splits)
     classifier = Classifier(ResNet(setting.channels), len(splits.train.class_names))
     steps = setting.epochs * (len(train["image"]) // setting.batch_size)
