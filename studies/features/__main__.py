@@ -11,6 +11,7 @@ import time
 
 from ml_collections import ConfigDict
 
+from studies.common.command import check_positive
 from studies.common.records import Results, Run, slug
 from studies.features.training import Setting, train_network
 from studies.features.weights import RECORDS, save_network
@@ -25,7 +26,7 @@ def main(*, data: str | None = None, epochs: int | None = None, records: str = "
 
     Args:
       data: Folder of images, after which the network is named; CIFAR-10 by default.
-      epochs: Passes over the training images; 8 for CIFAR-10, and 15 for a folder.
+      epochs: Passes over the training images; 8 by default.
       records: Directory of the weights and of results.jsonl.
     """
     records = local_path(records, "--records")
@@ -33,9 +34,14 @@ def main(*, data: str | None = None, epochs: int | None = None, records: str = "
         name, setting, opened = "cifar10", Setting(), {"source": "tfds", "name": "cifar10"}
     else:
         folder = local_path(data, "--data").resolve()
-        name, setting = slug(folder.name), Setting(image_size=64, crop_padding=8, epochs=15)
+        if not folder.is_dir():
+            raise UserError(f"--data must be a folder of images, got {data!r}; correct the path.")
+        # Fewer images, and larger ones: more steps for each, and one more level.
+        size = {"channels": (32, 64, 128, 128), "image_size": 64, "crop_padding": 8}
+        name, setting = slug(folder.name), Setting(**size, batch_size=64, learning_rate=0.1)
         opened = {"source": "image_folder", "name": str(folder), "eval_split": "val"}
     if epochs is not None:
+        check_positive(epochs=epochs)
         setting = dataclasses.replace(setting, epochs=epochs)
     results = Results(records / RECORDS)
     for training in results.unfinished([Run(name, dataclasses.asdict(setting))]):

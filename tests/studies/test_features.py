@@ -114,7 +114,7 @@ def test_the_command_trains_on_a_folder_once(tmp_path, capsys):
         for label in ("cats", "dogs"):
             folder = tmp_path / "pets" / split / label
             folder.mkdir(parents=True)
-            for number in range(64 if split == "train" else 4):
+            for number in range(32 if split == "train" else 4):
                 Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / f"{number}.png")
     arguments = {"data": str(tmp_path / "pets"), "epochs": 1, "records": str(tmp_path / "records")}
     main(**arguments)
@@ -129,3 +129,24 @@ def test_the_command_trains_on_a_folder_once(tmp_path, capsys):
     assert "step" not in second.err
     with pytest.raises(UserError, match="epochs=1, now 2"):
         main(**(arguments | {"epochs": 2}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": "{folder}/none"}, r"--data must be a folder of images, got .*none'; correct the path"),
+        ({"data": "{folder}/file"}, r"--data must be a folder of images"),
+        ({"epochs": 0}, r"--epochs must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(arguments, message, tmp_path):
+    (tmp_path / "file").touch()
+    data = arguments.get("data", "").format(folder=tmp_path) or None
+    with pytest.raises(UserError, match=message):
+        main(**(arguments | {"data": data, "records": str(tmp_path / "records")}))
+
+
+def test_fewer_images_than_a_batch_are_refused():
+    few = _bright_and_dark(4, 0)
+    with pytest.raises(UserError, match=r"lights must have at least 128 images, got 4"):
+        train_network(Splits(few, few), Setting())
