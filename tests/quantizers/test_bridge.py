@@ -77,7 +77,7 @@ def test_codebooks_of_heads_pass_one_by_one():
 
 def trained(vq, offset, steps=100):
     """Codes used by many latents after a training of a linear autoencoder, and all codes."""
-    x, k = jax.random.normal(KEY, (steps, 512, 8)), jax.random.split(KEY, 2)
+    x, k = jax.random.normal(KEY, (steps, 128, 8)), jax.random.split(KEY, 2)
     encoder = {"in": jax.random.normal(k[0], (8, 4)) / 3, "out": jax.random.normal(k[1], (4, 8)) / 2}
     variables = vq.init({"params": KEY, "quantizer": KEY}, jnp.zeros((1, 4)))
     optimizer = optax.adam(3e-3)
@@ -95,7 +95,7 @@ def trained(vq, offset, steps=100):
     params = encoder | {"vq": variables["params"]}
     (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), (x, jax.random.split(KEY, steps)))
     model = variables | {"params": params["vq"]}
-    used = vq.apply(model, x[:16].reshape(-1, 8) @ params["in"] + offset, method="encode")
+    used = vq.apply(model, x[:64].reshape(-1, 8) @ params["in"] + offset, method="encode")
     return used, vq.apply(model, method="code_vectors")
 
 
