@@ -1,11 +1,13 @@
 """Codebook transforms: modules that map the stored codes to the codes that are looked up.
 
 Any ``flax.linen`` module that maps ``[..., codes, dim]`` to the same shape can be the ``transform`` of a codebook.
-Three optional abilities are found by name:
+Four optional members are found by name:
 
 * a second parameter ``condition`` of the call: every token has its own codebook (:class:`ImplicitCodebook`);
 * a method ``to_base``, the inverse map, which k-means and dead-code replacement need;
-* a method ``update``, called in training after the lookup (:class:`RunningAffine`).
+* a method ``update``, called in training after the lookup (:class:`RunningAffine`);
+* an attribute ``starts_at_zero``, true if all codes are zero at first, which unit length does not allow
+  (:class:`VQBridge`).
 """
 
 import inspect

@@ -237,7 +237,8 @@ class VectorQuantizer(Quantizer):
         require(not running, "codebook.transform", codebook.transform, expected, advice)
         lost = self.distance == "cosine" and getattr(codebook.transform, "starts_at_zero", False)
         advice = "all its codes are zero at first, and normalization passes them no gradient"
-        require(not lost, "distance", self.distance, "'euclidean' with VQBridge", advice)
+        expected = f"'euclidean' with {type(codebook.transform).__name__}"
+        require(not lost, "distance", self.distance, expected, advice)
         if chooses_codes(estimator):
             self._require_off(f"estimator={self.estimator!r} chooses the codes itself", sampling_temperature=None)
         if takes_condition(codebook.transform):
