@@ -13,8 +13,7 @@ class ResNet(nn.Module):
     """The features of a residual network behind its first convolution and behind each of its blocks.
 
     The first convolution has stride 2, and each block halves height and width by averages over 2x2 places; an odd last
-    row or column is left out.
-    Batch norms use their running averages, except in training.
+    row or column is left out. Batch norms use their running averages, except in training.
 
     Variables:
       ``params``, and the running averages in ``batch_stats``.
