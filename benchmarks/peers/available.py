@@ -15,7 +15,7 @@ def installed(module: str) -> bool:
 
 
 def fits(tokens: int, codes: int, of_torch: bool) -> bool:
-    """Whether the [tokens, codes] matrices that a peer holds fit into four fifths of a GPU's free memory, half of a CPU's.
+    """Whether a peer's [tokens, codes] matrices fit into four fifths of a GPU's free memory, or half of a CPU's.
 
     Args:
       tokens: Number of tokens.
