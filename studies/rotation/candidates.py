@@ -1,4 +1,7 @@
-"""Estimators that are tried here, and are not in the package; importing this module makes their names known."""
+"""Estimators that are tried here, and are not in the package."""
+
+import contextlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -57,4 +60,14 @@ CANDIDATES: dict[str, Estimator] = {
 """By name: half of the angle; the tangential part divided by the ratio of lengths, which is a cosine for codes that are
 means; and the weights of the dynamic straight-through estimator."""
 
-ESTIMATORS.update(CANDIDATES)
+
+@contextlib.contextmanager
+def known_candidates() -> Iterator[None]:
+    """Let configs name the candidates."""
+    added = {name: estimator for name, estimator in CANDIDATES.items() if name not in ESTIMATORS}
+    ESTIMATORS.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del ESTIMATORS[name]

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from studies.common.records import Results, Run, slug
 from studies.features.distance import FeatureDistance
+from studies.rotation.candidates import known_candidates
 from studies.rotation.grid import (
     COMBINED,
     CONFIRMED_WITH,
@@ -87,6 +88,7 @@ def _config(setting: str) -> str:
     return str(ROOT / SETTINGS[setting].config)
 
 
+@known_candidates()
 def config_of(run: Run) -> ConfigDict:
     """Return the config of a run.
 
@@ -166,6 +168,7 @@ def _measure_run(run: Run, workdir: Path) -> tuple[dict[str, Any], float]:
     return measure(config_of(run), _directory(run, workdir)), time.monotonic() - started
 
 
+@known_candidates()
 def measure(config: ConfigDict, directory: Path) -> dict[str, Any]:
     """Train with a config, and measure the result.
 

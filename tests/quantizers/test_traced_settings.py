@@ -96,7 +96,10 @@ def test_known_arrays_are_checked(as_users_run_it):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"commitment": 1.0}, "commitment is not a field of VectorQuantizer; did you mean 'commitment_weight'?"),
+        (
+            {"comitment_weight": 1.0},
+            "comitment_weight is not a field of VectorQuantizer; did you mean 'commitment_weight'?",
+        ),
         ({"codebook.decai": 1.0}, "decai is not a field of EMACodebook; did you mean 'decay'?"),
         ({"codebook.decay.x": 1.0}, "x is not a field of float; leave it out"),
         ({"regularizers.entropy.weight": 1.0}, r"entropy.weight must name a field of one of \['diversity'\]"),

@@ -7,7 +7,7 @@ import pytest
 
 from helpers.runs import tiny_config
 from studies.common.records import Results, Run
-from studies.rotation.candidates import CANDIDATES
+from studies.rotation.candidates import CANDIDATES, known_candidates
 from studies.rotation.grid import COMBINED, REMEDIES
 from studies.rotation.mechanism import pushes
 from studies.rotation.report import document_parts
@@ -22,6 +22,7 @@ CELLS = {run.name: run for run in study_runs(STAGES, ["sonnet"], 1)}
 
 
 @pytest.mark.parametrize("name", CELLS)
+@known_candidates()
 def test_every_cell_is_a_config(name):
     run = CELLS[name]
     config = config_of(run)
