@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 from studies.common.command import check_positive, chosen
 from studies.common.document import write_document
+from studies.common.plotting import save_figure
 from studies.common.records import Results
+from studies.rotation.figures import scale_figure
 from studies.rotation.grid import SETTINGS
 from studies.rotation.report import DOCUMENT, document_parts
 from studies.rotation.runs import STAGES, make_runs, study_runs
@@ -49,6 +51,8 @@ def main(
     results = Results(records / "results.jsonl")
     if not report_only:
         make_runs(results.unfinished(study_runs(parts, names, seeds)), results, workdir, jobs)
+    if finished := results.records():
+        save_figure(docs / "rotation" / "scale.png", scale_figure(finished))
     print(write_document(docs / DOCUMENT, "The rotation trick", document_parts(results)))
     print("done", file=sys.stderr)
 
