@@ -8,7 +8,7 @@ import pytest
 
 from vqjax.reporting import Progress, progress
 
-METRICS = {"loss": 0.0312, "psnr": 24.123, "perplexity": 4012.3, "dead_codes": 1234.0}
+METRICS = {"loss": 0.0312, "psnr": 24.123, "perplexity": 4012.3, "dead_codes": 1234.0, "relative_error": 0.1279}
 
 
 class Clock:
@@ -64,7 +64,8 @@ def test_plain_lines_come_first_then_every_ten_seconds_then_at_the_end(clock):
     lines = run(clock, io.StringIO(), start=0, stop=25, total=25).splitlines()
     assert [int(re.search(r"step (\d+)", line)[1]) for line in lines] == [1, 11, 21, 25]
     assert lines[-1] == (
-        "step 25/25 (100%)  8.0 images/s  took 01:25  loss 0.0312  PSNR 24.12  perplexity 4012  dead codes 1234"
+        "step 25/25 (100%)  8.0 images/s  took 01:25  loss 0.0312  PSNR 24.12  perplexity 4012  dead codes 1234  "
+        "relative error 0.13"
     )
 
 
@@ -104,15 +105,16 @@ def test_the_line_fits_the_terminal(clock, columns):
     assert any("123456/200000"[: columns - 1] in row for row in rows(terminal))
 
 
-@pytest.mark.parametrize("columns", [80], indirect=True)
-def test_eighty_columns_hold_every_metric(clock, columns):
+@pytest.mark.parametrize("columns", [80, 100], indirect=True)
+def test_narrow_terminals_show_whole_facts(clock, columns):
     terminal = Terminal()
     with Progress(20000, 12344, 6425, terminal) as line:
         line.metrics(METRICS)
         line.update(12344)
         clock.seconds += 4000 / 7655
         line.update(12345)
-    assert "12345/20000 12.3k img/s ETA 1:06:40 loss 0.0312 PSNR 24.12 ppl 4012 dead 1234" in rows(terminal)
+    facts = "12345/20000 12.3k img/s ETA 1:06:40 loss 0.0312 PSNR 24.12 ppl 4012 dead 1234"
+    assert facts + " rel 0.13" * (columns == 100) in rows(terminal)
 
 
 def test_nothing_left_to_do_is_no_error():

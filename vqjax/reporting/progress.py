@@ -15,13 +15,20 @@ _PLAIN_SECONDS = 10.0
 _USUAL_COLUMNS = 80
 _USUAL_ROWS = 24
 _SHORTEST_BAR = 10
-_WORDS = {"speed": "images/s", "loss": "loss", "psnr": "PSNR", "perplexity": "perplexity", "dead_codes": "dead codes"}
+_WORDS = {
+    "speed": "images/s",
+    "loss": "loss",
+    "psnr": "PSNR",
+    "perplexity": "perplexity",
+    "dead_codes": "dead codes",
+    "relative_error": "relative error",
+}
 # For terminals of 80 columns; ``ppl`` is the abbreviation of language models.
-_SHORT_WORDS = {"speed": "img/s", "loss": "loss", "psnr": "PSNR", "perplexity": "ppl", "dead_codes": "dead"}
+_SHORT_WORDS = _WORDS | {"speed": "img/s", "perplexity": "ppl", "dead_codes": "dead", "relative_error": "rel"}
 
 
 class Progress:
-    """Progress of a run: step, percentage, images/s, time left, loss, PSNR, perplexity and dead codes.
+    """Progress of a run: step, percentage, images/s, time left, loss, PSNR, perplexity, dead codes and relative error.
 
     On a terminal it is one live line; elsewhere a plain line at the first update, then one every 10 seconds at
     most, and one at the end. Speed and time left are averages over this process since its first update, so that
@@ -100,8 +107,8 @@ class Progress:
         """Set the numbers shown from the next line on.
 
         Args:
-          values: Any of ``loss``, ``psnr`` (dB), ``perplexity`` and ``dead_codes``; other names are not shown. A name
-            left out keeps its value.
+          values: Any of ``loss``, ``psnr`` (dB), ``perplexity``, ``dead_codes`` and ``relative_error``; other names are
+            not shown. A name left out keeps its value.
         """
         self._metrics.update({name: float(value) for name, value in values.items()})
 
@@ -132,7 +139,11 @@ class Progress:
         line = "  ".join([f"{self._percent():3d}%|{{bar}}| {steps}", *self._facts(_WORDS)])
         if len(line) - len("{bar}") + _SHORTEST_BAR <= columns:
             return line
-        return " ".join([steps, *self._facts(_SHORT_WORDS)])[:columns]
+        facts = [steps, *self._facts(_SHORT_WORDS)]
+        while len(" ".join(facts)) > columns and len(facts) > 1:
+            # Whole facts, as half a number is another one.
+            facts.pop()
+        return " ".join(facts)[:columns]
 
     def _facts(self, words: Mapping[str, str]) -> list[str]:
         """Speed, time and metrics, each in its own words."""
@@ -175,4 +186,4 @@ def _speed(value: float, short: bool) -> str:
 def _number(name: str, value: float) -> str:
     if name == "loss":
         return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.2e}"
-    return f"{value:.2f}" if name == "psnr" else f"{value:.0f}"
+    return f"{value:.2g}" if name == "relative_error" else f"{value:.2f}" if name == "psnr" else f"{value:.0f}"
