@@ -183,8 +183,17 @@ def test_the_normalized_rotation_has_no_radial_part():
 def test_the_radial_part_is_that_of_straight_through(name):
     z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
     np.testing.assert_allclose(np.sum(vjp(name, z, q, g) * z, -1), np.sum(g * z, -1), rtol=1e-4, atol=1e-5)
-    # That of the rotation belongs to the code instead.
-    np.testing.assert_allclose(np.sum(vjp("rotation", z, q, g) * z, -1), np.sum(g * q, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_maps_of_the_latent_to_its_code_have_the_radial_part_of_the_code():
+    # What takes z to its code passes <z, gradient> = <q, g>: no loss of quantization pushes the latent outward.
+    z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
+    of_code = np.sum(q * g, -1)
+    for name in ("rotation", "reflection"):
+        np.testing.assert_allclose(np.sum(vjp(name, z, q, g) * z, -1), of_code, rtol=1e-4, atol=1e-5)
+    gamma, ratio = 3.0, np.linalg.norm(q, axis=-1) / np.linalg.norm(z, axis=-1)
+    radial = np.sum(vjp(scaled_rotation(gamma), z, q, g) * z, -1)
+    np.testing.assert_allclose(radial, gamma / ratio * of_code, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -237,6 +237,8 @@ def reflection(z: Vectors, q: Vectors) -> Vectors:
       \partial q' / \partial z = (|q|/|z|)\,(I - 2 w w^T),\quad w = (u - \hat q)/|u - \hat q|
 
     For comparison: it flips the gradient along ``w`` when ``z`` is close to its code, which is where training leads.
+    Like the rotation it takes ``z`` to ``q``, so that the radial part of its gradient is that of the code,
+    :math:`\langle z, \nabla_z \rangle = \langle q, \nabla_q \rangle`.
 
     Args:
       z: Latents, any leading axes.
