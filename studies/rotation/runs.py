@@ -119,7 +119,6 @@ def make_runs(runs: Sequence[Run], results: Results, workdir: Path, jobs: int = 
     """
     began, failures = time.monotonic(), 0
     for number, (run, outcome) in enumerate(_outcomes(runs, workdir, jobs), start=1):
-        left = (time.monotonic() - began) / number * (len(runs) - number) / 3600
         try:
             measured, seconds = outcome()
         except Exception as error:
@@ -130,6 +129,7 @@ def make_runs(runs: Sequence[Run], results: Results, workdir: Path, jobs: int = 
             continue
         results.add(run, measured, seconds)
         shutil.rmtree(_directory(run, workdir))
+        left = (time.monotonic() - began) / number * (len(runs) - number) / 3600
         print(f"{run.name}: {number} of {len(runs)} done, {left:.1f} h left", file=sys.stderr, flush=True)
     if failures:
         raise UserError(f"{failures} of {len(runs)} trainings failed; the same command tries them again.")
