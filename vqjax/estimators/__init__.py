@@ -11,7 +11,7 @@ dynamic_straight_through     :math:`w I`, :math:`w \le 1` by the distance to the
 rotation                     :math:`(|q|/|z|)\, R`, with the rotation :math:`R u = \hat q`
 rotation_unscaled            :math:`R`
 rotation_normalized          :math:`(|q|/|z|)\, R\,(I - u u^T)`
-rotation_about_mean          :math:`\lambda R` of :math:`z - E[z]` and :math:`q - E[z]`
+rotation_about_mean          :math:`\lambda R` of :math:`z - E[z]` and :math:`q - E[q]`
 tangential_rotation          :math:`R\,(I - u u^T) + u u^T`
 tangential_rotation_rescaled :math:`(|q|/|z|)\, R\,(I - u u^T) + u u^T`
 reflection                   :math:`(|q|/|z|)\, H`, with the reflection :math:`H u = \hat q`

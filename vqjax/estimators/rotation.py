@@ -148,12 +148,13 @@ def rotation_about_mean(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> Vectors:
-    r"""Apply the rotation trick about the mean of the latents in place of the origin.
+    r"""Apply the rotation trick about the means of latents and codes in place of the origin.
 
-    .. math:: \partial q' / \partial z = \lambda R \quad\text{of}\quad z - c,\ q - c,\quad c = E[z]
+    .. math:: \partial q' / \partial z = \lambda R \quad\text{of}\quad z - E[z],\ q - E[q]
 
-    The nearest code depends on no origin, but :func:`rotation` does: for latents far from it all angles are small, and
-    the map is nearly the identity.
+    with means over the tokens. The nearest code depends on no origin, but :func:`rotation` does: for latents far from
+    it all angles are small, and the map is nearly the identity. Codes have a mean of their own, as they may start
+    elsewhere: seen from the mean of the latents, all of them would lie on one side.
 
     Args:
       z: Latents, any leading axes.
@@ -166,15 +167,18 @@ def rotation_about_mean(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> z, q = jnp.array([[6.0, 4.0], [2.0, 4.0]]), jnp.array([[4.0, 5.0], [2.0, 4.0]])
-      >>> print(jax.grad(lambda z: rotation_about_mean(z, q)[0, 1])(z).round(4))
+      >>> z, q = jnp.array([[6.0, 4.0], [2.0, 4.0]]), jnp.array([[9.0, 8.0], [9.0, 6.0]])
+      >>> print(jax.grad(lambda z: rotation_about_mean(z, q)[0, 1])(z).round(4))  # (2, 0) turns to (0, 1)
       [[0.5 0. ]
        [0.  0. ]]
     """
-    tokens, valid = z.reshape(-1, z.shape[-1]), None if mask is None else mask.reshape(-1)
-    center = feature_statistics(jax.lax.stop_gradient(tokens.astype(jnp.float32)), valid, axis_name).mean
-    center = jnp.broadcast_to(center, z.shape)
-    return with_gradient_of(q, with_jacobian(_scaled_rotation_map(norm_ratio), z - center, q - center))
+    valid = None if mask is None else mask.reshape(-1)
+
+    def centered(x: Vectors) -> Vectors:
+        mean = feature_statistics(jax.lax.stop_gradient(x).reshape(-1, x.shape[-1]), valid, axis_name).mean
+        return x - jnp.broadcast_to(mean, x.shape)
+
+    return with_gradient_of(q, with_jacobian(_scaled_rotation_map(norm_ratio), centered(z), centered(q)))
 
 
 def scaled_rotation(scale: Number | Callable[[Vectors, Vectors], Float[Array, "*batch 1"]]) -> Estimator:
