@@ -56,6 +56,9 @@ COMBINED = ("straight_through", "rotation", "tangential_rotation", "diveq", "dyn
 FINALISTS = ("straight_through", "rotation", "tangential_rotation")
 """Estimators that are compared on fresh seeds."""
 
+_REGION = ("quantizer.codebook.weight=0.0", "quantizer.regularizers.region.weight=1.0")
+_LEARNED = ("quantizer.codebook.name=gradient",)
+_DECOUPLED = ("optimizer.schedule=linear", "optimizer.quantizer_learning_rate=1e-3")
 # Each stage has a gradient of its own, which every estimator can give.
 _RESIDUAL = ("quantizer.name=residual", "quantizer.quantizer.name=vq", "quantizer.gradient=per_stage")
 
@@ -69,7 +72,11 @@ REMEDIES = {
     "8 dimensions": ("model.latent_dim=8",),
     "running affine": ("quantizer.codebook.transform.name=running_affine",),
     "sim_vq": ("quantizer.name=sim_vq", "quantizer.num_codes=512"),
-    "fvq bridge": ("quantizer.codebook.name=gradient", "quantizer.codebook.transform.name=bridge"),
+    "learned codes": _LEARNED,
+    "learned codes, decoupled rates": (*_LEARNED, *_DECOUPLED),
+    "region vq": (*_LEARNED, *_REGION),
+    "region vq, decoupled rates": (*_LEARNED, *_REGION, *_DECOUPLED),
+    "fvq bridge": (*_LEARNED, "quantizer.codebook.transform.name=bridge"),
     "residual of 2": (*_RESIDUAL, "quantizer.num_quantizers=2", "quantizer.quantizer.num_codes=512"),
     "commitment weight 0.1": ("quantizer.commitment_weight=0.1",),
     "commitment weight 1": ("quantizer.commitment_weight=1.0",),

@@ -95,6 +95,7 @@ def test_the_learning_rate_warms_up_and_decays(schedule, rates):
         ({"warmup_steps": -1}, "warmup_steps must be a non-negative integer, got -1"),
         ({"warmup_steps": 21}, "warmup_steps must be at most config.num_steps=20, got 21"),
         ({"clip_norm": 0.0}, "clip_norm must be above 0, or None, got 0.0"),
+        ({"quantizer_learning_rate": 0.0}, "quantizer_learning_rate must be above 0, or None, got 0.0"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"leaning_rate": 0.9}, "leaning_rate is unknown; did you mean 'learning_rate'"),
         ({"name": "adamm"}, "did you mean 'adam'"),
@@ -134,3 +135,24 @@ def test_a_course_may_end_before_the_run_and_above_zero():
     for wrong, message in (({"end_fraction": 1.5}, r"in \[0, 1\]"), ({"schedule_steps": 0}, "at least 1, or None")):
         with pytest.raises(UserError, match=f"^{next(iter(wrong))} must be {message}"):
             OPTIMIZERS.build(name="sgd", **wrong)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lion"])
+def test_the_quantizer_has_a_learning_rate_of_its_own(name):
+    """A large constant rate for the codes, while that of the model has fallen to zero."""
+    params = {"encoder": PARAMS, "quantizer": {"codes": jnp.full((4, 2), 0.5)}}
+    gradient = jax.tree.map(lambda x: jnp.ones_like(x), params)
+    options = {"learning_rate": 1e-3, "schedule": "linear", "schedule_steps": 3}
+    optimizer = build_optimizer({"name": name, "quantizer_learning_rate": 0.01, **options}, STEPS)
+    alone = build_optimizer({"name": name, **options}, STEPS)
+    constant = build_optimizer({"name": name, "learning_rate": 0.01}, STEPS)
+    state, others, codes = optimizer.init(params), alone.init(params["encoder"]), constant.init(params["quantizer"])
+    for _ in range(5):
+        updates, state = optimizer.update(gradient, state, params)
+        expected, others = alone.update(gradient["encoder"], others, params["encoder"])
+        of_codes, codes = constant.update(gradient["quantizer"], codes, params["quantizer"])
+        chex.assert_trees_all_close(updates, {"encoder": expected, "quantizer": of_codes}, rtol=1e-6)
+    # The last update is at rate zero.
+    assert not any(map(np.any, jax.tree.leaves(updates["encoder"])))
+    assert np.all(updates["quantizer"]["codes"] < 0)
+    assert int(updates_taken(state)) == 5

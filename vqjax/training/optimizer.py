@@ -28,6 +28,8 @@ class Optimizer(abc.ABC):
       end_fraction: Learning rate at its end, as a fraction of the highest one.
       warmup_steps: Steps over which the learning rate rises linearly from zero.
       clip_norm: Largest global norm of the gradient; None for no clipping.
+      quantizer_learning_rate: Constant learning rate of the quantizer's parameters, such as learned codes, which can
+        then follow a model whose own rate falls; None for that of the other parameters.
 
     Raises:
       UserError: An argument is out of range.
@@ -39,6 +41,7 @@ class Optimizer(abc.ABC):
     end_fraction: float = 0.0
     warmup_steps: int = 0
     clip_norm: float | None = None
+    quantizer_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         _check("learning_rate", self.learning_rate > 0, "above 0", self.learning_rate)
@@ -48,6 +51,9 @@ class Optimizer(abc.ABC):
             _check("schedule_steps", self.schedule_steps >= 1, "at least 1, or None", self.schedule_steps)
         if self.clip_norm is not None:
             _check("clip_norm", self.clip_norm > 0, "above 0, or None", self.clip_norm)
+        if self.quantizer_learning_rate is not None:
+            rate = self.quantizer_learning_rate
+            _check("quantizer_learning_rate", rate > 0, "above 0, or None", rate)
 
     @abc.abstractmethod
     def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
@@ -63,7 +69,11 @@ class Optimizer(abc.ABC):
           >>> optimizer = Adam(learning_rate=1e-3, schedule="cosine", clip_norm=1.0).build(num_steps=100)
         """
         clipping = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        return optax.chain(*clipping, self.transformation(self.learning_rates(num_steps)))
+        optimizer = self.transformation(self.learning_rates(num_steps))
+        if self.quantizer_learning_rate is not None:
+            of_quantizer = self.transformation(optax.constant_schedule(self.quantizer_learning_rate))
+            optimizer = optax.partition({"model": optimizer, "quantizer": of_quantizer}, _parts)
+        return optax.chain(*clipping, optimizer)
 
     def learning_rates(self, num_steps: int) -> optax.Schedule:
         """Return the learning rate as a function of the step.
@@ -226,6 +236,15 @@ def is_decayed(params: PyTree) -> PyTree:
 
     def of_parameter(path: tuple[Any, ...], parameter: Any) -> bool:
         return parameter.ndim > 1 and getattr(path[-1], "key", None) not in _UNDECAYED
+
+    return jax.tree_util.tree_map_with_path(of_parameter, params)
+
+
+def _parts(params: PyTree) -> PyTree:
+    """Name the part of a tokenizer that each parameter is of."""
+
+    def of_parameter(path: tuple[Any, ...], _: Any) -> str:
+        return "quantizer" if getattr(path[0], "key", None) == "quantizer" else "model"
 
     return jax.tree_util.tree_map_with_path(of_parameter, params)
 
