@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import scipy.stats
+
 from vqjax.errors import UserError
 from vqjax.runtime.files import atomic_file
 
@@ -56,6 +58,24 @@ def with_spread(values: Sequence[float | int | None]) -> str:
     # A deviation far below the mean would ask for more digits than anybody reads.
     decimals = min(decimals, max(0, 3 - math.floor(math.log10(abs(mean) or deviation))))
     return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
+
+
+def with_interval(differences: Sequence[float]) -> str:
+    """Format a mean and its 95 % interval, by Student's distribution.
+
+    Args:
+      differences: One per pair of runs, at least two.
+
+    Returns:
+      Text for a table.
+
+    Example:
+      >>> with_interval([1.0, 2.0, 3.0])
+      '+2.0 [-0.5, +4.5]'
+    """
+    half = scipy.stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    mean = statistics.fmean(differences)
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
 def percent(share: float | None) -> float | None:

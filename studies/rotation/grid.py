@@ -89,6 +89,9 @@ REMEDIES = {
 CONFIRMED_WITH = ("none", "dead codes replaced")
 """Remedies with which the finalists are compared."""
 
+FRESH = 100
+"""Seeds from here on are for that comparison, which no choice has seen."""
+
 
 def overrides(estimator: str, remedy: str) -> list[str]:
     """Return the changes of a setting's config.

@@ -1,11 +1,13 @@
 """Tables of docs/rotation.md, rebuilt from the records."""
 
+import itertools
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from studies.common.document import percent, with_spread
+from studies.common.document import percent, with_interval, with_spread
 from studies.common.records import Record, Results
-from studies.rotation.grid import COMBINED, ESTIMATORS, REMEDIES, SETTINGS
+from studies.rotation.grid import COMBINED, CONFIRMED_WITH, ESTIMATORS, FINALISTS, FRESH, REMEDIES, SETTINGS
 from vqjax.reporting import markdown_table
 
 DOCUMENT = "rotation.md"
@@ -36,13 +38,15 @@ def document_parts(results: Results) -> dict[str, str]:
     Returns:
       Markdown by name.
     """
-    cells = defaultdict(list)
+    cells, fresh = defaultdict(list), defaultdict(list)
     for record in results.records():
-        cells[tuple(record.settings[name] for name in ("setting", "estimator", "remedy"))].append(record)
+        of_seed = fresh if record.settings["seed"] >= FRESH else cells
+        of_seed[tuple(record.settings[name] for name in ("setting", "estimator", "remedy"))].append(record)
     return {
         "estimators": _estimators(cells),
         "pushes": _pushes(cells),
         "remedies": _remedies(cells),
+        "confirmation": _confirmation(fresh),
     }
 
 
@@ -82,6 +86,30 @@ def _remedies(cells: dict[tuple[str, str, str], list[Record]]) -> str:
         if any(of_remedy):
             rows.append([remedy, *(_psnr_and_usage(records) for records in of_remedy)])
     return markdown_table(["remedy", *(f"`{name}`" for name in COMBINED)], rows) if rows else _NOT_YET
+
+
+def _confirmation(cells: dict[tuple[str, str, str], list[Record]]) -> str:
+    """Paired differences from straight-through on the fresh seeds."""
+    rows = []
+    for setting, remedy, estimator in itertools.product(SETTINGS, CONFIRMED_WITH, FINALISTS[1:]):
+        ours, others = (_by_seed(cells.get((setting, name, remedy), [])) for name in (estimator, FINALISTS[0]))
+        seeds = sorted(ours.keys() & others.keys())
+        if len(seeds) > 1:
+            pairs = [(ours[seed], others[seed]) for seed in seeds]
+            numbers = [
+                with_interval([100 * (of(a) / of(b) - 1) for a, b in pairs])
+                for of in (operator.itemgetter("mse_over_variance"), operator.itemgetter("feature_distance"))
+            ]
+            numbers.append(with_interval([100 * (a["usage_split"] - b["usage_split"]) for a, b in pairs]))
+            rows.append([setting, remedy, f"`{estimator}`", *numbers, str(len(seeds))])
+    header = ["setting", "remedy", "estimator", "MSE (%)", "feature distance (%)", "codes used (points)", "seeds"]
+    return (
+        markdown_table(header, rows) if rows else "Not measured yet: `python -m studies.rotation --stages=confirmation`"
+    )
+
+
+def _by_seed(records: Sequence[Record]) -> dict[int, dict]:
+    return {record.settings["seed"]: record.measured for record in records if not record.measured["diverged"]}
 
 
 def _psnr_and_usage(records: Sequence[Record]) -> str:

@@ -24,6 +24,7 @@ from studies.rotation.grid import (
     CONFIRMED_WITH,
     ESTIMATORS,
     FINALISTS,
+    FRESH,
     REMEDIES,
     SETTINGS,
     overrides,
@@ -45,7 +46,6 @@ _BATCHES = 40
 
 
 STAGES = ("estimators", "remedies", "confirmation")
-_FRESH = 100
 
 
 def study_runs(stages: Sequence[str], settings: Sequence[str], seeds: int) -> list[Run]:
@@ -68,7 +68,7 @@ def study_runs(stages: Sequence[str], settings: Sequence[str], seeds: int) -> li
     if "confirmation" in stages:
         fresh += itertools.product(settings, FINALISTS, CONFIRMED_WITH)
     seen = [(*cell, seed) for seed in range(seeds) for cell in dict.fromkeys(cells)]
-    seen += [(*cell, seed) for seed in range(_FRESH, _FRESH + seeds) for cell in fresh]
+    seen += [(*cell, seed) for seed in range(FRESH, FRESH + seeds) for cell in fresh]
     return [
         Run(
             f"{slug(setting)}/{estimator}--{slug(remedy)}--seed{seed}",

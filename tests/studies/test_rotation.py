@@ -119,3 +119,19 @@ def rotation_matrix(u, v):
     generator = v[..., :, None] * u[..., None, :] - u[..., :, None] * v[..., None, :]
     cosine = np.sum(u * v, -1)[..., None, None]
     return np.eye(u.shape[-1]) + generator + generator @ generator / (1 + cosine)
+
+
+def test_finalists_are_compared_by_pairs_of_fresh_seeds(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    for seed in (0, 100, 101, 102):  # the first is not fresh
+        for estimator, factor, usage in (("straight_through", 1.0, 0.9), ("rotation", 1.1, 1.0)):
+            settings = {"setting": "sonnet", "estimator": estimator, "remedy": "none", "seed": seed, "steps": 2000}
+            error = factor * (0.05 + 0.01 * seed)
+            measured = {"diverged": False, "mse_over_variance": error, "feature_distance": 1.0, "usage_split": usage}
+            measured |= dict.fromkeys(("code_push", "cost_of_quantization", "commitment_pull", "code_push_error"), 0.0)
+            results.add(Run(f"sonnet/{estimator}--seed{seed}", settings), measured, 1.0)
+    table = document_parts(results)["confirmation"]
+    assert (
+        "| sonnet | none | `rotation` | +10.0 [+10.0, +10.0] | +0.0 [+0.0, +0.0] | +10.0 [+10.0, +10.0] | 3 |" in table
+    )
+    assert "tangential" not in table
