@@ -60,6 +60,7 @@ def moved_off_zero(num_codes):
     return codes, jax.tree.map(lambda x: x + 0.3 * gaussian(*x.shape, seed=2), params)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("num_codes", "columns"), [(16, 4), (32, 8), (20, 10)])
 def test_it_is_its_definition_on_the_image_with_the_closest_sides(num_codes, columns):
     codes, params = moved_off_zero(num_codes)
@@ -67,6 +68,7 @@ def test_it_is_its_definition_on_the_image_with_the_closest_sides(num_codes, col
     np.testing.assert_allclose(BRIDGE.apply({"params": params}, codes), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_codebooks_of_heads_pass_one_by_one():
     codes, params = moved_off_zero(16)
     vq = ProductVQ(16, heads=2, codebook=GradientCodebook(transform=BRIDGE))
@@ -99,6 +101,7 @@ def trained(vq, offset, steps=100):
     return used, vq.apply(model, method="code_vectors")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("codebook", "estimator"),
     [

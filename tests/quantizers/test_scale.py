@@ -54,6 +54,7 @@ def test_behind_a_norm_the_scale_of_the_input_does_not_matter(norm):
             np.testing.assert_allclose(np.sum(scaled * factor * z, -1), 0, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [{"distance": "cosine"}, {"latent_norm": "rms"}, {"latent_norm": "layer"}])
 def test_the_gradient_of_the_estimator_can_pass_around_the_norm(options):
     z, g = gaussian(TOKENS, DIM), gaussian(TOKENS, DIM, seed=1)
@@ -93,6 +94,7 @@ def test_each_commitment_and_its_pull_on_the_length(commitment):
     np.testing.assert_allclose(np.sum(np.float64(loss) * x), pull, atol=1e-5)
 
 
+@pytest.mark.full
 def test_the_relative_commitment_is_that_of_all_devices():
     vq, variables = create(commitment="relative", axis_name="devices")
     alone = vq.clone(axis_name=None)
