@@ -11,6 +11,7 @@ and are left for later. Nothing is downloaded.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -271,12 +272,8 @@ def _decide_backends(rows: Rows) -> Verdict:
     return Verdict(not failed and close and differ < 1e-2, text + failed)
 
 
-def _vqgan(toy: bool) -> Rows:
-    return _at_once(lambda name: tokenizers.measure(name, toy), ["vqgan"])
-
-
-def _vit_vqgan(toy: bool) -> Rows:
-    return _at_once(lambda name: tokenizers.measure(name, toy), ["vit_vqgan"])
+def _tokenizer(name: str, toy: bool) -> Rows:
+    return _at_once(lambda case: tokenizers.measure(case, toy), [name])
 
 
 def _decide_tokenizers(rows: Rows) -> Verdict:
@@ -482,9 +479,17 @@ PARTS: dict[str, Part] = {
     ),
     "backends": Part("Do quantizers and tasks give what a CPU gives?", 4, _backends, _decide_backends),
     "vit_vqgan": Part(
-        "Is ViT-VQGAN's step 1.5 times as fast as the compiled original?", 6, _vit_vqgan, _decide_tokenizers
+        "Is ViT-VQGAN's step 1.5 times as fast as the compiled original?",
+        6,
+        functools.partial(_tokenizer, "vit_vqgan"),
+        _decide_tokenizers,
     ),
-    "vqgan": Part("Is VQGAN's step 1.5 times as fast as the compiled original?", 8, _vqgan, _decide_tokenizers),
+    "vqgan": Part(
+        "Is VQGAN's step 1.5 times as fast as the compiled original?",
+        8,
+        functools.partial(_tokenizer, "vqgan"),
+        _decide_tokenizers,
+    ),
     "counting": Part("Which way to count and add up tokens is fastest?", 3, _counting, _decide_counting),
     "fifty_epochs": Part(
         "Do 50 epochs of the study's model take under 60 s in bfloat16?",

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.arrays import rotation_matrix
 from vqjax import UserError, estimators
 from vqjax.estimators import get_estimator, rotation, scaled_rotation
 from vqjax.functional import norm_ratio
@@ -33,13 +34,6 @@ def pairs_at(angle, tokens, dim, seed=0):
     z = 3 * basis[..., 0]
     q = 2 * (np.cos(angle) * basis[..., 0] + np.sin(angle) * basis[..., 1])
     return z.astype(np.float32), q.astype(np.float32)
-
-
-def rotation_matrix(u, v):
-    """The rotation by Rodrigues' formula: exp of the generator of the plane from u to v."""
-    generator = v[..., :, None] * u[..., None, :] - u[..., :, None] * v[..., None, :]
-    cosine = np.sum(u * v, -1)[..., None, None]
-    return np.eye(u.shape[-1]) + generator + generator @ generator / (1 + cosine)
 
 
 def reflection_matrix(u, v):

@@ -23,3 +23,10 @@ def central_difference(function, x, step=1e-6):
     """Gradient of a float64 function by finite differences."""
     moves = [step * one.reshape(x.shape) for one in np.eye(x.size)]
     return np.reshape([(function(x + move) - function(x - move)) / (2 * step) for move in moves], x.shape)
+
+
+def rotation_matrix(u, v):
+    """The rotation of unit vectors u to v by Rodrigues' formula: exp of the generator of their plane."""
+    generator = v[..., :, None] * u[..., None, :] - u[..., :, None] * v[..., None, :]
+    cosine = np.sum(u * v, -1)[..., None, None]
+    return np.eye(u.shape[-1]) + generator + generator @ generator / (1 + cosine)

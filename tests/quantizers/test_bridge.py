@@ -35,7 +35,7 @@ def attended(x, layer):
 
 
 def transcription(params, codes, columns, size):
-    """The bridge by loops over an image of so many columns."""
+    """The bridge by loops over an image with this number of columns."""
     image = np.asarray(codes, np.float64).reshape(-1, columns, codes.shape[-1])
     corners = [(r, c) for r in range(0, image.shape[0], size) for c in range(0, columns, size)]
     x = np.stack([image[r : r + size, c : c + size].ravel() for r, c in corners])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import rotation_matrix
 from helpers.runs import tiny_config
 from studies.common.records import Results, Run
 from studies.rotation.candidates import CANDIDATES, known_candidates
@@ -112,13 +113,6 @@ def test_candidates_have_their_jacobians():
         value, pullback = jax.vjp(lambda z, given=given, estimator=estimator: estimator(z, q, **given), z)
         np.testing.assert_array_equal(value, q)
         np.testing.assert_allclose(pullback(g)[0], np.einsum("tij,ti->tj", jacobians[name], g), rtol=1e-3, atol=1e-4)
-
-
-def rotation_matrix(u, v):
-    """The rotation by Rodrigues' formula."""
-    generator = v[..., :, None] * u[..., None, :] - u[..., :, None] * v[..., None, :]
-    cosine = np.sum(u * v, -1)[..., None, None]
-    return np.eye(u.shape[-1]) + generator + generator @ generator / (1 + cosine)
 
 
 def test_finalists_are_compared_by_pairs_of_fresh_seeds(tmp_path):
