@@ -81,6 +81,8 @@ def test_geometry_is_the_mean_over_unmasked_tokens():
     metrics = geometry_statistics(jnp.asarray(z, jnp.float32), jnp.asarray(q, jnp.float32), jnp.asarray(mask))
     np.testing.assert_allclose(metrics["angle"], angles[mask].mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["norm_ratio"], (lengths[1] / lengths[0])[mask].mean(), rtol=1e-5)
+    rms = [np.sqrt(np.mean(np.square(x[mask]))) for x in (z, q)]
+    np.testing.assert_allclose([metrics["rms_latents"], metrics["rms_codes"]], rms, rtol=1e-5)
 
 
 def test_vectors_without_a_direction_do_not_make_the_means_nan():

@@ -420,7 +420,7 @@ SIDE_BY_SIDE = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
-def test_the_relative_error_of_groups_is_a_ratio_of_totals(name):
+def test_errors_and_sizes_of_groups_are_those_of_the_whole(name):
     grouped, whole = SIDE_BY_SIDE[name]
     z, mask = unequal(8, 6, 4), MASK
     variables = grouped.init({"params": KEY, "quantizer": KEY}, z)
@@ -429,7 +429,7 @@ def test_the_relative_error_of_groups_is_a_ratio_of_totals(name):
     for masks in ((), (mask,)):
         metrics = grouped.apply(variables, z, *masks, train=False).metrics
         expected = whole.apply(joined, z, *masks, train=False).metrics
-        for metric in ("quantization_error", "relative_error"):
+        for metric in {"quantization_error", "relative_error", "rms_latents", "rms_codes"} & expected.keys():
             np.testing.assert_allclose(metrics[metric], expected[metric], rtol=1e-5, err_msg=metric)
 
 

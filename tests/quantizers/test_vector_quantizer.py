@@ -45,6 +45,8 @@ def test_the_contract():
         "perplexity",
         "quantization_error",
         "relative_error",
+        "rms_codes",
+        "rms_latents",
         "usage",
     ]
     assert {(x.shape, x.dtype) for x in out.metrics.values()} == {((), np.dtype("float32"))}

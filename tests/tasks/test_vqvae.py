@@ -35,6 +35,8 @@ GOLDEN = {
     "quantization_error": 0.112007,
     "reconstruction_mse": 0.369766,
     "relative_error": 6.08695,
+    "rms_codes": 0.38067,
+    "rms_latents": 0.135651,
     "usage": 0.5,
 }
 

@@ -147,7 +147,7 @@ def geometry_statistics(
     mask: Bool[Array, "*batch"] | None = None,
     axis_name: str | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """Compare codes with their latents in length and angle.
+    """Compare codes with their latents in size and angle.
 
     Args:
       z: Latents, any leading axes.
@@ -156,14 +156,15 @@ def geometry_statistics(
       axis_name: See :func:`masked_mean`.
 
     Returns:
-      ``norm_ratio``, the mean of :math:`|q|/|z|` (the factor by which the rotation trick scales gradients), and
-      ``angle``, the mean angle between the two in radians, in ``[0, pi]``.
+      ``norm_ratio``, the mean of :math:`|q|/|z|` (the factor by which the rotation trick scales gradients);
+      ``angle``, the mean angle between the two in radians, in ``[0, pi]``; ``rms_latents`` and ``rms_codes``, the root
+      mean squares of their features.
 
     Example:
       >>> import jax.numpy as jnp
       >>> statistics = geometry_statistics(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]]))
       >>> {name: round(float(value), 3) for name, value in statistics.items()}
-      {'norm_ratio': 0.5, 'angle': 1.571}
+      {'norm_ratio': 0.5, 'angle': 1.571, 'rms_latents': 1.414, 'rms_codes': 0.707}
     """
     z, q = jax.lax.stop_gradient((z, q))
     _, z_direction = length_and_direction(z)
@@ -172,7 +173,15 @@ def geometry_statistics(
     difference, _ = length_and_direction(z_direction - q_direction)
     total, _ = length_and_direction(z_direction + q_direction)
     angle = 2 * jnp.arctan2(difference, total)
+
+    def root_mean_square(x: Float[Array, "*batch dim"]) -> Float[Array, ""]:
+        square = masked_mean(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1), mask, axis_name)
+        # The mean over devices of the root is then the root of the global batch.
+        return jnp.sqrt(square if axis_name is None else jax.lax.pmean(square, axis_name))
+
     return {
         "norm_ratio": masked_mean(norm_ratio(z, q)[..., 0], mask, axis_name),
         "angle": masked_mean(angle[..., 0], mask, axis_name),
+        "rms_latents": root_mean_square(z),
+        "rms_codes": root_mean_square(q),
     }

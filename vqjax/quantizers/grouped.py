@@ -148,7 +148,8 @@ class Grouped(Quantizer):
           Codes of all groups side by side, indices with an axis of groups after the leading axes of ``z``, the sum
           of the groups' losses, and these metrics:
 
-          * ``relative_error``: the error of all groups over the mean square of all their latents;
+          * ``relative_error``: the error of all groups over the mean square of all their latents; ``rms_latents`` and
+            ``rms_codes`` of all groups;
           * ``dead_codes``: the total of the groups;
           * ``perplexity_group_0``, ``usage_group_0``, ``dead_codes_group_0`` and so on of each group;
           * the mean over groups of all other metrics.
@@ -207,6 +208,8 @@ class Grouped(Quantizer):
             latents = self._to_code_space(zero_where_masked(z, mask))
             error = self._relative_error(combined["quantization_error"], latents, mask)
             combined["relative_error"] = jax.lax.stop_gradient(error)
+        for name in {"rms_latents", "rms_codes"} & combined.keys():
+            combined[name] = jnp.sqrt(jnp.mean(jnp.square(jnp.stack([of_group[name] for of_group in metrics]))))
         return combined | usage_by_part(metrics, "group_")
 
     def _to_code_space(self, z: Vectors) -> Features:

@@ -117,7 +117,7 @@ class IBQ(Quantizer):
           Codes, indices, the weighted loss, and the metrics ``quantization_error``, ``relative_error``,
           ``quantization_loss``, ``commitment_loss`` and ``codebook_loss`` (unweighted; equal in value, different in
           gradient), ``perplexity`` and ``usage`` of this batch, ``norm_ratio`` (mean |q|/|z|), ``angle`` (mean,
-          radians), and each regularizer by its name.
+          radians), ``rms_latents`` and ``rms_codes``, and each regularizer by its name.
 
         Raises:
           UserError: An input of the wrong kind.

@@ -195,7 +195,8 @@ class MultiScaleVQ(StagedQuantizer):
           The reconstruction, int32 indices ``[..., tokens]`` (-1 for windows without valid positions, and in dropped
           scales), the mean of the scales' losses, and these metrics:
 
-          * ``quantization_error``, ``relative_error``, ``norm_ratio`` and ``angle`` of the reconstruction;
+          * ``quantization_error``, ``relative_error``, ``norm_ratio``, ``angle``, ``rms_latents`` and ``rms_codes`` of
+            the reconstruction;
           * ``quantization_error_0``, ``perplexity_0``, ``usage_0`` and so on: those of the tokens of each scale; with a
             codebook per scale also ``dead_codes_0`` and so on;
           * ``perplexity``, ``usage`` and ``dead_codes`` of the shared codebook; with a codebook per scale, their means

@@ -363,7 +363,8 @@ class Residual(StagedQuantizer):
           The sum of the codes, int32 indices ``[..., num_quantizers]`` (-1 in dropped stages), the sum of the stages'
           losses, and these metrics:
 
-          * ``quantization_error``, ``relative_error``, ``norm_ratio`` and ``angle`` of the sum;
+          * ``quantization_error``, ``relative_error``, ``norm_ratio``, ``angle``, ``rms_latents`` and ``rms_codes`` of
+            the sum;
           * ``quantization_error_0`` and so on: the error of each stage at its input;
           * ``perplexity_0``, ``usage_0`` and so on, and ``dead_codes_0`` and so on if each stage has a codebook;
           * ``dead_codes``: the total of the stages;

@@ -348,6 +348,7 @@ class VectorQuantizer(Quantizer):
           * ``relative_error``: the error over the mean square of the latents;
           * ``perplexity`` and ``usage`` of this batch;
           * ``norm_ratio``: mean of |q|/|z|; ``angle``: mean angle in radians;
+          * ``rms_latents`` and ``rms_codes``: root mean squares of latents and of their codes;
           * ``dead_codes``, if code usage is tracked: their number, by the moving average, before any replacement;
           * each regularizer by its name.
 
