@@ -13,6 +13,8 @@ from vqjax.losses.registry import LOSSES
 
 RANDOM = np.random.default_rng(0)
 DATASET = ArrayDataset("random", RANDOM.integers(0, 256, (10, 8, 8, 3), np.uint8), image_size=8)
+# What a loss cannot do without.
+NEEDED = {"sum": {"mse": 1.0}}
 X, Y = (jnp.asarray(RANDOM.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32) for _ in range(2))
 
 
@@ -28,7 +30,8 @@ def test_the_absolute_error_is_that_of_numpy_and_every_loss_has_a_weight():
     error = np.mean(np.abs(np.asarray(X) - np.asarray(Y)))
     np.testing.assert_allclose(LOSSES.build(name="l1", images=DATASET)(X, Y), error, rtol=1e-6)
     for name in LOSSES:
-        plain, heavy = (LOSSES.build(name=name, images=DATASET, weight=weight) for weight in (1.0, 0.25))
+        needed = NEEDED.get(name, {})
+        plain, heavy = (LOSSES.build(name=name, images=DATASET, weight=weight, **needed) for weight in (1.0, 0.25))
         np.testing.assert_allclose(heavy(X, Y), plain(X, Y) / 4, rtol=1e-6)
 
 
@@ -55,6 +58,29 @@ def test_reconstructions_beyond_the_pixels_are_pulled_back():
     white = jnp.ones((1, 1, 1, 1))
     slopes = [float(jax.grad(loss)(jnp.full_like(white, value), white).squeeze()) for value in (0.999, 1.001, 1.25, 30)]
     np.testing.assert_allclose(slopes, [-0.4 / 0.09, *[0.4 / 0.09] * 3], rtol=1e-2)
+
+
+def test_a_sum_is_that_of_its_terms():
+    weights = {"l1": 0.3, "mse": 1.0, "logit_laplace": 0.1}
+    total = sum(weight * LOSSES.build(name=name, images=DATASET)(X, Y) for name, weight in weights.items())
+    np.testing.assert_allclose(LOSSES.build(name="sum", images=DATASET, **weights)(X, Y), total, rtol=1e-6)
+    alone = LOSSES.build(name="sum", images=DATASET, logit_laplace=2.0)
+    np.testing.assert_allclose(
+        alone(X, Y), LOSSES.build(name="logit_laplace", images=DATASET, weight=2.0)(X, Y), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "error"),
+    [
+        ({}, r"^mse must be above 0 if l1 and logit_laplace are 0, got 0.0; give at least one weight\.$"),
+        ({"mse": -1.0}, r"^mse must be a finite number of at least 0, got -1.0\.$"),
+        ({"l1": np.inf}, r"^l1 must be a finite number, got inf\.$"),
+    ],
+)
+def test_a_sum_without_a_term_is_refused(weights, error):
+    with pytest.raises(UserError, match=error):
+        LOSSES.build(name="sum", images=DATASET, **weights)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, np.nan])
@@ -100,4 +126,4 @@ def test_pairs_that_are_not_images_of_one_shape_are_refused(reconstruction, imag
     """Bug: a single reconstruction was compared with all images, and bytes with numbers in [-1, 1]."""
     for name in LOSSES:
         with pytest.raises(UserError, match=message):
-            LOSSES.build(name=name, images=DATASET)(reconstruction, images)
+            LOSSES.build(name=name, images=DATASET, **NEEDED.get(name, {}))(reconstruction, images)

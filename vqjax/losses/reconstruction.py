@@ -1,4 +1,4 @@
-"""Reconstruction losses: squared and absolute error of pixels, and the likelihood of DALL-E's dVAE."""
+"""Reconstruction losses: squared and absolute error of pixels, the likelihood of DALL-E's dVAE, and their sums."""
 
 import abc
 import functools
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from vqjax.data import ImageDataset
 from vqjax.data.statistics import pixel_variance
 from vqjax.errors import UserError
-from vqjax.quantizers.validation import require_positive
+from vqjax.quantizers.validation import require, require_positive, require_weight
 
 Images = Float[Array, "batch height width channels"]
 Pixels = Float[Array, "*shape"]
@@ -158,6 +158,54 @@ class LogitLaplace(ReconstructionLoss):
         slope = (0.5 - _MARGIN) / (_MARGIN * (1 - _MARGIN))
         mean = jax.scipy.special.logit(_to_unit(inside)) + slope * (reconstruction - inside)
         return logit_laplace(mean, jnp.zeros_like(mean), images)
+
+
+class WeightedSum(ReconstructionLoss):
+    r"""Sum of the other losses, each with a weight of its own.
+
+    .. math:: L = w \sum_i w_i L_i
+
+    Args:
+      images: Training images, which this loss does not need.
+      l1: Weight of :class:`MeanAbsoluteError`, at least 0.
+      mse: Weight of :class:`MeanSquaredError`, at least 0.
+      logit_laplace: Weight of :class:`LogitLaplace`, at least 0.
+      weight: :math:`w`, of the sum.
+
+    Raises:
+      UserError: A weight is not a finite number of at least 0, or all of them are 0.
+
+    Example:
+      >>> import numpy as np
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> images = ArrayDataset("black", np.zeros((2, 8, 8, 3), np.uint8), image_size=8)
+      >>> loss = WeightedSum(images, mse=1.0, l1=0.5)
+      >>> float(loss(jnp.ones((1, 8, 8, 3)), -jnp.ones((1, 8, 8, 3))))
+      5.0
+
+    Source: Yu et al., 2022 (arXiv 2110.04627): ``mse=1.0, logit_laplace=0.1``.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        *,
+        l1: float = 0.0,
+        mse: float = 0.0,
+        logit_laplace: float = 0.0,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(images, weight=weight)
+        losses = {"l1": (MeanAbsoluteError, l1), "mse": (MeanSquaredError, mse)}
+        losses |= {"logit_laplace": (LogitLaplace, logit_laplace)}
+        for name, (_, of_term) in losses.items():
+            require_weight(name, of_term)
+        self._terms = [loss(images, weight=of_term) for loss, of_term in losses.values() if of_term > 0]
+        require(bool(self._terms), "mse", mse, "above 0 if l1 and logit_laplace are 0", "give at least one weight")
+
+    def per_pixel(self, reconstruction: Images, images: Images) -> Images:
+        """Return the weighted sum for each value of a pixel."""
+        return sum(term.scale * term.per_pixel(reconstruction, images) for term in self._terms)
 
 
 def logit_laplace(mean: Pixels, log_scale: Pixels, images: Pixels) -> Pixels:

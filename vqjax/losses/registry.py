@@ -1,9 +1,9 @@
 """Registry of losses."""
 
-from vqjax.losses.reconstruction import LogitLaplace, MeanAbsoluteError, MeanSquaredError
+from vqjax.losses.reconstruction import LogitLaplace, MeanAbsoluteError, MeanSquaredError, WeightedSum
 from vqjax.runtime.signature import Registry
 
-LOSSES = Registry({"mse": MeanSquaredError, "l1": MeanAbsoluteError, "logit_laplace": LogitLaplace})
+LOSSES = Registry({"mse": MeanSquaredError, "l1": MeanAbsoluteError, "logit_laplace": LogitLaplace, "sum": WeightedSum})
 """The losses by name; each takes the training images and the arguments in the config group ``loss``."""
 
 defaults, build = LOSSES.defaults, LOSSES.build
