@@ -27,7 +27,7 @@ def write_checksums(directory: Path) -> None:
       >>> find_damage(directory)
       'codes does not match its checksum'
     """
-    lines = [f"{_checksum(directory / name)}  {name}\n" for name in sorted(_files_below(directory))]
+    lines = [f"{file_checksum(directory / name)}  {name}\n" for name in sorted(_files_below(directory))]
     with atomic_file(directory / CHECKSUMS_FILE) as file:
         file.writelines(line.encode() for line in lines)
 
@@ -56,7 +56,7 @@ def find_damage(directory: Path) -> str | None:
             return f"{name} is missing"
         if name not in expected:
             return f"{name} was added"
-        if _checksum(directory / name) != expected[name]:
+        if file_checksum(directory / name) != expected[name]:
             return f"{name} does not match its checksum"
     return None
 
@@ -66,6 +66,7 @@ def _files_below(directory: Path) -> set[str]:
     return {name for name in files if name != CHECKSUMS_FILE}
 
 
-def _checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

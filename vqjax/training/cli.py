@@ -60,6 +60,11 @@ COMMANDS = {
         "Make a run of a published tokenizer.",
         "vqgan_imagenet_f16_1024.ckpt --workdir=runs/taming --config.data.source=tfds --config.data.name=imagenet2012",
     ),
+    "convert": Command(
+        "vqjax.training.convert:convert_features",
+        "Write the weights of LPIPS into a file for the trainer.",
+        "vgg16-397923af.pth --heads=vgg.pth --output=lpips-vgg.safetensors",
+    ),
 }
 """The subcommands by name."""
 
