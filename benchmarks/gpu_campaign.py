@@ -277,10 +277,10 @@ def _tokenizer(name: str, toy: bool) -> Rows:
 
 
 def _decide_tokenizers(rows: Rows) -> Verdict:
-    ours = [f"{row['model']}: {row['images/s']:.0f} images/s" for row in rows if row.get("contender") == "vqjax"]
+    ours = [f"{row['case']}: {row['images/s']:.0f} images/s" for row in rows if row.get("contender") == "vqjax"]
     peers = [row for row in rows if "torch.compile" in row.get("contender", "")]
     text = "; ".join(
-        [*ours, *(f"{row['model']}: {row['ours is faster by']:.2f}x of {row['contender']}" for row in peers)]
+        [*ours, *(f"{row['case']}: {row['ours is faster by']:.2f}x of {row['contender']}" for row in peers)]
     )
     slowest = min((row["ours is faster by"] for row in peers), default=0)
     return Verdict(slowest >= 1.5 if peers else None, f"{text} (1.5x expected){_failures(rows)}")

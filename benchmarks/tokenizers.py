@@ -1,19 +1,25 @@
-"""Training steps of the image tokenizers against their discriminators: python -m benchmarks.tokenizers [MODEL ...]
+"""Training steps of the image tokenizers against their discriminators: python -m benchmarks.tokenizers [CASE ...]
 
-VQGAN f16 and the small ViT-VQGAN at 256 pixels in bfloat16 with a PatchGAN, images on the device. Beside them the
-original PyTorch modules, where clones of taming-transformers and enhancing-transformers are on ``PYTHONPATH``.
+VQGAN f16 and the small ViT-VQGAN at 256 pixels in bfloat16 with a PatchGAN, images on the device; without a GPU, VQGAN
+f16 with 64 channels at 64 and 128 pixels in float32. Beside them the original PyTorch modules, where clones of
+taming-transformers and enhancing-transformers are on ``PYTHONPATH``.
 """
 
 import argparse
+import ctypes
+import multiprocessing
+import re
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import UInt8
 
 from benchmarks.measure import by_turns, compiled_step, report
 from benchmarks.peers.available import installed
@@ -22,10 +28,37 @@ from vqjax.models.discriminators import PatchGAN
 from vqjax.models.registry import build
 from vqjax.tasks.vqgan import VQGANTask
 
-BATCH_SIZE = 16
-COLUMNS = ("model", "contender", "images/s", "ms", "spread (ms)", "ours is faster by", "TFLOP/s", "temporary MiB")
-_SIZES = {"vqgan": {"code_dim": 256}, "vit_vqgan": {}}
-_TOY = {
+COLUMNS = ("case", "contender", "images/s", "ms", "spread (ms)", "ours is faster by", "TFLOP/s", "temporary MiB")
+CPU_COLUMNS = (*COLUMNS[:-2], "peak MiB")
+
+
+class Case(NamedTuple):
+    """A model, and the images that it is trained on.
+
+    Attributes:
+      model: Name of the model.
+      side: Height and width of the images.
+      batch_size: Images in a batch.
+      dtype: Of the networks.
+      fields: Arguments of our model; the original has the same.
+    """
+
+    model: str
+    side: int = 256
+    batch_size: int = 16
+    dtype: str = "bfloat16"
+    fields: Mapping[str, Any] = {}
+
+
+CASES = {
+    "vqgan": Case("vqgan"),
+    "vit_vqgan": Case("vit_vqgan"),
+    "vqgan_64": Case("vqgan", 64, 8, "float32", {"channels": 64}),
+    "vqgan_128": Case("vqgan", 128, 4, "float32", {"channels": 64}),
+}
+"""The first two for a GPU, the others for a CPU."""
+
+_TOY_FIELDS = {
     "vqgan": {"channels": 32, "multipliers": (1, 1), "attention_resolutions": ()},
     "vit_vqgan": {"depth": 1, "mlp_dim": 64},
 }
@@ -34,48 +67,44 @@ _TOY = {
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*_SIZES, []], help="both by default")
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="those of this machine by default")
+    on_cpu = jax.default_backend() == "cpu"
     rows = []
-    for name in parser.parse_args().models or _SIZES:
+    for name in parser.parse_args().cases or [name for name, case in CASES.items() if (case.side < 256) == on_cpu]:
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        rows += measure(name)
-    report("tokenizers", rows, COLUMNS)
+        rows += measure(name, memory=on_cpu)
+    report("tokenizers", rows, CPU_COLUMNS if on_cpu else COLUMNS)
 
 
-def measure(name: str, toy: bool = False) -> list[dict[str, Any]]:
+def measure(name: str, toy: bool = False, memory: bool = False) -> list[dict[str, Any]]:
     """Time all contenders on one model.
 
     Args:
-      name: ``"vqgan"`` or ``"vit_vqgan"``.
+      name: A key of ``CASES``.
       toy: Small networks and images.
+      memory: Measure the greatest memory of each contender as well, in a process of its own.
 
     Returns:
       A row per contender.
     """
-    side, batch_size = (64, 2) if toy else (256, BATCH_SIZE)
-    images = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
+    case = CASES[name]
+    if toy:
+        case = case._replace(side=64, batch_size=2, fields=_TOY_FIELDS[case.model])
     # As the originals: a second pass for the discriminator.
     orders = {"vqjax, two passes": "generator_first", "vqjax": "together"}
     with ThreadPoolExecutor() as threads:
-        jobs = {
-            contender: threads.submit(tokenizer_step, name, images, order, toy) for contender, order in orders.items()
-        }
+        jobs = {contender: threads.submit(tokenizer_step, case, order) for contender, order in orders.items()}
     # Before PyTorch uses the device: XLA measures its choices while it compiles.
     ours = {contender: job.result() for contender, job in jobs.items()}
-    peers: dict[str, Callable[[], object]] = {}
-    if installed("taming") and installed("enhancing"):
-        from benchmarks.peers.torch_tokenizers import torch_tokenizer_step
-
-        for compiled in (False, True):
-            title = "PyTorch, torch.compile" if compiled else "PyTorch"
-            peers[title] = torch_tokenizer_step(name, images, compiled, toy=toy)
-    timings = by_turns({contender: run for contender, (run, _) in ours.items()} | peers, seconds=10.0)
+    peers = {"PyTorch": False, "PyTorch, torch.compile": True} if installed("taming") and installed("enhancing") else {}
+    theirs = {title: peer_step(case, compiled) for title, compiled in peers.items()}
+    timings = by_turns({contender: run for contender, (run, _) in ours.items()} | theirs, seconds=10.0)
     rows = []
     for contender, timing in timings.items():
         row = {
-            "model": name,
+            "case": name,
             "contender": contender,
-            "images/s": batch_size / timing.median,
+            "images/s": case.batch_size / timing.median,
             "ms": 1e3 * timing.median,
             "spread (ms)": f"{1e3 * timing.quarter:.3g} to {1e3 * timing.three_quarters:.3g}",
             "ours is faster by": timing.median / timings["vqjax, two passes"].median,
@@ -85,42 +114,89 @@ def measure(name: str, toy: bool = False) -> list[dict[str, Any]]:
             program = ours[contender][1]
             row["TFLOP/s"] = program.cost_analysis()["flops"] / timing.median / 1e12
             row["temporary MiB"] = program.memory_analysis().temp_size_in_bytes / 2**20
+        if memory:
+            make, argument = (tokenizer_step, orders[contender]) if contender in ours else (peer_step, peers[contender])
+            row["peak MiB"] = _alone(peak_memory, make, case, argument)
         rows.append(row)
     return rows
 
 
-def tokenizer_step(
-    name: str, images: np.ndarray, order: str, toy: bool = False
-) -> tuple[Callable[[], None], jax.stages.Compiled]:
+def _alone(function: Callable[..., float], *arguments: Any) -> float:
+    """Call a function in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory(make: Callable[..., Any], case: Case, argument: Any) -> float:
+    """Return the most MiB that this process holds during three steps, after compilation.
+
+    Args:
+      make: :func:`tokenizer_step` or :func:`peer_step`.
+      case: The case.
+      argument: The second argument of ``make``.
+    """
+    made = make(case, argument)
+    run = made if callable(made) else made[0]
+    run()
+    # What compiling took is given back, and the record starts again at what is in use.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(3):
+        run()
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def peer_step(case: Case, compiled: bool) -> Callable[[], None]:
+    """One training step of the original.
+
+    Args:
+      case: Model and images.
+      compiled: With ``torch.compile``.
+
+    Returns:
+      A function that returns when the step is done.
+    """
+    from benchmarks.peers.torch_tokenizers import torch_tokenizer_step
+
+    return torch_tokenizer_step(
+        case.model, _images(case), compiled, bfloat16=case.dtype == "bfloat16", side=case.side, **case.fields
+    )
+
+
+def tokenizer_step(case: Case, order: str) -> tuple[Callable[[], None], jax.stages.Compiled]:
     """One training step of ours.
 
     Args:
-      name: Of the model.
-      images: uint8 ``[batch, height, width, 3]``.
+      case: Model and images.
       order: Of the two networks, see :class:`vqjax.tasks.vqgan.VQGANTask`.
-      toy: A small network.
 
     Returns:
       A function that returns when the step is done, and the compiled step.
     """
-    adaptive = name == "vqgan"
+    adaptive = case.model == "vqgan"
     quantizer = VectorQuantizer(
         num_codes=1024 if adaptive else 8192,
         codebook=GradientCodebook(),
         estimator="straight_through",
         distance="euclidean" if adaptive else "cosine",
     )
-    model = build(name=name, quantizer=quantizer, dtype="bfloat16", **_SIZES[name], **(_TOY[name] if toy else {}))
+    code_dim = {"code_dim": 256} if adaptive else {}
+    model = build(name=case.model, quantizer=quantizer, dtype=case.dtype, **code_dim, **case.fields)
     task = VQGANTask(
         model,
         optax.adam(4.5e-6, b1=0.5, b2=0.9),
         lambda reconstruction, images: jnp.mean(jnp.abs(reconstruction - images)),
-        discriminator=PatchGAN(dtype="bfloat16"),
+        discriminator=PatchGAN(dtype=case.dtype),
         max_adaptive_weight=1e4 if adaptive else None,
         adversarial_weight=0.8 if adaptive else 0.1,
         order=order,
     )
-    return compiled_step(task, {"image": images})
+    return compiled_step(task, {"image": _images(case)})
+
+
+def _images(case: Case) -> UInt8[np.ndarray, "batch side side 3"]:
+    return np.random.default_rng(0).integers(0, 256, (case.batch_size, case.side, case.side, 3), np.uint8)
 
 
 if __name__ == "__main__":

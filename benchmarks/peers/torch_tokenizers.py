@@ -4,7 +4,8 @@ taming-transformers (``import taming``) and enhancing-transformers (``import enh
 is theirs: the generator's step, then that of the discriminator on a second pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +31,19 @@ class _Tokenizer(nn.Module):
 
 
 class VQGAN(_Tokenizer):
-    """taming-transformers' model for ImageNet; ``toy`` is small."""
+    """taming-transformers' model for ImageNet."""
 
-    def __init__(self, toy: bool) -> None:
+    def __init__(
+        self,
+        side: int,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        attention_resolutions: Sequence[int] = (16,),
+    ) -> None:
         super().__init__()
-        widths = (
-            {"ch": 32, "ch_mult": (1, 1), "attn_resolutions": ()} if toy else {"ch": 128, "ch_mult": (1, 1, 2, 2, 4)}
-        )
-        size = {"attn_resolutions": (16,), **widths, "out_ch": 3, "in_channels": 3, "num_res_blocks": 2}
-        size |= {"resolution": 256, "z_channels": 256, "double_z": False}
+        del side  # any will do
+        size = {"ch": channels, "ch_mult": multipliers, "attn_resolutions": attention_resolutions, "num_res_blocks": 2}
+        size |= {"in_channels": 3, "out_ch": 3, "resolution": 256, "z_channels": 256, "double_z": False}
         self.encoder, self.decoder = Encoder(**size), Decoder(**size)
         self.before, self.behind = nn.Conv2d(256, 256, 1), nn.Conv2d(256, 256, 1)
         self.quantizer = VectorQuantizer2(1024, 256, beta=0.25)
@@ -47,12 +52,11 @@ class VQGAN(_Tokenizer):
 
 
 class ViTVQGAN(_Tokenizer):
-    """enhancing-transformers' small model; ``toy`` is smaller."""
+    """enhancing-transformers' small model."""
 
-    def __init__(self, toy: bool) -> None:
+    def __init__(self, side: int, depth: int = 8, mlp_dim: int = 2048) -> None:
         super().__init__()
-        size = {"image_size": 64 if toy else 256, "patch_size": 8, "heads": 8, "dim": 512}
-        size |= {"depth": 1, "mlp_dim": 64} if toy else {"depth": 8, "mlp_dim": 2048}
+        size = {"image_size": side, "patch_size": 8, "heads": 8, "dim": 512, "depth": depth, "mlp_dim": mlp_dim}
         self.encoder, self.decoder = ViTEncoder(**size), ViTDecoder(**size)
         self.before, self.behind = nn.Linear(512, 32), nn.Linear(32, 512)
         self.quantizer = VectorQuantizer(32, 8192)
@@ -63,7 +67,7 @@ MODELS = {"vqgan": VQGAN, "vit_vqgan": ViTVQGAN}
 
 
 def torch_tokenizer_step(
-    name: str, images: np.ndarray, compiled: bool, bfloat16: bool = True, toy: bool = False
+    name: str, images: np.ndarray, compiled: bool, bfloat16: bool, **fields: Any
 ) -> Callable[[], None]:
     """One step of Adam for both networks on images that are on the device already.
 
@@ -72,7 +76,7 @@ def torch_tokenizer_step(
       images: uint8 ``[batch, height, width, 3]``.
       compiled: The networks with ``torch.compile``.
       bfloat16: Networks in bfloat16 under autocast, the quantizer in float32.
-      toy: Small networks.
+      **fields: Arguments of the model.
 
     Returns:
       A function that returns when the step is done.
@@ -82,7 +86,7 @@ def torch_tokenizer_step(
     torch.backends.cudnn.benchmark = True
     # The adaptive weight reads the graph twice.
     functorch.donated_buffer = False
-    model = MODELS[name](toy).to(device, memory_format=torch.channels_last).train()
+    model = MODELS[name](**fields).to(device, memory_format=torch.channels_last).train()
     judge = NLayerDiscriminator(ndf=64, n_layers=3).to(device, memory_format=torch.channels_last).train()
     optimizers = [
         torch.optim.Adam(network.parameters(), lr=4.5e-6, betas=(0.5, 0.9), fused=device == "cuda")
