@@ -1,15 +1,23 @@
 """Estimators that are tried here, and are not in the package."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from vqjax.estimators import ESTIMATORS, Estimator, dynamic_straight_through, scaled_rotation
+from vqjax.estimators import ESTIMATORS, Estimator, diveq_detached, dynamic_straight_through, scaled_rotation
 from vqjax.estimators.jacobian import Vectors, with_gradient_of
 from vqjax.functional import length_and_direction, norm_ratio
 from vqjax.functional.geometry import inner
+from vqjax.functional.metrics import perplexity
+from vqjax.functional.numbers import Number
+
+Indices = Int[Array, "*batch"]
+
+_LEAST_RATIO = 0.2
 
 
 def with_radial_part(estimator: Estimator) -> Estimator:
@@ -50,15 +58,49 @@ def _weighted(
     return rotated(weighted, q)
 
 
+def _partly_diveq(z: Vectors, q: Vectors, share: Number) -> Vectors:
+    """Leave out a share of the gradient along the quantization error, of which DiVeQ leaves out all."""
+    return with_gradient_of(q, (1 - share) * z + share * diveq_detached(z, q))
+
+
+def _use(indices: Indices, num_codes: int, full: float) -> Float[Array, ""]:
+    """Return the perplexity of a batch over the most that it could be, and one from the share ``full`` on."""
+    counts = jnp.zeros(num_codes, jnp.float32).at[indices.reshape(-1)].add(1.0)
+    return jnp.minimum(perplexity(counts) / (full * min(num_codes, indices.size)), 1.0)
+
+
+def _rotation_of_unused(z: Vectors, q: Vectors, used: Float[Array, ""]) -> Vectors:
+    """Rotate by the share of the angle that the unused codes have, and divide by as much of the ratio of lengths."""
+    middle = used * length_and_direction(jax.lax.stop_gradient(z))[1] + (1 - used) * length_and_direction(q)[1]
+    inverse = scaled_rotation(lambda z, _: (1 / jnp.maximum(norm_ratio(z, q), _LEAST_RATIO)) ** (1 - used))
+    return with_gradient_of(q, with_radial_part(inverse)(z, jax.lax.stop_gradient(middle)))
+
+
+def _rotation_by_use(z: Vectors, q: Vectors, *, indices: Indices, num_codes: int) -> Vectors:
+    """Turn from the inverse tangential rotation to straight-through while codes come into use."""
+    return _rotation_of_unused(z, q, _use(indices, num_codes, 1.0))
+
+
+def _rotation_then_half_diveq(z: Vectors, q: Vectors, *, indices: Indices, num_codes: int) -> Vectors:
+    """Turn from the inverse tangential rotation to half of DiVeQ while codes come into use."""
+    used = _use(indices, num_codes, 0.7)
+    damped = with_gradient_of(jax.lax.stop_gradient(z), _partly_diveq(z, q, used / 2))
+    return with_gradient_of(q, _rotation_of_unused(damped, q, used))
+
+
 CANDIDATES: dict[str, Estimator] = {
     "half_tangential_rotation": with_radial_part(_halfway),
     "tangential_rotation_inverse": with_radial_part(
-        scaled_rotation(lambda z, q: 1 / jnp.maximum(norm_ratio(z, q), 0.2))
+        scaled_rotation(lambda z, q: 1 / jnp.maximum(norm_ratio(z, q), _LEAST_RATIO))
     ),
     "dynamic_tangential_rotation": _weighted,
+    "half_diveq": functools.partial(_partly_diveq, share=0.5),
+    "rotation_by_use": _rotation_by_use,
+    "rotation_then_half_diveq": _rotation_then_half_diveq,
 }
 """By name: half of the angle; the tangential part divided by the ratio of lengths, which is a cosine for codes that are
-means; and the weights of the dynamic straight-through estimator."""
+means; the weights of the dynamic straight-through estimator; half of the gradient along the quantization error; and the
+second of these, given up while codes come into use, for straight-through and for the fourth."""
 
 
 @contextlib.contextmanager

@@ -25,14 +25,15 @@ def scale_figure(records: Sequence[Record]) -> Any:
     """Draw the held-out PSNR of each estimator against the root mean square of its latents, a panel for each setting.
 
     Args:
-      records: Of the study; those with remedies, and below 21 dB, are left out.
+      records: Of the study; those with remedies, below 21 dB, and without a measured size, are left out.
 
     Returns:
       A matplotlib figure.
     """
     points: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record.settings["remedy"] == "none" and (record.measured.get("psnr") or 0) > _LEAST_PSNR:
+        shown = (record.measured.get("psnr") or 0) > _LEAST_PSNR and "rms_latents" in record.measured
+        if record.settings["remedy"] == "none" and shown:
             points[record.settings["setting"]][record.settings["estimator"]].append(record)
     panels = [name for name in SETTINGS if name in points]
     figure, axes = new_figure(_INCHES * len(panels), 3.6, 1, len(panels))

@@ -58,7 +58,8 @@ def study_runs(stages: Sequence[str], settings: Sequence[str], seeds: int) -> li
       seeds: Trainings of each.
 
     Returns:
-      The runs, one seed after another, so that an unfinished study compares all of them.
+      The runs, one seed after another, so that an unfinished study compares all of them; the confirmation without
+      remedies comes before that with one.
     """
     cells, fresh = [], []
     if "estimators" in stages:
@@ -66,9 +67,12 @@ def study_runs(stages: Sequence[str], settings: Sequence[str], seeds: int) -> li
     if "remedies" in stages and "sonnet" in settings:
         cells += [("sonnet", estimator, remedy) for remedy in REMEDIES for estimator in COMBINED]
     if "confirmation" in stages:
-        fresh += itertools.product(settings, FINALISTS, CONFIRMED_WITH)
-    seen = [(*cell, seed) for seed in range(seeds) for cell in dict.fromkeys(cells)]
-    seen += [(*cell, seed) for seed in range(FRESH, FRESH + seeds) for cell in fresh]
+        of_seeds = range(FRESH, FRESH + seeds)
+        fresh = [
+            (setting, estimator, remedy, seed)
+            for remedy, seed, setting, estimator in itertools.product(CONFIRMED_WITH, of_seeds, settings, FINALISTS)
+        ]
+    seen = [(*cell, seed) for seed in range(seeds) for cell in dict.fromkeys(cells)] + fresh
     return [
         Run(
             f"{slug(setting)}/{estimator}--{slug(remedy)}--seed{seed}",
