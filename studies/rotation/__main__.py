@@ -11,10 +11,11 @@ from studies.common.command import check_positive, chosen
 from studies.common.document import write_document
 from studies.common.plotting import save_figure
 from studies.common.records import Results
+from studies.common.trainings import make_runs
 from studies.rotation.figures import scale_figure
 from studies.rotation.grid import SETTINGS
 from studies.rotation.report import DOCUMENT, document_parts
-from studies.rotation.runs import STAGES, make_runs, study_runs
+from studies.rotation.runs import STAGES, measure_run, study_runs
 from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 
@@ -50,7 +51,7 @@ def main(
     parts = chosen(stages, STAGES, "stages")
     results = Results(records / "results.jsonl")
     if not report_only:
-        make_runs(results.unfinished(study_runs(parts, names, seeds)), results, workdir, jobs)
+        make_runs(results.unfinished(study_runs(parts, names, seeds)), results, workdir, measure_run, jobs)
     if finished := results.records():
         save_figure(docs / "rotation" / "scale.png", scale_figure(finished))
     print(write_document(docs / DOCUMENT, "The rotation trick", document_parts(results)))

@@ -9,7 +9,6 @@ from studies.common.plotting import BLUE, INK, ORANGE, new_figure
 from studies.common.records import Record
 from studies.rotation.candidates import CANDIDATES
 from studies.rotation.grid import SETTINGS
-from studies.rotation.runs import length
 
 _INCHES = 4.4
 _LEAST_PSNR = 21.0
@@ -48,7 +47,7 @@ def scale_figure(records: Sequence[Record]) -> Any:
         _label(panel, labels)
         panel.set(xscale="log", xlim=_SCALES, xticks=_TICKS, xticklabels=map(str, _TICKS))
         panel.minorticks_off()
-        panel.set(title=f"{setting}, {length(setting):,} steps", xlabel="root mean square of the latents")
+        panel.set(title=f"{setting}, {SETTINGS[setting].length:,} steps", xlabel="root mean square of the latents")
     axes[0][0].set_ylabel("held-out PSNR (dB)")
     return figure
 

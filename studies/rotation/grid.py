@@ -3,24 +3,8 @@
 The names are all that a record says of a training, so another definition needs another name.
 """
 
-from typing import NamedTuple
-
+from studies.common.trainings import Setting
 from studies.rotation.candidates import CANDIDATES
-
-
-class Setting(NamedTuple):
-    """A config, and how it is trained.
-
-    Attributes:
-      config: Config file with its arguments.
-      steps: Length of the training; None for that of the config.
-      changes: Changes of the config.
-    """
-
-    config: str
-    steps: int | None = None
-    changes: tuple[str, ...] = ()
-
 
 SETTINGS = {
     "photographs": Setting("configs/quickstart.py"),
@@ -101,11 +85,11 @@ def overrides(estimator: str, remedy: str) -> list[str]:
       remedy: A key of ``REMEDIES``.
 
     Returns:
-      Arguments of the command line.
+      Changes of the config.
 
     Example:
       >>> overrides("rotation", "unit length")
-      ['--config.quantizer.distance=cosine', '--config.quantizer.estimator=rotation']
+      ['quantizer.distance=cosine', 'quantizer.estimator=rotation']
     """
     field = "quantizer.quantizer.estimator" if remedy == "residual of 2" else "quantizer.estimator"
-    return [f"--config.{change}" for change in (*REMEDIES[remedy], f"{field}={estimator}")]
+    return [*REMEDIES[remedy], f"{field}={estimator}"]

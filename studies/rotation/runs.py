@@ -1,23 +1,15 @@
-"""Runs of the study: each is a run of the trainer in a directory of its own."""
+"""Trainings of the study, and what is measured of each."""
 
-import functools
 import itertools
-import json
-import multiprocessing
-import os
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from studies.common.records import Results, Run, slug
-from studies.features.distance import FeatureDistance
+from studies.common.records import Run, slug
+from studies.common.trainings import config_of, train_and_evaluate
 from studies.rotation.candidates import known_candidates
 from studies.rotation.grid import (
     COMBINED,
@@ -30,20 +22,11 @@ from studies.rotation.grid import (
     overrides,
 )
 from studies.rotation.mechanism import pushes
-from vqjax.checkpointing.checkpoints import load_tokenizer
-from vqjax.data import Batch, evaluation_batches, load_splits, to_model_range
-from vqjax.errors import UserError
-from vqjax.evaluation import evaluate
-from vqjax.evaluation.metric import Outputs
+from vqjax.data import evaluation_batches, to_model_range
 from vqjax.training.build import build_task
-from vqjax.training.config import load_config
-from vqjax.training.loop import train
 
-ROOT = Path(__file__).parents[2]
-_EVALUATED = ("psnr", "ssim", "mse_over_variance", "perplexity_batch", "perplexity_split", "usage_split")
 _LATE = ("relative_error", "angle", "norm_ratio", "perplexity")
 _BATCHES = 40
-
 
 STAGES = ("estimators", "remedies", "confirmation")
 
@@ -76,100 +59,32 @@ def study_runs(stages: Sequence[str], settings: Sequence[str], seeds: int) -> li
     return [
         Run(
             f"{slug(setting)}/{estimator}--{slug(remedy)}--seed{seed}",
-            {"setting": setting, "estimator": estimator, "remedy": remedy, "seed": seed, "steps": length(setting)},
+            {
+                "setting": setting,
+                "estimator": estimator,
+                "remedy": remedy,
+                "seed": seed,
+                "steps": SETTINGS[setting].length,
+            },
         )
         for setting, estimator, remedy, seed in seen
     ]
 
 
-@functools.cache
-def length(setting: str) -> int:
-    """Return the number of steps of a setting."""
-    return SETTINGS[setting].steps or load_config(_config(setting), []).num_steps
-
-
-def _config(setting: str) -> str:
-    return str(ROOT / SETTINGS[setting].config)
-
-
 @known_candidates()
-def config_of(run: Run) -> ConfigDict:
+def run_config(run: Run) -> ConfigDict:
     """Return the config of a run.
 
     Args:
       run: A run of :func:`study_runs`.
     """
-    changes = [f"--config.{change}" for change in SETTINGS[run.settings["setting"]].changes]
-    changes += overrides(run.settings["estimator"], run.settings["remedy"])
-    steps = run.settings["steps"]
-    flags = [f"--config.num_steps={steps}", f"--config.seed={run.settings['seed']}", "--config.tensorboard=false"]
-    # One evaluation and checkpoint at the end, and means over the last tenth.
-    flags += [f"--config.eval_every={steps}", f"--config.checkpoint_every={max(1, steps // 4)}"]
-    flags += [f"--config.log_every={max(1, steps // 10)}"]
-    return load_config(_config(run.settings["setting"]), [*changes, *flags])
+    changes = overrides(run.settings["estimator"], run.settings["remedy"])
+    return config_of(SETTINGS[run.settings["setting"]], changes, steps=run.settings["steps"], seed=run.settings["seed"])
 
 
-def make_runs(runs: Sequence[Run], results: Results, workdir: Path, jobs: int = 1) -> None:
-    """Train, evaluate and measure; an interrupted training is continued.
-
-    Args:
-      runs: Runs of :func:`study_runs`.
-      results: Receives their records.
-      workdir: Directory of the runs of the trainer; that of a finished one is removed.
-      jobs: Trainings at once. Several have a process each, and do not show their progress.
-
-    Raises:
-      UserError: Trainings of several at once failed; the others are finished and recorded.
-    """
-    began, failures = time.monotonic(), 0
-    for number, (run, outcome) in enumerate(_outcomes(runs, workdir, jobs), start=1):
-        try:
-            measured, seconds = outcome()
-        except Exception as error:
-            if jobs == 1:
-                raise
-            failures += 1
-            print(f"{run.name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            continue
-        results.add(run, measured, seconds)
-        shutil.rmtree(_directory(run, workdir))
-        left = (time.monotonic() - began) / number * (len(runs) - number) / 3600
-        print(f"{run.name}: {number} of {len(runs)} done, {left:.1f} h left", file=sys.stderr, flush=True)
-    if failures:
-        raise UserError(f"{failures} of {len(runs)} trainings failed; the same command tries them again.")
-
-
-def _outcomes(
-    runs: Sequence[Run], workdir: Path, jobs: int
-) -> Iterator[tuple[Run, Callable[[], tuple[dict[str, Any], float]]]]:
-    """Each run, and what returns its measurements and seconds, as they are finished."""
-    if jobs == 1:
-        for run in runs:
-            print(f"{run.name}", file=sys.stderr, flush=True)
-            yield run, functools.partial(_measure_run, run, workdir)
-        return
-    # A process with threads, as JAX has them, cannot be forked.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_silence) as pool:
-        futures = {pool.submit(_measure_run, run, workdir): run for run in runs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _silence() -> None:
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
-
-
-def _directory(run: Run, workdir: Path) -> Path:
-    return workdir / slug(run.name)
-
-
-def _measure_run(run: Run, workdir: Path) -> tuple[dict[str, Any], float]:
-    started = time.monotonic()
-    return measure(config_of(run), _directory(run, workdir)), time.monotonic() - started
+def measure_run(run: Run, directory: Path) -> dict[str, Any]:
+    """Train a run, and measure the result; see :func:`measure`."""
+    return measure(run_config(run), directory)
 
 
 @known_candidates()
@@ -181,29 +96,14 @@ def measure(config: ConfigDict, directory: Path) -> dict[str, Any]:
       directory: Directory of the run.
 
     Returns:
-      Numbers of the evaluation, ``feature_distance`` included, of the last tenth of the training, and of
-      :func:`pushes`, by name.
+      Numbers of :func:`studies.common.trainings.train_and_evaluate` and of :func:`pushes`, by name.
     """
-    try:
-        result = train(config, directory)
-    except FloatingPointError:
-        return {"diverged": True}
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    late = next(line for line in reversed(lines) if "train/loss" in line)
-    measured = {"diverged": False} | {name: result.metrics[name] for name in _EVALUATED}
-    measured |= {f"late_{name}": late.get(f"train/{name}") for name in _LATE}
-    tokenizer, splits = load_tokenizer(directory), load_splits(config.data)
-
-    def reconstruct(variables: Any, batch: Batch) -> Outputs:
-        output = tokenizer.model.apply(variables, to_model_range(batch["image"]), train=False)
-        return {"reconstruction": output.reconstruction}
-
-    of_variables = jax.tree_util.Partial(reconstruct, tokenizer.variables)
-    held_out = evaluation_batches(splits.eval, config.batch_size)
-    measured |= evaluate(of_variables, held_out, [FeatureDistance.of("cifar10")]).metrics
+    trained = train_and_evaluate(config, directory, network="cifar10", late=_LATE)
+    if trained.tokenizer is None:
+        return trained.measured
     batches = [
-        to_model_range(jax.numpy.asarray(batch["image"]))
-        for batch, _ in zip(evaluation_batches(splits.train, config.batch_size), range(_BATCHES), strict=False)
+        to_model_range(jnp.asarray(batch["image"]))
+        for batch, _ in zip(evaluation_batches(trained.splits.train, config.batch_size), range(_BATCHES), strict=False)
     ]
-    loss = build_task(config, splits.train).loss
-    return measured | pushes(tokenizer.model, tokenizer.variables, loss, batches)
+    loss = build_task(config, trained.splits.train).loss
+    return trained.measured | pushes(trained.tokenizer.model, trained.tokenizer.variables, loss, batches)

@@ -8,11 +8,12 @@ import pytest
 from helpers.arrays import rotation_matrix
 from helpers.runs import tiny_config
 from studies.common.records import Results, Run
+from studies.common.trainings import make_runs
 from studies.rotation.candidates import CANDIDATES, known_candidates
 from studies.rotation.grid import COMBINED, REMEDIES
 from studies.rotation.mechanism import pushes
 from studies.rotation.report import document_parts
-from studies.rotation.runs import STAGES, config_of, make_runs, measure, study_runs
+from studies.rotation.runs import STAGES, measure, measure_run, run_config, study_runs
 from vqjax import UserError, VectorQuantizer
 from vqjax.estimators import keyword_names
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
@@ -27,7 +28,7 @@ CELLS = {run.name: run for run in study_runs(STAGES, ["sonnet"], 1)}
 @known_candidates()
 def test_every_cell_is_a_config(name):
     run = CELLS[name]
-    config = config_of(run)
+    config = run_config(run)
     model = build_model(config.model, config.quantizer)
     variables = jax.eval_shape(
         model.init, {"params": jax.random.key(0), "quantizer": jax.random.key(1)}, jnp.zeros((1, 32, 32, 3))
@@ -88,7 +89,7 @@ def test_trainings_run_at_once_and_one_that_fails_stops_no_other(tmp_path):
     runs = [Run(f"photographs/{name}", settings | {"estimator": name}) for name in ("rotation", "unknown")]
     results = Results(tmp_path / "results.jsonl")
     with pytest.raises(UserError, match="1 of 2 trainings failed; the same command tries them again"):
-        make_runs(runs, results, tmp_path / "runs", jobs=2)
+        make_runs(runs, results, tmp_path / "runs", measure_run, jobs=2)
     assert [record.run for record in results.records()] == ["photographs/rotation"]
     assert results.unfinished(runs) == runs[1:]
 
