@@ -16,12 +16,11 @@ import jax
 from ml_collections import ConfigDict
 
 from studies.common.records import Results, Run, slug
-from studies.features.distance import FeatureDistance
 from vqjax.checkpointing.checkpoints import Tokenizer, load_tokenizer
 from vqjax.data import Batch, Splits, evaluation_batches, load_splits, to_model_range
 from vqjax.errors import UserError
 from vqjax.evaluation import evaluate
-from vqjax.evaluation.metric import Outputs
+from vqjax.evaluation.metric import Metric, Outputs
 from vqjax.training.config import load_config
 from vqjax.training.loop import train
 
@@ -76,8 +75,8 @@ class Trained(NamedTuple):
     """A training, its evaluation, and what it can be measured further with.
 
     Attributes:
-      measured: Numbers of the evaluation, ``feature_distance`` included, and of the last tenth of the training, with
-        ``late_`` before them; ``diverged`` alone after divergence.
+      measured: Numbers of the evaluation, and of the last tenth of the training, with ``late_`` before them;
+        ``diverged`` alone after divergence.
       tokenizer: The trained model; None after divergence.
       splits: The images.
     """
@@ -87,13 +86,15 @@ class Trained(NamedTuple):
     splits: Splits
 
 
-def train_and_evaluate(config: ConfigDict, directory: Path, *, network: str, late: Sequence[str]) -> Trained:
+def train_and_evaluate(
+    config: ConfigDict, directory: Path, *, metrics: Sequence[Metric], late: Sequence[str]
+) -> Trained:
     """Train with a config, and evaluate the result.
 
     Args:
       config: The config.
       directory: Directory of the run.
-      network: Network of the feature distance, as for :func:`studies.features.distance.feature_distance`.
+      metrics: Metrics of reconstructions, beside those of the trainer.
       late: Metrics of training steps to keep.
     """
     splits = load_splits(config.data)
@@ -113,7 +114,7 @@ def train_and_evaluate(config: ConfigDict, directory: Path, *, network: str, lat
 
     of_variables = jax.tree_util.Partial(reconstruct, tokenizer.variables)
     held_out = evaluation_batches(splits.eval, config.batch_size)
-    measured |= evaluate(of_variables, held_out, [FeatureDistance.of(network)]).metrics
+    measured |= evaluate(of_variables, held_out, metrics).metrics
     return Trained(measured, tokenizer, splits)
 
 

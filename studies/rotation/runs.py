@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from studies.common.records import Run, slug
 from studies.common.trainings import config_of, train_and_evaluate
+from studies.features.distance import FeatureDistance
 from studies.rotation.candidates import known_candidates
 from studies.rotation.grid import (
     COMBINED,
@@ -98,7 +99,7 @@ def measure(config: ConfigDict, directory: Path) -> dict[str, Any]:
     Returns:
       Numbers of :func:`studies.common.trainings.train_and_evaluate` and of :func:`pushes`, by name.
     """
-    trained = train_and_evaluate(config, directory, network="cifar10", late=_LATE)
+    trained = train_and_evaluate(config, directory, metrics=[FeatureDistance.of("cifar10")], late=_LATE)
     if trained.tokenizer is None:
         return trained.measured
     batches = [
