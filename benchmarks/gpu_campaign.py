@@ -38,6 +38,8 @@ _TINY = fields({"model.width": 8, "num_steps": 8, "batch_size": 8, "log_every": 
 _TOY_CONFIG = "configs/quickstart.py"
 _LARGE = "65536x16384x256"
 _IDLE_MEBIBYTES = 2048
+_JOBS = 14
+"""Trainings at once, which fill an H100; twenty ran out of its memory."""
 
 
 class Verdict(NamedTuple):
@@ -60,7 +62,7 @@ class Part(NamedTuple):
       minutes: The limit; a part that is stopped is tried again by the next command.
       measure: Takes the measurements, in toy size where it is given True.
       decide: Reads them.
-      needs: ``"cifar10"`` or the names of Python packages.
+      needs: ``"cifar10"``, ``"imagenette"``, and the names of Python packages.
     """
 
     question: str
@@ -127,6 +129,8 @@ def _run(names: Sequence[str], results: Path, toy: bool, minutes: float | None) 
 
 
 def _available(need: str) -> bool:
+    if need == "imagenette":
+        return (ROOT / "data" / "imagenette").is_dir()
     if need == "cifar10":
         return (Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / "cifar10").is_dir()
     return installed(need)
@@ -454,18 +458,24 @@ def _decide_growth(rows: Rows) -> Verdict:
     return Verdict(None, f"{size}: {largest['ms']:.3g} ms, {largest['temporary MiB']:.0f} MiB temporary")
 
 
-def _study(toy: bool) -> Rows:
-    docs, scale = ROOT / "docs", "--scale=full"
+def _study(name: str, flags: Sequence[str], toy: bool) -> Rows:
+    docs = ROOT / "docs"
     if toy:
-        docs, scale = ROOT / "runs" / "gpu_campaign_toy" / "docs", "--report_only"
+        docs, flags = ROOT / "runs" / "gpu_campaign_toy" / "docs", ["--report_only"]
         docs.mkdir(parents=True, exist_ok=True)
     subprocess.run(
-        [sys.executable, "-m", "studies.reproduction", f"--docs={docs}", scale],
+        [sys.executable, "-m", f"studies.{name}", f"--docs={docs}", *flags],
         cwd=ROOT,
         check=True,
         stdout=subprocess.DEVNULL,
+        # Several trainings at once share the memory.
+        env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     )
     return [{"output": str(docs.relative_to(ROOT))}]
+
+
+def _decide_study(rows: Rows) -> Verdict:
+    return Verdict(None, f"written below {rows[0]['output']}")
 
 
 PARTS: dict[str, Part] = {
@@ -478,6 +488,29 @@ PARTS: dict[str, Part] = {
         ("vector_quantize_pytorch",),
     ),
     "backends": Part("Do quantizers and tasks give what a CPU gives?", 4, _backends, _decide_backends),
+    "rotation": Part(
+        "Which estimator is at least as good as straight-through, on fresh seeds? Finished trainings are kept.",
+        12,
+        functools.partial(
+            _study,
+            "rotation",
+            [
+                "--stages=confirmation",
+                "--settings=photographs,sonnet_long,residual,imagenette",
+                "--seeds=5",
+                f"--jobs={_JOBS}",
+            ],
+        ),
+        _decide_study,
+        ("cifar10", "imagenette", "matplotlib"),
+    ),
+    "tokenizers": Part(
+        "How do the estimators compare on the paper's tokenizers? Finished trainings are kept.",
+        12,
+        functools.partial(_study, "tokenizers", [f"--jobs={_JOBS}"]),
+        _decide_study,
+        ("imagenette", "matplotlib"),
+    ),
     "vit_vqgan": Part(
         "Is ViT-VQGAN's step 1.5 times as fast as the compiled original?",
         6,
@@ -516,8 +549,8 @@ PARTS: dict[str, Part] = {
     "study": Part(
         "What are the tables of the CIFAR-10 study at full scale? Finished runs are kept.",
         300,
-        _study,
-        lambda rows: Verdict(None, f"written below {rows[0]['output']}"),
+        functools.partial(_study, "reproduction", ["--scale=full"]),
+        _decide_study,
         ("cifar10", "matplotlib", "sklearn"),
     ),
 }
