@@ -42,10 +42,7 @@ def scale_curves(estimator: str, steps: int, directory: Path) -> dict[str, list[
     logged = [line for line in lines if "train/relative_error" in line]
     return {
         "step": [line["step"] for line in logged],
-        # The relative error is the error over the mean square.
-        "root mean square of the latents": [
-            (line["train/quantization_error"] / line["train/relative_error"]) ** 0.5 for line in logged
-        ],
+        "root mean square of the latents": [line["train/rms_latents"] for line in logged],
         "relative error": [line["train/relative_error"] for line in logged],
         "PSNR (dB)": [line["train/psnr"] for line in logged],
     }

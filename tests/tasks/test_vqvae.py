@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from vqjax import EMACodebook, GradientCodebook, Replacement, Residual, VectorQuantizer
+from vqjax import FSQ, EMACodebook, GradientCodebook, Replacement, Residual, VectorQuantizer
 from vqjax.data import UnreadableImage, augment
 from vqjax.data.batches import first_epoch_batches
 from vqjax.errors import UserError
@@ -216,6 +216,24 @@ def test_a_decay_of_the_average_that_is_none_is_refused(ema_decay):
         VQVAETask(model_of(VectorQuantizer(num_codes=16)), optax.sgd(0.1), squared_error(1.0), ema_decay=ema_decay)
 
 
+@pytest.mark.parametrize(
+    ("quantizer", "field"),
+    [
+        (VectorQuantizer(16), "--config.quantizer.codebook.replace.below=0.1 "),
+        (VectorQuantizer(16, codebook="gradient"), "--config.quantizer.codebook.replace.below=0.1 "),
+        (Residual(VectorQuantizer(16), 2), "--config.quantizer.quantizer.codebook.replace.below=0.1 "),
+        (VectorQuantizer(16, codebook=EMACodebook(replace=Replacement(below=0.1))), None),
+        (VectorQuantizer(16, codebook="frozen"), None),
+        (FSQ((4, 4)), None),
+    ],
+)
+def test_where_codes_lie_idle_the_field_that_replaces_them_is_named(quantizer, field):
+    task = VQVAETask(model_of(quantizer), optax.sgd(0.1), squared_error(1.0))
+    assert task.advice({"usage_split": 0.5}) is None
+    advice = task.advice({"usage_split": 0.27})
+    assert advice is None if field is None else advice.startswith(f"only 27 % of the codes are in use: {field}")
+
+
 class SomeBroken:
     """40 images of random colors, every third of which cannot be read."""
 
@@ -259,8 +277,6 @@ def test_codes_that_are_parameters_start_from_clusters_too(batch):
 
 
 def test_a_quantizer_without_a_start_from_data_is_refused():
-    from vqjax import FSQ
-
     with pytest.raises(UserError, match="kmeans_init must be False for the quantizer FSQ, got True"):
         VQVAETask(model_of(FSQ(levels=(4, 4))), optax.sgd(0.1), squared_error(1.0), kmeans_init=True)
 

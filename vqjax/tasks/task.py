@@ -104,6 +104,14 @@ class Task(abc.ABC):
         """
         return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
 
+    def advice(self, metrics: Mapping[str, Any]) -> str | None:
+        """Return a line about what a run could do better by its final evaluation, by default none.
+
+        Args:
+          metrics: Results by name.
+        """
+        del metrics
+
     def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
         """Return pictures of an evaluation by name.
 

@@ -20,6 +20,7 @@ from vqjax.functional.numbers import is_number
 from vqjax.models import VQVAE
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.codebooks import EMACodebook, GradientCodebook
 from vqjax.quantizers.settings import replace_settings
 from vqjax.quantizers.validation import require
 from vqjax.reporting import comparison_sheet
@@ -28,6 +29,7 @@ from vqjax.tasks.task import Metrics, Task
 
 _LATENTS_PER_CODE = 64
 _MOST_LATENTS = 2**18
+_LOW_USAGE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +204,22 @@ class VQVAETask(Task):
         return (
             f"held-out PSNR {metrics['psnr']:.2f} dB ({metrics['psnr_gain']:+.2f} over the mean color), "
             f"perplexity {metrics['perplexity_batch']:.1f}, codes in use {100 * metrics['usage_split']:.0f} %"
+        )
+
+    def advice(self, metrics: Mapping[str, Any]) -> str | None:
+        """Name the field that brings codes into use, if few are used and none are replaced; see :meth:`Task.advice`."""
+        if metrics["usage_split"] >= _LOW_USAGE:
+            return None
+        quantizer, path = self.model.quantizer, "config.quantizer"
+        while isinstance(inner := getattr(quantizer, "quantizer", None), nn.Module):
+            quantizer, path = inner, f"{path}.quantizer"
+        codebook = getattr(quantizer, "codebook", None)
+        # What is frozen, or no codebook, has no such field.
+        if not isinstance(codebook, EMACodebook | GradientCodebook) or codebook.replace is not None:
+            return None
+        return (
+            f"only {100 * metrics['usage_split']:.0f} % of the codes are in use: --{path}.codebook.replace.below=0.1 "
+            "replaces the others in training"
         )
 
     def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:

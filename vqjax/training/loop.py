@@ -165,6 +165,8 @@ def _train(
             report(task, result, config, splits.eval, split="eval", step=trainer.step, directory=workdir / "eval")
             if is_main_process():
                 print(f"checkpoint: {shown(checkpoints.newest)}", flush=True)
+            if (advice := task.advice(result.metrics)) is not None:
+                log(advice)
             return result
         finally:
             trainer.close()
