@@ -73,7 +73,8 @@ def main() -> None:
     for name in parser.parse_args().cases or [name for name, case in CASES.items() if (case.side < 256) == on_cpu]:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         rows += measure(name, memory=on_cpu)
-    report("tokenizers", rows, CPU_COLUMNS if on_cpu else COLUMNS)
+        # After each case, as one takes minutes.
+        report("tokenizers", rows, CPU_COLUMNS if on_cpu else COLUMNS)
 
 
 def measure(name: str, toy: bool = False, memory: bool = False) -> list[dict[str, Any]]:

@@ -92,7 +92,9 @@ def torch_tokenizer_step(
         torch.optim.Adam(network.parameters(), lr=4.5e-6, betas=(0.5, 0.9), fused=device == "cuda")
         for network in (model, judge)
     ]
-    generate, discriminate = (torch.compile(network) if compiled else network for network in (model, judge))
+    generate, discriminate = model, judge
+    if compiled:
+        generate, discriminate = (torch.compile(network, dynamic=False) for network in (model, judge))
     batch = torch.tensor(images, device=device).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
     def norm_of_last(loss: torch.Tensor) -> torch.Tensor:
