@@ -1,9 +1,8 @@
 """Checksums of the files of a directory."""
 
-import hashlib
 from pathlib import Path
 
-from vqjax.runtime.files import atomic_file
+from vqjax.runtime.files import atomic_file, file_checksum
 
 CHECKSUMS_FILE = "SHA256SUMS"
 
@@ -64,9 +63,3 @@ def find_damage(directory: Path) -> str | None:
 def _files_below(directory: Path) -> set[str]:
     files = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     return {name for name in files if name != CHECKSUMS_FILE}
-
-
-def file_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,8 @@
 
 from vqjax.evaluation.collectors import Collector, Pictures, Rows
 from vqjax.evaluation.evaluate import EvaluationResult, evaluate
+from vqjax.evaluation.fid import ReconstructionFID
+from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
 from vqjax.evaluation.metric import ImageMean, Metric
 from vqjax.evaluation.metrics import MSE, PSNR, SSIM, CodeUsage, ImageCount, TokenLosses, tokenizer_metrics
 from vqjax.evaluation.report import terminal_table, write_report
@@ -17,11 +19,15 @@ __all__ = [
     "ImageCount",
     "ImageMean",
     "Metric",
+    "Moments",
     "Pictures",
+    "ReconstructionFID",
     "Rows",
     "TokenLosses",
     "Tokens",
     "evaluate",
+    "frechet_distance",
+    "inception_score",
     "load_tokens",
     "save_tokens",
     "terminal_table",

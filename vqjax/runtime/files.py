@@ -1,5 +1,6 @@
 """Atomic files and strict JSON."""
 
+import hashlib
 import json
 import math
 import numbers
@@ -106,3 +107,20 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__array__"):
         return _plain(np.asarray(value).tolist())
     return str(value)
+
+
+def file_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits.
+
+    Args:
+      path: The file.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "empty"
+      >>> path.touch()
+      >>> file_checksum(path)[:8]
+      'e3b0c442'
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

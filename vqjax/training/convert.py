@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from vqjax.checkpointing.integrity import file_checksum
 from vqjax.errors import UserError
 from vqjax.importing.features import load_features, with_torchvision_names
 from vqjax.importing.state_dict import read_state_dict
 from vqjax.losses.perceptual import load_lpips
-from vqjax.runtime.files import atomic_file
+from vqjax.runtime.files import atomic_file, file_checksum
 from vqjax.runtime.paths import local_path
 
 _KEPT = re.compile(r"^(features\.\d+\.(weight|bias)|lin\d\.model\.1\.weight)$")

@@ -19,14 +19,15 @@ from vqjax.data import Batch, ImageDataset, Joined, Splits, evaluation_batches, 
 from vqjax.data.reading import example_spec
 from vqjax.errors import UserError
 from vqjax.evaluation import (
-    Collector,
     EvaluationResult,
+    Metric,
     Rows,
     evaluate,
     save_tokens,
     terminal_table,
     write_report,
 )
+from vqjax.evaluation.fid import ReconstructionFID
 from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.processes import is_main_process
 from vqjax.runtime.remote import check_storage, local_copy, shown
@@ -39,6 +40,9 @@ from vqjax.training.devices import without_mesh
 
 SECONDS_BETWEEN_LINES = 10.0
 
+# Papers call the distance from the training images rfid_train, which this is not.
+_FID_NAMES = {"eval": "rfid_val", "train": "rfid_of_train_images", "all": "rfid_of_all_images"}
+
 
 def evaluate_state(
     task: Task,
@@ -46,7 +50,7 @@ def evaluate_state(
     dataset: ImageDataset,
     *,
     batch_size: int,
-    collectors: Sequence[Collector] = (),
+    extra: Sequence[Metric] = (),
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
 ) -> EvaluationResult:
@@ -57,7 +61,7 @@ def evaluate_state(
       state: The state to evaluate.
       dataset: The examples.
       batch_size: Images per batch, over which ``perplexity_batch`` is measured.
-      collectors: What to keep of the outputs besides the task's own pictures.
+      extra: Metrics and collectors besides those of the task.
       progress: Called with the number of images done.
       mesh: Devices that share each batch, those on which the state is; one device by default.
 
@@ -69,7 +73,7 @@ def evaluate_state(
         # Compared by its function: repeated evaluations share one compilation.
         jax.tree_util.Partial(task.evaluate, networks),
         evaluation_batches(dataset, min(batch_size, len(dataset))),
-        [*task.metrics, *collectors],
+        [*task.metrics, *extra],
         progress=progress,
         mesh=mesh,
     )
@@ -128,6 +132,7 @@ def evaluate_workdir(
     best: bool = False,
     split: Literal["train", "eval", "all"] = "eval",
     batch_size: int | None = None,
+    inception: str | None = None,
     export_tokens: str | Path | None = None,
 ) -> EvaluationResult:
     """Evaluate the checkpoint of a run, print the table and write the report into ``workdir/eval``.
@@ -142,6 +147,8 @@ def evaluate_workdir(
       best: Evaluate the checkpoint with the best value of the metric config.keep_best instead.
       split: ``"eval"`` for the held-out images, ``"train"`` for the training images, ``"all"`` for both.
       batch_size: Images per batch, over which ``perplexity_batch`` is measured; the training batch by default.
+      inception: File of the Inception network of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), for rFID and the
+        Inception score of reconstructions.
       export_tokens: File for the indices, labels and file names of all images of the split (``.npz``).
 
     Returns:
@@ -171,7 +178,10 @@ def evaluate_workdir(
             _restored_state(networks, task, example_batch(dataset)),
             dataset,
             batch_size=batch_size or config.batch_size,
-            collectors=[] if export_tokens is None else [Rows(_exported(dataset))],
+            extra=[
+                *([] if inception is None else [ReconstructionFID.from_file(inception, name=_FID_NAMES[split])]),
+                *([] if export_tokens is None else [Rows(_exported(dataset))]),
+            ],
             progress=_progress(len(dataset)),
         )
         name = "eval" if split == "eval" else f"eval_{split}"

@@ -1,0 +1,133 @@
+"""rFID of an evaluation: what it makes of batches, and what it reads."""
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from helpers.runs import tiny_config
+from vqjax import UserError
+from vqjax.evaluation import Moments, ReconstructionFID, evaluate, frechet_distance, inception_score
+from vqjax.evaluation.fid import scaled_for_inception
+from vqjax.importing.inception import load_inception
+from vqjax.models.inception import FIDInception, InceptionFeatures
+from vqjax.training.evaluate import evaluate_workdir
+from vqjax.training.loop import train
+
+
+class Colors(nn.Module):
+    """A network of three features: mean colors."""
+
+    @nn.compact
+    def __call__(self, images):
+        assert images.shape[1:] == (299, 299, 3)
+        colors = jnp.mean(images, axis=(1, 2))
+        return InceptionFeatures(colors, 5 * colors, colors)
+
+
+def darker(batch):
+    return {"reconstruction": batch["image"] / 127.5 - 1.5}
+
+
+def batches(images, size):
+    for start in range(0, len(images), size):
+        rows = images[start : start + size]
+        padded = np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), np.uint8)])
+        yield {"image": padded, "valid": np.arange(size) < len(rows)}
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (22, 4, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize("size", [5, 8])
+def test_the_numbers_are_those_of_all_images_at_once(size):
+    result = evaluate(darker, batches(IMAGES, size), [ReconstructionFID(Colors(), {}, weights="none")])
+    shown = np.clip(np.round(IMAGES.astype(np.float32) - 127.5 * 0.5), 0, 255)
+    # Scaling up repeats the mean of some rows more often, so that the means come from the same function.
+    of_originals, of_others = (
+        np.asarray(scaled_for_inception(jnp.asarray(pixels.astype(np.uint8)))).mean(axis=(1, 2))
+        for pixels in (IMAGES, shown)
+    )
+    expected = frechet_distance(Moments.of(of_originals), Moments.of(of_others))
+    np.testing.assert_allclose(result.metrics["rfid_val"], expected, rtol=1e-3)
+    score, deviation = inception_score(5 * of_others)
+    np.testing.assert_allclose([result.metrics["ris"], result.metrics["ris_deviation"]], [score, deviation], rtol=1e-2)
+    assert set(result.metrics) == set(result.protocol)
+
+
+def test_what_needs_more_images_is_left_out():
+    metric = ReconstructionFID(Colors(), {}, weights="none")
+    few = evaluate(darker, batches(IMAGES[:9], 4), [metric]).metrics
+    assert few["rfid_val"] > 0
+    assert few["ris"] is few["ris_deviation"] is None
+    assert evaluate(darker, batches(IMAGES[:1], 4), [metric]).metrics["rfid_val"] is None
+
+
+def test_images_that_are_not_finite_are_named():
+    with pytest.raises(UserError, match="features must be finite, got others in image 0 of 4"):
+        evaluate(lambda batch: {"reconstruction": 0 * batch["image"] + jnp.nan}, batches(IMAGES, 4), [NotRounded()])
+
+
+class NotRounded(ReconstructionFID):
+    """The metric of a network that diverges, as 8 bits cannot."""
+
+    module: nn.Module = flax.struct.field(pytree_node=False, default=Colors())
+    variables: dict = flax.struct.field(default_factory=dict)
+    weights: str = flax.struct.field(pytree_node=False, default="none")
+
+    def measure(self, outputs):
+        measured = super().measure(outputs)
+        return measured | {"originals": jnp.full_like(measured["originals"], jnp.nan)}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A file with the entries of pytorch-fid's, and random numbers that keep the size of features."""
+    module, rng = FIDInception(), np.random.default_rng(0)
+    like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 299, 299, 3)))["params"]
+    arrays = {"fc.bias": np.ones(1008, np.float32)}
+    for path, leaf in flax.traverse_util.flatten_dict(like).items():
+        name = ".".join(path[:-1])
+        if path[-1] == "kernel":
+            kernel = rng.normal(size=leaf.shape, scale=(2 / np.prod(leaf.shape[:-1])) ** 0.5).astype(np.float32)
+            arrays[f"{name}.weight"] = np.ascontiguousarray(
+                kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+            )
+            if kernel.ndim == 4:
+                unit = name.removesuffix(".conv")
+                channels = np.ones(leaf.shape[-1], np.float32)
+                arrays |= {f"{unit}.bn.{name}": channels for name in ("weight", "running_var")}
+                arrays |= {f"{unit}.bn.{name}": 0 * channels for name in ("bias", "running_mean")}
+                arrays[f"{unit}.bn.num_batches_tracked"] = np.array(7, np.int64)
+    file = tmp_path_factory.mktemp("published") / "inception.safetensors"
+    save_file(arrays, file)
+    return file, arrays
+
+
+def test_the_network_has_the_size_of_the_original(published):
+    """94 convolutions with norms, and 1,008 classes: 23,850,960 parameters in pytorch-fid."""
+    arrays = published[1]
+    assert sum(name.endswith("conv.weight") for name in arrays) == 94
+    learned = [array for name, array in arrays.items() if name.endswith(("weight", ".bias"))]
+    assert sum(array.size for array in learned) == 23_850_960
+
+
+def test_what_is_missing_in_a_file_is_named(published):
+    arrays = dict(published[1])
+    del arrays["Mixed_7c.branch1x1.bn.bias"]
+    with pytest.raises(UserError, match=r"missing \['Mixed_7c.branch1x1.conv.bias'\] and surplus .*pt_inception-2015"):
+        load_inception(arrays)
+
+
+@pytest.mark.full
+def test_an_evaluation_reports_it_with_its_protocol(published, images_file, tmp_path):
+    config = tiny_config(images_file)
+    train(config, tmp_path / "run")
+    result = evaluate_workdir(tmp_path / "run", inception=str(published[0]))
+    assert result.metrics["rfid_val"] > 0
+    assert "weights of SHA-256" in (tmp_path / "run" / "eval" / "report.md").read_text()
+    of_training = evaluate_workdir(tmp_path / "run", inception=str(published[0]), split="train")
+    assert of_training.metrics["rfid_of_train_images"] > 0

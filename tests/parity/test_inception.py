@@ -1,0 +1,82 @@
+"""The Inception network, and the Fréchet distance of its features, against pytorch-fid with random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from vqjax.evaluation.frechet import Moments, frechet_distance
+from vqjax.importing.inception import load_inception
+
+inception = pytest.importorskip("pytorch_fid.inception")
+fid_score = pytest.importorskip("pytorch_fid.fid_score")
+
+
+@pytest.fixture(scope="module")
+def original():
+    """The network of pytorch-fid, with weights that keep the size of features, and statistics that matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        random = {}
+
+        def weights(*args, **kwargs):
+            return random
+
+        def scaled(network):
+            for module in network.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    torch.nn.init.uniform_(module.weight, 0.8, 1.2)
+                    torch.nn.init.normal_(module.bias, std=0.1)
+                    torch.nn.init.normal_(module.running_mean, std=0.1)
+                    torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            return network
+
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state, **options: scaled(self))
+        patch.setattr(inception, "load_state_dict_from_url", weights)
+        network = inception.fid_inception_v3()
+    return network.eval()
+
+
+def test_features_are_those_of_the_original(original):
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 299, 299, 3)).astype(np.float32)
+    module, variables = load_inception({key: value.numpy() for key, value in original.state_dict().items()})
+    features = jax.jit(module.apply)(variables, jnp.asarray(images))
+    there = {}
+    hooks = [
+        original.Mixed_6d.branch1x1.register_forward_hook(lambda m, x, y: there.update(spatial=y)),
+        original.avgpool.register_forward_hook(lambda m, x, y: there.update(pool=y)),
+    ]
+    with torch.no_grad():
+        original(torch.tensor(images.transpose(0, 3, 1, 2)))
+        logits = there["pool"].flatten(1) @ original.fc.weight.T
+    for hook in hooks:
+        hook.remove()
+    spatial = there["spatial"][:, :7].permute(0, 2, 3, 1).flatten(1)
+    for ours, theirs in (
+        (features.pool, there["pool"].flatten(1)),
+        (features.logits, logits),
+        (features.spatial, spatial),
+    ):
+        scale = float(theirs.abs().max())
+        np.testing.assert_allclose(ours / scale, theirs.numpy() / scale, atol=1e-4)
+
+
+def test_the_distance_is_that_of_the_original(monkeypatch):
+    # It asks for an argument that SciPy no longer has.
+    monkeypatch.setattr(fid_score.linalg, "sqrtm", lambda x, disp, root=scipy.linalg.sqrtm: (root(x), 0.0))
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(2, 24, 24))
+    x, y = (rng.normal(size=(400, 24)) @ matrix + shift for matrix, shift in zip(mix, (0.0, 0.3), strict=True))
+    theirs = fid_score.calculate_frechet_distance(
+        x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False)
+    )
+    np.testing.assert_allclose(frechet_distance(Moments.of(x), Moments.of(y)), theirs, rtol=1e-6)
+
+
+def test_the_size_is_that_of_the_original(original):
+    """The number that tests/evaluation/test_fid.py has."""
+    assert sum(parameter.numel() for parameter in original.parameters()) == 23_850_960

@@ -1,0 +1,65 @@
+"""The Inception network of FID, from the files of pytorch-fid and of torch-fidelity."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict
+from vqjax.models.inception import INPUT_SIZE, FIDInception
+
+_EPSILON = 1e-3  # of batch normalization
+_ADVICE = "pass pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or its copy of torch-fidelity"
+
+
+def load_inception(arrays: Mapping[str, Any] | str | os.PathLike) -> tuple[FIDInception, dict[str, Any]]:
+    """Turn the Inception network of pytorch-fid into a module and its variables.
+
+    Batch normalization, whose statistics are fixed, becomes part of the convolutions.
+
+    Args:
+      arrays: The state dict, or the path of a file of it.
+
+    Returns:
+      The module and its variables.
+
+    Raises:
+      UserError: Entries are missing, surplus, of the wrong shape or not finite.
+
+    Source: pytorch-fid, ``inception.py``.
+    """
+    arrays = {
+        key: value
+        for key, value in read_state_dict(arrays).items()
+        # Steps of a training, and the classes' bias, which no metric uses.
+        if not key.endswith("num_batches_tracked") and key != "fc.bias"
+    }
+    module = FIDInception()
+    images = jnp.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), jnp.float32)
+    like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    return module, {"params": read_params(_without_norms(arrays), like, _entry_of, _ADVICE)}
+
+
+def _without_norms(arrays: StateDict) -> StateDict:
+    """Multiply each convolution by the scale of the norm behind it, and add its shift as a bias."""
+    joined = dict(arrays)
+    for key, kernel in arrays.items():
+        unit = key.removesuffix(".conv.weight")
+        norm = [f"{unit}.bn.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+        # What does not fit together is left as it is, and refused by its name.
+        if unit != key and all(name in arrays and arrays[name].shape == kernel.shape[:1] for name in norm):
+            scale, shift, mean, variance = (joined.pop(name).astype(np.float64) for name in norm)
+            factor = scale / np.sqrt(variance + _EPSILON)
+            joined[key] = (kernel * factor[:, None, None, None]).astype(np.float32)
+            joined[f"{unit}.conv.bias"] = (shift - mean * factor).astype(np.float32)
+    return joined
+
+
+def _entry_of(path: tuple[str, ...], num_axes: int) -> Entry:
+    name = ".".join(path[:-1])
+    if path[-1] == "bias":
+        return Entry(f"{name}.bias", (0,))
+    return Entry(f"{name}.weight", (1, 0) if num_axes == 2 else (3, 2, 0, 1))
