@@ -10,7 +10,8 @@ _CNN = ("model.channels=32", "model.dtype=float32")
 # The published warm-up alone is longer than these trainings.
 _VQVAE = (*_IMAGES, *_CNN, "gradient_accumulation=None", "optimizer.warmup_steps=100", "optimizer.learning_rate=5e-4")
 _VQGAN = (*_IMAGES, *_CNN, "task.discriminator.channels=32", "optimizer.learning_rate=4e-4")
-_VIT = ("model.dim=128", "model.depth=4", "model.heads=4", "model.mlp_dim=512", "task.discriminator.channels=32")
+_VIT = ("model.dim=128", "model.depth=4", "model.heads=4", "model.mlp_dim=512")
+_VIT += ("task.discriminator.channels=32,32,64,64,64",)
 
 STEPS = 2000
 

@@ -13,7 +13,8 @@ from studies.tokenizers.grid import ESTIMATORS, SETTINGS
 from studies.tokenizers.report import document_parts
 from studies.tokenizers.runs import STAGES, run_config, study_runs
 from studies.tokenizers.spectrum import LogSpectralDistance, log_spectral_distance
-from vqjax.models.registry import build_model
+from vqjax.data.arrays import ArrayDataset
+from vqjax.training.build import build_task, check_fits, example_batch
 
 pytestmark = pytest.mark.full
 
@@ -25,13 +26,13 @@ def test_every_cell_is_a_config_of_small_width(name):
     run = CELLS[name]
     config = run_config(run)
     assert (config.num_steps, config.seed) == (run.settings["steps"], 0)
-    model = build_model(config.model, config.quantizer)
     side = config.data.image_size
-    images = jnp.zeros((1, side, side, 3))
-    variables = jax.eval_shape(model.init, {"params": jax.random.key(0), "quantizer": jax.random.key(1)}, images)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) < 6e6
+    images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
+    task = build_task(config, images)
+    state = check_fits(task, jax.random.key(0), example_batch(images))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) < 6e6
     if "estimator" in run.settings:
-        assert model.quantizer.estimator == run.settings["estimator"]
+        assert task.model.quantizer.estimator == run.settings["estimator"]
         assert len(CELLS) == len(SETTINGS) * len(ESTIMATORS) + 2
 
 
