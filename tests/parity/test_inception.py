@@ -1,4 +1,4 @@
-"""The Inception network, and the Fréchet distance of its features, against pytorch-fid with random weights."""
+"""The Inception network and what is computed of its features, against pytorch-fid and torch-fidelity."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,15 @@ import pytest
 import scipy.linalg
 import torch
 
-from vqjax.evaluation.frechet import Moments, frechet_distance
+from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
+from vqjax.evaluation.manifold import kernel_distance, precision_and_recall
 from vqjax.importing.inception import load_inception
 
 inception = pytest.importorskip("pytorch_fid.inception")
 fid_score = pytest.importorskip("pytorch_fid.fid_score")
+fidelity_kid, fidelity_prc, fidelity_isc = (
+    pytest.importorskip(f"torch_fidelity.metric_{name}") for name in ("kid", "prc", "isc")
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +84,19 @@ def test_the_distance_is_that_of_the_original(monkeypatch):
 def test_the_size_is_that_of_the_original(original):
     """The number that tests/evaluation/test_fid.py has."""
     assert sum(parameter.numel() for parameter in original.parameters()) == 23_850_960
+
+
+def test_kernel_distance_precision_recall_and_inception_score_are_those_of_torch_fidelity():
+    """With its order of images and of draws."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 300, 16)) * [[[1.0]], [[0.8]]]
+    kid = fidelity_kid.kid_features_to_metric(
+        torch.tensor(x), torch.tensor(y), kid_subsets=5, kid_subset_size=100, verbose=False
+    )
+    theirs = list(kid.values())
+    np.testing.assert_allclose(kernel_distance(x, y, subsets=5, subset_size=100), theirs, rtol=1e-6)
+    prc = fidelity_prc.prc_features_to_metric(torch.tensor(y), torch.tensor(x), prc_neighborhood=3, verbose=False)
+    ours = precision_and_recall(x, y, neighbors=3)
+    np.testing.assert_allclose((ours.precision, ours.recall), list(prc.values())[:2], rtol=1e-6)
+    isc = fidelity_isc.isc_features_to_metric(torch.tensor(x))
+    np.testing.assert_allclose(inception_score(x), list(isc.values()), rtol=1e-6)

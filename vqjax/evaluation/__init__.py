@@ -4,6 +4,7 @@ from vqjax.evaluation.collectors import Collector, Pictures, Rows
 from vqjax.evaluation.evaluate import EvaluationResult, evaluate
 from vqjax.evaluation.fid import ReconstructionFID
 from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
+from vqjax.evaluation.manifold import kernel_distance, precision_and_recall
 from vqjax.evaluation.metric import ImageMean, Metric
 from vqjax.evaluation.metrics import MSE, PSNR, SSIM, CodeUsage, ImageCount, TokenLosses, tokenizer_metrics
 from vqjax.evaluation.report import terminal_table, write_report
@@ -28,7 +29,9 @@ __all__ = [
     "evaluate",
     "frechet_distance",
     "inception_score",
+    "kernel_distance",
     "load_tokens",
+    "precision_and_recall",
     "save_tokens",
     "terminal_table",
     "tokenizer_metrics",
