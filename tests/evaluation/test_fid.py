@@ -11,11 +11,13 @@ from safetensors.numpy import save_file
 from helpers.runs import tiny_config
 from vqjax import UserError
 from vqjax.evaluation import Moments, ReconstructionFID, evaluate, frechet_distance, inception_score
-from vqjax.evaluation.fid import scaled_for_inception
+from vqjax.evaluation.fid import FeatureMoments, scaled_for_inception
+from vqjax.evaluation.statistics import load_statistics, save_statistics
 from vqjax.importing.inception import load_inception
 from vqjax.models.inception import FIDInception, InceptionFeatures
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
+from vqjax.training.statistics import write_statistics
 
 
 class Colors(nn.Module):
@@ -71,6 +73,45 @@ def test_images_that_are_not_finite_are_named():
         evaluate(lambda batch: {"reconstruction": 0 * batch["image"] + jnp.nan}, batches(IMAGES, 4), [NotRounded()])
 
 
+def test_the_distance_from_other_images_is_that_of_their_file(tmp_path):
+    """Written by a run here, or by another tool, which says no number of images."""
+    moments = FeatureMoments(Colors(), {}, weights="none")
+    measured = evaluate(jax.tree_util.Partial(lambda batch: {}), batches(IMAGES, 5), [moments])
+    own = moments.moments_of(measured.collected)
+    assert own.count == len(IMAGES)
+    save_statistics(tmp_path / "own.npz", own, {"dataset": "colors"})
+    np.savez(tmp_path / "other.npz", mu=own.mean + 2, sigma=own.covariance)
+    own_distance, numbers = None, {}
+    for name in ("own", "other"):
+        metric = ReconstructionFID(Colors(), {}, weights="none", statistics=str(tmp_path / f"{name}.npz"))
+        result = evaluate(darker, batches(IMAGES, 8), [metric])
+        assert "SHA-256" in result.protocol[f"rfid_to_{name}"]
+        own_distance, numbers[name] = result.metrics["rfid_val"], result.metrics[f"rfid_to_{name}"]
+    np.testing.assert_allclose(numbers["own"], own_distance, rtol=1e-4)
+    assert numbers["other"] > own_distance + 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"mu": np.zeros(3)},
+            "must hold the arrays mu and sigma .*; pass an .npz of vqjax stats, pytorch-fid",
+        ),
+        ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"finite mean and covariance .*, got shapes \(3,\) and \(2, 2\)"),
+        ({"mu": np.zeros(1), "sigma": np.full((1, 1), np.nan)}, "must hold a finite mean and covariance of at least 2"),
+        ({"mu": np.array([None]), "sigma": np.eye(1)}, "must hold the arrays mu and sigma .*allow_pickle=False"),
+    ],
+)
+def test_a_file_without_statistics_is_refused(arrays, message, tmp_path):
+    """One that would have to be executed, too."""
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        load_statistics(tmp_path / "wrong.npz")
+    with pytest.raises(UserError, match="No such file"):
+        load_statistics(tmp_path / "missing.npz")
+
+
 class NotRounded(ReconstructionFID):
     """The metric of a network that diverges, as 8 bits cannot."""
 
@@ -123,11 +164,18 @@ def test_what_is_missing_in_a_file_is_named(published):
 
 
 @pytest.mark.full
-def test_an_evaluation_reports_it_with_its_protocol(published, images_file, tmp_path):
-    config = tiny_config(images_file)
-    train(config, tmp_path / "run")
-    result = evaluate_workdir(tmp_path / "run", inception=str(published[0]))
+def test_an_evaluation_reports_it_with_its_protocol(published, images_file, tmp_path, capsys):
+    train(tiny_config(images_file), tmp_path / "run")
+    with pytest.raises(UserError, match="--inception must name a file if --statistics does"):
+        evaluate_workdir(tmp_path / "run", statistics=str(tmp_path / "training_images.npz"))
+    data = ("--config.data.source=arrays", f"--config.data.name={images_file}", "--config.data.image_size=16")
+    statistics = tmp_path / "training_images.npz"
+    write_statistics(*data, inception=str(published[0]), output=statistics)
+    assert "48 images of images.npz/train" in capsys.readouterr().out
+    options = {"inception": str(published[0]), "statistics": str(statistics)}
+    result = evaluate_workdir(tmp_path / "run", **options)
     assert result.metrics["rfid_val"] > 0
     assert "weights of SHA-256" in (tmp_path / "run" / "eval" / "report.md").read_text()
-    of_training = evaluate_workdir(tmp_path / "run", inception=str(published[0]), split="train")
-    assert of_training.metrics["rfid_of_train_images"] > 0
+    of_training = evaluate_workdir(tmp_path / "run", **options, split="train").metrics
+    # The images of the file are those of the split.
+    np.testing.assert_allclose(of_training["rfid_to_training_images"], of_training["rfid_of_train_images"], rtol=1e-3)

@@ -188,7 +188,10 @@ def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
     ("arguments", "message"),
     [
         (["trian"], "'trian' is not a command of vqjax; did you mean 'train'?"),
-        (["--workdir=x"], "'--workdir=x' is not a command of vqjax; use one of 'convert', 'eval', 'import', 'train'."),
+        (
+            ["--workdir=x"],
+            "'--workdir=x' is not a command of vqjax; use one of 'convert', 'eval', 'import', 'stats', 'train'.",
+        ),
         (["eval"], "--workdir is missing; it must be a string."),
     ],
 )

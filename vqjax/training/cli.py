@@ -60,6 +60,12 @@ COMMANDS = {
         "Make a run of a published tokenizer.",
         "vqgan_imagenet_f16_1024.ckpt --workdir=runs/taming --config.data.source=tfds --config.data.name=imagenet2012",
     ),
+    "stats": Command(
+        "vqjax.training.statistics:write_statistics",
+        "Measure a data set for rFID.",
+        "--inception=pt_inception-2015-12-05-6726825d.pth --output=cifar10.npz --config.data.source=tfds "
+        "--config.data.name=cifar10",
+    ),
     "convert": Command(
         "vqjax.training.convert:convert_features",
         "Write the weights of LPIPS into a file for the trainer.",

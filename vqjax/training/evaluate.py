@@ -28,6 +28,7 @@ from vqjax.evaluation import (
     write_report,
 )
 from vqjax.evaluation.fid import ReconstructionFID
+from vqjax.evaluation.statistics import load_statistics
 from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.processes import is_main_process
 from vqjax.runtime.remote import check_storage, local_copy, shown
@@ -133,6 +134,7 @@ def evaluate_workdir(
     split: Literal["train", "eval", "all"] = "eval",
     batch_size: int | None = None,
     inception: str | None = None,
+    statistics: str | None = None,
     export_tokens: str | Path | None = None,
 ) -> EvaluationResult:
     """Evaluate the checkpoint of a run, print the table and write the report into ``workdir/eval``.
@@ -149,6 +151,8 @@ def evaluate_workdir(
       batch_size: Images per batch, over which ``perplexity_batch`` is measured; the training batch by default.
       inception: File of the Inception network of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), for rFID and the
         Inception score of reconstructions.
+      statistics: File of vqjax stats, pytorch-fid or guided diffusion (.npz), for the distance of the reconstructions
+        from those images as well; with ``inception``.
       export_tokens: File for the indices, labels and file names of all images of the split (``.npz``).
 
     Returns:
@@ -161,6 +165,11 @@ def evaluate_workdir(
         raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
     if best and step is not None:
         raise UserError(f"--step must be left out with --best, got {step}; give one of the two.")
+    if statistics is not None:
+        if inception is None:
+            raise UserError("--inception must name a file if --statistics does; the features come from that network.")
+        # Found before the evaluation rather than after it.
+        load_statistics(statistics)
     if export_tokens is not None:
         export_tokens = _tokens_file(export_tokens)
     for flag in (override.partition("=")[0] for override in overrides):
@@ -173,16 +182,16 @@ def evaluate_workdir(
         splits = load_splits(config.data)
         task = build_task(config, splits.train)
         dataset = Joined(splits) if split == "all" else getattr(splits, split)
+        extra: list[Metric] = [] if export_tokens is None else [Rows(_exported(dataset))]
+        if inception is not None:
+            extra.append(ReconstructionFID.from_file(inception, name=_FID_NAMES[split], statistics=statistics))
         result = evaluate_state(
             task,
             _restored_state(networks, task, example_batch(dataset)),
             dataset,
             batch_size=batch_size or config.batch_size,
-            extra=[
-                *([] if inception is None else [ReconstructionFID.from_file(inception, name=_FID_NAMES[split])]),
-                *([] if export_tokens is None else [Rows(_exported(dataset))]),
-            ],
-            progress=_progress(len(dataset)),
+            extra=extra,
+            progress=progress_of(len(dataset)),
         )
         name = "eval" if split == "eval" else f"eval_{split}"
         if not _are_images_of_run(networks.info, splits, split):
@@ -244,7 +253,12 @@ def _tokens_file(path: str | Path) -> str | Path:
     return file
 
 
-def _progress(total: int) -> Callable[[int], None]:
+def progress_of(total: int) -> Callable[[int], None]:
+    """Return what prints the number of images done and the time left, every few seconds.
+
+    Args:
+      total: Number of images.
+    """
     started = shown = time.monotonic()
 
     def show(done: int) -> None:
