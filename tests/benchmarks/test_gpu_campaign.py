@@ -56,10 +56,10 @@ def test_other_indices_of_a_few_tokens_are_rounding_and_of_many_are_not():
 
 
 def test_the_slowest_tokenizer_decides():
-    rows = [{"model": name, "contender": "vqjax", "images/s": 100.0} for name in ("vqgan", "vit_vqgan")]
+    rows = [{"case": name, "contender": "vqjax", "images/s": 100.0} for name in ("vqgan", "vit_vqgan")]
     assert PARTS["vqgan"].decide(rows).passed is None
     peers = [
-        {"model": name, "contender": "PyTorch, torch.compile", "images/s": 1.0, "ours is faster by": ratio}
+        {"case": name, "contender": "PyTorch, torch.compile", "images/s": 1.0, "ours is faster by": ratio}
         for name, ratio in (("vqgan", 1.6), ("vit_vqgan", 1.4))
     ]
     assert not PARTS["vqgan"].decide([*rows, *peers]).passed

@@ -148,6 +148,7 @@ def published(tmp_path_factory):
     return file, arrays
 
 
+@pytest.mark.full
 def test_the_network_has_the_size_of_the_original(published):
     """94 convolutions with norms, and 1,008 classes: 23,850,960 parameters in pytorch-fid."""
     arrays = published[1]
@@ -156,6 +157,7 @@ def test_the_network_has_the_size_of_the_original(published):
     assert sum(array.size for array in learned) == 23_850_960
 
 
+@pytest.mark.full
 def test_what_is_missing_in_a_file_is_named(published):
     arrays = dict(published[1])
     del arrays["Mixed_7c.branch1x1.bn.bias"]
