@@ -149,6 +149,7 @@ def test_a_codebook_of_an_older_release_that_has_seen_nothing_starts_at_average_
     np.testing.assert_array_equal(codebook["relative_usage"], np.ones(CODES))
 
 
+@pytest.mark.full
 def test_each_codebook_has_its_own_average_use():
     state = state_dict(HEADS)
     state["_codebook.cluster_size"] *= np.array([[1.0], [10.0], [100.0]], np.float32)

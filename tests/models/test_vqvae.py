@@ -143,6 +143,7 @@ def test_masked_images_take_no_part():
     np.testing.assert_allclose(masked_loss, alone.quantizer.loss, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_reconstruction_trains_encoder_and_decoder_and_leaves_the_codes_to_their_averages():
     model, variables, images = small("residual", codebook="gradient")
 

@@ -185,6 +185,7 @@ def test_averaging_gradients_over_the_devices_of_pmap_is_enough():
     chex.assert_trees_all_close(parts["gradient"].reshape(TOKENS, DIM) / 8, expected_parts["gradient"], atol=1e-5)
 
 
+@pytest.mark.full
 def test_kmeans_under_a_mapped_axis_clusters_the_global_batch():
     mapped, alone = VectorQuantizer(CODES, axis_name="data"), VectorQuantizer(CODES)
     variables = variables_of(alone)
@@ -200,6 +201,7 @@ def test_kmeans_under_a_mapped_axis_clusters_the_global_batch():
     chex.assert_trees_all_close(actual, expected, atol=1e-5)
 
 
+@pytest.mark.full
 def test_initialization_happens_outside_of_the_mapped_function():
     # It failed with "unbound axis name: data".
     mapped, alone = VectorQuantizer(CODES, axis_name="data"), VectorQuantizer(CODES)

@@ -319,6 +319,7 @@ def test_indices_that_do_not_exist_show():
         assert np.all(np.isnan(wrong))
 
 
+@pytest.mark.full
 def test_implicit_codebooks_and_codes_learn_from_the_loss():
     module, variables = OPTIONS["implicit"], variables_of("implicit")
     gradient = jax.grad(lambda p: module.apply(variables | {"params": p}, Z, train=False).loss)(variables["params"])

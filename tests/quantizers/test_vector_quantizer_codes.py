@@ -152,6 +152,7 @@ def test_no_tokens_leave_the_codebook_as_it_is_and_cannot_start_it():
         vq.apply(variables, gaussian(0, DIM), method="kmeans_init", mutable=["codebook"], rngs={"quantizer": KEY})
 
 
+@pytest.mark.full
 def test_the_state_is_float32_under_64_bit_defaults():
     """Bug: with jax_enable_x64 the moving averages became float64."""
     with jax.enable_x64(True):

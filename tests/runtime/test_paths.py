@@ -152,6 +152,7 @@ def test_a_run_may_lie_behind_links(finished, tmp_path):
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.full
 def test_damaged_checkpoints_are_set_aside_across_mounts(finished, tmp_path, monkeypatch):
     """Bug: where checkpoints/ was a link to another disk, renaming into damaged_checkpoints/ ended the run."""
     shutil.copytree(finished, tmp_path / "run")

@@ -135,6 +135,7 @@ def named(state) -> dict[str, np.ndarray]:
     return {"/".join(old.get(part, part) for part in name.split("/")): array for name, array in arrays.items()}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", OLD_QUANTIZERS)
 def test_five_steps_are_those_of_the_release_before_tasks(name):
     """From the same seed, with augmentation, random replacement of codes, and the default optimizer.
@@ -194,6 +195,7 @@ def test_a_decoder_with_state_of_its_own_trains_in_the_same_step(batch):
     chex.assert_trees_all_equal(*(evaluate(after, evaluation) for _ in range(2)))
 
 
+@pytest.mark.full
 def test_averaged_parameters_are_evaluated_in_the_place_of_the_trained_ones(batch):
     task = VQVAETask(model_of(VectorQuantizer(num_codes=16)), optax.adam(1e-2), squared_error(1.0), ema_decay=0.75)
     state, train = task.init(jax.random.key(0), batch), compiled(task)

@@ -200,6 +200,7 @@ def test_a_command_that_is_not_there_is_refused(arguments, message):
     assert (status, out, err) == (2, "", f"error: {message}\n")
 
 
+@pytest.mark.full
 def test_another_model_is_refused_and_the_run_is_left_as_it_was(finished, images_file):
     before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
     status, _, err = call("train.py", f"--workdir={finished}", *run_of(images_file), "--config.model.width=16")

@@ -78,6 +78,7 @@ def test_the_log_has_the_learning_rate_of_the_last_update(config, tmp_path):
     assert rates == pytest.approx([0.009, 0.005, 0.001])
 
 
+@pytest.mark.full
 def test_a_run_whose_images_have_moved_goes_on(finished, config, tmp_path):
     """Bug: the path was compared, so that a data set on another disk was another one."""
     shutil.copytree(finished, tmp_path / "run")
@@ -89,6 +90,7 @@ def test_a_run_whose_images_have_moved_goes_on(finished, config, tmp_path):
     assert load_tokenizer(tmp_path / "run").config["data"]["name"] == config.data.name
 
 
+@pytest.mark.full
 def test_other_images_can_be_evaluated_beside_those_of_the_run(finished, config, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     before = (tmp_path / "run" / "eval" / "metrics.json").read_text()
@@ -201,6 +203,7 @@ def test_a_run_cut_between_checkpoints_and_continued_equals_one_that_was_not(fin
     assert_same_run(finished, tmp_path)
 
 
+@pytest.mark.full
 def test_a_longer_run_continues_a_shorter_one_exactly(finished, config, tmp_path):
     """Steps 7 to 12 come after a checkpoint in the middle of a log window, whose sums are part of the state."""
     config.num_steps = 7

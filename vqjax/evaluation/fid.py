@@ -19,6 +19,7 @@ from vqjax.evaluation.statistics import load_statistics
 from vqjax.importing.inception import load_inception
 from vqjax.models.inception import INPUT_SIZE, InceptionFeatures
 from vqjax.runtime.files import file_checksum
+from vqjax.runtime.paths import local_path
 
 _SPLITS = 10
 
@@ -52,8 +53,9 @@ class _OfInception(Metric):
           file: The file.
           **settings: Other attributes.
         """
+        file = local_path(file, "inception")
         module, variables = load_inception(file)
-        return cls(module, variables, f"weights of SHA-256 {file_checksum(Path(file))[:8]}", **settings)
+        return cls(module, variables, f"weights of SHA-256 {file_checksum(file)[:8]}", **settings)
 
     @property
     def how(self) -> str:
@@ -92,7 +94,8 @@ class ReconstructionFID(_OfInception):
         distance = "squared Fréchet distance of Inception features of reconstructions"
         others = {}
         if self.statistics is not None:
-            file = f"{Path(self.statistics).name}, SHA-256 {file_checksum(Path(self.statistics))[:8]}"
+            path = local_path(self.statistics, "statistics")
+            file = f"{path.name}, SHA-256 {file_checksum(path)[:8]}"
             others[self._other_name] = f"{distance} and of {file}; {self.how}"
         return {
             self.name: f"{distance} and their originals; {self.how}",

@@ -74,7 +74,7 @@ class FIDInception(nn.Module):
         x = _Block8("average", name="Mixed_7b")(x)
         x = _Block8("max", name="Mixed_7c")(x)
         pool = jnp.mean(x, axis=(1, 2))
-        logits = nn.Dense(1008, use_bias=False, name="fc")(pool)
+        logits = nn.Dense(1008, use_bias=False, precision="highest", name="fc")(pool)
         return InceptionFeatures(pool, logits, spatial.reshape(spatial.shape[0], -1))
 
 
@@ -88,7 +88,9 @@ class _ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.relu(nn.Conv(self.channels, self.size, self.strides, self.padding, name="conv")(x))
+        # Distances are compared between machines, which products of 10 bits would tell apart.
+        conv = nn.Conv(self.channels, self.size, self.strides, self.padding, precision="highest", name="conv")
+        return nn.relu(conv(x))
 
 
 def _chain(x: Array, *units: tuple[str, int, tuple[int, int]]) -> Array:
