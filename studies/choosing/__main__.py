@@ -13,11 +13,10 @@ from studies.choosing import collapse, himmelblau
 from studies.choosing import runs as choosing_runs
 from studies.choosing.report import DOCUMENT, PARTS, document_parts, write_figures
 from studies.choosing.variants import GROUPS
-from studies.common.command import check_positive, chosen
+from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
 from studies.common.plotting import matplotlib_module
 from studies.common.records import Results
-from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 
 
@@ -85,7 +84,7 @@ def main(
       steps: Steps of each training.
       variants: Variants to train, by name; all by default.
     """
-    records, docs = local_path(records, "--records"), local_path(docs, "--docs")
+    records, docs = local_paths(records=records, docs=docs)
     check_positive(seeds=seeds, steps=steps)
     parts = chosen(only, list(PARTS), "only")
     names = chosen(variants, [name for group in GROUPS.values() for name in group], "variants")

@@ -1,8 +1,10 @@
 """Command-line flags that the studies share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from vqjax.errors import UserError, did_you_mean
+from vqjax.runtime.paths import local_path
 
 
 def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]:
@@ -44,3 +46,22 @@ def check_positive(**counts: int) -> None:
     for flag, count in counts.items():
         if count < 1:
             raise UserError(f"--{flag} must be at least 1, got {count}.")
+
+
+def local_paths(**paths: str) -> list[Path]:
+    """Return the places in the local file system that flags name.
+
+    Args:
+      **paths: Values by the names of their flags.
+
+    Returns:
+      The paths, in the same order.
+
+    Raises:
+      UserError: One of them is not local; the message names its flag.
+
+    Example:
+      >>> [path.as_posix() for path in local_paths(records="studies/rotation", docs="docs")]
+      ['studies/rotation', 'docs']
+    """
+    return [local_path(path, f"--{name}") for name, path in paths.items()]

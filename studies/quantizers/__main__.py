@@ -7,14 +7,13 @@ table of the document. Finished runs are not repeated: the same command again co
 import sys
 from collections.abc import Sequence
 
-from studies.common.command import check_positive, chosen
+from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
 from studies.common.records import Results
 from studies.common.training import TrainingSetting
 from studies.quantizers.report import DOCUMENT, document_parts
 from studies.quantizers.runs import make_runs, quantizer_runs
 from studies.quantizers.variants import VARIANTS
-from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 
 
@@ -37,7 +36,7 @@ def main(
       steps: Steps of each training.
       quantizers: Quantizers to train, by name; all by default.
     """
-    records, docs = local_path(records, "--records"), local_path(docs, "--docs")
+    records, docs = local_paths(records=records, docs=docs)
     check_positive(seeds=seeds, steps=steps)
     names = chosen(quantizers, list(VARIANTS), "quantizers")
     results = Results(records / "results.jsonl")

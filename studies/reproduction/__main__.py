@@ -9,12 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from studies.common.command import chosen
+from studies.common.command import chosen, local_paths
 from studies.common.plotting import matplotlib_module
 from studies.reproduction.layout import tsne_module
 from studies.reproduction.report import write_report
 from studies.reproduction.runs import BETAS, SCALES, TABLES, make_runs, table_runs
-from vqjax.runtime.paths import local_path
 from vqjax.runtime.workdir import exclusive
 from vqjax.training.cli import run
 
@@ -48,8 +47,7 @@ def main(
       tables: Tables to make; all by default.
       betas: Commitment weights of the table betas; all by default.
     """
-    records, docs = local_path(records, "--records"), local_path(docs, "--docs")
-    workdir = local_path(workdir, "--workdir")
+    records, docs, workdir = local_paths(records=records, docs=docs, workdir=workdir)
     size, names = SCALES[scale], chosen(tables, list(TABLES), "tables")
     allowed = [f"{beta:g}" for beta in BETAS]
     weights = [float(beta) for beta in chosen([_short(beta) for beta in betas], allowed, "betas")]

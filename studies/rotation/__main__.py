@@ -7,7 +7,7 @@ Finished trainings are not repeated: the same command again continues an interru
 import sys
 from collections.abc import Sequence
 
-from studies.common.command import check_positive, chosen
+from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
 from studies.common.plotting import save_figure
 from studies.common.records import Results
@@ -16,7 +16,6 @@ from studies.rotation.figures import scale_figure
 from studies.rotation.grid import SETTINGS
 from studies.rotation.report import DOCUMENT, document_parts
 from studies.rotation.runs import STAGES, measure_run, study_runs
-from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 
 
@@ -43,9 +42,7 @@ def main(
       seeds: Trainings of each estimator and remedy.
       jobs: Trainings at once, each in a process of its own; on a GPU with XLA_PYTHON_CLIENT_PREALLOCATE=false.
     """
-    records, docs, workdir = (
-        local_path(path, f"--{name}") for name, path in (("records", records), ("docs", docs), ("workdir", workdir))
-    )
+    records, docs, workdir = local_paths(records=records, docs=docs, workdir=workdir)
     check_positive(seeds=seeds, jobs=jobs)
     names = chosen(settings, list(SETTINGS), "settings")
     parts = chosen(stages, STAGES, "stages")

@@ -12,7 +12,7 @@ from vqjax.estimators import ESTIMATORS, Estimator, diveq_detached, dynamic_stra
 from vqjax.estimators.jacobian import Vectors, with_gradient_of
 from vqjax.functional import length_and_direction, norm_ratio
 from vqjax.functional.geometry import inner
-from vqjax.functional.metrics import perplexity
+from vqjax.functional.metrics import index_statistics
 from vqjax.functional.numbers import Number
 
 Indices = Int[Array, "*batch"]
@@ -65,8 +65,8 @@ def _partly_diveq(z: Vectors, q: Vectors, share: Number) -> Vectors:
 
 def _use(indices: Indices, num_codes: int, full: float) -> Float[Array, ""]:
     """Return the perplexity of a batch over the most that it could be, and one from the share ``full`` on."""
-    counts = jnp.zeros(num_codes, jnp.float32).at[indices.reshape(-1)].add(1.0)
-    return jnp.minimum(perplexity(counts) / (full * min(num_codes, indices.size)), 1.0)
+    perplexity = index_statistics(indices, num_codes)["perplexity"]
+    return jnp.minimum(perplexity / (full * min(num_codes, indices.size)), 1.0)
 
 
 def _rotation_of_unused(z: Vectors, q: Vectors, used: Float[Array, ""]) -> Vectors:

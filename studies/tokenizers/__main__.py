@@ -8,14 +8,13 @@ repeated: the same command again continues an interrupted study.
 import sys
 from collections.abc import Sequence
 
-from studies.common.command import check_positive, chosen
+from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
 from studies.common.records import Results
 from studies.common.trainings import make_runs
 from studies.tokenizers.grid import SETTINGS
 from studies.tokenizers.report import DOCUMENT, document_parts
 from studies.tokenizers.runs import STAGES, measure_run, study_runs
-from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 
 
@@ -42,9 +41,7 @@ def main(
       seeds: Trainings of each.
       jobs: Trainings at once, each in a process of its own; on a GPU with XLA_PYTHON_CLIENT_PREALLOCATE=false.
     """
-    records, docs, workdir = (
-        local_path(path, f"--{name}") for name, path in (("records", records), ("docs", docs), ("workdir", workdir))
-    )
+    records, docs, workdir = local_paths(records=records, docs=docs, workdir=workdir)
     check_positive(seeds=seeds, jobs=jobs)
     names, parts = chosen(settings, list(SETTINGS), "settings"), chosen(stages, STAGES, "stages")
     results = Results(records / "results.jsonl")

@@ -34,7 +34,7 @@ def test_the_kernel_distance_has_no_bias():
 
 @pytest.mark.parametrize("neighbors", [1, 3, 5])
 def test_the_neighborhoods_are_those_of_their_definition(neighbors, monkeypatch):
-    monkeypatch.setattr(manifold, "_ROWS_AT_ONCE", 500)  # several parts
+    monkeypatch.setattr(manifold, "_DISTANCES_AT_ONCE", 500)  # several parts
 
     def radius(z, i):
         return sorted(np.linalg.norm(z - z[i], axis=1))[neighbors]

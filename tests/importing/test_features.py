@@ -1,26 +1,12 @@
 """Networks of torchvision: read from every file that contains them, and compared in tests/parity/test_lpips.py."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.networks import alexnet
 from vqjax import UserError
 from vqjax.importing.features import load_features
 from vqjax.models import AlexNet
-
-IMAGES = jnp.zeros((1, 32, 32, 3))
-
-
-def alexnet(name="features.{}.{}"):
-    like = jax.eval_shape(AlexNet().init, jax.random.key(0), IMAGES)["params"]
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for key, layer in like.items():
-        number, kernel = key.removeprefix("conv_"), layer["kernel"].shape
-        arrays[name.format(number, "weight")] = rng.normal(size=[kernel[axis] for axis in (3, 2, 0, 1)])
-        arrays[name.format(number, "bias")] = rng.normal(size=kernel[-1:])
-    return arrays
 
 
 @pytest.mark.parametrize("name", ["features.{}.{}", "loss.perceptual_loss.net.slice1.{}.{}"])

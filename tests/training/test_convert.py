@@ -1,41 +1,26 @@
 """Weights of feature networks, from files of PyTorch to one that the trainer reads."""
 
-import operator
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from helpers.networks import alexnet
 from helpers.torch_files import write_archive
 from vqjax import UserError
 from vqjax.importing.features import load_features
 from vqjax.losses.perceptual import load_lpips
-from vqjax.models import AlexNet
 from vqjax.training.convert import convert_features
-
-RANDOM = np.random.default_rng(0)
-
-
-def normal(*shape):
-    return RANDOM.normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def published():
     """State dicts as torchvision and the package lpips publish them."""
-    images = jnp.zeros((1, 32, 32, 3))
-    layers = jax.eval_shape(AlexNet().init, jax.random.key(0), images)["params"]
-    network, heads = {"classifier.1.weight": normal(4, 4)}, {}
-    numbered = sorted(
-        ((int(name.removeprefix("conv_")), layer) for name, layer in layers.items()), key=operator.itemgetter(0)
-    )
-    for i, (number, layer) in enumerate(numbered):
-        network[f"features.{number}.weight"] = normal(*(layer["kernel"].shape[axis] for axis in (3, 2, 0, 1)))
-        network[f"features.{number}.bias"] = normal(*layer["bias"].shape)
-        heads[f"lin{i}.model.1.weight"] = abs(normal(1, layer["bias"].shape[0], 1, 1))
-    return network, heads
+    network, rng = alexnet(), np.random.default_rng(1)
+    layers = enumerate((0, 3, 6, 8, 10))
+    sizes = [(i, len(network[f"features.{number}.bias"])) for i, number in layers]
+    heads = {f"lin{i}.model.1.weight": rng.uniform(size=(1, size, 1, 1)) for i, size in sizes}
+    return network | {"classifier.1.weight": rng.normal(size=(4, 4))}, heads
 
 
 def test_network_and_heads_become_one_file(tmp_path, published, capsys):

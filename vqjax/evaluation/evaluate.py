@@ -93,7 +93,8 @@ def evaluate(
             collected |= computed
         else:
             numbers |= computed
-            protocol |= {name: metric.protocol[name] for name in computed}
+            described = metric.protocol
+            protocol |= {name: described[name] for name in computed}
     return EvaluationResult(numbers, protocol, collected)
 
 

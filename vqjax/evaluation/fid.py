@@ -33,7 +33,7 @@ class _Seen(NamedTuple):
 
 
 class _OfInception(Metric):
-    """What metrics of Inception features have in common.
+    """Base class of metrics of Inception features.
 
     Attributes:
       module: The network, :class:`vqjax.models.inception.FIDInception` or another with such features.

@@ -9,7 +9,7 @@ from vqjax.errors import UserError
 
 Features = Float[np.ndarray, "_ _"]
 
-_ROWS_AT_ONCE = 2**24  # numbers of a matrix of distances
+_DISTANCES_AT_ONCE = 2**24
 
 
 class KernelDistance(NamedTuple):
@@ -73,7 +73,7 @@ def _kernel(a: Features, b: Features) -> Float[np.ndarray, "a b"]:
 
 
 class Manifold(NamedTuple):
-    """How two sets of images cover each other.
+    """Overlap of two sets of images.
 
     Attributes:
       precision: Share of the generated images that lie within the neighborhood of a real one.
@@ -145,7 +145,7 @@ def _squared_distances(a: Features, b: Features) -> Float[np.ndarray, "a b"]:
 
 def _slices(rows: int, columns: int) -> list[slice]:
     """Parts of a matrix of distances that fit into memory."""
-    height = max(1, _ROWS_AT_ONCE // columns)
+    height = max(1, _DISTANCES_AT_ONCE // columns)
     return [slice(start, start + height) for start in range(0, rows, height)]
 
 

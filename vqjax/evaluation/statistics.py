@@ -62,6 +62,6 @@ def load_statistics(path: str | os.PathLike[str]) -> Moments:
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance).all() or count < 2:
         raise UserError(
             f"{path} must hold a finite mean and covariance of at least 2 images, got shapes {mean.shape} and "
-            f"{covariance.shape}; write it anew."
+            f"{covariance.shape}; measure the images again."
         )
     return Moments(count, mean, covariance * (count - 1))

@@ -18,7 +18,7 @@ _SPATIAL_CHANNELS = 7
 
 
 class InceptionFeatures(NamedTuple):
-    """What metrics take from the network.
+    """Features that metrics take from the network.
 
     Attributes:
       pool: Means over positions behind the last block, the features of FID and KID.
