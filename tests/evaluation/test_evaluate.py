@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from skimage import metrics as skimage_metrics
 
 from vqjax.errors import UserError
-from vqjax.evaluation import CodeUsage, ImageMean, Pictures, Rows, evaluate, tokenizer_metrics
+from vqjax.evaluation import CodeUsage, ImageCount, ImageMean, Pictures, Rows, evaluate, tokenizer_metrics
 
 NUM_CODES = 300
 METRICS = (*tokenizer_metrics(NUM_CODES), Pictures(), Rows(("indices",)))
@@ -124,6 +124,59 @@ def test_each_codebook_is_measured_among_its_own_codes():
     assert measured["bits_per_image"] == 2 * 3 * (3 + 2)
     with pytest.raises(UserError, match=r"num_codes=\(8, 2\), got others; pass the codebook_sizes"):
         evaluate(lambda batch: {}, [batch], [CodeUsage((8, 2))])
+
+
+@pytest.mark.parametrize("size", [4, 100])
+def test_usage_in_windows_counts_consecutive_images_and_tokens(size):
+    """Each of its own length, whatever the batch, and without the rest that fills no window."""
+    random = np.random.default_rng(0)
+    indices = random.integers(0, (600, 50), (600, 300, 2), np.int32)
+    indices[256:] //= 3
+    batches = [
+        {
+            "indices": np.resize(indices[start : start + size], (size, 300, 2)),
+            "valid": np.arange(start, start + size) < 600,
+        }
+        for start in range(0, 600, size)
+    ]
+    measured = evaluate(lambda batch: {}, batches, [CodeUsage((600, 50))]).metrics
+
+    def usage(rows):
+        return sum(len(np.unique(rows[..., stage])) for stage in range(2)) / 650
+
+    tokens = indices.reshape(-1, 2)
+    of_images = np.mean([usage(indices[:256]), usage(indices[256:512])])
+    of_tokens = np.mean([usage(tokens[:65536]), usage(tokens[65536:131072])])
+    assert measured["usage_per_256_images"] == pytest.approx(of_images)
+    assert measured["usage_per_65536_tokens"] == pytest.approx(of_tokens)
+
+
+def test_intervals_are_those_of_means_over_other_images():
+    """As wide as theory has it for a mean, and much narrower for a difference that images share."""
+    random = np.random.default_rng(0)
+    values = random.normal(size=400).astype(np.float32)
+
+    class Values(ImageMean):
+        @property
+        def protocol(self):
+            return dict.fromkeys(("value", "difference"), "")
+
+        def per_image(self, outputs):
+            return {"value": outputs["value"], "other": outputs["value"] + 1}
+
+        def numbers(self, means):
+            return {"value": means["value"], "difference": means["other"] - means["value"]}
+
+    batches = [{"value": part, "valid": np.arange(50) < 49} for part in values.reshape(8, 50)]
+    result = evaluate(lambda batch: {}, batches, [Values(), ImageCount()], intervals=True)
+    low, high = result.intervals["value"]
+    kept = values.reshape(8, 50)[:, :49]
+    assert low < kept.mean() < high
+    assert result.metrics["value"] == pytest.approx(kept.mean())
+    assert high - low == pytest.approx(2 * 1.96 * kept.std() / np.sqrt(kept.size), rel=0.1)
+    assert np.ptp(result.intervals["difference"]) < 1e-6
+    assert set(result.intervals) == {"value", "difference"}
+    assert not evaluate(lambda batch: {}, batches, [Values()]).intervals
 
 
 def test_a_split_smaller_than_a_batch_still_has_a_batch_perplexity():

@@ -7,7 +7,7 @@ import pytest
 from skimage import data, metrics
 
 from vqjax.errors import UserError
-from vqjax.evaluation.metrics import mean_squared_error, psnr, ssim
+from vqjax.evaluation.metrics import mean_squared_error, ms_ssim, psnr, ssim
 
 
 def noise(height, width, channels):
@@ -60,6 +60,15 @@ def test_ssim_refuses_images_smaller_than_its_window():
     x, y = noise(10, 64, 3)
     with pytest.raises(UserError, match="at least 11 x 11 pixels for SSIM, got 10 x 64"):
         jax.jit(ssim)(x, y)
+
+
+def test_ms_ssim_is_one_for_equal_images_and_falls_with_noise():
+    x, y = (jnp.asarray(images) for images in noise(180, 200, 1))
+    like = 0.9 * x + 0.1 * y
+    assert float(ms_ssim(x, x)[0]) == pytest.approx(1, abs=1e-5)
+    assert 0 <= float(ms_ssim(x, y)[0]) < float(ms_ssim(x, like)[0]) < 1
+    with pytest.raises(UserError, match="at least 176 x 176 pixels for MS-SSIM, got 175 x 200"):
+        ms_ssim(x[:, :175], y[:, :175])
 
 
 WRONG_PAIRS = [

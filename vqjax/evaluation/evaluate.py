@@ -1,7 +1,7 @@
 """Evaluation: one pass over a split, whose outputs all metrics consume."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from vqjax.data import Batch
 from vqjax.errors import UserError
 from vqjax.evaluation.collectors import Collector
-from vqjax.evaluation.metric import Metric, Outputs
+from vqjax.evaluation.metric import Intervals, Metric, Outputs
 from vqjax.functional.sharding import with_automatic_axes
 
 
@@ -24,11 +24,13 @@ class EvaluationResult:
       metrics: Numbers by name; None if a metric does not apply.
       protocol: How each of them was measured.
       collected: Arrays that collectors kept, such as ``image`` and ``reconstruction`` of the first images.
+      intervals: 95 % intervals of numbers by name, if they were asked for, from images drawn anew with replacement.
     """
 
     metrics: dict[str, float | int | None]
     protocol: dict[str, str]
     collected: dict[str, np.ndarray]
+    intervals: Intervals = field(default_factory=dict)
 
 
 def evaluate(
@@ -38,6 +40,7 @@ def evaluate(
     *,
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
+    intervals: bool = False,
 ) -> EvaluationResult:
     """Run a model once over every image of a split, and compute metrics of its outputs.
 
@@ -51,6 +54,7 @@ def evaluate(
       metrics: Metrics and collectors.
       progress: Called after every batch with the number of images done.
       mesh: Devices that share each batch along the axis ``data``; every process has to give the same batches.
+      intervals: Whether to compute 95 % intervals, too, of the means over images.
 
     Returns:
       The results of the metrics, in the order given, and what the collectors kept.
@@ -86,7 +90,7 @@ def evaluate(
             progress(images)
     if images == 0:
         raise UserError("batches must hold at least one valid image, got none; choose a non-empty split.")
-    numbers, protocol, collected = {}, {}, {}
+    numbers, protocol, collected, ends = {}, {}, {}, {}
     for metric, state in zip(metrics, states, strict=True):
         computed = metric.compute(state)
         if isinstance(metric, Collector):
@@ -95,7 +99,8 @@ def evaluate(
             numbers |= computed
             described = metric.protocol
             protocol |= {name: described[name] for name in computed}
-    return EvaluationResult(numbers, protocol, collected)
+            ends |= metric.intervals(state) if intervals else {}
+    return EvaluationResult(numbers, protocol, collected, ends)
 
 
 def _shared_by_rows(batch: Batch, mesh: Mesh) -> Batch:

@@ -4,8 +4,8 @@ import abc
 from typing import Any
 
 import flax.struct
-import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Float64, PyTree
 
 Outputs = dict[str, Array]
 """Arrays that metrics consume: those of the batch (``image``, uint8 in [0, 255]; ``valid``), and what the model
@@ -13,6 +13,11 @@ computes from it, such as ``reconstruction``, in [-1, 1], and ``indices``."""
 
 Numbers = dict[str, float | int | None]
 """Results by name; None if a metric does not apply."""
+
+Intervals = dict[str, tuple[float, float]]
+"""Lower and upper end of the 95 % interval of a number, by its name."""
+
+_RESAMPLES = 1000
 
 
 class Metric(flax.struct.PyTreeNode, abc.ABC):
@@ -26,6 +31,7 @@ class Metric(flax.struct.PyTreeNode, abc.ABC):
     a feature network, as ordinary fields, which are then arguments of the compiled program.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> class Brightness(Metric):
       ...     @property
       ...     def protocol(self):
@@ -63,7 +69,11 @@ class Metric(flax.struct.PyTreeNode, abc.ABC):
 
     @abc.abstractmethod
     def init(self) -> Any:
-        """Return the state before the first batch."""
+        """Return the state before the first batch.
+
+        A state of dictionaries, tuples and named tuples of arrays, numbers and None can be stored, so that an
+        evaluation that was interrupted goes on; ``update`` may append to its tuples.
+        """
 
     @abc.abstractmethod
     def update(self, state: Any, measured: PyTree[Array]) -> Any:
@@ -73,11 +83,17 @@ class Metric(flax.struct.PyTreeNode, abc.ABC):
     def compute(self, state: Any) -> Numbers:
         """Return the numbers of all batches, in the order in which reports show them."""
 
+    def intervals(self, state: Any) -> Intervals:
+        """Return 95 % intervals of those numbers of which they are known; none by default."""
+        del state
+        return {}
+
 
 class ImageMean(Metric):
     """Base class of metrics that average a value per image over the split.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> class Brightness(ImageMean):
       ...     @property
       ...     def protocol(self):
@@ -96,16 +112,42 @@ class ImageMean(Metric):
         """Return values for each image, by name; pure, and compiled."""
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
-        valid = outputs["valid"]
-        # A padded image may give NaN, which a product with zero would let through.
-        sums = {name: jnp.sum(jnp.where(valid, values, 0)) for name, values in self.per_image(outputs).items()}
-        return {"images": jnp.sum(valid), **sums}
+        return {"valid": outputs["valid"], **self.per_image(outputs)}
 
-    def init(self) -> dict[str, float]:
-        return {}
+    def init(self) -> tuple[dict[str, np.ndarray], ...]:
+        return ()
 
-    def update(self, state: dict[str, float], measured: PyTree[Array]) -> dict[str, float]:
-        return {name: state.get(name, 0.0) + float(value) for name, value in measured.items()}
+    def update(
+        self, state: tuple[dict[str, np.ndarray], ...], measured: PyTree[Array]
+    ) -> tuple[dict[str, np.ndarray], ...]:
+        rows = {name: np.asarray(values) for name, values in measured.items()}
+        valid = rows.pop("valid")
+        return (*state, {name: values[valid] for name, values in rows.items()})
 
-    def compute(self, state: dict[str, float]) -> Numbers:
-        return {name: total / state["images"] for name, total in state.items() if name != "images"}
+    def compute(self, state: tuple[dict[str, np.ndarray], ...]) -> Numbers:
+        names, values = _table(state)
+        return self.numbers(dict(zip(names, values.mean(axis=1).tolist(), strict=True)))
+
+    def numbers(self, means: dict[str, float]) -> Numbers:
+        """Return the numbers of a split from the means of the values per image, which they are by default."""
+        return means
+
+    def intervals(self, state: tuple[dict[str, np.ndarray], ...]) -> Intervals:
+        """Return percentiles over means of images that are drawn anew, with replacement (Efron, 1979)."""
+        names, values = _table(state)
+        images, rng = values.shape[1], np.random.default_rng(0)
+        drawn: dict[str, list[float]] = {}
+        for _ in range(_RESAMPLES):
+            times = np.bincount(rng.integers(images, size=images), minlength=images)
+            for name, number in self.numbers(dict(zip(names, (values @ times / images).tolist(), strict=True))).items():
+                if number is not None:
+                    drawn.setdefault(name, []).append(number)
+        ends = {name: np.quantile(numbers, (0.025, 0.975)).tolist() for name, numbers in drawn.items()}
+        return {name: (low, high) for name, (low, high) in ends.items()}
+
+
+def _table(state: tuple[dict[str, np.ndarray], ...]) -> tuple[list[str], Float64[np.ndarray, "names images"]]:
+    """Names and values of all images."""
+    names = list(state[0])
+    rows = [np.concatenate([values[name] for values in state]) for name in names]
+    return names, np.asarray(rows, np.float64) if rows else np.zeros((0, 1))

@@ -3,10 +3,11 @@
 import math
 from typing import NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int64, PyTree
+from jaxtyping import Array, Bool, Float, Int64, PyTree
 
 from vqjax.errors import UserError
 from vqjax.evaluation.metric import ImageMean, Metric, Numbers, Outputs
@@ -15,9 +16,17 @@ from vqjax.functional.pixels import check_pixels
 
 PSNR_CAP = 100.0
 SSIM_WINDOW = 11
+USAGE_IMAGES = 256
+USAGE_TOKENS = 65536
+_USAGE_IMAGES = f"usage_per_{USAGE_IMAGES}_images"
+_USAGE_TOKENS = f"usage_per_{USAGE_TOKENS}_tokens"
 _SSIM_SIGMA = 1.5
 _SSIM_K1 = 0.01
 _SSIM_K2 = 0.03
+_MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_SIZE = SSIM_WINDOW * 2 ** (len(_MS_SSIM_WEIGHTS) - 1)
+
+Images = Float[Array, "batch _ _ channels"]
 
 
 class ImageCount(Metric):
@@ -64,8 +73,7 @@ class MSE(ImageMean):
             "pixel_squared": jnp.mean(jnp.square(pixels - 0.5), axis=(1, 2, 3)),
         }
 
-    def compute(self, state: dict[str, float]) -> Numbers:
-        means = super().compute(state)
+    def numbers(self, means: dict[str, float]) -> Numbers:
         error, variance = means["mse_01"], means["pixel_squared"] - means["pixel"] ** 2
         return {
             "mse_01": error,
@@ -94,28 +102,28 @@ class PSNR(ImageMean):
             "psnr_mean_color": jnp.minimum(psnr(pixels, mean_color), PSNR_CAP),
         }
 
-    def compute(self, state: dict[str, float]) -> Numbers:
-        means = super().compute(state)
+    def numbers(self, means: dict[str, float]) -> Numbers:
         return means | {"psnr_gain": means["psnr"] - means["psnr_mean_color"]}
 
 
 class SSIM(ImageMean):
-    """Structural similarity of reconstructions; None for images smaller than its window."""
+    """Structural similarity of reconstructions, at one scale and at five; None for images that are too small for it."""
 
     @property
     def protocol(self) -> dict[str, str]:
-        return {
-            "ssim": f"Gaussian window of {SSIM_WINDOW}, sigma {_SSIM_SIGMA}, per channel, pixels in [0, 1], "
+        how = (
+            f"Gaussian window of {SSIM_WINDOW}, sigma {_SSIM_SIGMA}, per channel, pixels in [0, 1], "
             "reconstruction clipped"
-        }
+        )
+        return {"ssim": how, "ms_ssim": f"five scales, {how}"}
 
     def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
-        if min(outputs["image"].shape[1:3]) < SSIM_WINDOW:
-            return {}
-        return {"ssim": ssim(_pixels(outputs), _reconstruction(outputs))}
+        size, pair = min(outputs["image"].shape[1:3]), (_pixels(outputs), _reconstruction(outputs))
+        values = {"ssim": ssim(*pair)} if size >= SSIM_WINDOW else {}
+        return values | ({"ms_ssim": ms_ssim(*pair)} if size >= MS_SSIM_SIZE else {})
 
-    def compute(self, state: dict[str, float]) -> Numbers:
-        return {"ssim": None} | super().compute(state)
+    def numbers(self, means: dict[str, float]) -> Numbers:
+        return {"ssim": None} | means
 
 
 class TokenLosses(Metric):
@@ -147,10 +155,33 @@ class TokenLosses(Metric):
         return {name: state[name] / state["images"] for name in self.protocol if name in state}
 
 
+class _Window(NamedTuple):
+    """Codes in the images, or tokens, of the window that is being filled, and the usage in those before it."""
+
+    used: Bool[np.ndarray, "codebooks num_codes"]
+    filled: int = 0
+    usages: tuple[float, ...] = ()
+
+    def added(self, rows: Int64[np.ndarray, "rows tokens codebooks"], length: int, num_codes: int) -> "_Window":
+        """The window after these images or tokens, where one holds ``length`` of them."""
+        used, filled, usages = self.used.copy(), self.filled, self.usages
+        codebooks = np.arange(rows.shape[-1])
+        while len(rows):
+            now, rows = rows[: length - filled], rows[length - filled :]
+            used[codebooks, now] = True
+            filled += len(now)
+            if filled == length:
+                usages, filled = (*usages, int(used.sum()) / num_codes), 0
+                used[:] = False
+        return _Window(used, filled, usages)
+
+
 class _CodeCounts(NamedTuple):
-    """Code counts of the split, and the perplexities of its full batches and of its padded ones."""
+    """Code counts of the split, the perplexities of its full batches and of its padded ones, and its windows."""
 
     of_split: Int64[np.ndarray, "codebooks num_codes"]
+    images: _Window
+    tokens: _Window
     full_perplexities: tuple[float, ...] = ()
     partial_perplexities: tuple[float, ...] = ()
     tokens_per_image: int = 0
@@ -158,6 +189,9 @@ class _CodeCounts(NamedTuple):
 
 class CodeUsage(Metric):
     """Perplexity and usage of the codes, and the bits that the indices take.
+
+    Papers mean different things by usage, which differ by factors: here each has a name of its own, and is left out
+    where a split is too small for it.
 
     Attributes:
       num_codes: Number of codes of each codebook, in the order of the indices of one latent position: of the stages of
@@ -174,6 +208,10 @@ class CodeUsage(Metric):
             "batches",
             "perplexity_split": "exp(entropy) of the codes of the whole split, mean over codebooks",
             "usage_split": "share of codes used at least once in the split",
+            _USAGE_IMAGES: f"share of codes used in {USAGE_IMAGES} images, mean over consecutive groups of so many, as "
+            "in the rotation-trick and ViT-VQGAN papers",
+            _USAGE_TOKENS: f"share of codes used in {USAGE_TOKENS} latent positions, mean over consecutive windows of "
+            "so many, as in LlamaGen",
             "dead_codes_split": "codes never used in the split",
             "tokens_per_image": "indices per image",
             "bits_per_image": "tokens_per_image * log2(number of codes)",
@@ -188,37 +226,38 @@ class CodeUsage(Metric):
         indices, valid = outputs["indices"], outputs["valid"]
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise UserError(f"`indices` must be integers, got {indices.dtype}; pass those of the quantizer.")
-        used = jnp.broadcast_to(jnp.expand_dims(valid, range(1, indices.ndim)), indices.shape)
-        number, largest = len(self._sizes), max(self._sizes)
-        indices, used = indices.reshape(-1, number), used.reshape(-1, number)
-        # Invalid indices count nowhere; negative ones would wrap around.
-        exist = used & (indices >= 0) & (indices < jnp.asarray(self._sizes, jnp.int32)[None])
-        codebooks = jnp.broadcast_to(jnp.arange(number, dtype=jnp.int32)[None], indices.shape)
-        counts = jnp.zeros((number, largest), jnp.int32)
-        counts = counts.at[codebooks, jnp.where(exist, indices, 0)].add(exist.astype(jnp.int32))
-        return {"valid": valid, "tokens": jnp.sum(used), "counts": counts}
+        return {"valid": valid, "indices": indices.reshape(len(valid), -1, len(self._sizes))}
 
     def init(self) -> _CodeCounts:
-        return _CodeCounts(np.zeros((len(self._sizes), max(self._sizes)), np.int64))
+        shape = (len(self._sizes), max(self._sizes))
+        empty = _Window(np.zeros(shape, bool))
+        return _CodeCounts(np.zeros(shape, np.int64), images=empty, tokens=empty)
 
     def update(self, state: _CodeCounts, measured: PyTree[Array]) -> _CodeCounts:
-        counts, valid = np.asarray(measured["counts"]).astype(np.int64), np.asarray(measured["valid"])
-        tokens = int(measured["tokens"])
-        if counts.sum() != tokens:
+        valid = np.asarray(measured["valid"])
+        # Signed, so that unsigned ones do not wrap around.
+        indices = np.asarray(measured["indices"])[valid].astype(np.int64)
+        if not ((indices >= 0) & (indices < np.array(self._sizes))).all():
             raise UserError(
                 f"indices must be in [0, num_codes) with num_codes={self.num_codes}, got others; pass the "
                 "codebook_sizes of the quantizer that produced them."
             )
+        of_codebooks = indices.reshape(-1, len(self._sizes)).T
+        counts = np.stack([np.bincount(codes, minlength=max(self._sizes)) for codes in of_codebooks])
         field = "full_perplexities" if valid.all() else "partial_perplexities"
+        positions = indices.reshape(-1, 1, len(self._sizes))
         return state._replace(
             of_split=state.of_split + counts,
-            tokens_per_image=tokens // int(valid.sum()),
+            tokens_per_image=indices[0].size,
+            images=state.images.added(indices, USAGE_IMAGES, sum(self._sizes)),
+            tokens=state.tokens.added(positions, USAGE_TOKENS, sum(self._sizes)),
             **{field: (*getattr(state, field), _mean_perplexity(counts))},
         )
 
     def compute(self, state: _CodeCounts) -> Numbers:
         used, perplexities = np.count_nonzero(state.of_split, axis=1), [exact_perplexity(c) for c in state.of_split]
         mean_bits, entropy_bits = (float(np.mean(np.log2(numbers))) for numbers in (self._sizes, perplexities))
+        windows = {_USAGE_IMAGES: state.images.usages, _USAGE_TOKENS: state.tokens.usages}
         each = {}
         for number, size in enumerate(self._sizes):
             measured = perplexities[number], used[number] / size, size - int(used[number])
@@ -227,6 +266,7 @@ class CodeUsage(Metric):
             "perplexity_batch": float(np.mean(state.full_perplexities or state.partial_perplexities)),
             "perplexity_split": _mean_perplexity(state.of_split),
             "usage_split": int(used.sum()) / sum(self._sizes),
+            **{name: float(np.mean(usages)) for name, usages in windows.items() if usages},
             "dead_codes_split": sum(self._sizes) - int(used.sum()),
             "tokens_per_image": state.tokens_per_image,
             "bits_per_image": state.tokens_per_image * mean_bits,
@@ -380,6 +420,58 @@ def ssim(
             f"x must have images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels for SSIM, got {height} x {width}; "
             "leave SSIM out, or use larger images."
         )
+    luminance, structure = _ssim_terms(x, y)
+    return jnp.mean(luminance * structure, axis=(1, 2, 3))
+
+
+def ms_ssim(
+    x: Float[Array, "batch height width channels"], y: Float[Array, "batch height width channels"]
+) -> Float[Array, " batch"]:
+    r"""Compute the multi-scale structural similarity of each image, with the settings of the paper.
+
+    .. math:: \mathrm{SSIM}_5^{w_5} \prod_{s<5} \mathrm{CS}_s^{w_s}, \quad w = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+    SSIM and its second factor CS are means over places, as in :func:`ssim`, at five scales, each with averages over
+    2x2 pixels of the one before, of which an odd last row or column is left out. The product is of each channel, and
+    the result the mean over channels; negative factors count as zero.
+
+    Args:
+      x: Images in [0, 1], at least 176 pixels high and wide.
+      y: Images in [0, 1].
+
+    Returns:
+      One value per image, in [0, 1]; 1 if the two are identical.
+
+    Raises:
+      UserError: The two are not images of one shape in [0, 1], or they are too small.
+
+    Example:
+      >>> x = jnp.linspace(0.0, 1.0, 176 * 176).reshape(1, 176, 176, 1)
+      >>> ms_ssim(x, x).round(4).tolist()
+      [1.0]
+
+    Source: Wang et al., 2003 (Multiscale structural similarity for image quality assessment).
+    """
+    _check_in_01(x, y)
+    height, width = x.shape[1:3]
+    if min(height, width) < MS_SSIM_SIZE:
+        raise UserError(
+            f"x must have images of at least {MS_SSIM_SIZE} x {MS_SSIM_SIZE} pixels for MS-SSIM, got {height} x "
+            f"{width}; leave MS-SSIM out, or use larger images."
+        )
+    product = jnp.ones((x.shape[0], x.shape[-1]))
+    for scale, weight in enumerate(_MS_SSIM_WEIGHTS):
+        if scale > 0:
+            x, y = _halved(x), _halved(y)
+        luminance, structure = _ssim_terms(x, y)
+        last = scale == len(_MS_SSIM_WEIGHTS) - 1
+        factor = jnp.mean(luminance * structure if last else structure, axis=(1, 2))
+        product *= jnp.maximum(factor, 0.0) ** weight
+    return jnp.mean(product, axis=1)
+
+
+def _ssim_terms(x: Images, y: Images) -> tuple[Images, Images]:
+    """The factors of luminance, and of contrast and structure, at each place of the window."""
     # To avoid cancellation in float32, compute variances around the mean; they do not depend on the origin.
     origin = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
     x, y = x - origin, y - origin
@@ -389,7 +481,11 @@ def ssim(
     mean_x, mean_y = mean_x + origin, mean_y + origin
     c1, c2 = _SSIM_K1**2, _SSIM_K2**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return jnp.mean(luminance * (2 * covariance + c2) / (variances + c2), axis=(1, 2, 3))
+    return luminance, (2 * covariance + c2) / (variances + c2)
+
+
+def _halved(x: Images) -> Images:
+    return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
 
 def _blur(
