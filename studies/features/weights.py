@@ -12,8 +12,8 @@ from safetensors.numpy import load, save
 
 from studies.common.records import Results
 from vqjax.errors import UserError, did_you_mean
+from vqjax.importing.features import load_resnet
 from vqjax.models.feature_discriminator import FrozenNetwork
-from vqjax.models.resnet import ResNet
 from vqjax.runtime.files import atomic_file
 
 DIRECTORY = Path(__file__).parent
@@ -76,6 +76,4 @@ def load_network(name: str = "cifar10", directory: Path = DIRECTORY) -> FrozenNe
         raise UserError(
             f"{path} must be the file that {RECORDS} names, but it {state}; check it out or train it again."
         )
-    arrays = {key: jnp.asarray(x, jnp.float32) for key, x in load(content).items()}
-    variables = flax.traverse_util.unflatten_dict(arrays, sep=".")
-    return FrozenNetwork(ResNet(tuple(record.settings["channels"])), variables)
+    return FrozenNetwork(*load_resnet(load(content)))
