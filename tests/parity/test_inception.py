@@ -13,6 +13,7 @@ from vqjax.importing.inception import load_inception
 
 inception = pytest.importorskip("pytorch_fid.inception")
 fid_score = pytest.importorskip("pytorch_fid.fid_score")
+clean_fid = pytest.importorskip("cleanfid.fid")
 fidelity_kid, fidelity_prc, fidelity_isc = (
     pytest.importorskip(f"torch_fidelity.metric_{name}") for name in ("kid", "prc", "isc")
 )
@@ -69,16 +70,25 @@ def test_features_are_those_of_the_original(original):
         np.testing.assert_allclose(ours / scale, theirs.numpy() / scale, atol=1e-4)
 
 
-def test_the_distance_is_that_of_the_original(monkeypatch):
-    # It asks for an argument that SciPy no longer has.
-    monkeypatch.setattr(fid_score.linalg, "sqrtm", lambda x, disp, root=scipy.linalg.sqrtm: (root(x), 0.0))
+def test_distances_are_those_of_pytorch_fid_and_clean_fid(monkeypatch):
+    # Both ask for an argument that SciPy no longer has.
+    monkeypatch.setattr(scipy.linalg, "sqrtm", lambda x, disp, root=scipy.linalg.sqrtm: (root(x), 0.0))
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(2, 24, 24))
     x, y = (rng.normal(size=(400, 24)) @ matrix + shift for matrix, shift in zip(mix, (0.0, 0.3), strict=True))
-    theirs = fid_score.calculate_frechet_distance(
-        x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False)
-    )
-    np.testing.assert_allclose(frechet_distance(Moments.of(x), Moments.of(y)), theirs, rtol=1e-6)
+    moments = x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False)
+    for theirs in (fid_score.calculate_frechet_distance, clean_fid.frechet_distance):
+        np.testing.assert_allclose(frechet_distance(Moments.of(x), Moments.of(y)), theirs(*moments), rtol=1e-6)
+
+
+def test_the_kernel_distance_is_that_of_clean_fid():
+    """With its draws, from NumPy's global generator: those of the second set come first."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 300, 16)) * [[[1.0]], [[0.8]]]
+    np.random.seed(7)
+    theirs = clean_fid.kernel_distance(y, x, num_subsets=5, max_subset_size=100)
+    ours = kernel_distance(x, y, subsets=5, subset_size=100, seed=7)
+    np.testing.assert_allclose(ours.mean, theirs, rtol=1e-6)
 
 
 def test_the_size_is_that_of_the_original(original):

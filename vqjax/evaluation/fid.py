@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
@@ -14,7 +15,6 @@ from vqjax.data import to_uint8
 from vqjax.evaluation.collectors import Collector
 from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
 from vqjax.evaluation.metric import Metric, Numbers, Outputs
-from vqjax.evaluation.scaling import SCALINGS
 from vqjax.evaluation.statistics import load_statistics
 from vqjax.importing.inception import load_inception
 from vqjax.models.inception import INPUT_SIZE, InceptionFeatures
@@ -186,4 +186,5 @@ def scaled_for_inception(images: Array) -> Float[Array, "batch 299 299 3"]:
       >>> scaled_for_inception(jnp.zeros((1, 32, 32, 3), jnp.uint8)).min()
       Array(-1., dtype=float32)
     """
-    return SCALINGS["pytorch-fid"](images, INPUT_SIZE)
+    size = (images.shape[0], INPUT_SIZE, INPUT_SIZE, images.shape[-1])
+    return 2 * jax.image.resize(images.astype(jnp.float32) / 255, size, "bilinear", antialias=False) - 1
