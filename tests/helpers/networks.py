@@ -17,3 +17,26 @@ def alexnet(name="features.{}.{}"):
         arrays[name.format(number, "weight")] = rng.normal(size=[kernel[axis] for axis in (3, 2, 0, 1)])
         arrays[name.format(number, "bias")] = rng.normal(size=kernel[-1:])
     return arrays
+
+
+def dinov2(*, dim=64, depth=1, registers=0, side=16):
+    """The entries of DINOv2 as its publishers have them, for ``side * side`` patches."""
+    shapes = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, side**2 + 1, dim),
+        "mask_token": (1, dim),
+        "patch_embed.proj.weight": (dim, 3, 14, 14),
+        "patch_embed.proj.bias": (dim,),
+        "norm.weight": (dim,),
+        "norm.bias": (dim,),
+    }
+    if registers:
+        shapes["register_tokens"] = (1, registers, dim)
+    for i in range(depth):
+        for name, rows in (("attn.qkv", 3), ("attn.proj", 1), ("mlp.fc1", 4), ("mlp.fc2", 1)):
+            columns = 4 * dim if name == "mlp.fc2" else dim
+            shapes |= {f"blocks.{i}.{name}.weight": (rows * dim, columns), f"blocks.{i}.{name}.bias": (rows * dim,)}
+        vectors = ("norm1.weight", "norm1.bias", "ls1.gamma", "norm2.weight", "norm2.bias", "ls2.gamma")
+        shapes |= {f"blocks.{i}.{name}": (dim,) for name in vectors}
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape, scale=0.3).astype(np.float32) for name, shape in shapes.items()}

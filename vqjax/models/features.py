@@ -41,7 +41,7 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Features:
-        x, number, features = _normalized(images, smallest=16), 0, []
+        x, number, features = imagenet_normalized(images, smallest=16), 0, []
         for resolution, (num_convs, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))):
             if resolution > 0:
                 x, number = nn.max_pool(x, (2, 2), strides=(2, 2)), number + 1
@@ -80,7 +80,7 @@ class AlexNet(nn.Module):
             kernel = (size, size)
             return nn.Conv(channels, kernel, strides, padding, dtype=self.dtype, name=f"conv_{number}")
 
-        x = nn.relu(conv(0, 64, 11, 2, strides=4)(_normalized(images, smallest=31)))
+        x = nn.relu(conv(0, 64, 11, 2, strides=4)(imagenet_normalized(images, smallest=31)))
         features = [x]
         for number, channels, size in ((3, 192, 5), (6, 384, 3), (8, 256, 3), (10, 256, 3)):
             if number in (3, 6):
@@ -108,8 +108,16 @@ def check_color(images: Images, smallest: int) -> None:
         )
 
 
-def _normalized(images: Images, smallest: int) -> Images:
-    """Images as the networks saw them in training, from [-1, 1]."""
+def imagenet_normalized(images: Images, smallest: int) -> Images:
+    """Return images as networks that were trained on ImageNet take them: less its mean, over its deviation.
+
+    Args:
+      images: In [-1, 1], in color.
+      smallest: Least height and width in pixels.
+
+    Raises:
+      UserError: As :func:`check_color`.
+    """
     check_color(images, smallest)
     mean, deviation = (jnp.asarray(x, images.dtype)[None, None, None] for x in (_MEAN, _DEVIATION))
     return (images - mean) / deviation
