@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from studies.features.weights import DIRECTORY, load_network
 from vqjax.data import to_model_range
 from vqjax.evaluation.metric import ImageMean, Outputs
-from vqjax.losses.perceptual import perceptual_distance
+from vqjax.models.lpips import perceptual_distance
 
 Images = Float[Array, "batch height width 3"]
 Distance = Callable[[Images, Images], Float[Array, " batch"]]

@@ -61,7 +61,7 @@ def load_network(name: str = "cifar10", directory: Path = DIRECTORY) -> FrozenNe
 
     Returns:
       A :class:`vqjax.models.ResNet` that maps images in [-1, 1] to feature maps, with its variables, for
-      :class:`vqjax.losses.perceptual.LPIPS` or :class:`vqjax.models.feature_discriminator.FeatureDiscriminator`.
+      :class:`vqjax.models.lpips.LPIPS` or :class:`vqjax.models.feature_discriminator.FeatureDiscriminator`.
 
     Raises:
       UserError: There is no network of this name, or the file of its weights is missing or damaged.

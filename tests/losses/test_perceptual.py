@@ -8,8 +8,10 @@ import pytest
 
 from helpers.arrays import gaussian
 from vqjax.errors import UserError
-from vqjax.losses.perceptual import LPIPS, PerceptualLoss, load_lpips, perceptual_distance
+from vqjax.importing.lpips import load_lpips
+from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models import VGG16, AlexNet
+from vqjax.models.lpips import LPIPS, perceptual_distance
 
 
 class OneLayer(nn.Module):

@@ -7,8 +7,8 @@ import pytest
 
 from helpers.arrays import gaussian
 from vqjax.errors import UserError
-from vqjax.losses.perceptual import LPIPS
 from vqjax.models import ResNet
+from vqjax.models.lpips import LPIPS
 
 NETWORK = ResNet((4, 8, 12))
 

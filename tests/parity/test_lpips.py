@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from vqjax.losses.perceptual import load_lpips
+from vqjax.importing.lpips import load_lpips
 
 lpips = pytest.importorskip("lpips")
 torchvision = pytest.importorskip("torchvision")

@@ -19,10 +19,11 @@ from vqjax.checkpointing.checkpoints import load_networks, load_tokenizer
 from vqjax.data import to_model_range
 from vqjax.data.arrays import ArrayDataset
 from vqjax.losses.adversarial import ADVERSARIAL_LOSSES, adaptive_weight
-from vqjax.losses.perceptual import LPIPS, PerceptualLoss
+from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models import AlexNet
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
+from vqjax.models.lpips import LPIPS
 from vqjax.models.registry import build
 from vqjax.models.tokenizer import NETWORK
 from vqjax.reporting import MetricWriter

@@ -9,7 +9,7 @@ from helpers.networks import alexnet
 from helpers.torch_files import write_archive
 from vqjax import UserError
 from vqjax.importing.features import load_features
-from vqjax.losses.perceptual import load_lpips
+from vqjax.importing.lpips import load_lpips
 from vqjax.training.convert import convert_features
 
 

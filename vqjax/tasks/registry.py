@@ -3,7 +3,8 @@
 from absl import logging
 
 from vqjax.importing.features import load_features
-from vqjax.losses.perceptual import PerceptualLoss, load_lpips
+from vqjax.importing.lpips import load_lpips
+from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
 from vqjax.runtime.signature import Registry
@@ -14,7 +15,7 @@ from vqjax.tasks.vqvae import VQVAETask
 
 
 def _lpips(file: str | None = None, *, weight: float = 1.0) -> PerceptualLoss | None:
-    """LPIPS from a ``.safetensors`` file, see :func:`vqjax.losses.perceptual.load_lpips`; None without one."""
+    """LPIPS from a ``.safetensors`` file, see :func:`vqjax.importing.lpips.load_lpips`; None without one."""
     if file is None:
         logging.warning(
             "LPIPS is missing: without config.task.perceptual.file, the reconstruction loss is config.loss alone. "

@@ -8,8 +8,8 @@ from safetensors.numpy import save
 
 from vqjax.errors import UserError
 from vqjax.importing.features import load_features, with_torchvision_names
+from vqjax.importing.lpips import load_lpips
 from vqjax.importing.state_dict import read_state_dict
-from vqjax.losses.perceptual import load_lpips
 from vqjax.runtime.files import atomic_file, file_checksum
 from vqjax.runtime.paths import local_path
 
