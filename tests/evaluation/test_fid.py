@@ -11,8 +11,10 @@ from safetensors.numpy import save_file
 from helpers.runs import tiny_config
 from vqjax import UserError
 from vqjax.evaluation import Moments, ReconstructionFID, evaluate, frechet_distance, inception_score
-from vqjax.evaluation.fid import FeatureMoments, scaled_for_inception
-from vqjax.evaluation.statistics import load_statistics, save_statistics
+from vqjax.evaluation.features import FeatureNetwork
+from vqjax.evaluation.fid import SAMPLE, FeatureMoments, Sample, wrapped_to_uint8
+from vqjax.evaluation.scaling import SCALINGS
+from vqjax.evaluation.statistics import check_features, load_statistics, save_statistics
 from vqjax.importing.inception import load_inception
 from vqjax.models.inception import FIDInception, InceptionFeatures
 from vqjax.training.evaluate import evaluate_workdir
@@ -28,6 +30,9 @@ class Colors(nn.Module):
         assert images.shape[1:] == (299, 299, 3)
         colors = jnp.mean(images, axis=(1, 2))
         return InceptionFeatures(colors, 5 * colors, colors)
+
+
+COLORS = FeatureNetwork(Colors(), {}, name="inception", weights="none")
 
 
 def darker(batch):
@@ -46,11 +51,11 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (22, 4, 6, 3), np.uint8)
 
 @pytest.mark.parametrize("size", [5, 8])
 def test_the_numbers_are_those_of_all_images_at_once(size):
-    result = evaluate(darker, batches(IMAGES, size), [ReconstructionFID(Colors(), {}, weights="none")])
+    result = evaluate(darker, batches(IMAGES, size), [ReconstructionFID(COLORS)])
     shown = np.clip(np.round(IMAGES.astype(np.float32) - 127.5 * 0.5), 0, 255)
     # Scaling up repeats the mean of some rows more often, so that the means come from the same function.
     of_originals, of_others = (
-        np.asarray(scaled_for_inception(jnp.asarray(pixels.astype(np.uint8)))).mean(axis=(1, 2))
+        np.asarray(SCALINGS["pytorch-fid"](jnp.asarray(pixels.astype(np.uint8)), 299)).mean(axis=(1, 2))
         for pixels in (IMAGES, shown)
     )
     expected = frechet_distance(Moments.of(of_originals), Moments.of(of_others))
@@ -61,7 +66,7 @@ def test_the_numbers_are_those_of_all_images_at_once(size):
 
 
 def test_what_needs_more_images_is_left_out():
-    metric = ReconstructionFID(Colors(), {}, weights="none")
+    metric = ReconstructionFID(COLORS)
     few = evaluate(darker, batches(IMAGES[:9], 4), [metric]).metrics
     assert few["rfid_val"] > 0
     assert few["ris"] is few["ris_deviation"] is None
@@ -69,21 +74,25 @@ def test_what_needs_more_images_is_left_out():
 
 
 def test_images_that_are_not_finite_are_named():
-    with pytest.raises(UserError, match="features must be finite, got others in image 0 of 4"):
-        evaluate(lambda batch: {"reconstruction": 0 * batch["image"] + jnp.nan}, batches(IMAGES, 4), [NotRounded()])
+    with pytest.raises(UserError, match="features must be finite, got others for image 1, counted"):
+        evaluate(
+            lambda batch: {"reconstruction": 0 * batch["image"] + jnp.nan}, batches(IMAGES, 4), [NotRounded(COLORS)]
+        )
 
 
 def test_the_distance_from_other_images_is_that_of_their_file(tmp_path):
     """Written by a run here, or by another tool, which says no number of images."""
-    moments = FeatureMoments(Colors(), {}, weights="none")
+    moments = FeatureMoments(COLORS)
     measured = evaluate(jax.tree_util.Partial(lambda batch: {}), batches(IMAGES, 5), [moments])
-    own = moments.moments_of(measured.collected)
-    assert own.count == len(IMAGES)
-    save_statistics(tmp_path / "own.npz", own, {"dataset": "colors"})
-    np.savez(tmp_path / "other.npz", mu=own.mean + 2, sigma=own.covariance)
+    own = moments.statistics_of(measured.collected, {"dataset": "colors", "features": COLORS.how})
+    assert own.pool.count == len(IMAGES)
+    save_statistics(tmp_path / "own.npz", own)
+    np.savez(tmp_path / "other.npz", mu=own.pool.mean + 2, sigma=own.pool.covariance)
     own_distance, numbers = None, {}
     for name in ("own", "other"):
-        metric = ReconstructionFID(Colors(), {}, weights="none", statistics=str(tmp_path / f"{name}.npz"))
+        statistics = load_statistics(tmp_path / f"{name}.npz")
+        check_features(statistics, COLORS.how, COLORS.dim)
+        metric = ReconstructionFID(COLORS, others=((f"to_{name}", statistics),))
         result = evaluate(darker, batches(IMAGES, 8), [metric])
         assert "SHA-256" in result.protocol[f"rfid_to_{name}"]
         own_distance, numbers[name] = result.metrics["rfid_val"], result.metrics[f"rfid_to_{name}"]
@@ -115,13 +124,43 @@ def test_a_file_without_statistics_is_refused(arrays, message, tmp_path):
 class NotRounded(ReconstructionFID):
     """The metric of a network that diverges, as 8 bits cannot."""
 
-    module: nn.Module = flax.struct.field(pytree_node=False, default=Colors())
-    variables: dict = flax.struct.field(default_factory=dict)
-    weights: str = flax.struct.field(pytree_node=False, default="none")
-
     def measure(self, outputs):
         measured = super().measure(outputs)
-        return measured | {"originals": jnp.full_like(measured["originals"], jnp.nan)}
+        originals, *others = measured["features"]
+        wrong = originals._replace(pool=originals.pool.at[1].set(jnp.nan))
+        return measured | {"features": [wrong, *others]}
+
+
+def test_images_that_wrap_around_have_their_own_distance():
+    """One level beyond white is black in the rotation trick's code, and white where pixels are clipped."""
+    assert wrapped_to_uint8(jnp.array([[[[1.0, 1.0 + 1 / 127, -1.01]]]])).ravel().tolist() == [255, 0, 255]
+
+    def beyond(batch):
+        return {"reconstruction": batch["image"] / 127.5 - 1 + 0.01}
+
+    white = np.full_like(IMAGES, 255)
+    measured = evaluate(beyond, batches(white, 8), [ReconstructionFID(COLORS, wrapped=True)])
+    assert measured.metrics["rfid_val"] < 1e-6
+    assert measured.metrics["rfid_rotation_trick"] > 1
+    assert set(measured.metrics) == set(measured.protocol)
+    assert "ris_rotation_trick" in measured.metrics
+
+
+def test_a_sample_is_the_same_for_all_batch_sizes():
+    features = np.arange(2 * SAMPLE + 77, dtype=np.float32)[:, None]
+    kept = []
+    for size in (SAMPLE, 4999, 2 * SAMPLE + 77):
+        sample = Sample()
+        for start in range(0, len(features), size):
+            sample = sample.added(features[start : start + size])
+            assert sum(map(len, sample.rows)) <= 2 * SAMPLE + size
+        kept.append(sample.features)
+    assert all(np.array_equal(kept[0], other) for other in kept)
+    chosen = kept[0][:, 0]
+    assert len(chosen) == SAMPLE
+    assert (np.diff(chosen) > 0).all()
+    # Evenly from all places: 10,000 of 20,077 within four standard deviations.
+    assert abs((chosen < len(features) / 2).sum() - SAMPLE / 2) < 4 * np.sqrt(SAMPLE / 8)
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +207,13 @@ def test_what_is_missing_in_a_file_is_named(published):
 @pytest.mark.full
 def test_an_evaluation_reports_it_with_its_protocol(published, images_file, tmp_path, capsys):
     train(tiny_config(images_file), tmp_path / "run")
-    with pytest.raises(UserError, match="--inception must name a file if --statistics does"):
+    with pytest.raises(UserError, match="--features must name a network if --statistics is given"):
         evaluate_workdir(tmp_path / "run", statistics=str(tmp_path / "training_images.npz"))
     data = ("--config.data.source=arrays", f"--config.data.name={images_file}", "--config.data.image_size=16")
     statistics = tmp_path / "training_images.npz"
-    write_statistics(*data, inception=str(published[0]), output=statistics)
+    write_statistics(*data, features=str(published[0]), output=statistics)
     assert "48 images of images.npz/train" in capsys.readouterr().out
-    options = {"inception": str(published[0]), "statistics": str(statistics)}
+    options = {"features": str(published[0]), "statistics": str(statistics)}
     result = evaluate_workdir(tmp_path / "run", **options)
     assert result.metrics["rfid_val"] > 0
     assert "weights of SHA-256" in (tmp_path / "run" / "eval" / "report.md").read_text()

@@ -179,12 +179,13 @@ def _first_epoch(dataset: ImageDataset, seed: int, batch_size: int) -> Iterator[
                 yield example
 
 
-def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(dataset: ImageDataset, batch_size: int, start: int = 0) -> Iterator[Batch]:
     """Yield the readable examples of a dataset in order; zeros that are not valid fill up the last batch.
 
     Args:
       dataset: The examples; unreadable ones are logged and take no place.
       batch_size: Examples per batch.
+      start: Index of the first example.
 
     Yields:
       A batch, with ``valid``, bool ``[batch]``, True for examples of the dataset, and with ``index``, int32
@@ -196,7 +197,7 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int) -> Iterator[Batch
       >>> [batch["valid"].tolist() for batch in evaluation_batches(dataset, batch_size=3)]
       [[True, True, True], [True, True, False]]
     """
-    numbered = ({**example, "index": np.int32(index)} for index, example in readable_examples(dataset))
+    numbered = ({**example, "index": np.int32(index)} for index, example in readable_examples(dataset, start))
     for group in itertools.batched(numbered, batch_size):
         blank = {name: np.zeros_like(value) for name, value in group[0].items()}
         batch = stack([*group, *[blank] * (batch_size - len(group))])

@@ -65,11 +65,12 @@ class UnreadableReport:
             logging.warning("%s: skipped %d unreadable images of %d", self._dataset_name, self.count, total)
 
 
-def readable_examples(dataset: ImageDataset) -> Iterator[tuple[int, Example]]:
+def readable_examples(dataset: ImageDataset, start: int = 0) -> Iterator[tuple[int, Example]]:
     """Yield every readable example once, in dataset order; the others are logged.
 
     Args:
       dataset: The examples.
+      start: Index of the first one.
 
     Yields:
       The index of an example in the dataset, and the example.
@@ -85,14 +86,14 @@ def readable_examples(dataset: ImageDataset) -> Iterator[tuple[int, Example]]:
     total = len(dataset)
     chunk = max(1, _CHUNK_BYTES // bytes_per_example(dataset))
     chunks = (
-        grain.MapDataset.range(0, total, chunk)
+        grain.MapDataset.range(start, total, chunk)
         .map(lambda start: read_many(dataset, range(start, min(start + chunk, total))))
         .to_iter_dataset(grain.ReadOptions(READING_THREADS, prefetch_buffer_size=2 * READING_THREADS))
     )
     report, spec = UnreadableReport(dataset.name), example_spec(dataset)
     iterator = iter(chunks)
     try:
-        for index, example in enumerate(itertools.chain.from_iterable(iterator)):
+        for index, example in enumerate(itertools.chain.from_iterable(iterator), start):
             if isinstance(example, UnreadableImage):
                 report.add(example)
                 continue

@@ -12,7 +12,6 @@ from vqjax.errors import UserError
 
 MOST_IMAGES = 4096
 """Images that the variance is measured on, at most."""
-_FINGERPRINTED_IMAGES = 16
 
 
 def pixel_variance(dataset: ImageDataset) -> float:
@@ -50,11 +49,12 @@ def pixel_variance(dataset: ImageDataset) -> float:
     return float(variance)
 
 
-def fingerprint(dataset: ImageDataset) -> str:
-    """Describe a dataset by the number of its images and a checksum of 16 of them, evenly spaced, and their labels.
+def fingerprint(dataset: ImageDataset, images: int = 16) -> str:
+    """Describe a dataset by the number of its images and a checksum of some of them, evenly spaced, and their labels.
 
     Args:
       dataset: The images.
+      images: Number of images in the checksum, if there are so many.
 
     Returns:
       A short text, the same for the same images and labels in the same order.
@@ -65,7 +65,7 @@ def fingerprint(dataset: ImageDataset) -> str:
       '5 images, checksum 38e2007b'
     """
     checksum = 0
-    rows = np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINTED_IMAGES).astype(int))
+    rows = np.unique(np.linspace(0, len(dataset) - 1, images).astype(int))
     for example in read_many(dataset, rows.tolist()):
         if isinstance(example, UnreadableImage):
             # Not by the whole path, as the directory may move.

@@ -13,7 +13,9 @@ from vqjax.data import Batch
 from vqjax.errors import UserError
 from vqjax.evaluation.collectors import Collector
 from vqjax.evaluation.metric import Intervals, Metric, Outputs
+from vqjax.evaluation.partial import PartialSums
 from vqjax.functional.sharding import with_automatic_axes
+from vqjax.runtime.processes import is_main_process
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
     intervals: bool = False,
+    partial: PartialSums | None = None,
 ) -> EvaluationResult:
     """Run a model once over every image of a split, and compute metrics of its outputs.
 
@@ -55,6 +58,7 @@ def evaluate(
       progress: Called after every batch with the number of images done.
       mesh: Devices that share each batch along the axis ``data``; every process has to give the same batches.
       intervals: Whether to compute 95 % intervals, too, of the means over images.
+      partial: Sums of an evaluation that did not end, to which these batches are added; batches then have ``index``.
 
     Returns:
       The results of the metrics, in the order given, and what the collectors kept.
@@ -78,6 +82,8 @@ def evaluate(
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     states = [metric.init() for metric in metrics]
     images = 0
+    if partial is not None:
+        states, images = partial.states(states), partial.images
     for batch in batches:
         rows, valid = len(batch["valid"]), int(np.sum(batch["valid"]))
         if valid == 0:
@@ -86,6 +92,8 @@ def evaluate(
         measured = _measure(evaluate_batch, metrics, shared, rows, whole)
         states = [metric.update(*of_metric) for metric, *of_metric in zip(metrics, states, measured, strict=True)]
         images += valid
+        if partial is not None and is_main_process():
+            partial.save(states, images=images, next_index=int(batch["index"][valid - 1]) + 1)
         if progress is not None:
             progress(images)
     if images == 0:
@@ -100,6 +108,8 @@ def evaluate(
             described = metric.protocol
             protocol |= {name: described[name] for name in computed}
             ends |= metric.intervals(state) if intervals else {}
+    if partial is not None and is_main_process():
+        partial.remove()
     return EvaluationResult(numbers, protocol, collected, ends)
 
 

@@ -1,190 +1,385 @@
-"""rFID and the Inception score of reconstructions, as a metric of an evaluation."""
+"""FID and its kin: distances of two sets of images by the features of a frozen network, added up batch by batch."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, Int64, PyTree, UInt8, UInt64
 
 from vqjax.data import to_uint8
+from vqjax.errors import UserError
 from vqjax.evaluation.collectors import Collector
+from vqjax.evaluation.features import FeatureNetwork, Features
 from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
+from vqjax.evaluation.manifold import kernel_distance, precision_and_recall
 from vqjax.evaluation.metric import Metric, Numbers, Outputs
-from vqjax.evaluation.statistics import load_statistics
-from vqjax.importing.inception import load_inception
-from vqjax.models.inception import INPUT_SIZE, InceptionFeatures
-from vqjax.runtime.files import file_checksum
-from vqjax.runtime.paths import local_path
+from vqjax.evaluation.statistics import Statistics
+
+Rows = Float[np.ndarray, "images dim"]
+
+SAMPLE = 10_000
+"""Images whose features are kept, for the numbers that compare each image with each."""
 
 _SPLITS = 10
+_SUBSET = 1000
+_NEIGHBORS, _NEIGHBORS_COVERED = 3, 5
 
 
-class _Seen(NamedTuple):
-    """Moments of originals and reconstructions, and the logits of the latter."""
-
-    originals: Moments | None = None
-    reconstructions: Moments | None = None
-    logits: tuple[Float[np.ndarray, "_ classes"], ...] = ()
-
-
-class _OfInception(Metric):
-    """Base class of metrics of Inception features.
+class Sample(NamedTuple):
+    """Features of at most :data:`SAMPLE` images, a random choice that depends on nothing but their places.
 
     Attributes:
-      module: The network, :class:`vqjax.models.inception.FIDInception` or another with such features.
-      variables: Its variables.
-      weights: What identifies them, for the protocol.
+      seen: Number of images so far.
+      places: Places of the kept images among all, one array per batch.
+      rows: Their features, likewise.
+
+    Example:
+      >>> sample = Sample().added(np.zeros((3, 2))).added(np.ones((1, 2)))
+      >>> sample.features[:, 0].tolist()
+      [0.0, 0.0, 0.0, 1.0]
     """
 
-    module: nn.Module = flax.struct.field(pytree_node=False)
-    variables: PyTree[Any]
-    weights: str = flax.struct.field(pytree_node=False)
+    seen: int = 0
+    places: tuple[Int64[np.ndarray, " _"], ...] = ()
+    rows: tuple[Float[np.ndarray, "_ dim"], ...] = ()
 
-    @classmethod
-    def from_file(cls, file: str | Path, **settings: Any) -> "_OfInception":
-        """Return the metric with the weights in a file; see :func:`vqjax.importing.inception.load_inception`.
-
-        Args:
-          file: The file.
-          **settings: Other attributes.
-        """
-        file = local_path(file, "inception")
-        module, variables = load_inception(file)
-        return cls(module, variables, f"weights of SHA-256 {file_checksum(file)[:8]}", **settings)
+    def added(self, features: Rows) -> "Sample":
+        """Return the sample with more images."""
+        seen = self.seen + len(features)
+        both = _Sampled((*self.places, np.arange(self.seen, seen)), (*self.rows, features))
+        # Twice as many are kept for a while, so that few copies are made.
+        if sum(map(len, both.places)) > 2 * SAMPLE:
+            both = _Sampled(*((part,) for part in both.chosen()))
+        return Sample(seen, *both)
 
     @property
-    def how(self) -> str:
-        """Protocol of the features."""
-        return f"8 bits, bilinear to {INPUT_SIZE} pixels without antialiasing as pytorch-fid, {self.weights}"
-
-    def features(self, images: UInt8[Array, "batch height width 3"]) -> InceptionFeatures:
-        """Return the features of images of 8 bits."""
-        return self.module.apply(self.variables, scaled_for_inception(images))
+    def features(self) -> Rows:
+        """The features in the order of the images."""
+        return _Sampled(self.places, self.rows).chosen()[1]
 
 
-class ReconstructionFID(_OfInception):
-    """rFID: the Fréchet distance of reconstructions from their originals, and the Inception score of reconstructions.
+class _Sampled(NamedTuple):
+    places: tuple[Int64[np.ndarray, " _"], ...]
+    rows: tuple[Float[np.ndarray, "_ dim"], ...]
 
-    As pytorch-fid measures it: images of 8 bits, scaled to 299 pixels by bilinear interpolation without antialiasing,
-    and the features of the Inception network of 2015. Moments add up in double precision, batch by batch.
+    def chosen(self) -> tuple[Int64[np.ndarray, " kept"], Float[np.ndarray, "kept dim"]]:
+        """Places and features of those that come first in a random order, sorted by place."""
+        places, rows = np.concatenate(self.places), np.concatenate(self.rows)
+        first = np.sort(np.argsort(_shuffled(places.astype(np.uint64)), kind="stable")[:SAMPLE])
+        return places[first], rows[first]
+
+
+def _shuffled(numbers: UInt64[np.ndarray, " _"]) -> UInt64[np.ndarray, " _"]:
+    """A pseudo-random number for each (SplitMix64: Steele et al., 2014)."""
+    mixed = numbers * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+class ImageSet(NamedTuple):
+    """What is kept of the features of a set of images; memory does not grow with it, but for logits.
 
     Attributes:
-      name: Name of the distance.
-      statistics: File of the statistics of other images, for a distance of the reconstructions from these as well.
+      pool: Moments of one vector per image.
+      spatial: Moments of the features with a place, if the network has them.
+      sample: Vectors of some of the images.
+      logits: Logits of all, one array per batch.
+
+    Example:
+      >>> one, other = (ImageSet().added(Features(np.eye(4)[:, :2] + shift)) for shift in (0, 1))
+      >>> round(fid_of(one, other), 6)
+      2.0
+    """
+
+    pool: Moments = Moments.none()
+    spatial: Moments = Moments.none()
+    sample: Sample = Sample()
+    logits: tuple[Float[np.ndarray, "_ classes"], ...] = ()
+
+    def added(self, features: Features, *, with_sample: bool = True, with_logits: bool = True) -> "ImageSet":
+        """Return the set with more images.
+
+        Args:
+          features: Features of these images, at least one.
+          with_sample: Whether vectors are kept.
+          with_logits: Whether logits are kept.
+
+        Raises:
+          UserError: A feature is not finite; the message names the image.
+        """
+        pool = np.asarray(features.pool)
+        if not (finite := np.isfinite(pool).all(axis=1)).all():
+            image = self.pool.count + int(np.argmin(finite))
+            raise UserError(
+                f"features must be finite, got others for image {image}, counted from 0; look at that image, and at "
+                "what the decoder returns."
+            )
+        spatial = self.spatial if features.spatial is None else self.spatial + Moments.of(features.spatial)
+        keeps_logits = with_logits and features.logits is not None
+        return ImageSet(
+            self.pool + Moments.of(pool),
+            spatial,
+            self.sample.added(pool) if with_sample else self.sample,
+            (*self.logits, np.asarray(features.logits)) if keeps_logits else self.logits,
+        )
+
+
+def fid_of(one: ImageSet, other: ImageSet) -> float | None:
+    """Return the squared Fréchet distance of two sets; None with fewer than two images."""
+    return frechet_distance(one.pool, other.pool) if min(one.pool.count, other.pool.count) > 1 else None
+
+
+class Measures(NamedTuple):
+    """Names and protocols of what is measured of two sets of images, so that each number says what it is.
+
+    Attributes:
+      network: The network.
+      prefix: ``"r"`` for reconstructions; else empty.
+      reference: What the images are compared with, the last part of the names, such as ``"val"``; else empty.
+      these: The images that are measured, for protocols.
+      those: The images that they are compared with.
 
     Example:
       >>> from vqjax.models.inception import FIDInception
-      >>> metric = ReconstructionFID(FIDInception(), {}, weights="weights of SHA-256 6726825d")
-      >>> metric.protocol["rfid_val"].startswith("squared Fréchet distance of Inception features")
+      >>> network = FeatureNetwork(FIDInception(), {}, "inception", "SHA-256 6726825d", scaling="clean-fid")
+      >>> measures = Measures(network, "r", "val", "reconstructions", "their originals")
+      >>> measures.name("fid"), measures.name("precision"), measures.name("is")
+      ('rfid_clean_val', 'precision_clean_val', 'ris_clean')
+    """
+
+    network: FeatureNetwork
+    prefix: str = ""
+    reference: str = ""
+    these: str = "images"
+    those: str = "those of the reference"
+
+    def name(self, measure: str) -> str:
+        """Return the name of a number, which depends on all that it cannot be compared across.
+
+        Args:
+          measure: ``"fid"``, ``"sfid"``, ``"kid"``, ``"is"``, ``"precision"``, ``"recall"``, ``"density"`` or
+            ``"coverage"``.
+        """
+        kind, variants = measure, []
+        if self.network.name != "inception":
+            kind = {"fid": "fd", "kid": "kd"}.get(measure, measure)
+            variants.append(self.network.name)
+        if self.network.scaling != self.network.usual_scaling:
+            variants.append(self.network.scaling.removesuffix("-fid").replace("-", "_"))
+        if measure in ("fid", "sfid", "kid", "is"):
+            kind = f"{self.prefix}{kind}"
+        # The Inception score compares the images with none.
+        last = self.reference if measure != "is" or self.reference == WRAPPED else ""
+        return "_".join(filter(None, [kind, *variants, last]))
+
+    def protocol(self, measure: str) -> str:
+        """Return how a number is measured."""
+        pair = f"of {self.these} and {self.those}"
+        sample = f"on a sample if there are over {SAMPLE:,}"
+        described = {
+            "fid": f"squared Fréchet distance of features {pair}",
+            "sfid": f"the same of seven channels of a middle layer at 17x17 places {pair}",
+            "kid": f"squared MMD with a cubic kernel {pair}, mean over 100 subsets of up to {_SUBSET:,}, {sample}",
+            "is": f"Inception score of {self.these}, mean over {_SPLITS} parts in random order",
+            "precision": f"share of {self.these} within the {_NEIGHBORS} neighbors of one of {self.those}, {sample}",
+            "recall": f"share of {self.those} within the {_NEIGHBORS} neighbors of one of {self.these}, {sample}",
+            "density": f"mean number of neighborhoods of {self.those} around each of {self.these}, over their "
+            f"{_NEIGHBORS_COVERED} neighbors, {sample}",
+            "coverage": f"share of {self.those} that has one of {self.these} within its {_NEIGHBORS_COVERED} "
+            f"neighbors, {sample}",
+        }
+        how = self.network.how if measure == "fid" else f"features as {self.name('fid')}"
+        return f"{described[measure]}; {how}"
+
+    def protocols(self) -> dict[str, str]:
+        """Return the protocol of every number of :meth:`scores` and :meth:`distances`."""
+        measures = ("fid", "sfid", "kid", "precision", "recall", "density", "coverage", "is")
+        described = {self.name(measure): self.protocol(measure) for measure in measures}
+        return described | {
+            f"{self.name('kid')}_deviation": "standard deviation over these subsets",
+            f"{self.name('is')}_deviation": "standard deviation over these parts",
+        }
+
+    def scores(self, images: ImageSet) -> Numbers:
+        """Return the Inception score, if the network has classes; None for fewer images than parts."""
+        if not images.logits:
+            return {}
+        logits = np.concatenate(images.logits)
+        score, deviation = inception_score(logits, _SPLITS) if len(logits) >= _SPLITS else (None, None)
+        return {self.name("is"): score, f"{self.name('is')}_deviation": deviation}
+
+    def moments(self, images: ImageSet, reference: ImageSet | Statistics) -> Numbers:
+        """Return the Fréchet distances of a set from another, of which moments suffice; None below two images."""
+        enough = min(images.pool.count, reference.pool.count) > 1
+        numbers = {self.name("fid"): frechet_distance(reference.pool, images.pool) if enough else None}
+        if min(images.spatial.count, reference.spatial.count) > 1:
+            numbers[self.name("sfid")] = frechet_distance(reference.spatial, images.spatial)
+        return numbers
+
+    def distances(self, images: ImageSet, reference: ImageSet) -> Numbers:
+        """Return all numbers that compare two sets; None where there are too few images.
+
+        Args:
+          images: The set that is measured: reconstructions, or generated images.
+          reference: The real images.
+        """
+        numbers = self.moments(images, reference)
+        real, made = reference.sample.features, images.sample.features
+        smallest = min(len(real), len(made))
+        kid = kernel_distance(real, made, subset_size=min(_SUBSET, smallest)) if smallest > 1 else (None, None)
+        numbers |= dict(zip((self.name("kid"), f"{self.name('kid')}_deviation"), kid, strict=True))
+        for neighbors, measures in (
+            (_NEIGHBORS, ("precision", "recall")),
+            (_NEIGHBORS_COVERED, ("density", "coverage")),
+        ):
+            overlap = precision_and_recall(real, made, neighbors=neighbors) if smallest > neighbors else None
+            numbers |= {self.name(measure): getattr(overlap, measure, None) for measure in measures}
+        return numbers
+
+
+WRAPPED = "rotation_trick"
+"""Reference of numbers that are measured as the code of the rotation-trick paper does."""
+
+
+class _Seen(NamedTuple):
+    """Originals, reconstructions, and reconstructions whose bits wrap around."""
+
+    originals: ImageSet = ImageSet()
+    reconstructions: ImageSet = ImageSet()
+    wrapped: ImageSet = ImageSet()
+
+
+class ReconstructionFID(Metric):
+    """rFID of reconstructions and its kin: KID, sFID, the Inception score, precision and recall, density and coverage.
+
+    Images have 8 bits; moments add up in double precision, batch by batch.
+
+    Attributes:
+      network: The network.
+      reference: Last part of the names: ``"val"`` for held-out images.
+      others: Statistics of other images, for the Fréchet distances of reconstructions from these as well, by the last
+        part of their names.
+      wrapped: Whether to measure reconstructions also as the code of the rotation-trick paper stores them: neither
+        clipped nor rounded, so that what is out of range wraps around.
+
+    Example:
+      >>> from vqjax.models.inception import FIDInception
+      >>> metric = ReconstructionFID(FeatureNetwork(FIDInception(), {}, "inception", "SHA-256 6726825d"))
+      >>> metric.protocol["rfid_val"].startswith("squared Fréchet distance of features of reconstructions")
       True
 
     Source: Heusel et al., 2017 (arXiv 1706.08500); pytorch-fid.
     """
 
-    name: str = flax.struct.field(pytree_node=False, default="rfid_val")
-    statistics: str | None = flax.struct.field(pytree_node=False, default=None)
+    network: FeatureNetwork
+    reference: str = flax.struct.field(pytree_node=False, default="val")
+    others: tuple[tuple[str, Statistics], ...] = flax.struct.field(pytree_node=False, default=())
+    wrapped: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def protocol(self) -> dict[str, str]:
-        distance = "squared Fréchet distance of Inception features of reconstructions"
-        others = {}
-        if self.statistics is not None:
-            path = local_path(self.statistics, "statistics")
-            file = f"{path.name}, SHA-256 {file_checksum(path)[:8]}"
-            others[self._other_name] = f"{distance} and of {file}; {self.how}"
-        return {
-            self.name: f"{distance} and their originals; {self.how}",
-            **others,
-            "ris": f"Inception score of reconstructions, mean over {_SPLITS} parts in random order; {self.how}",
-            "ris_deviation": "standard deviation over these parts",
-        }
+        described = self._measures.protocols()
+        for measures, _ in self._of_others:
+            described |= {measures.name(measure): measures.protocol(measure) for measure in ("fid", "sfid")}
+        return described | (self._as_wrapped.protocols() if self.wrapped else {})
 
     @property
-    def _other_name(self) -> str:
-        return f"rfid_to_{Path(self.statistics).stem}"
+    def _measures(self) -> Measures:
+        return Measures(self.network, "r", self.reference, "reconstructions", "their originals")
+
+    @property
+    def _as_wrapped(self) -> Measures:
+        cast = "reconstructions, neither clipped nor rounded to 8 bits, as in the code of the rotation trick,"
+        return Measures(self.network, "r", WRAPPED, cast, "their originals")
+
+    @property
+    def _of_others(self) -> list[tuple[Measures, Statistics]]:
+        return [
+            (Measures(self.network, "r", name, "reconstructions", statistics.described), statistics)
+            for name, statistics in self.others
+        ]
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
-        both = jnp.concatenate([outputs["image"], to_uint8(outputs["reconstruction"])])
-        features = self.features(both)
-        originals, reconstructions = jnp.split(features.pool, 2)
-        logits = jnp.split(features.logits, 2)[1]
-        return {
-            "valid": outputs["valid"],
-            "originals": originals,
-            "reconstructions": reconstructions,
-            "logits": logits,
-        }
+        sets = [outputs["image"], to_uint8(outputs["reconstruction"])]
+        if self.wrapped:
+            sets.append(wrapped_to_uint8(outputs["reconstruction"]))
+        return {"valid": outputs["valid"], "features": [self.network(images) for images in sets]}
 
     def init(self) -> _Seen:
         return _Seen()
 
     def update(self, state: _Seen, measured: PyTree[Array]) -> _Seen:
-        originals, reconstructions, logits = (
-            _valid_rows(measured, name) for name in ("originals", "reconstructions", "logits")
-        )
+        originals, reconstructions, *wrapped = (_valid(part, measured["valid"]) for part in measured["features"])
         return _Seen(
-            _added(state.originals, originals),
-            _added(state.reconstructions, reconstructions),
-            (*state.logits, logits),
+            state.originals.added(originals, with_logits=False),
+            state.reconstructions.added(reconstructions),
+            state.wrapped.added(wrapped[0], with_sample=False) if wrapped else state.wrapped,
         )
 
     def compute(self, state: _Seen) -> Numbers:
-        logits = np.concatenate(state.logits)
-        has_parts, has_moments = len(logits) >= _SPLITS, len(logits) > 1
-        score, deviation = inception_score(logits, _SPLITS) if has_parts else (None, None)
-        numbers: Numbers = {
-            self.name: frechet_distance(state.originals, state.reconstructions) if has_moments else None
-        }
-        if self.statistics is not None:
-            others = load_statistics(self.statistics)
-            numbers[self._other_name] = frechet_distance(others, state.reconstructions) if has_moments else None
-        return numbers | {"ris": score, "ris_deviation": deviation}
+        numbers = self._measures.distances(state.reconstructions, state.originals)
+        for measures, statistics in self._of_others:
+            numbers |= measures.moments(state.reconstructions, statistics)
+        numbers |= self._measures.scores(state.reconstructions)
+        if self.wrapped:
+            numbers |= self._as_wrapped.moments(state.wrapped, state.originals)
+            numbers |= self._as_wrapped.scores(state.wrapped)
+        return numbers
 
 
-class FeatureMoments(_OfInception, Collector):
-    """Moments of the Inception features of the images themselves, for reference statistics."""
+class FeatureMoments(Collector):
+    """Moments of the features of the images themselves, for reference statistics.
+
+    Attributes:
+      network: The network.
+    """
+
+    network: FeatureNetwork
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
-        return {"valid": outputs["valid"], "pool": self.features(outputs["image"]).pool}
+        features = self.network(outputs["image"])
+        return {"valid": outputs["valid"], "features": features._replace(logits=None)}
 
-    def init(self) -> Moments | None:
-        return None
+    def init(self) -> ImageSet:
+        return ImageSet()
 
-    def update(self, state: Moments | None, measured: PyTree[Array]) -> Moments:
-        return _added(state, _valid_rows(measured, "pool"))
+    def update(self, state: ImageSet, measured: PyTree[Array]) -> ImageSet:
+        return state.added(_valid(measured["features"], measured["valid"]), with_sample=False)
 
-    def compute(self, state: Moments) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in state._asdict().items()}
+    def compute(self, state: ImageSet) -> dict[str, np.ndarray]:
+        parts = {"pool": state.pool, "spatial": state.spatial}
+        return {f"{part}_{name}": np.asarray(x) for part, of in parts.items() for name, x in of._asdict().items()}
 
     @staticmethod
-    def moments_of(collected: Mapping[str, np.ndarray]) -> Moments:
-        """Return the moments in what an evaluation has collected."""
-        return Moments(int(collected["count"]), collected["mean"], collected["scatter"])
+    def statistics_of(collected: Mapping[str, np.ndarray], context: Mapping[str, Any]) -> Statistics:
+        """Return the statistics in what an evaluation has collected, with facts about the images."""
+        pool, spatial = (
+            Moments(int(collected[f"{part}_count"]), collected[f"{part}_mean"], collected[f"{part}_scatter"])
+            for part in ("pool", "spatial")
+        )
+        return Statistics(pool, spatial, dict(context))
 
 
-def _valid_rows(measured: PyTree[Array], name: str) -> np.ndarray:
-    return np.asarray(measured[name])[np.asarray(measured["valid"])]
+def _valid(features: Features, valid: Array) -> Features:
+    rows = np.asarray(valid)
+    return Features(*(None if x is None else np.asarray(x)[rows] for x in features))
 
 
-def _added(before: Moments | None, features: Float[np.ndarray, "images dim"]) -> Moments:
-    moments = Moments.of(features)
-    return moments if before is None else before + moments
-
-
-def scaled_for_inception(images: Array) -> Float[Array, "batch 299 299 3"]:
-    """Scale images of 8 bits to the size and range of the Inception network, as pytorch-fid does.
+def wrapped_to_uint8(
+    images: Float[Array, "batch height width channels"],
+) -> UInt8[Array, "batch height width channels"]:
+    """Cast images to 8 bits as C does: without rounding, and so that what is out of range wraps around.
 
     Args:
-      images: uint8 ``[batch, height, width, 3]``.
+      images: In [-1, 1], or beyond.
 
     Example:
-      >>> scaled_for_inception(jnp.zeros((1, 32, 32, 3), jnp.uint8)).min()
-      Array(-1., dtype=float32)
+      >>> wrapped_to_uint8(jnp.array([-1.02, -1.0, 1.0, 1.02]).reshape(1, 1, 4, 1)).ravel().tolist()
+      [254, 0, 255, 1]
+
+    Source: the official code of the rotation-trick paper, ``src/reconstruction_fid.py``.
     """
-    size = (images.shape[0], INPUT_SIZE, INPUT_SIZE, images.shape[-1])
-    return 2 * jax.image.resize(images.astype(jnp.float32) / 255, size, "bilinear", antialias=False) - 1
+    return (jnp.trunc((images.astype(jnp.float32) + 1) * 127.5).astype(jnp.int32) & 255).astype(jnp.uint8)

@@ -30,6 +30,11 @@ class Moments(NamedTuple):
     scatter: Float[np.ndarray, "dim dim"]
 
     @classmethod
+    def none(cls) -> "Moments":
+        """Return the moments of no features."""
+        return cls(0, np.zeros(0), np.zeros((0, 0)))
+
+    @classmethod
     def of(cls, features: Float[np.ndarray, "images dim"]) -> "Moments":
         """Return the moments of features.
 
@@ -48,6 +53,8 @@ class Moments(NamedTuple):
 
     def __add__(self, other: "Moments") -> "Moments":
         """Return the moments of both sets together (Chan et al., 1979)."""
+        if not self.count or not other.count:
+            return self if self.count else other
         count, difference = self.count + other.count, other.mean - self.mean
         between = np.outer(difference, difference) * (self.count * other.count / count)
         return Moments(count, self.mean + difference * (other.count / count), self.scatter + other.scatter + between)

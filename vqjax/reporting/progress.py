@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from types import TracebackType
 from typing import SupportsFloat, TextIO
@@ -187,3 +187,26 @@ def _number(name: str, value: float) -> str:
     if name == "loss":
         return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.2e}"
     return f"{value:.2g}" if name == "relative_error" else f"{value:.2f}" if name == "psnr" else f"{value:.0f}"
+
+
+def progress_of(total: int) -> Callable[[int], None]:
+    """Return what prints the number of images done and the time left, every few seconds.
+
+    Args:
+      total: Number of images.
+    """
+    started, shown, first = monotonic(), None, None
+
+    def show(done: int) -> None:
+        nonlocal shown, first
+        now = monotonic()
+        # The first batch says that it runs, and waits for the compiler.
+        first = first or (now, done)
+        if shown is None or now - shown >= _PLAIN_SECONDS:
+            if shown is not None or now - started > 1:
+                speed = (done - first[1]) / (now - first[0]) if now > first[0] else 0
+                left = f"{(total - done) / speed:.0f} s" if speed else "?"
+                print(f"evaluated {done}/{total} images  ETA {left}", file=sys.stderr, flush=True)
+            shown = now
+
+    return show

@@ -63,7 +63,7 @@ COMMANDS = {
     "stats": Command(
         "vqjax.training.statistics:write_statistics",
         "Measure a data set for rFID.",
-        "--inception=pt_inception-2015-12-05-6726825d.pth --output=cifar10.npz --config.data.source=tfds "
+        "--features=pt_inception-2015-12-05-6726825d.pth --output=cifar10.npz --config.data.source=tfds "
         "--config.data.name=cifar10",
     ),
     "convert": Command(

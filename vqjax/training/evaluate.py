@@ -1,15 +1,19 @@
 """Evaluation of a state, and of the checkpoint of a run."""
 
+import hashlib
+import math
 import os
 import re
 import sys
-import time
+import zlib
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -27,8 +31,9 @@ from vqjax.evaluation import (
     terminal_table,
     write_report,
 )
-from vqjax.evaluation.fid import ReconstructionFID
-from vqjax.evaluation.statistics import load_statistics
+from vqjax.evaluation.lpips import PerceptualDistance
+from vqjax.evaluation.partial import PartialSums
+from vqjax.reporting.progress import progress_of
 from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.processes import is_main_process
 from vqjax.runtime.remote import check_storage, local_copy, shown
@@ -37,12 +42,10 @@ from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import complete, override_all
-from vqjax.training.devices import without_mesh
+from vqjax.training.devices import make_mesh, state_sharding, without_mesh
+from vqjax.training.protocols import Protocols
 
-SECONDS_BETWEEN_LINES = 10.0
-
-# Papers call the distance from the training images rfid_train, which this is not.
-_FID_NAMES = {"eval": "rfid_val", "train": "rfid_of_train_images", "all": "rfid_of_all_images"}
+PARTIAL_FILE = "partial.npz"
 
 
 def evaluate_state(
@@ -54,6 +57,8 @@ def evaluate_state(
     extra: Sequence[Metric] = (),
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
+    intervals: bool = False,
+    partial: PartialSums | None = None,
 ) -> EvaluationResult:
     """Compute the metrics of a task on a dataset.
 
@@ -65,6 +70,8 @@ def evaluate_state(
       extra: Metrics and collectors besides those of the task.
       progress: Called with the number of images done.
       mesh: Devices that share each batch, those on which the state is; one device by default.
+      intervals: Whether to compute 95 % intervals, too.
+      partial: Sums of an evaluation that did not end, from which this one goes on.
 
     Returns:
       The numbers, and what was collected.
@@ -73,10 +80,12 @@ def evaluate_state(
     return evaluate(
         # Compared by its function: repeated evaluations share one compilation.
         jax.tree_util.Partial(task.evaluate, networks),
-        evaluation_batches(dataset, min(batch_size, len(dataset))),
+        evaluation_batches(dataset, min(batch_size, len(dataset)), 0 if partial is None else partial.next_index),
         [*task.metrics, *extra],
         progress=progress,
         mesh=mesh,
+        intervals=intervals,
+        partial=partial,
     )
 
 
@@ -133,8 +142,11 @@ def evaluate_workdir(
     best: bool = False,
     split: Literal["train", "eval", "all"] = "eval",
     batch_size: int | None = None,
-    inception: str | None = None,
+    features: str | None = None,
+    scaling: str | None = None,
+    protocols: Sequence[str] = ("rfid_val",),
     statistics: str | None = None,
+    lpips: Sequence[str] = (),
     export_tokens: str | Path | None = None,
 ) -> EvaluationResult:
     """Evaluate the checkpoint of a run, print the table and write the report into ``workdir/eval``.
@@ -149,10 +161,15 @@ def evaluate_workdir(
       best: Evaluate the checkpoint with the best value of the metric config.keep_best instead.
       split: ``"eval"`` for the held-out images, ``"train"`` for the training images, ``"all"`` for both.
       batch_size: Images per batch, over which ``perplexity_batch`` is measured; the training batch by default.
-      inception: File of the Inception network of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), for rFID and the
-        Inception score of reconstructions.
+      features: File of a feature network (pt_inception-2015-12-05-6726825d.pth of pytorch-fid), or ``inception``,
+        which is looked for where PyTorch's tools store it; for rFID, KID, the Inception score, precision and recall of
+        reconstructions.
+      scaling: How images are scaled to that network: ``pytorch-fid`` (default), ``clean-fid`` or ``tf1``.
+      protocols: Besides ``rfid_val``, which compares reconstructions with their originals: ``rfid_train``, with all
+        training images, and ``rfid_rotation_trick``, as the code of that paper stores images.
       statistics: File of vqjax stats, pytorch-fid or guided diffusion (.npz), for the distance of the reconstructions
-        from those images as well; with ``inception``.
+        from those images as well; with ``features``.
+      lpips: Files of LPIPS over VGG-16 or AlexNet, as vqjax convert writes them.
       export_tokens: File for the indices, labels and file names of all images of the split (``.npz``).
 
     Returns:
@@ -165,11 +182,8 @@ def evaluate_workdir(
         raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
     if best and step is not None:
         raise UserError(f"--step must be left out with --best, got {step}; give one of the two.")
-    if statistics is not None:
-        if inception is None:
-            raise UserError("--inception must name a file if --statistics does; the features come from that network.")
-        # Found before the evaluation rather than after it.
-        load_statistics(statistics)
+    measures = Protocols(features, split=split, scaling=scaling, protocols=protocols, statistics=statistics)
+    extra: list[Metric] = [PerceptualDistance.from_file(file) for file in lpips]
     if export_tokens is not None:
         export_tokens = _tokens_file(export_tokens)
     for flag in (override.partition("=")[0] for override in overrides):
@@ -182,25 +196,41 @@ def evaluate_workdir(
         splits = load_splits(config.data)
         task = build_task(config, splits.train)
         dataset = Joined(splits) if split == "all" else getattr(splits, split)
-        extra: list[Metric] = [] if export_tokens is None else [Rows(_exported(dataset))]
-        if inception is not None:
-            extra.append(ReconstructionFID.from_file(inception, name=_FID_NAMES[split], statistics=statistics))
-        result = evaluate_state(
-            task,
-            _restored_state(networks, task, example_batch(dataset)),
-            dataset,
-            batch_size=batch_size or config.batch_size,
-            extra=extra,
-            progress=progress_of(len(dataset)),
-        )
         name = "eval" if split == "eval" else f"eval_{split}"
         if not _are_images_of_run(networks.info, splits, split):
             if overrides:
                 name += f"_{re.sub(r'[^\w.-]+', '_', dataset.name)[:100]}"
-            else:
+            elif is_main_process():
                 print("note: these images are not those that the run has seen.", file=sys.stderr, flush=True)
-        context = report(task, result, config, dataset, split=split, step=networks.info.step, directory=workdir / name)
+        mesh = _mesh(task)
+        state = _restored_state(networks, task, example_batch(dataset))
+        if mesh is not None:
+            state = jax.device_put(state, state_sharding(state, mesh, task))
+        extra += measures.metrics(splits, config, mesh)
         if export_tokens is not None:
+            extra.append(Rows(_exported(dataset)))
+        (workdir / name).mkdir(exist_ok=True)
+        batch_size = batch_size or config.batch_size
+        partial = PartialSums(
+            workdir / name / PARTIAL_FILE, _identity(networks, config, dataset, [*task.metrics, *extra], batch_size)
+        )
+        if partial.images and is_main_process():
+            print(
+                f"continuing behind {partial.images} images of an interrupted evaluation", file=sys.stderr, flush=True
+            )
+        result = evaluate_state(
+            task,
+            state,
+            dataset,
+            batch_size=batch_size,
+            extra=extra,
+            progress=progress_of(len(dataset)) if is_main_process() else None,
+            mesh=mesh,
+            intervals=True,
+            partial=partial,
+        )
+        context = report(task, result, config, dataset, split=split, step=networks.info.step, directory=workdir / name)
+        if export_tokens is not None and is_main_process():
             rows = result.collected
             save_tokens(
                 export_tokens,
@@ -213,6 +243,31 @@ def evaluate_workdir(
             )
             print(f"tokens:  {export_tokens}")
         return result
+
+
+def _mesh(task: Task) -> Mesh | None:
+    """All devices, if there are several that the task's own axes divide."""
+    several = len(jax.devices()) > 1 and len(jax.devices()) % math.prod(task.mesh_axes.values()) == 0
+    return make_mesh(None, task.mesh_axes) if several else None
+
+
+def _identity(
+    networks: SavedNetworks, config: ConfigDict, dataset: ImageDataset, metrics: Sequence[Metric], batch_size: int
+) -> str:
+    """What is evaluated, and how: partial sums of anything else are of no use."""
+    checksum = 0
+    for leaf in jax.tree.leaves((networks.params, networks.variables, networks.ema_params)):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    described = [f"{type(metric).__name__} {metric.protocol}" for metric in metrics]
+    identity = (
+        metadata.version("vqjax"),
+        checksum,
+        config.to_json_best_effort(),
+        fingerprint(dataset),
+        batch_size,
+        described,
+    )
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _exported(dataset: ImageDataset) -> tuple[str, ...]:
@@ -251,22 +306,3 @@ def _tokens_file(path: str | Path) -> str | Path:
     if file.suffix != ".npz" or file.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--export_tokens must be a file name that ends in .npz in a writable directory, got {path}.")
     return file
-
-
-def progress_of(total: int) -> Callable[[int], None]:
-    """Return what prints the number of images done and the time left, every few seconds.
-
-    Args:
-      total: Number of images.
-    """
-    started = shown = time.monotonic()
-
-    def show(done: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown >= SECONDS_BETWEEN_LINES:
-            shown = now
-            left = (now - started) / done * (total - done)
-            print(f"evaluated {done}/{total} images  ETA {left:.0f} s", file=sys.stderr, flush=True)
-
-    return show

@@ -1,36 +1,49 @@
 """Reference statistics of a data set, for the Fréchet distance of anything from it."""
 
+import dataclasses
+import hashlib
+import sys
 from pathlib import Path
 from typing import Literal
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from vqjax.data import Joined, evaluation_batches, fingerprint, load_splits
+from vqjax.data import ImageDataset, Joined, evaluation_batches, fingerprint, load_splits
 from vqjax.errors import UserError
 from vqjax.evaluation import evaluate
+from vqjax.evaluation.features import FeatureNetwork
 from vqjax.evaluation.fid import FeatureMoments
-from vqjax.evaluation.statistics import save_statistics
+from vqjax.evaluation.statistics import Statistics, load_statistics, save_statistics
+from vqjax.reporting.progress import progress_of
+from vqjax.runtime.cache import user_cache
 from vqjax.runtime.paths import local_path
+from vqjax.runtime.processes import is_main_process
 from vqjax.training.config import base_config, override_all
-from vqjax.training.evaluate import progress_of
+
+# Of a folder in which a few images change, a run may go on, but its statistics are others.
+_FINGERPRINTED_IMAGES = 1000
 
 
 def write_statistics(
     *overrides: str,
-    inception: str,
+    features: str,
     output: str | Path,
+    scaling: str | None = None,
     split: Literal["train", "eval", "all"] = "train",
     batch_size: int = 64,
 ) -> None:
-    """Measure mean and covariance of Inception features, against which vqjax eval --statistics=FILE measures.
+    """Measure mean and covariance of features, against which vqjax eval --statistics=FILE measures.
 
     The images are those of --config.data.FIELD=VALUE, by default the photographs that come with the package; for a
     folder, --config.data.source=image_folder --config.data.name=DIR --config.data.image_size=256.
 
     Args:
       *overrides: The data, as ``--config.data.field=value``.
-      inception: File of the Inception network of pytorch-fid (pt_inception-2015-12-05-6726825d.pth).
+      features: File of the network (pt_inception-2015-12-05-6726825d.pth for FID), or its name, such as inception.
       output: The new file, which ends in .npz.
+      scaling: How images are scaled to the network: pytorch-fid (default), clean-fid, tf1.
       split: ``"train"``, ``"eval"`` or ``"all"``.
       batch_size: Images at once.
 
@@ -45,21 +58,86 @@ def write_statistics(
     data = override_all(base_config(), overrides).data
     splits = load_splits(data)
     dataset = Joined(splits) if split == "all" else getattr(splits, split)
-    metric = FeatureMoments.from_file(inception)
+    network = FeatureNetwork.from_file(features, scaling)
+    statistics = measured_statistics(dataset, network, data, split=split, batch_size=batch_size)
+    save_statistics(output, statistics)
+    print(f"{output}: {statistics.pool.count} images of {dataset.name}; {network.how}")
+
+
+def measured_statistics(
+    dataset: ImageDataset,
+    network: FeatureNetwork,
+    data: ConfigDict,
+    *,
+    split: str,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> Statistics:
+    """Measure the features of all images of a dataset.
+
+    Args:
+      dataset: The images.
+      network: The network.
+      data: Config of the data.
+      split: Name of the split, for the context.
+      batch_size: Images at once.
+      mesh: Devices that share each batch.
+
+    Returns:
+      The statistics, whose context says what was measured and how.
+    """
+    metric = FeatureMoments(network)
     result = evaluate(
         jax.tree_util.Partial(lambda batch: {}),
         evaluation_batches(dataset, min(batch_size, len(dataset))),
         [metric],
         progress=progress_of(len(dataset)),
+        mesh=mesh,
     )
-    moments = metric.moments_of(result.collected)
     context = {
         "dataset": dataset.name,
-        "split": split,
-        "images": moments.count,
+        "split": data.get(f"{split}_split", split),
+        "images": int(result.collected["pool_count"]),
         "image_size": data.image_size,
-        "features": metric.how,
-        "fingerprint": fingerprint(dataset),
+        "crop": data.get("crop"),
+        "features": network.how,
+        "fingerprint": fingerprint(dataset, _FINGERPRINTED_IMAGES),
     }
-    save_statistics(output, moments, context)
-    print(f"{output}: {moments.count} images of {dataset.name}, {metric.how}")
+    described = f"the {context['images']:,} images of {dataset.name}, {context['split']}"
+    return dataclasses.replace(metric.statistics_of(result.collected, context), described=described)
+
+
+def cached_statistics(
+    dataset: ImageDataset,
+    network: FeatureNetwork,
+    data: ConfigDict,
+    *,
+    split: str,
+    batch_size: int,
+    mesh: Mesh | None = None,
+) -> Statistics:
+    """Return the statistics of a dataset, measured at most once for the same images and features.
+
+    Args:
+      dataset: As all others, for :func:`measured_statistics`.
+      network: The network.
+      data: Config of the data.
+      split: Name of the split.
+      batch_size: Images at once.
+      mesh: Devices that share each batch.
+    """
+    identity = "\n".join((fingerprint(dataset, _FINGERPRINTED_IMAGES), network.how))
+    directory = user_cache("statistics")
+    file = directory and directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
+    described = f"the {len(dataset):,} images of {dataset.name}, {data.get(f'{split}_split', split)}"
+    if file and file.exists():
+        try:
+            return dataclasses.replace(load_statistics(file), described=described)
+        except UserError:
+            pass  # Cut: it is measured again.
+    if is_main_process():
+        print(f"measuring {described}, once:", file=sys.stderr, flush=True)
+    measured = measured_statistics(dataset, network, data, split=split, batch_size=batch_size, mesh=mesh)
+    if file and is_main_process():
+        save_statistics(file, measured)
+    return measured

@@ -1,0 +1,206 @@
+"""Frozen networks whose features evaluations compare, each with the way in which images come to it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, UInt8
+
+from vqjax.errors import UserError, did_you_mean
+from vqjax.evaluation.scaling import SCALINGS
+from vqjax.importing.features import load_features, load_resnet
+from vqjax.importing.inception import load_inception
+from vqjax.importing.state_dict import StateDict, read_state_dict
+from vqjax.models.inception import INPUT_SIZE, InceptionFeatures
+from vqjax.runtime.files import file_checksum
+from vqjax.runtime.paths import local_path
+
+# A network takes large images: Inception 8 MB each for what it computes.
+_AT_ONCE = 32
+
+
+class Features(NamedTuple):
+    """Features of a batch of images.
+
+    Attributes:
+      pool: One vector per image, which Fréchet and kernel distances and precision and recall compare.
+      logits: Logits of classes, for the Inception score; None if the network has none.
+      spatial: Features with a place in the image, for sFID; None if the network defines none.
+    """
+
+    pool: Float[Array, "batch dim"]
+    logits: Float[Array, "batch classes"] | None = None
+    spatial: Float[Array, "batch places"] | None = None
+
+
+class Known(NamedTuple):
+    """A published file of weights.
+
+    Attributes:
+      files: Names under which tools store it; eight digits behind the last dash begin its SHA-256.
+      publisher: Who publishes it.
+    """
+
+    files: tuple[str, ...]
+    publisher: str
+
+
+KNOWN = {
+    "inception": Known(
+        ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth"),
+        "pytorch-fid and torch-fidelity",
+    ),
+    "vgg16": Known(("vgg16-397923af.pth",), "torchvision"),
+    "alexnet": Known(("alexnet-owt-7be5be79.pth",), "torchvision"),
+}
+"""Networks that are found by their name where PyTorch's tools have stored them."""
+
+
+class FeatureNetwork(flax.struct.PyTreeNode):
+    """A frozen network, with the way in which images of 8 bits come to it.
+
+    Attributes:
+      module: A module that maps images to :class:`vqjax.models.inception.InceptionFeatures`, to one vector per image,
+        or to feature maps, of which the mean over the places of the last one is taken.
+      variables: Its variables.
+      name: Name of the network; that of an ``"inception"`` is left out of the names of numbers.
+      weights: What identifies the variables, for protocols.
+      scaling: How images are scaled and normalized, a key of :data:`vqjax.evaluation.scaling.SCALINGS`.
+      size: Height and width that they are scaled to, in pixels; None for their own.
+      usual_scaling: The scaling that is not named in the names of numbers.
+
+    Example:
+      >>> from vqjax.models.inception import FIDInception
+      >>> network = FeatureNetwork(FIDInception(), {}, name="inception", weights="SHA-256 6726825d")
+      >>> network.how.partition(", ")[0]
+      'inception of SHA-256 6726825d; images of 8 bits'
+    """
+
+    module: nn.Module = flax.struct.field(pytree_node=False)
+    variables: PyTree[Any]
+    name: str = flax.struct.field(pytree_node=False)
+    weights: str = flax.struct.field(pytree_node=False)
+    scaling: str = flax.struct.field(pytree_node=False, default="pytorch-fid")
+    size: int | None = flax.struct.field(pytree_node=False, default=INPUT_SIZE)
+    usual_scaling: str = flax.struct.field(pytree_node=False, default="pytorch-fid")
+
+    @classmethod
+    def from_file(cls, name_or_file: str | os.PathLike[str], scaling: str | None = None) -> "FeatureNetwork":
+        """Return the network of a file, which is recognized by its entries.
+
+        Args:
+          name_or_file: The file: the Inception network of pytorch-fid, torchvision's VGG-16 or AlexNet, or a network
+            of ``studies/features``; or a key of :data:`KNOWN`, which is looked for where PyTorch's tools store it.
+          scaling: How images are scaled; as the network's own publisher does by default.
+
+        Raises:
+          UserError: There is no such file, its content is not that of its name, or it is not of a known network.
+        """
+        if scaling is not None and scaling not in SCALINGS:
+            raise UserError(f"scaling must be one of {sorted(SCALINGS)}, got {scaling!r}.")
+        path = _found(name_or_file)
+        checksum = file_checksum(path)
+        _check_content(path, checksum)
+        arrays = read_state_dict(path)
+        for is_of, load in _NETWORKS:
+            if is_of(arrays):
+                name, module, variables, size = load(arrays)
+                break
+        else:
+            raise UserError(
+                f"{path} must hold the weights of a feature network ({', '.join(KNOWN)}, or one of studies/features), "
+                f"got entries {sorted(arrays)[:3]}; name another file."
+            )
+        return cls(module, variables, name, f"SHA-256 {checksum[:8]}", scaling or "pytorch-fid", size)
+
+    @property
+    def how(self) -> str:
+        """Network, weights and scaling, for protocols."""
+        how = "of their own size" if self.size is None else f"{self.size} pixels, {SCALINGS[self.scaling].how}"
+        return f"{self.name} of {self.weights}; images of 8 bits, {how}"
+
+    @property
+    def dim(self) -> int:
+        """Number of features of an image."""
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+        return jax.eval_shape(self, images).pool.shape[1]
+
+    def __call__(self, images: UInt8[Array, "batch height width 3"]) -> Features:
+        """Return the features of images of 8 bits."""
+        num_images = len(images)
+        parts = -(-num_images // _AT_ONCE)
+        if parts <= 1:
+            return self._of_part(images)
+        rows = -(-num_images // parts)
+        padded = jnp.pad(images, [(0, parts * rows - num_images), (0, 0), (0, 0), (0, 0)])
+        # A part takes rows of all devices that share the batch.
+        in_parts = jnp.swapaxes(padded.reshape(rows, parts, *images.shape[1:]), 0, 1)
+        features = jax.lax.map(self._of_part, in_parts)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, x.shape[-1])[:num_images], features)
+
+    def _of_part(self, images: UInt8[Array, "batch height width 3"]) -> Features:
+        output = self.module.apply(self.variables, SCALINGS[self.scaling](images, self.size or images.shape[1:3]))
+        if isinstance(output, InceptionFeatures):
+            return Features(*output)
+        if isinstance(output, tuple):
+            return Features(jnp.mean(output[-1], axis=(1, 2)))
+        return Features(output)
+
+
+def _found(name_or_file: str | os.PathLike[str]) -> Path:
+    """The file, or where the tools of PyTorch have stored the network of this name."""
+    path = local_path(name_or_file, "features")
+    if path.exists() or str(name_or_file) not in KNOWN:
+        if not path.is_file():
+            hint = "" if path.suffix else f" {did_you_mean(str(name_or_file), KNOWN)}"
+            raise UserError(f"features must be a file or one of {', '.join(KNOWN)}, got {str(name_or_file)!r}.{hint}")
+        return path
+    known = KNOWN[str(name_or_file)]
+    home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
+    for file in known.files:
+        if (stored := home / "hub" / "checkpoints" / file).is_file():
+            return stored
+    raise UserError(
+        f"{' or '.join(known.files)} must be in {home / 'hub' / 'checkpoints'} for the features {name_or_file!r}, and "
+        f"is not; get it from {known.publisher}, or pass its path."
+    )
+
+
+def _check_content(path: Path, checksum: str) -> None:
+    """Refuse a published file, whose name ends with the first digits of its checksum, with another content."""
+    published = {file for known in KNOWN.values() for file in known.files}
+    expected = path.stem.rpartition("-")[2]
+    if path.name in published and not checksum.startswith(expected):
+        raise UserError(
+            f"{path} must have a SHA-256 that begins with {expected}, got {checksum[:8]}: it is cut or changed; get it "
+            "again."
+        )
+
+
+_Loaded = tuple[str, nn.Module, PyTree[Any], int | None]
+
+
+def _inception(arrays: StateDict) -> _Loaded:
+    return "inception", *load_inception(arrays), INPUT_SIZE
+
+
+def _torchvision(arrays: StateDict) -> _Loaded:
+    module, variables = load_features(arrays)
+    return type(module).__name__.lower(), module, variables, 224
+
+
+def _resnet(arrays: StateDict) -> _Loaded:
+    return "resnet", *load_resnet(arrays), None
+
+
+_NETWORKS: tuple[tuple[Callable[[StateDict], bool], Callable[[StateDict], _Loaded]], ...] = (
+    (lambda arrays: any(key.startswith("Mixed_") for key in arrays), _inception),
+    (lambda arrays: any(key.endswith(("features.0.weight", "net.slice1.0.weight")) for key in arrays), _torchvision),
+    (lambda arrays: any(key.startswith("params.stem") for key in arrays), _resnet),
+)
+"""By an entry that only one network has: how it is read."""

@@ -1,0 +1,99 @@
+"""Protocols of rFID: what reconstructions are compared with, and by which features."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vqjax.data import Splits
+from vqjax.errors import UserError, did_you_mean
+from vqjax.evaluation.features import FeatureNetwork
+from vqjax.evaluation.fid import WRAPPED, ReconstructionFID
+from vqjax.evaluation.statistics import check_features, load_statistics
+from vqjax.training.statistics import cached_statistics
+
+PROTOCOLS = {
+    "rfid_val": "the originals",
+    "rfid_train": "all training images",
+    f"rfid_{WRAPPED}": "the originals, with reconstructions stored as the code of the rotation trick does",
+}
+"""What rFID is measured from, by name."""
+
+# Papers call the distance from the training images rfid_train, which that of training images is not.
+_REFERENCES = {"eval": "val", "train": "of_train_images", "all": "of_all_images"}
+
+
+class Protocols:
+    """The measures of features of an evaluation, checked before it begins.
+
+    Example:
+      >>> Protocols(None, split="eval").network is None
+      True
+    """
+
+    def __init__(
+        self,
+        features: str | None,
+        *,
+        split: str,
+        scaling: str | None = None,
+        protocols: Sequence[str] = ("rfid_val",),
+        statistics: str | None = None,
+    ) -> None:
+        """Read the network, and the statistics of other images.
+
+        Args:
+          features: File or name of the network; None for no such measures.
+          split: ``"train"``, ``"eval"`` or ``"all"``.
+          scaling: How images are scaled to the network.
+          protocols: Keys of :data:`PROTOCOLS`.
+          statistics: File of the statistics of other images.
+
+        Raises:
+          UserError: Something cannot be read, or does not go together.
+        """
+        for name in protocols:
+            if name not in PROTOCOLS:
+                raise UserError(
+                    f"--protocols must be of {', '.join(PROTOCOLS)}, got {name!r}; {did_you_mean(name, PROTOCOLS)}"
+                )
+        if "rfid_train" in protocols and split != "eval":
+            raise UserError(
+                f"--split must be eval with rfid_train, which is of held-out images, got {split}; leave one of the two "
+                "out."
+            )
+        for flag, is_given in {
+            "scaling": scaling is not None,
+            "protocols": set(protocols) != {"rfid_val"},
+            "statistics": statistics is not None,
+        }.items():
+            if is_given and features is None:
+                raise UserError(f"--features must name a network if --{flag} is given, such as --features=inception.")
+        self.network = None if features is None else FeatureNetwork.from_file(features, scaling)
+        self._split, self._protocols = split, protocols
+        self._given = []
+        if statistics is not None:
+            loaded = load_statistics(statistics)
+            check_features(loaded, self.network.how, self.network.dim)
+            self._given.append((f"to_{re.sub(r'\W+', '_', Path(statistics).stem)}", loaded))
+
+    def metrics(self, splits: Splits, config: ConfigDict, mesh: Mesh | None) -> list[ReconstructionFID]:
+        """Return the metric, if there is a network; for ``rfid_train`` it measures the training images.
+
+        Args:
+          splits: The images.
+          config: Config of the run.
+          mesh: Devices that share each batch.
+        """
+        if self.network is None:
+            return []
+        others = list(self._given)
+        if "rfid_train" in self._protocols:
+            measured = cached_statistics(
+                splits.train, self.network, config.data, split="train", batch_size=config.batch_size, mesh=mesh
+            )
+            others.insert(0, ("train", measured))
+        wrapped = f"rfid_{WRAPPED}" in self._protocols
+        return [ReconstructionFID(self.network, _REFERENCES[self._split], tuple(others), wrapped)]
