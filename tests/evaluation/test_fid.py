@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from safetensors.numpy import save_file
 
 from helpers.runs import tiny_config
@@ -63,6 +64,17 @@ def test_the_numbers_are_those_of_all_images_at_once(size):
     score, deviation = inception_score(5 * of_others)
     np.testing.assert_allclose([result.metrics["ris"], result.metrics["ris_deviation"]], [score, deviation], rtol=1e-2)
     assert set(result.metrics) == set(result.protocol)
+
+
+@pytest.mark.parametrize("devices", [3, 8])
+def test_devices_that_share_images_measure_the_same(devices):
+    """Also where they cannot share equally, and where a network takes the images in parts."""
+    images = np.random.default_rng(1).integers(0, 256, (90, 4, 6, 3), np.uint8)
+    metric = ReconstructionFID(COLORS, wrapped=True)
+    alone = evaluate(darker, batches(images, 50), [metric]).metrics
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    together = evaluate(darker, batches(images, 50), [metric], mesh=mesh).metrics
+    assert together == pytest.approx(alone, rel=1e-5, abs=1e-9)
 
 
 def test_what_needs_more_images_is_left_out():

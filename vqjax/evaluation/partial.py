@@ -50,7 +50,8 @@ class PartialSums:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            with np.load(self._path, allow_pickle=False) as arrays:
+            # NumPy does not close what it cannot read.
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 content = json.loads(str(arrays["content"]))
                 if content["key"] != self._key:
                     return None

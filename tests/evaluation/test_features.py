@@ -1,0 +1,97 @@
+"""Networks of an evaluation: how a file is recognized, found and refused, and how images come to them."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from vqjax import UserError
+from vqjax.evaluation.features import KNOWN, FeatureNetwork
+from vqjax.evaluation.fid import Measures
+from vqjax.models.features import AlexNet
+from vqjax.models.resnet import ResNet
+from vqjax.runtime.files import file_checksum
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (70, 8, 12, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """A file as in studies/features."""
+    variables = ResNet((4, 8)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    path = tmp_path_factory.mktemp("networks") / "small.safetensors"
+    save_file(flax.traverse_util.flatten_dict(jax.device_get(variables), sep="."), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory):
+    """A file as torchvision has it, with the classifier, and a name that says nothing."""
+    params = AlexNet().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    arrays = {"classifier.6.bias": np.zeros(1000, np.float32)}
+    for name, leaves in jax.device_get(params).items():
+        number = name.removeprefix("conv_")
+        arrays[f"features.{number}.weight"] = np.ascontiguousarray(leaves["kernel"].transpose(3, 2, 0, 1))
+        arrays[f"features.{number}.bias"] = leaves["bias"]
+    path = tmp_path_factory.mktemp("networks") / "weights.safetensors"
+    save_file(arrays, path)
+    return path
+
+
+def test_a_file_is_recognized_by_its_entries(resnet, alexnet):
+    small, large = FeatureNetwork.from_file(resnet), FeatureNetwork.from_file(alexnet, "clean-fid")
+    assert (small.name, small.size, small.dim) == ("resnet", None, 8)
+    assert (large.name, large.size, large.dim) == ("alexnet", 224, 256)
+    assert file_checksum(alexnet)[:8] in large.how
+    assert Measures(small, "r", "val").name("fid") == "rfd_resnet_val"
+    assert Measures(large, "r", "val").name("kid") == "rkd_alexnet_clean_val"
+    assert Measures(large).name("recall") == "recall_alexnet_clean"
+
+
+def test_numbers_that_differ_in_network_scaling_or_reference_have_different_names(resnet, alexnet):
+    networks = [FeatureNetwork.from_file(file, scaling) for file in (resnet, alexnet) for scaling in ("tf1", None)]
+    measures = [
+        Measures(network, prefix, reference)
+        for network in networks
+        for prefix in ("r", "")
+        for reference in ("val", "train", "rotation_trick")
+    ]
+    for measure in ("fid", "kid"):
+        assert len({of.name(measure) for of in measures}) == len(measures)
+
+
+@pytest.mark.parametrize("number", [1, 31, 33, 70])
+def test_images_in_parts_have_the_features_of_all_at_once(number, resnet):
+    network = FeatureNetwork.from_file(resnet)
+    images = jnp.asarray(IMAGES[:number])
+    features = jax.jit(FeatureNetwork.__call__)(network, images).pool
+    expected = network.module.apply(network.variables, images / 127.5 - 1)[-1].mean(axis=(1, 2))
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_published_file_is_found_by_its_name_and_known_by_its_checksum(alexnet, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"alexnet-owt-7be5be79.pth must be in .*hub/checkpoints.*from torchvision"):
+        FeatureNetwork.from_file("alexnet")
+    stored = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(alexnet.read_bytes())
+    with pytest.raises(UserError, match=r"must have a SHA-256 that begins with 7be5be79, got .*cut or changed"):
+        FeatureNetwork.from_file("alexnet")
+    checksum = file_checksum(alexnet)[:8]
+    file = f"alexnet-{checksum}.safetensors"
+    monkeypatch.setitem(KNOWN, "alexnet", KNOWN["alexnet"]._replace(files=("missing.pth", file)))
+    stored.rename(stored.with_name(file))
+    assert FeatureNetwork.from_file("alexnet").weights == f"SHA-256 {checksum}"
+
+
+def test_what_is_no_network_is_refused_in_one_line(resnet, tmp_path):
+    with pytest.raises(UserError, match=r"features must be a file or one of inception.*got 'incepton'. .*inception"):
+        FeatureNetwork.from_file("incepton")
+    with pytest.raises(UserError, match=r"scaling must be one of .*'tf1'.*got 'tf2'"):
+        FeatureNetwork.from_file(resnet, "tf2")
+    save_file({"encoder.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"must hold the weights of .*got entries \['encoder.weight'\]"):
+        FeatureNetwork.from_file(tmp_path / "other.safetensors")

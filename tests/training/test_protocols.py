@@ -1,0 +1,77 @@
+"""Protocols of rFID: what the command line refuses, and what is compared with what."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from helpers.runs import tiny_config
+from vqjax import UserError
+from vqjax.evaluation.statistics import load_statistics
+from vqjax.models.resnet import ResNet
+from vqjax.training.evaluate import evaluate_workdir
+from vqjax.training.protocols import Protocols
+from vqjax.training.statistics import write_statistics
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A small network, which takes images at their own size."""
+    variables = ResNet((8, 16)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    path = tmp_path_factory.mktemp("networks") / "small.safetensors"
+    save_file(flax.traverse_util.flatten_dict(jax.device_get(variables), sep="."), path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_training_images_are_measured_once_and_have_their_name(network, finished, images_file, tmp_path, capsys):
+    data = (f"--config.data.{name}={value}" for name, value in dict(tiny_config(images_file).data).items())
+    data = [flag for flag in data if flag.partition("=")[0] in _DATA]
+    write_statistics(*data, features=network, output=tmp_path / "training.npz")
+    options = {"features": network, "protocols": ("rfid_val", "rfid_train", "rfid_rotation_trick")}
+    first = evaluate_workdir(finished, **options, statistics=str(tmp_path / "training.npz"))
+    assert "measuring the 48 images of" in capsys.readouterr().err
+    numbers = first.metrics
+    assert numbers["rfd_resnet_train"] == pytest.approx(numbers["rfd_resnet_to_training"], rel=1e-5)
+    assert numbers["rfd_resnet_train"] != pytest.approx(numbers["rfd_resnet_val"], rel=1e-3)
+    assert numbers["rfd_resnet_rotation_trick"] > 0
+    assert "the 48 images of" in first.protocol["rfd_resnet_train"]
+    assert "ris" not in numbers
+    assert evaluate_workdir(finished, **options).metrics["rfd_resnet_train"] == numbers["rfd_resnet_train"]
+    assert "measuring" not in capsys.readouterr().err
+
+
+_DATA = tuple(f"--config.data.{name}" for name in ("source", "name", "image_size"))
+
+
+def test_statistics_of_other_features_are_refused(network, finished, tmp_path):
+    write_statistics(features=network, output=tmp_path / "photos.npz", split="eval")
+    context = load_statistics(tmp_path / "photos.npz").context
+    assert context["images"] > 0
+    assert "resnet of SHA-256" in context["features"]
+    with pytest.raises(UserError, match=r"photos.npz .* must be of the same features, got .* measure it again"):
+        evaluate_workdir(finished, features=network, scaling="tf1", statistics=str(tmp_path / "photos.npz"))
+    np.savez(tmp_path / "published.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(UserError, match="must be of the same network, got 5 features there and 16 here"):
+        evaluate_workdir(finished, features=network, statistics=str(tmp_path / "published.npz"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocols": ("rfid_test",)}, r"--protocols must be of rfid_val, rfid_train.*got 'rfid_test'"),
+        ({"protocols": ("rfid_train",)}, "--features must name a network if --protocols is given"),
+        ({"scaling": "clean-fid"}, "--features must name a network if --scaling is given"),
+        ({"statistics": "x.npz"}, "--features must name a network if --statistics is given"),
+        ({"protocols": ("rfid_train",), "split": "all"}, "--split must be eval with rfid_train"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_at_once(options, message):
+    with pytest.raises(UserError, match=message):
+        Protocols(None, **{"split": "eval"} | options)
