@@ -142,6 +142,34 @@ def decode_image(
         raise UnreadableImage(path, one_line(error)) from error
 
 
+def decode_as_stored(file: str | Path | io.BytesIO, *, path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a whole image as tools of evaluation do: at its own size, not turned upright, and without its opacity.
+
+    Args:
+      file: The file or its content.
+      path: Name of the file in the error message.
+
+    Returns:
+      The image in color, in [0, 255].
+
+    Raises:
+      UnreadableImage: The content is no image, or one of more than 8 bits, which these tools clip.
+
+    Example:
+      >>> content = io.BytesIO()
+      >>> Image.new("LA", (20, 10), (7, 0)).save(content, "PNG")
+      >>> decode_as_stored(content, path="transparent.png")[0, 0].tolist()
+      [7, 7, 7]
+    """
+    try:
+        with Image.open(file, formats=_formats()) as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"its pixels of mode {image.mode} have more than 8 bits")
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types
+        raise UnreadableImage(path, one_line(error)) from error
+
+
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
     """Convert an image of any mode to 8 bits and a number of channels.
 
