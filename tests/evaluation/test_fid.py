@@ -1,5 +1,8 @@
 """rFID of an evaluation: what it makes of batches, and what it reads."""
 
+import pickle
+import zipfile
+
 import flax
 import flax.linen as nn
 import jax
@@ -110,6 +113,35 @@ def test_the_distance_from_other_images_is_that_of_their_file(tmp_path):
         own_distance, numbers[name] = result.metrics["rfid_val"], result.metrics[f"rfid_to_{name}"]
     np.testing.assert_allclose(numbers["own"], own_distance, rtol=1e-4)
     assert numbers["other"] > own_distance + 1
+
+
+def save_like_torch(path, content):
+    """An archive of torch.save, whose arrays are NumPy's."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(content, 2))
+
+
+def test_statistics_of_other_tools_are_read(tmp_path):
+    """Guided diffusion adds the features with a place, and images; torch-fidelity stores a .pt without tensors."""
+    rng = np.random.default_rng(0)
+    of_pool, of_places = (np.cov(rng.normal(size=(9, dim)), rowvar=False) for dim in (3, 4))
+    published = {"mu": rng.normal(size=3), "sigma": of_pool}
+    np.savez(
+        tmp_path / "adm.npz", **published, mu_s=np.ones(4), sigma_s=of_places, arr_0=np.zeros((2, 4, 4, 3), np.uint8)
+    )
+    save_like_torch(tmp_path / "fidelity.pt", published | {"mu": published["mu"].astype(np.float32)})
+    save_like_torch(tmp_path / "columns.pt", published | {"sigma": np.asfortranarray(of_pool)})
+    for name, tolerance in (("adm.npz", 0), ("fidelity.pt", 1e-6), ("columns.pt", 0)):
+        statistics = load_statistics(tmp_path / name)
+        np.testing.assert_allclose(statistics.pool.mean, published["mu"], rtol=tolerance)
+        np.testing.assert_array_equal(statistics.pool.covariance, of_pool)
+        assert name in statistics.described
+    spatial = load_statistics(tmp_path / "adm.npz").spatial
+    np.testing.assert_array_equal(spatial.covariance, of_places)
+    for wrong in ({"mu": np.array([None]), "sigma": of_pool}, {"mu": np.zeros(3, ">f8"), "sigma": of_pool}):
+        save_like_torch(tmp_path / "wrong.pt", wrong)
+        with pytest.raises(UserError, match=r"wrong\.pt must hold"):
+            load_statistics(tmp_path / "wrong.pt")
 
 
 @pytest.mark.parametrize(

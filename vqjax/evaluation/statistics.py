@@ -4,14 +4,19 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vqjax.errors import UserError, one_line
 from vqjax.evaluation.frechet import Moments
+from vqjax.importing.torch_file import read_torch_file
 from vqjax.runtime.files import atomic_file, file_checksum, strict_json
 from vqjax.runtime.paths import local_path
+
+# Files of guided diffusion hold images as well.
+_NAMES = ("mu", "sigma", "mu_s", "sigma_s", "count", "context")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,10 +59,10 @@ def save_statistics(path: str | os.PathLike[str], statistics: Statistics) -> Non
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
-    """Read statistics of :func:`save_statistics`, of pytorch-fid (``mu`` and ``sigma``), or of guided diffusion.
+    """Read statistics of :func:`save_statistics`, of pytorch-fid and guided diffusion, or of torch-fidelity.
 
     Args:
-      path: The file. Nothing in it is executed.
+      path: An .npz with ``mu`` and ``sigma``, or a .pt of torch-fidelity's cache. Nothing in it is executed.
 
     Returns:
       The statistics; where the file does not say the number of images, it is 2, which no distance depends on.
@@ -67,18 +72,18 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """
     path = local_path(path, "statistics")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            count = int(arrays["count"]) if "count" in arrays else 2
-            context = json.loads(str(arrays["context"])) if "context" in arrays else {}
-            moments = {
-                part: [np.asarray(arrays[f"{name}{part}"], np.float64) for name in ("mu", "sigma")]
-                for part in ("", "_s")
-                if not part or f"mu{part}" in arrays
-            }
+        arrays = read_torch_file(path) if path.suffix == ".pt" else _read_npz(path)
+        count = int(arrays["count"]) if "count" in arrays else 2
+        context = json.loads(str(arrays["context"])) if "context" in arrays else {}
+        moments = {
+            part: [np.asarray(arrays[f"{name}{part}"], np.float64) for name in ("mu", "sigma")]
+            for part in ("", "_s")
+            if not part or f"mu{part}" in arrays
+        }
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(
             f"{path} must hold the arrays mu and sigma ({one_line(error)}); pass an .npz of vqjax stats, pytorch-fid "
-            "or guided diffusion."
+            "or guided diffusion, or a .pt of torch-fidelity."
         ) from error
     for mean, covariance in moments.values():
         if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance).all() or count < 2:
@@ -88,6 +93,12 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
             )
     pool, *spatial = (Moments(count, mean, covariance * (count - 1)) for mean, covariance in moments.values())
     return Statistics(pool, *spatial, context=context, described=f"{path.name} (SHA-256 {file_checksum(path)[:8]})")
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    # Not by its path, as NumPy leaves a file open that it cannot read.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays if name in _NAMES}
 
 
 def check_features(statistics: Statistics, how: str, size: int) -> None:

@@ -3,6 +3,7 @@
 import io
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,6 +102,30 @@ class _Dict(dict):
     def __setstate__(self, state: Any) -> None: ...
 
 
+class NumpyArray:
+    """What an array of NumPy among the objects becomes; ``value`` is the array, None if it does not hold numbers."""
+
+    value: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, by_column, data = state
+        data = data.encode("latin1") if isinstance(data, str) else data
+        if isinstance(dtype, _NumpyDtype) and dtype.value is not None and isinstance(data, bytes):
+            numbers = np.frombuffer(data, dtype.value)
+            self.value = numbers.reshape(shape, order="F" if by_column else "C")
+
+
+class _NumpyDtype:
+    """A dtype of NumPy, None unless it is of little-endian numbers."""
+
+    def __init__(self, name: Any, *others: Any) -> None:
+        self.value = np.dtype(name) if re.fullmatch(r"[fiub]\d{1,2}", str(name)) else None
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in "<|=":
+            self.value = None
+
+
 class _Function:
     """A function that a file may call; a fresh instance for each, so that nothing that is shared can be changed."""
 
@@ -123,7 +148,17 @@ def _parameter(data: Any, *others: Any) -> Any:
     return data
 
 
+def _bytes(text: Any, *others: Any) -> bytes:
+    return str(text).encode("latin1")
+
+
 _FUNCTIONS = {"_rebuild_tensor": _tensor, "_rebuild_tensor_v2": _tensor, "_rebuild_parameter": _parameter}
+_OTHERS = {
+    ("_codecs", "encode"): _bytes,
+    ("numpy", "dtype"): _NumpyDtype,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: NumpyArray(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: NumpyArray(),
+}
 
 
 # The Python class, as the one in C allots memory for any number in the file.
@@ -141,6 +176,8 @@ class _Unpickler(pickle._Unpickler):
             return name
         if module == "torch._utils" and name in _FUNCTIONS:
             return _Function(_FUNCTIONS[name])
+        if (module, name) in _OTHERS:
+            return _Function(_OTHERS[module, name])
         return StandIn
 
     def get_extension(self, code: int) -> NoReturn:
@@ -172,7 +209,13 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     with _damage(path), path.open("rb") as file:
         content = _Archive(file) if zipfile.is_zipfile(file) else _Legacy(file)
         state = _state_dict(content.objects, path)
-        return {key: content.array(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+        return {key: _array_of(value, content) for key, value in state.items()}
+
+
+def _array_of(value: Any, content: "_Archive | _Legacy") -> Any:
+    if isinstance(value, Tensor):
+        return content.array(value)
+    return value.value if isinstance(value, NumpyArray) else value
 
 
 def is_torch_file(path: Path) -> bool:
@@ -257,7 +300,9 @@ def _numbers(data: bytes, tensor: Tensor) -> np.ndarray:
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:
     if isinstance(content, dict):
         for candidate in (content, *(content.get(name) for name in ("ema", "model", "state_dict"))):
-            if isinstance(candidate, dict) and any(isinstance(value, Tensor) for value in candidate.values()):
+            if isinstance(candidate, dict) and any(
+                isinstance(value, Tensor | NumpyArray) for value in candidate.values()
+            ):
                 return candidate
     found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
     raise UserError(
