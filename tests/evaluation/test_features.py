@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from helpers.networks import dinov2
 from vqjax import UserError
 from vqjax.evaluation.features import KNOWN, FeatureNetwork
 from vqjax.evaluation.fid import Measures
@@ -48,6 +49,14 @@ def test_a_file_is_recognized_by_its_entries(resnet, alexnet):
     assert Measures(small, "r", "val").name("fid") == "rfd_resnet_val"
     assert Measures(large, "r", "val").name("kid") == "rkd_alexnet_clean_val"
     assert Measures(large).name("recall") == "recall_alexnet_clean"
+
+
+def test_dinov2_is_scaled_as_published_for_it(tmp_path):
+    save_file(dinov2(registers=4), tmp_path / "dinov2_vits14_reg4_pretrain.safetensors")
+    network = FeatureNetwork.from_file(tmp_path / "dinov2_vits14_reg4_pretrain.safetensors")
+    assert (network.name, network.size, network.dim, network.scaling) == ("dinov2_dim_64_reg", 224, 64, "dgm-eval")
+    assert Measures(network).name("fid") == "fd_dinov2_dim_64_reg"
+    assert {f"dinov2_{size}{kind}" for size in ("vits14", "vitb14", "vitl14") for kind in ("", "_reg")} < KNOWN.keys()
 
 
 def test_numbers_that_differ_in_network_scaling_or_reference_have_different_names(resnet, alexnet):

@@ -1,6 +1,7 @@
 """Frozen networks whose features evaluations compare, each with the way in which images come to it."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,11 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from vqjax.errors import UserError, did_you_mean
 from vqjax.evaluation.scaling import SCALINGS
+from vqjax.importing.dinov2 import load_dinov2
 from vqjax.importing.features import load_features, load_resnet
 from vqjax.importing.inception import load_inception
 from vqjax.importing.state_dict import StateDict, read_state_dict
+from vqjax.models import dinov2
 from vqjax.models.inception import INPUT_SIZE, InceptionFeatures
 from vqjax.runtime.files import file_checksum
 from vqjax.runtime.paths import local_path
@@ -42,13 +45,16 @@ class Known(NamedTuple):
     """A published file of weights.
 
     Attributes:
-      files: Names under which tools store it; eight digits behind the last dash begin its SHA-256.
+      files: Names under which tools store it; eight digits behind the last dash, if there are any, begin its SHA-256.
       publisher: Who publishes it.
     """
 
     files: tuple[str, ...]
     publisher: str
 
+
+_CHECKSUM = re.compile("[0-9a-f]{8}")
+_DINOV2_SIZES = {384: "vits14", 768: "vitb14", 1024: "vitl14"}
 
 KNOWN = {
     "inception": Known(
@@ -57,6 +63,10 @@ KNOWN = {
     ),
     "vgg16": Known(("vgg16-397923af.pth",), "torchvision"),
     "alexnet": Known(("alexnet-owt-7be5be79.pth",), "torchvision"),
+} | {
+    f"dinov2_{size}{registers}": Known((f"dinov2_{size}{file}_pretrain.pth",), "facebookresearch/dinov2")
+    for size in _DINOV2_SIZES.values()
+    for registers, file in (("", ""), ("_reg", "_reg4"))
 }
 """Networks that are found by their name where PyTorch's tools have stored them."""
 
@@ -94,8 +104,9 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         """Return the network of a file, which is recognized by its entries.
 
         Args:
-          name_or_file: The file: the Inception network of pytorch-fid, torchvision's VGG-16 or AlexNet, or a network
-            of ``studies/features``; or a key of :data:`KNOWN`, which is looked for where PyTorch's tools store it.
+          name_or_file: The file: the Inception network of pytorch-fid, DINOv2, torchvision's VGG-16 or AlexNet, or a
+            network of ``studies/features``; or a key of :data:`KNOWN`, which is looked for where PyTorch's tools store
+            it.
           scaling: How images are scaled; as the network's own publisher does by default.
 
         Raises:
@@ -109,14 +120,14 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         arrays = read_state_dict(path)
         for is_of, load in _NETWORKS:
             if is_of(arrays):
-                name, module, variables, size = load(arrays)
+                name, module, variables, size, usual = load(arrays)
                 break
         else:
             raise UserError(
                 f"{path} must hold the weights of a feature network ({', '.join(KNOWN)}, or one of studies/features), "
                 f"got entries {sorted(arrays)[:3]}; name another file."
             )
-        return cls(module, variables, name, f"SHA-256 {checksum[:8]}", scaling or "pytorch-fid", size)
+        return cls(module, variables, name, f"SHA-256 {checksum[:8]}", scaling or usual, size, usual)
 
     @property
     def how(self) -> str:
@@ -145,7 +156,11 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, x.shape[-1])[:num_images], features)
 
     def _of_part(self, images: UInt8[Array, "batch height width 3"]) -> Features:
-        output = self.module.apply(self.variables, SCALINGS[self.scaling](images, self.size or images.shape[1:3]))
+        return self.of_scaled(SCALINGS[self.scaling](images, self.size or images.shape[1:3]))
+
+    def of_scaled(self, images: Float[Array, "batch height width 3"]) -> Features:
+        """Return the features of images that have been scaled, all at once."""
+        output = self.module.apply(self.variables, images)
         if isinstance(output, InceptionFeatures):
             return Features(*output)
         if isinstance(output, tuple):
@@ -176,32 +191,39 @@ def _check_content(path: Path, checksum: str) -> None:
     """Refuse a published file, whose name ends with the first digits of its checksum, with another content."""
     published = {file for known in KNOWN.values() for file in known.files}
     expected = path.stem.rpartition("-")[2]
-    if path.name in published and not checksum.startswith(expected):
+    if path.name in published and _CHECKSUM.fullmatch(expected) and not checksum.startswith(expected):
         raise UserError(
             f"{path} must have a SHA-256 that begins with {expected}, got {checksum[:8]}: it is cut or changed; get it "
             "again."
         )
 
 
-_Loaded = tuple[str, nn.Module, PyTree[Any], int | None]
+_Loaded = tuple[str, nn.Module, PyTree[Any], int | None, str]
 
 
 def _inception(arrays: StateDict) -> _Loaded:
-    return "inception", *load_inception(arrays), INPUT_SIZE
+    return "inception", *load_inception(arrays), INPUT_SIZE, "pytorch-fid"
 
 
 def _torchvision(arrays: StateDict) -> _Loaded:
     module, variables = load_features(arrays)
-    return type(module).__name__.lower(), module, variables, 224
+    return type(module).__name__.lower(), module, variables, 224, "pytorch-fid"
+
+
+def _dinov2(arrays: StateDict) -> _Loaded:
+    module, variables = load_dinov2(arrays)
+    size = _DINOV2_SIZES.get(module.dim, f"dim_{module.dim}")
+    return f"dinov2_{size}{'_reg' if module.registers else ''}", module, variables, dinov2.INPUT_SIZE, "dgm-eval"
 
 
 def _resnet(arrays: StateDict) -> _Loaded:
-    return "resnet", *load_resnet(arrays), None
+    return "resnet", *load_resnet(arrays), None, "pytorch-fid"
 
 
 _NETWORKS: tuple[tuple[Callable[[StateDict], bool], Callable[[StateDict], _Loaded]], ...] = (
     (lambda arrays: any(key.startswith("Mixed_") for key in arrays), _inception),
     (lambda arrays: any(key.endswith(("features.0.weight", "net.slice1.0.weight")) for key in arrays), _torchvision),
+    (lambda arrays: not {"cls_token", "embeddings.cls_token"}.isdisjoint(arrays), _dinov2),
     (lambda arrays: any(key.startswith("params.stem") for key in arrays), _resnet),
 )
 """By an entry that only one network has: how it is read."""

@@ -164,7 +164,8 @@ def evaluate_workdir(
       features: File of a feature network (pt_inception-2015-12-05-6726825d.pth of pytorch-fid), or ``inception``,
         which is looked for where PyTorch's tools store it; for rFID, KID, the Inception score, precision and recall of
         reconstructions.
-      scaling: How images are scaled to that network: ``pytorch-fid`` (default), ``clean-fid`` or ``tf1``.
+      scaling: How images are scaled to that network: ``pytorch-fid``, ``clean-fid``, ``tf1``, ``dgm-eval`` or
+        ``torch-fidelity-dinov2``; as published for the network by default.
       protocols: Besides ``rfid_val``, which compares reconstructions with their originals: ``rfid_train``, with all
         training images, and ``rfid_rotation_trick``, as the code of that paper stores images.
       statistics: File of vqjax stats, pytorch-fid or guided diffusion (.npz), for the distance of the reconstructions

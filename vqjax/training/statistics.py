@@ -43,7 +43,8 @@ def write_statistics(
       *overrides: The data, as ``--config.data.field=value``.
       features: File of the network (pt_inception-2015-12-05-6726825d.pth for FID), or its name, such as inception.
       output: The new file, which ends in .npz.
-      scaling: How images are scaled to the network: pytorch-fid (default), clean-fid, tf1.
+      scaling: How images are scaled to the network: pytorch-fid, clean-fid, tf1, dgm-eval or torch-fidelity-dinov2; as
+        published for the network by default.
       split: ``"train"``, ``"eval"`` or ``"all"``.
       batch_size: Images at once.
 
