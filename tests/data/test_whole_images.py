@@ -97,7 +97,9 @@ def test_a_cut_file_of_samples_is_refused(tmp_path):
 
 
 def test_what_holds_no_images_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--real must be a directory of images, got .* without any; name one with"):
+    with pytest.raises(
+        UserError, match=r"--real must be a directory of images, got .* without any file that ends in .png"
+    ):
         whole_images(tmp_path, "--real")
     with pytest.raises(UserError, match=r"--real must be a directory of images or an .npz file, .*, which does not"):
         whole_images(tmp_path / "missing", "--real")

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from vqjax.data.dataset import UnreadableImage
 from vqjax.data.folder_index import IndexedFile, index_folder, printable
-from vqjax.data.images import decode_as_stored, image_suffixes
+from vqjax.data.images import decode_as_stored
 from vqjax.data.reading import READING_THREADS
 from vqjax.errors import UserError, one_line
 from vqjax.runtime.paths import local_path
@@ -73,8 +73,8 @@ class _Folder:
         self._files = index_folder(root)
         if not self._files:
             raise UserError(
-                f"{argument} must be a directory of images, got {self.name} without any; name one with files that end "
-                f"in {', '.join(sorted(image_suffixes()))}."
+                f"{argument} must be a directory of images, got {self.name} without any file that ends in .png, .jpg, "
+                ".webp or the like; correct the path."
             )
         for file in self._files:
             if file.error:
