@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from PIL import Image
 
+from vqjax.data.whole_images import whole_images
+from vqjax.evaluation.features import FeatureNetwork
 from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
 from vqjax.evaluation.manifold import kernel_distance, precision_and_recall
 from vqjax.importing.inception import load_inception
+from vqjax.training.compare import measure_images
 
 inception = pytest.importorskip("pytorch_fid.inception")
 fid_score = pytest.importorskip("pytorch_fid.fid_score")
@@ -68,6 +72,31 @@ def test_features_are_those_of_the_original(original):
     ):
         scale = float(theirs.abs().max())
         np.testing.assert_allclose(ours / scale, theirs.numpy() / scale, atol=1e-4)
+
+
+def test_features_of_folders_are_those_of_pytorch_fid_and_clean_fid(original, monkeypatch, tmp_path):
+    """From the files on, through both tools' own reading and scaling."""
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(70, 90), (70, 90), (400, 300), (32, 32)]):
+        place = tmp_path / ("same" if number < 2 else "other") / f"{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(place)
+    monkeypatch.setattr(inception, "fid_inception_v3", lambda: original)
+    resizing = inception.InceptionV3([3])
+    plain = inception.InceptionV3([3], resize_input=False, normalize_input=False)
+    files = sorted((tmp_path / "same").iterdir())
+    of_pytorch_fid = fid_score.get_activations(files, resizing, 2, 2048, "cpu", num_workers=0)
+    of_clean_fid = clean_fid.get_folder_features(
+        str(tmp_path), lambda pixels: plain((pixels - 128) / 128)[0].flatten(1), 0, device="cpu", verbose=False
+    )
+    module, variables = load_inception({key: value.numpy() for key, value in original.state_dict().items()})
+    for folder, scaling, theirs in (
+        (tmp_path / "same", "pytorch-fid", of_pytorch_fid),
+        (tmp_path, "clean-fid", of_clean_fid),
+    ):
+        network = FeatureNetwork(module, variables, "inception", "SHA-256 6726825d", scaling)
+        ours = measure_images(network, whole_images(folder), batch_size=2).sample.features
+        np.testing.assert_allclose(ours / theirs.max(), theirs / theirs.max(), atol=1e-4)
 
 
 def test_distances_are_those_of_pytorch_fid_and_clean_fid(monkeypatch):

@@ -1,6 +1,5 @@
 """The commands, run as their users run them."""
 
-import importlib
 import json
 import re
 import shutil
@@ -154,11 +153,16 @@ def test_a_mistake_ends_with_one_line_and_leaves_nothing_behind(tmp_path, script
     assert not (tmp_path / "run").exists()
 
 
+def uses(command):
+    return [use for use in (command, command.other) if use]
+
+
 def test_vqjax_lists_its_commands_and_loads_none_of_them():
     code = "import sys; from vqjax.training.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     for name, command in COMMANDS.items():
-        assert f"vqjax {name} {command.example}" in process.stdout
+        for use in uses(command):
+            assert f"vqjax {name} {use.example}" in process.stdout
     assert not {"optax", "orbax", "tensorflow_datasets", "ml_collections"} & set(process.stderr.split())
 
 
@@ -166,10 +170,10 @@ def test_vqjax_lists_its_commands_and_loads_none_of_them():
 def test_help_of_a_command_describes_every_flag(name):
     status, out, err = call("vqjax", name, "--help")
     assert (status, err) == (0, "")
-    module, _, function = COMMANDS[name].function.partition(":")
-    for flag in Call(getattr(importlib.import_module(module), function)).fields:
-        assert re.search(rf"(--{flag} (VALUE|\[VALUE\])|{flag.upper()})\s+\S", out), flag
-    assert f"vqjax {name} {COMMANDS[name].example}" in out
+    for use in uses(COMMANDS[name]):
+        for flag in Call(use.imported()).fields:
+            assert re.search(rf"(--{flag} (VALUE|\[VALUE\])|{flag.upper()})\s+\S", out), flag
+        assert f"vqjax {name} {use.example}" in out
 
 
 @pytest.mark.full
@@ -193,6 +197,7 @@ def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
             "'--workdir=x' is not a command of vqjax; use one of 'convert', 'eval', 'import', 'stats', 'train'.",
         ),
         (["eval"], "--workdir is missing; it must be a string."),
+        (["eval", "--real=photographs"], "--fake is missing; it must be a string."),
     ],
 )
 def test_a_command_that_is_not_there_is_refused(arguments, message):

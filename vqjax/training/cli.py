@@ -26,6 +26,8 @@ from vqjax.runtime.streams import LastingStream
 
 USER_ERROR_STATUS = 2
 
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
 QUICKSTART = Path(vqjax.__file__).parents[1] / "configs" / "quickstart.py"
 """The config of a run without ``--config``, if the package lies in the repository."""
 
@@ -37,11 +39,18 @@ class Command(NamedTuple):
       function: Module and name of the function; imported when it is called.
       summary: What it does, in a line.
       example: Arguments to try.
+      other: Another use of the same name, taken where a flag is given that only it has.
     """
 
     function: str
     summary: str
     example: str
+    other: "Command | None" = None
+
+    def imported(self) -> Callable[..., Any]:
+        """Import and return the function."""
+        module, _, function = self.function.partition(":")
+        return getattr(importlib.import_module(module), function)
 
 
 COMMANDS = {
@@ -52,8 +61,13 @@ COMMANDS = {
     ),
     "eval": Command(
         "vqjax.training.evaluate:evaluate_workdir",
-        "Evaluate a checkpoint.",
+        "Evaluate a checkpoint, or compare two sets of images.",
         "--workdir=runs/cifar10 --export_tokens=tokens.npz",
+        other=Command(
+            "vqjax.training.compare:compare_images",
+            "Compare two sets of images.",
+            "--real=photographs --fake=samples.npz --features=pt_inception-2015-12-05-6726825d.pth",
+        ),
     ),
     "import": Command(
         "vqjax.training.import_run:import_checkpoint",
@@ -168,14 +182,23 @@ def _command(name: str = "--help", *flags: str) -> None:
         return
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command of vqjax; {did_you_mean(name, COMMANDS)}")
-    module, _, function = COMMANDS[name].function.partition(":")
-    _call(getattr(importlib.import_module(module), function), f"vqjax {name}", COMMANDS[name].example, flags)
+    command, program = COMMANDS[name], f"vqjax {name}"
+    if command.other:
+        fields, others = (Call(use.imported()).fields for use in (command, command.other))
+        given = {flag.partition("=")[0].removeprefix("--") for flag in flags}
+        if given & {"help", "-h"}:
+            print(_parser(command.imported(), program, command.example).format_help())
+            command = command.other
+        elif given & (others.keys() - fields.keys()):
+            command = command.other
+    _call(command.imported(), program, command.example, flags)
 
 
 def _overview() -> str:
     lines = ["usage: vqjax COMMAND [--flag=value ...]", "", "commands:"]
     for name, command in COMMANDS.items():
-        lines += [f"  {name:<8} {command.summary}", f"           vqjax {name} {command.example}"]
+        lines.append(f"  {name:<8} {command.summary}")
+        lines += [f"           vqjax {name} {use.example}" for use in (command, command.other) if use]
     return "\n".join([*lines, "", "vqjax COMMAND --help lists the flags of a command."])
 
 
@@ -184,14 +207,18 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help.")
 
 
-def _call(function: Callable[..., Any], program: str, example: str, flags: Sequence[str]) -> None:
-    """Call a function with its parameters as flags; one with ``*args`` gets those that begin with ``--config.``."""
-    group = Call(function)
+def _parser(function: Callable[..., Any], program: str, example: str) -> _Parser:
+    """A parser of the flags of a function."""
     parameters = inspect.signature(function).parameters.values()
     positional = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
+    needed = [
+        f"--{parameter.name}=VALUE"
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind in _BY_NAME
+    ]
     parser = _Parser(
         prog=program,
-        usage=" ".join([program, *map(str.upper, positional), "[--flag=value ...]"]),
+        usage=" ".join([program, *map(str.upper, positional), *needed, "[--flag=value ...]"]),
         description=inspect.cleandoc(function.__doc__).partition("\nArgs:")[0],
         epilog=f"example:\n  {program} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -199,14 +226,21 @@ def _call(function: Callable[..., Any], program: str, example: str, flags: Seque
         allow_abbrev=False,
     )
     described = _descriptions(function)
-    for flag, field in group.fields.items():
+    for flag, field in Call(function).fields.items():
         # A boolean flag alone turns it on.
         switch = {"nargs": "?", "const": "true"} if field.kind.types == {bool} else {}
         if flag in positional:
             parser.add_argument(flag, metavar=flag.upper(), help=described.get(flag))
         else:
             parser.add_argument(f"--{flag}", metavar="VALUE", help=described.get(flag), **switch)
-    given, others = parser.parse_known_args(flags)
+    return parser
+
+
+def _call(function: Callable[..., Any], program: str, example: str, flags: Sequence[str]) -> None:
+    """Call a function with its parameters as flags; one with ``*args`` gets those that begin with ``--config.``."""
+    group = Call(function)
+    parameters = inspect.signature(function).parameters.values()
+    given, others = _parser(function, program, example).parse_known_args(flags)
     takes_others = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
     for other in others:
         if not other.startswith("--"):
