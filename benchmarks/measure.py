@@ -1,11 +1,15 @@
 """Timing by turns, and the machine behind a number."""
 
+import ctypes
 import importlib.metadata
+import multiprocessing
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +76,30 @@ def by_turns(
 def _timing(times: Sequence[float]) -> Timing:
     quarter, median, three_quarters = statistics.quantiles(times, n=4)
     return Timing(median, quarter, three_quarters, len(times))
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own, and return what it returns.
+
+    Args:
+      function: A function of a module.
+      *arguments: Its arguments.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """Return the most MiB that this process holds while a function runs; on Linux.
+
+    Args:
+      work: The function.
+    """
+    # What compiling took is given back, and the record starts again at what is in use.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def compiled_step(task: Task, batch: Batch, **options: Any) -> tuple[Callable[[], None], Compiled]:

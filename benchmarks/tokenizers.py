@@ -6,13 +6,9 @@ taming-transformers and enhancing-transformers are on ``PYTHONPATH``.
 """
 
 import argparse
-import ctypes
-import multiprocessing
-import re
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import UInt8
 
-from benchmarks.measure import by_turns, compiled_step, report
+from benchmarks.measure import alone, by_turns, compiled_step, peak_mib, report
 from benchmarks.peers.available import installed
 from vqjax import GradientCodebook, VectorQuantizer
 from vqjax.models.discriminators import PatchGAN
@@ -117,15 +113,9 @@ def measure(name: str, toy: bool = False, memory: bool = False) -> list[dict[str
             row["temporary MiB"] = program.memory_analysis().temp_size_in_bytes / 2**20
         if memory:
             make, argument = (tokenizer_step, orders[contender]) if contender in ours else (peer_step, peers[contender])
-            row["peak MiB"] = _alone(peak_memory, make, case, argument)
+            row["peak MiB"] = alone(peak_memory, make, case, argument)
         rows.append(row)
     return rows
-
-
-def _alone(function: Callable[..., float], *arguments: Any) -> float:
-    """Call a function in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def peak_memory(make: Callable[..., Any], case: Case, argument: Any) -> float:
@@ -139,13 +129,7 @@ def peak_memory(make: Callable[..., Any], case: Case, argument: Any) -> float:
     made = make(case, argument)
     run = made if callable(made) else made[0]
     run()
-    # What compiling took is given back, and the record starts again at what is in use.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(3):
-        run()
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    return peak_mib(lambda: [run() for _ in range(3)])
 
 
 def peer_step(case: Case, compiled: bool) -> Callable[[], None]:
