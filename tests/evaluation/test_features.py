@@ -1,18 +1,15 @@
 """Networks of an evaluation: how a file is recognized, found and refused, and how images come to them."""
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from helpers.networks import dinov2
+from helpers.networks import alexnet, dinov2, save_resnet
 from vqjax import UserError
 from vqjax.evaluation.features import KNOWN, FeatureNetwork
 from vqjax.evaluation.fid import Measures
-from vqjax.models.features import AlexNet
-from vqjax.models.resnet import ResNet
 from vqjax.runtime.files import file_checksum
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 8, 12, 3), np.uint8)
@@ -21,31 +18,23 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (70, 8, 12, 3), np.uint8)
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory):
     """A file as in studies/features."""
-    variables = ResNet((4, 8)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    path = tmp_path_factory.mktemp("networks") / "small.safetensors"
-    save_file(flax.traverse_util.flatten_dict(jax.device_get(variables), sep="."), path)
-    return path
+    return save_resnet(tmp_path_factory.mktemp("networks") / "small.safetensors")
 
 
 @pytest.fixture(scope="module")
-def alexnet(tmp_path_factory):
+def torchvision(tmp_path_factory):
     """A file as torchvision has it, with the classifier, and a name that says nothing."""
-    params = AlexNet().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    arrays = {"classifier.6.bias": np.zeros(1000, np.float32)}
-    for name, leaves in jax.device_get(params).items():
-        number = name.removeprefix("conv_")
-        arrays[f"features.{number}.weight"] = np.ascontiguousarray(leaves["kernel"].transpose(3, 2, 0, 1))
-        arrays[f"features.{number}.bias"] = leaves["bias"]
+    arrays = {key: value.astype(np.float32) for key, value in alexnet().items()}
     path = tmp_path_factory.mktemp("networks") / "weights.safetensors"
-    save_file(arrays, path)
+    save_file({"classifier.6.bias": np.zeros(1000, np.float32)} | arrays, path)
     return path
 
 
-def test_a_file_is_recognized_by_its_entries(resnet, alexnet):
-    small, large = FeatureNetwork.from_file(resnet), FeatureNetwork.from_file(alexnet, "clean-fid")
-    assert (small.name, small.size, small.dim) == ("resnet", None, 8)
+def test_a_file_is_recognized_by_its_entries(resnet, torchvision):
+    small, large = FeatureNetwork.from_file(resnet), FeatureNetwork.from_file(torchvision, "clean-fid")
+    assert (small.name, small.size, small.dim) == ("resnet", None, 16)
     assert (large.name, large.size, large.dim) == ("alexnet", 224, 256)
-    assert file_checksum(alexnet)[:8] in large.how
+    assert file_checksum(torchvision)[:8] in large.how
     assert Measures(small, "r", "val").name("fid") == "rfd_resnet_val"
     assert Measures(large, "r", "val").name("kid") == "rkd_alexnet_clean_val"
     assert Measures(large).name("recall") == "recall_alexnet_clean"
@@ -59,8 +48,8 @@ def test_dinov2_is_scaled_as_published_for_it(tmp_path):
     assert {f"dinov2_{size}{kind}" for size in ("vits14", "vitb14", "vitl14") for kind in ("", "_reg")} < KNOWN.keys()
 
 
-def test_numbers_that_differ_in_network_scaling_or_reference_have_different_names(resnet, alexnet):
-    networks = [FeatureNetwork.from_file(file, scaling) for file in (resnet, alexnet) for scaling in ("tf1", None)]
+def test_numbers_that_differ_in_network_scaling_or_reference_have_different_names(resnet, torchvision):
+    networks = [FeatureNetwork.from_file(file, scaling) for file in (resnet, torchvision) for scaling in ("tf1", None)]
     measures = [
         Measures(network, prefix, reference)
         for network in networks
@@ -80,16 +69,16 @@ def test_images_in_parts_have_the_features_of_all_at_once(number, resnet):
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_published_file_is_found_by_its_name_and_known_by_its_checksum(alexnet, tmp_path, monkeypatch):
+def test_a_published_file_is_found_by_its_name_and_known_by_its_checksum(torchvision, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"alexnet-owt-7be5be79.pth must be in .*hub/checkpoints.*from torchvision"):
         FeatureNetwork.from_file("alexnet")
     stored = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
     stored.parent.mkdir(parents=True)
-    stored.write_bytes(alexnet.read_bytes())
+    stored.write_bytes(torchvision.read_bytes())
     with pytest.raises(UserError, match=r"must have a SHA-256 that begins with 7be5be79, got .*cut or changed"):
         FeatureNetwork.from_file("alexnet")
-    checksum = file_checksum(alexnet)[:8]
+    checksum = file_checksum(torchvision)[:8]
     file = f"alexnet-{checksum}.safetensors"
     monkeypatch.setitem(KNOWN, "alexnet", KNOWN["alexnet"]._replace(files=("missing.pth", file)))
     stored.rename(stored.with_name(file))

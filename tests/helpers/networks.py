@@ -1,10 +1,20 @@
-"""State dicts of published feature networks, with random numbers."""
+"""State dicts and files of feature networks, with random numbers."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from vqjax.models import AlexNet
+from vqjax.models.resnet import ResNet
+
+
+def save_resnet(path, channels=(8, 16)):
+    """Write a small network, which takes images at their own size, as studies/features does, and return the path."""
+    variables = ResNet(channels).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    save_file(flax.traverse_util.flatten_dict(jax.device_get(variables), sep="."), path)
+    return path
 
 
 def alexnet(name="features.{}.{}"):

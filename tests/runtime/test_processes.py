@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import chex
@@ -16,9 +18,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from helpers.networks import save_resnet
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE
 from vqjax.data import to_model_range
+from vqjax.evaluation import load_tokens
+from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 
 ONE_DEVICE = jax.devices()[:1]
@@ -43,6 +48,18 @@ print("rows of a batch:", rows, file=sys.stderr)
 
 def start(number: int, config: ConfigDict, *workdirs: Path, others: ConfigDict | None = None) -> list[subprocess.Popen]:
     """As many processes as asked for, which take the directories in turn; all but the first may have another config."""
+    flags = []
+    for i, workdir in zip(range(number), itertools.cycle(workdirs)):
+        of_process = config if i == 0 else others or config
+        # Beside the directory, which must not be there before the run.
+        file = workdir.with_name(f"config_of_process_{i}.py")
+        file.write_text(f"def get_config():\n    return {of_process.to_dict()!r}\n")
+        flags.append([f"--config={file}", f"--workdir={workdir}"])
+    return joined("-c", PROCESS, flags=flags)
+
+
+def joined(*command: str, flags: Sequence[Sequence[str]]) -> list[subprocess.Popen]:
+    """Processes of a command that join each other, each with flags of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -50,24 +67,17 @@ def start(number: int, config: ConfigDict, *workdirs: Path, others: ConfigDict |
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
     }
-    processes = []
-    for i, workdir in zip(range(number), itertools.cycle(workdirs)):
-        of_process = config if i == 0 else others or config
-        # Beside the directory, which must not be there before the run.
-        file = workdir.with_name(f"config_of_process_{i}.py")
-        file.write_text(f"def get_config():\n    return {of_process.to_dict()!r}\n")
-        flags = [f"--config={file}", f"--workdir={workdir}"]
-        flags += [f"--coordinator_address={address}", f"--num_processes={number}", f"--process_id={i}"]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", PROCESS, *flags],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+    join = [f"--coordinator_address={address}", f"--num_processes={len(flags)}"]
+    return [
+        subprocess.Popen(
+            [sys.executable, *command, *of_process, *join, f"--process_id={i}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-    return processes
+        for i, of_process in enumerate(flags)
+    ]
 
 
 def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -> None:
@@ -194,3 +204,18 @@ def test_processes_with_other_arguments_are_told(config, tmp_path):
         assert status == 2
         assert "error: process 1 has a different config from process 0. Start all of them with the same" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_processes_evaluate_like_one(finished, tmp_path, number):
+    """Twenty images in batches of eight, of which two or four processes have a part each; process 0 alone reports."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    network = save_resnet(tmp_path / "network.safetensors")
+    alone = evaluate_workdir(workdir, features=str(network), protocols=("rfid_val", "rfid_train")).metrics
+    tokens = tmp_path / "tokens.npz"
+    flags = [f"--workdir={workdir}", f"--features={network}", "--protocols=rfid_val,rfid_train"]
+    processes = joined("eval.py", flags=number * [[*flags, f"--export_tokens={tokens}"]])
+    assert [status for status, _ in end(processes)] == number * [0]
+    together = json.loads((workdir / "eval" / "metrics.json").read_text())["metrics"]
+    assert together == pytest.approx(alone, rel=1e-5, abs=1e-9)
+    assert together["images"] == len(load_tokens(tokens).indices) == 20

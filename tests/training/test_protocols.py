@@ -1,16 +1,12 @@
 """Protocols of rFID: what the command line refuses, and what is compared with what."""
 
-import flax
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
+from helpers.networks import save_resnet
 from helpers.runs import tiny_config
 from vqjax import UserError
 from vqjax.evaluation.statistics import load_statistics
-from vqjax.models.resnet import ResNet
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.protocols import Protocols
 from vqjax.training.statistics import write_statistics
@@ -19,10 +15,7 @@ from vqjax.training.statistics import write_statistics
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     """A small network, which takes images at their own size."""
-    variables = ResNet((8, 16)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    path = tmp_path_factory.mktemp("networks") / "small.safetensors"
-    save_file(flax.traverse_util.flatten_dict(jax.device_get(variables), sep="."), path)
-    return str(path)
+    return str(save_resnet(tmp_path_factory.mktemp("networks") / "small.safetensors"))
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.evaluation.partial import PartialSums
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.paths import is_url, local_path
-from vqjax.runtime.processes import is_main_process
+from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process, join_processes
 from vqjax.runtime.remote import check_storage, local_copy, shown
 from vqjax.runtime.workdir import usable_workdir
 from vqjax.tasks.state import TrainState
@@ -119,6 +119,7 @@ def report(
         "dataset": dataset.name,
         "split": config.data.get(f"{split}_split", split),
         "image_size": config.data.image_size,
+        **({"crop": config.data.crop} if "crop" in config.data else {}),
         "checkpoint_step": step,
         **{name: group.name for name, group in groups.items() if "name" in group},
         **task.facts,
@@ -134,7 +135,6 @@ def report(
     return context
 
 
-@without_mesh()
 def evaluate_workdir(
     workdir: str | Path,
     *overrides: str,
@@ -148,6 +148,10 @@ def evaluate_workdir(
     statistics: str | None = None,
     lpips: Sequence[str] = (),
     export_tokens: str | Path | None = None,
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
 ) -> EvaluationResult:
     """Evaluate the checkpoint of a run, print the table and write the report into ``workdir/eval``.
 
@@ -172,6 +176,10 @@ def evaluate_workdir(
         from those images as well; with ``features``.
       lpips: Files of LPIPS over VGG-16 or AlexNet, as vqjax convert writes them.
       export_tokens: File for the indices, labels and file names of all images of the split (``.npz``).
+      distributed: Join the other processes that Slurm, Open MPI or Kubernetes has started (docs/long-runs.md).
+      coordinator_address: Elsewhere, to join others: HOST:PORT of process 0.
+      num_processes: Elsewhere: the number of processes.
+      process_id: Elsewhere: the number of this process, from 0.
 
     Returns:
       The numbers.
@@ -183,14 +191,18 @@ def evaluate_workdir(
         raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
     if best and step is not None:
         raise UserError(f"--step must be left out with --best, got {step}; give one of the two.")
-    measures = Protocols(features, split=split, scaling=scaling, protocols=protocols, statistics=statistics)
-    extra: list[Metric] = [PerceptualDistance.from_file(file) for file in lpips]
     if export_tokens is not None:
         export_tokens = _tokens_file(export_tokens)
     for flag in (override.partition("=")[0] for override in overrides):
         if not flag.startswith("--config.data."):
             raise UserError(f"{flag} is unknown to an evaluation, which takes --config.data.FIELD; train anew with it.")
-    with local_copy(workdir, "--workdir") as (directory, _):
+    address = (coordinator_address, num_processes, process_id)
+    if distributed or any(value is not None for value in address):
+        join_processes(*address)
+    # From here on there are arrays, which are on the devices of all processes.
+    measures = Protocols(features, split=split, scaling=scaling, protocols=protocols, statistics=statistics)
+    extra: list[Metric] = [PerceptualDistance.from_file(file) for file in lpips]
+    with without_mesh(), local_copy(workdir, "--workdir") as (directory, _):
         workdir = usable_workdir(directory)
         networks = load_networks(workdir, step, best=best)
         config = override_all(complete(networks.info.config), overrides)
@@ -215,10 +227,14 @@ def evaluate_workdir(
         partial = PartialSums(
             workdir / name / PARTIAL_FILE, _identity(networks, config, dataset, [*task.metrics, *extra], batch_size)
         )
+        assert_same_on_all_processes(
+            "partial sums",
+            partial.next_index,
+            "Use one --workdir that all of them can read, or remove eval/partial.npz.",
+        )
         if partial.images and is_main_process():
-            print(
-                f"continuing behind {partial.images} images of an interrupted evaluation", file=sys.stderr, flush=True
-            )
+            note = f"an evaluation was interrupted behind {partial.images} images, and goes on from there."
+            print(note, file=sys.stderr, flush=True)
         result = evaluate_state(
             task,
             state,
