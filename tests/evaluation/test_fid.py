@@ -29,9 +29,11 @@ from vqjax.training.statistics import write_statistics
 class Colors(nn.Module):
     """A network of three features: mean colors."""
 
+    shape: tuple[int, ...] = (299, 299, 3)
+
     @nn.compact
     def __call__(self, images):
-        assert images.shape[1:] == (299, 299, 3)
+        assert images.shape[1:] == self.shape
         colors = jnp.mean(images, axis=(1, 2))
         return InceptionFeatures(colors, 5 * colors, colors)
 
@@ -73,7 +75,7 @@ def test_the_numbers_are_those_of_all_images_at_once(size):
 def test_devices_that_share_images_measure_the_same(devices):
     """Also where they cannot share equally, and where a network takes the images in parts."""
     images = np.random.default_rng(1).integers(0, 256, (90, 4, 6, 3), np.uint8)
-    metric = ReconstructionFID(COLORS, wrapped=True)
+    metric = ReconstructionFID(FeatureNetwork(Colors((4, 6, 3)), {}, "inception", "none", size=None), wrapped=True)
     alone = evaluate(darker, batches(images, 50), [metric]).metrics
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     together = evaluate(darker, batches(images, 50), [metric], mesh=mesh).metrics
