@@ -1,6 +1,7 @@
 """rFID of an evaluation: what it makes of batches, and what it reads."""
 
 import pickle
+import shutil
 import zipfile
 
 import flax
@@ -12,7 +13,6 @@ import pytest
 from jax.sharding import AxisType
 from safetensors.numpy import save_file
 
-from helpers.runs import tiny_config
 from vqjax import UserError
 from vqjax.evaluation import Moments, ReconstructionFID, evaluate, frechet_distance, inception_score
 from vqjax.evaluation.features import FeatureNetwork
@@ -22,8 +22,6 @@ from vqjax.evaluation.statistics import check_features, load_statistics, save_st
 from vqjax.importing.inception import load_inception
 from vqjax.models.inception import FIDInception, InceptionFeatures
 from vqjax.training.evaluate import evaluate_workdir
-from vqjax.training.loop import train
-from vqjax.training.statistics import write_statistics
 
 
 class Colors(nn.Module):
@@ -251,18 +249,11 @@ def test_what_is_missing_in_a_file_is_named(published):
 
 
 @pytest.mark.full
-def test_an_evaluation_reports_it_with_its_protocol(published, images_file, tmp_path, capsys):
-    train(tiny_config(images_file), tmp_path / "run")
-    with pytest.raises(UserError, match="--features must name a network if --statistics is given"):
-        evaluate_workdir(tmp_path / "run", statistics=str(tmp_path / "training_images.npz"))
-    data = ("--config.data.source=arrays", f"--config.data.name={images_file}", "--config.data.image_size=16")
-    statistics = tmp_path / "training_images.npz"
-    write_statistics(*data, features=str(published[0]), output=statistics)
-    assert "48 images of images.npz/train" in capsys.readouterr().out
-    options = {"features": str(published[0]), "statistics": str(statistics)}
-    result = evaluate_workdir(tmp_path / "run", **options)
+def test_an_evaluation_reports_it_with_its_protocol(published, finished, tmp_path):
+    """What does not depend on the network is in tests/training/test_protocols.py."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    result = evaluate_workdir(workdir, features=str(published[0]))
     assert result.metrics["rfid_val"] > 0
-    assert "weights of SHA-256" in (tmp_path / "run" / "eval" / "report.md").read_text()
-    of_training = evaluate_workdir(tmp_path / "run", **options, split="train").metrics
-    # The images of the file are those of the split.
-    np.testing.assert_allclose(of_training["rfid_to_training_images"], of_training["rfid_of_train_images"], rtol=1e-3)
+    assert result.metrics["rsfid_val"] > 0
+    assert result.metrics["ris"] >= 1
+    assert "inception of SHA-256" in (workdir / "eval" / "report.md").read_text()

@@ -170,8 +170,8 @@ def evaluate_workdir(
         reconstructions.
       scaling: How images are scaled to that network: ``pytorch-fid``, ``clean-fid``, ``tf1``, ``dgm-eval`` or
         ``torch-fidelity-dinov2``; as published for the network by default.
-      protocols: Besides ``rfid_val``, which compares reconstructions with their originals: ``rfid_train``, with all
-        training images, and ``rfid_rotation_trick``, as the code of that paper stores images.
+      protocols: With commas: besides ``rfid_val``, which compares reconstructions with their originals,
+        ``rfid_train``, with all training images, and ``rfid_rotation_trick``, as the code of that paper stores images.
       statistics: File of vqjax stats, pytorch-fid or guided diffusion (.npz), for the distance of the reconstructions
         from those images as well; with ``features``.
       lpips: Files of LPIPS over VGG-16 or AlexNet, as vqjax convert writes them.
