@@ -1,7 +1,8 @@
 """Base classes of metrics, which compute named numbers from a model's outputs and say how they are measured."""
 
 import abc
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.struct
 import numpy as np
@@ -92,6 +93,10 @@ class Metric(flax.struct.PyTreeNode, abc.ABC):
 class ImageMean(Metric):
     """Base class of metrics that average a value per image over the split.
 
+    Attributes:
+      higher_is_better: Whether higher values are those of better reconstructions, by the name of the value. The page of
+        an evaluation shows the best and the worst images by these.
+
     Example:
       >>> import jax.numpy as jnp
       >>> class Brightness(ImageMean):
@@ -106,6 +111,8 @@ class ImageMean(Metric):
       >>> metric.compute(metric.update(metric.init(), metric.measure(outputs)))
       {'brightness': 7.0}
     """
+
+    higher_is_better: ClassVar[Mapping[str, bool]] = {}
 
     @abc.abstractmethod
     def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:

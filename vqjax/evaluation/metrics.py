@@ -1,7 +1,7 @@
 """Metrics of reconstructions and of the use of codes."""
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -55,6 +55,8 @@ class ImageCount(Metric):
 class MSE(ImageMean):
     """Mean squared error of reconstructions, and the pixel variance, for comparison."""
 
+    higher_is_better: ClassVar = {"mse_01": False}
+
     @property
     def protocol(self) -> dict[str, str]:
         return {
@@ -86,6 +88,8 @@ class MSE(ImageMean):
 class PSNR(ImageMean):
     """Peak signal-to-noise ratio of reconstructions, and of a baseline that replaces each image by its mean color."""
 
+    higher_is_better: ClassVar = {"psnr": True}
+
     @property
     def protocol(self) -> dict[str, str]:
         return {
@@ -108,6 +112,8 @@ class PSNR(ImageMean):
 
 class SSIM(ImageMean):
     """Structural similarity of reconstructions, at one scale and at five; None for images that are too small for it."""
+
+    higher_is_better: ClassVar = {"ssim": True}
 
     @property
     def protocol(self) -> dict[str, str]:
