@@ -1,6 +1,6 @@
 """Evaluation of a model on a split: metrics, the report, and the token file."""
 
-from vqjax.evaluation.collectors import Collector, Pictures, Rows
+from vqjax.evaluation.collectors import BestAndWorst, CodeCounts, Collector, Pictures, Rows
 from vqjax.evaluation.evaluate import EvaluationResult, evaluate
 from vqjax.evaluation.fid import ReconstructionFID
 from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
@@ -14,6 +14,8 @@ __all__ = [
     "MSE",
     "PSNR",
     "SSIM",
+    "BestAndWorst",
+    "CodeCounts",
     "CodeUsage",
     "Collector",
     "EvaluationResult",
