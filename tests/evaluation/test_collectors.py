@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.evaluation import MSE, PSNR, BestAndWorst, CodeCounts, CodeUsage, ImageMean, evaluate
+from vqjax.evaluation import MSE, PSNR, SSIM, BestAndWorst, CodeCounts, CodeUsage, ImageMean, evaluate
+from vqjax.evaluation.lpips import PerceptualDistance
+from vqjax.evaluation.partial import PartialSums
 
 COUNT, FIRST, NUM_CODES = 3, 4, 9
 
@@ -91,6 +93,13 @@ def test_what_is_not_a_number_is_worst():
     assert not {3, 8} & set(collected["given/best/index"].tolist())
 
 
+def test_every_metric_of_images_orders_them():
+    for metric in (MSE, PSNR, SSIM, PerceptualDistance):
+        assert metric.higher_is_better
+    package = {metric for metric in ImageMean.__subclasses__() if metric.__module__.startswith("vqjax.")}
+    assert package == {MSE, PSNR, SSIM, PerceptualDistance}
+
+
 def test_devices_do_not_matter():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     one, eight = kept(values_of(23)), kept(values_of(23), mesh=mesh)
@@ -107,7 +116,28 @@ def test_the_state_does_not_grow_with_the_split():
         state = collector.update(state, collector.measure(outputs | half_as_bright(outputs)))
         sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     assert sizes[-1] == sizes[0] == max(sizes)
-    assert {type(leaf) for leaf in jax.tree.leaves(state)} == {np.ndarray}
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_was_kept(tmp_path):
+    all_batches = list(batches(values_of(23), 5))
+    metrics = [BestAndWorst((Given(), MSE()), count=COUNT, first=FIRST), CodeCounts(NUM_CODES)]
+
+    def partial_sums():
+        return PartialSums(tmp_path / "partial.npz", "these images", every=0.0)
+
+    def interrupted(images):
+        if images == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(half_as_bright, all_batches, metrics, progress=interrupted, partial=partial_sums())
+    found = partial_sums()
+    assert found.next_index == 10
+    resumed = evaluate(half_as_bright, all_batches[2:], metrics, partial=found).collected
+    whole = evaluate(half_as_bright, all_batches, metrics).collected
+    assert resumed.keys() == whole.keys()
+    for name, column in whole.items():
+        np.testing.assert_array_equal(resumed[name], column, err_msg=name)
 
 
 def test_without_reconstructions_nothing_is_kept():

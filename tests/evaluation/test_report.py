@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vqjax.evaluation import EvaluationResult, terminal_table, tokenizer_metrics, write_report
+from vqjax.evaluation import EvaluationResult, terminal_table, tokenizer_metrics, write_page, write_report
 
 CONTEXT = {"dataset": "cifar10", "split": "test", "checkpoint_step": 500}
 PROTOCOL = {name: text for metric in tokenizer_metrics(512) for name, text in metric.protocol.items()}
@@ -34,6 +34,16 @@ def test_every_metric_is_in_the_report_and_in_the_table_with_its_protocol(tmp_pa
         assert protocol in report
         assert f"\n{name} " in table
     assert "(reconstructions.png)" in report
+
+
+def test_intervals_stand_beside_their_numbers(tmp_path):
+    numbers, protocol = {"images": 3, "psnr": 23.5}, {"images": "images of the split", "psnr": "dB"}
+    result = EvaluationResult(numbers, protocol, collected={}, intervals={"psnr": (23.1, 23.9)})
+    write_report(tmp_path, result, context={}, pictures={})
+    write_page(tmp_path, result, context={}, caption=lambda index, label: "")
+    assert "| psnr | 23.5 | 23.1 to 23.9 | dB |\n" in (tmp_path / "report.md").read_text()
+    assert "| images | 3 |  | images of the split |\n" in (tmp_path / "report.md").read_text()
+    assert "<td>23.5</td><td>23.1 to 23.9</td><td>dB</td>" in (tmp_path / "report.html").read_text()
 
 
 def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):

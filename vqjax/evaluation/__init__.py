@@ -7,7 +7,7 @@ from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
 from vqjax.evaluation.manifold import kernel_distance, precision_and_recall
 from vqjax.evaluation.metric import ImageMean, Metric
 from vqjax.evaluation.metrics import MSE, PSNR, SSIM, CodeUsage, ImageCount, TokenLosses, tokenizer_metrics
-from vqjax.evaluation.report import terminal_table, write_report
+from vqjax.evaluation.report import terminal_table, write_page, write_report
 from vqjax.evaluation.tokens import Tokens, load_tokens, save_tokens
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "save_tokens",
     "terminal_table",
     "tokenizer_metrics",
+    "write_page",
     "write_report",
 ]

@@ -1,7 +1,7 @@
 """LPIPS as a metric of an evaluation."""
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class PerceptualDistance(ImageMean):
 
     Source: Zhang et al., 2018 (arXiv 1801.03924).
     """
+
+    higher_is_better: ClassVar = {"lpips_vgg": False, "lpips_alex": False}
 
     module: LPIPS = flax.struct.field(pytree_node=False)
     variables: PyTree[Any]

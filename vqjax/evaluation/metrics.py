@@ -113,7 +113,7 @@ class PSNR(ImageMean):
 class SSIM(ImageMean):
     """Structural similarity of reconstructions, at one scale and at five; None for images that are too small for it."""
 
-    higher_is_better: ClassVar = {"ssim": True}
+    higher_is_better: ClassVar = {"ssim": True, "ms_ssim": True}
 
     @property
     def protocol(self) -> dict[str, str]:

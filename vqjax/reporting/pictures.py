@@ -50,7 +50,7 @@ def comparison_sheet(
     for name, value in (("columns", columns), ("scale", scale)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}; leave it out to get the default.")
-    _check_images(originals, reconstructions)
+    check_pairs(originals, reconstructions)
     count, _, image_width, _ = originals.shape
     if count == 0:
         raise UserError("originals must have at least one image, got none; choose a non-empty split.")
@@ -60,10 +60,23 @@ def comparison_sheet(
     if scale is None:
         widest_cell = min(_LARGEST_CELL, _TARGET_WIDTH / columns)
         scale = max(1, round(widest_cell / image_width))
-    return _draw(np.stack([_rgb(originals), _rgb(reconstructions)], axis=1), columns, scale)
+    return _draw(np.stack([to_rgb(originals), to_rgb(reconstructions)], axis=1), columns, scale)
 
 
-def _check_images(originals: np.ndarray, reconstructions: np.ndarray) -> None:
+def check_pairs(originals: np.ndarray, reconstructions: np.ndarray) -> None:
+    """Check that two arrays are the same number of images of 8 bits, of 1, 3 or 4 channels and one size.
+
+    Args:
+      originals: Images.
+      reconstructions: Their reconstructions.
+
+    Raises:
+      UserError: They are not.
+
+    Example:
+      >>> images = np.zeros([3, 32, 32, 3], np.uint8)
+      >>> check_pairs(images, images)
+    """
     for name, images in (("originals", originals), ("reconstructions", reconstructions)):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
             raise UserError(
@@ -77,10 +90,21 @@ def _check_images(originals: np.ndarray, reconstructions: np.ndarray) -> None:
         )
 
 
-def _rgb(images: UInt8[np.ndarray, "images height width channels"]) -> UInt8[np.ndarray, "images height width 3"]:
-    """Gray as RGB, and transparent pixels over white."""
+def to_rgb(images: UInt8[np.ndarray, "*axes channels"]) -> UInt8[np.ndarray, "*axes 3"]:
+    """Convert gray to RGB, and blend transparent pixels with white.
+
+    Args:
+      images: Pixels of 1 (gray), 3 (RGB) or 4 (RGB and opacity) channels, 0 to 255.
+
+    Returns:
+      RGB, 0 to 255.
+
+    Example:
+      >>> to_rgb(np.array([[0, 0, 0, 51]], np.uint8)).tolist()
+      [[204, 204, 204]]
+    """
     if images.shape[-1] < 4:
-        return np.broadcast_to(images, (*images.shape[:3], 3))
+        return np.broadcast_to(images, (*images.shape[:-1], 3))
     opacity = images[..., 3:].astype(np.float32) / 255
     return (images[..., :3] * opacity + _PAPER * (1 - opacity)).round().astype(np.uint8)
 

@@ -1,5 +1,6 @@
 """Evaluation of a state, and of the checkpoint of a run."""
 
+import functools
 import hashlib
 import math
 import os
@@ -23,12 +24,17 @@ from vqjax.data import Batch, ImageDataset, Joined, Splits, evaluation_batches, 
 from vqjax.data.reading import example_spec
 from vqjax.errors import UserError
 from vqjax.evaluation import (
+    BestAndWorst,
+    CodeCounts,
+    CodeUsage,
     EvaluationResult,
+    ImageMean,
     Metric,
     Rows,
     evaluate,
     save_tokens,
     terminal_table,
+    write_page,
     write_report,
 )
 from vqjax.evaluation.lpips import PerceptualDistance
@@ -153,7 +159,7 @@ def evaluate_workdir(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> EvaluationResult:
-    """Evaluate the checkpoint of a run, print the table and write the report into ``workdir/eval``.
+    """Evaluate the checkpoint of a run, print the table and write report and page into ``workdir/eval``.
 
     --config.data.FIELD=VALUE evaluates on different images from those of the run, or on these if they have moved. The
     report on different images goes into its own directory.
@@ -222,6 +228,7 @@ def evaluate_workdir(
         extra += measures.metrics(splits, config, mesh)
         if export_tokens is not None:
             extra.append(Rows(_exported(dataset)))
+        extra += _for_page([*task.metrics, *extra])
         (workdir / name).mkdir(exist_ok=True)
         batch_size = batch_size or config.batch_size
         partial = PartialSums(
@@ -246,7 +253,11 @@ def evaluate_workdir(
             intervals=True,
             partial=partial,
         )
-        context = report(task, result, config, dataset, split=split, step=networks.info.step, directory=workdir / name)
+        directory = workdir / name
+        context = report(task, result, config, dataset, split=split, step=networks.info.step, directory=directory)
+        if is_main_process():
+            write_page(directory, result, context=context, caption=functools.partial(_caption, dataset))
+            print(f"page:    {shown(directory / 'report.html')}", flush=True)
         if export_tokens is not None and is_main_process():
             rows = result.collected
             save_tokens(
@@ -285,6 +296,19 @@ def _identity(
         described,
     )
     return hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def _for_page(metrics: Sequence[Metric]) -> list[Metric]:
+    """Collectors of what the page shows besides the numbers of these metrics."""
+    counts = [CodeCounts(metric.num_codes) for metric in metrics if isinstance(metric, CodeUsage)]
+    return [BestAndWorst(tuple(metric for metric in metrics if isinstance(metric, ImageMean))), *counts]
+
+
+def _caption(dataset: ImageDataset, index: int, label: int | None) -> str:
+    """What the page calls an image: where it comes from, and its class."""
+    if label is None or dataset.class_names is None:
+        return origin(dataset, index)
+    return f"{origin(dataset, index)}: {dataset.class_names[label]}"
 
 
 def _exported(dataset: ImageDataset) -> tuple[str, ...]:
