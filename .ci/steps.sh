@@ -78,3 +78,21 @@ commands() {
   python train.py "${run[@]}" --config.num_steps=9
   python eval.py --workdir="$scratch/run" --export_tokens="$scratch/tokens.npz"
 }
+
+# The page of an evaluation in a browser: Debian's Chromium, which is installed if it is not there.
+page_in_chromium() {
+  # Without a program of this name the tests fail, and are not skipped.
+  export CHROMIUM=${CHROMIUM:-chromium}
+  local as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo --non-interactive)
+  if ! command -v "$CHROMIUM" >/dev/null; then
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium)
+    { "${as_root[@]}" apt-get update -qq && "${as_root[@]}" "${install[@]}"; } >/dev/null || true
+  fi
+  if ! command -v "$CHROMIUM" >/dev/null; then
+    echo "error: no Chromium; install Debian's package chromium, or set CHROMIUM to the program" >&2
+    return 1
+  fi
+  environment test constraints.txt -e ".[test]"
+  pytest tests/evaluation/test_page_in_browser.py
+}
