@@ -117,10 +117,10 @@ class ImageSet(NamedTuple):
                 f"features must be finite, got others for image {image}, counted from 0; look at that image, and at "
                 "what the decoder returns."
             )
-        spatial = self.spatial if features.spatial is None else self.spatial + Moments.of(features.spatial)
+        spatial = self.spatial if features.spatial is None else self.spatial.including(features.spatial)
         keeps_logits = with_logits and features.logits is not None
         return ImageSet(
-            self.pool + Moments.of(pool),
+            self.pool.including(pool),
             spatial,
             self.sample.added(pool) if with_sample else self.sample,
             (*self.logits, np.asarray(features.logits)) if keeps_logits else self.logits,

@@ -20,7 +20,7 @@ class Moments(NamedTuple):
       >>> rng = np.random.default_rng(0)
       >>> features = rng.normal(size=(100, 3))
       >>> whole = Moments.of(features)
-      >>> parts = Moments.of(features[:30]) + Moments.of(features[30:])
+      >>> parts = Moments.of(features[:30]).including(features[30:])
       >>> bool(np.allclose(whole.covariance, parts.covariance))
       True
     """
@@ -36,7 +36,11 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "images dim"]) -> "Moments":
-        """Return the moments of features.
+        """Return the moments of features; see :meth:`including`."""
+        return cls.none().including(features)
+
+    def including(self, features: Float[np.ndarray, "images dim"]) -> "Moments":
+        """Return the moments of these features and more (Chan et al., 1979).
 
         Args:
           features: One vector per image, at least one.
@@ -48,16 +52,16 @@ class Moments(NamedTuple):
         if not (finite := np.isfinite(features).all(axis=1)).all():
             raise UserError(f"features must be finite, got others in image {np.argmin(finite)} of {len(features)}.")
         mean = features.mean(axis=0)
-        centered = features - mean
-        return cls(len(features), mean, centered.T @ centered)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Return the moments of both sets together (Chan et al., 1979)."""
-        if not self.count or not other.count:
-            return self if self.count else other
-        count, difference = self.count + other.count, other.mean - self.mean
-        between = np.outer(difference, difference) * (self.count * other.count / count)
-        return Moments(count, self.mean + difference * (other.count / count), self.scatter + other.scatter + between)
+        if not self.count:
+            centered = features - mean
+            return Moments(len(features), mean, centered.T @ centered)
+        count, difference = self.count + len(features), mean - self.mean
+        # The distance of the means as one more row: a single pass over a matrix of 32 MB for Inception.
+        between = np.sqrt(self.count * len(features) / count) * difference
+        rows = np.vstack([features - mean, between])
+        scatter = rows.T @ rows
+        scatter += self.scatter
+        return Moments(count, self.mean + difference * (len(features) / count), scatter)
 
     @property
     def covariance(self) -> Float[np.ndarray, "dim dim"]:
