@@ -11,11 +11,14 @@ from safetensors.numpy import save_file
 
 from helpers.networks import dinov2
 from vqjax import UserError
+from vqjax.data.whole_images import whole_images
 from vqjax.evaluation import Moments, frechet_distance
 from vqjax.evaluation.features import FeatureNetwork
+from vqjax.evaluation.partial import PartialSums
 from vqjax.evaluation.scaling import SCALINGS
 from vqjax.evaluation.statistics import Statistics, save_statistics
-from vqjax.training.compare import compare_images
+from vqjax.training.compare import compare_images, measure_images
+from vqjax.training.devices import make_mesh
 
 RNG = np.random.default_rng(0)
 SIZES = ((40, 56), (64, 64), (130, 70))
@@ -72,6 +75,7 @@ def test_the_distance_is_that_of_all_images_one_by_one(sets, features, moments, 
     assert {"kd", "precision", "recall", "density", "coverage"} <= {name.split("_")[0] for name in result.metrics}
     stored = json.loads((output / "metrics.json").read_text())
     assert stored["metrics"] == result.metrics
+    assert {file.name for file in output.iterdir()} == {"metrics.json", "report.md"}
     assert NAME in (output / "report.md").read_text()
     captured = capsys.readouterr()
     assert "9 images of " in captured.err
@@ -84,6 +88,46 @@ def test_files_and_samples_are_the_same_and_a_set_is_at_no_distance_from_itself(
     numbers = compare_images(real=str(fake), fake=str(samples), features=features, batch_size=5).metrics
     assert numbers[NAME] < 1e-6
     assert (numbers["precision_dinov2_dim_64"], numbers["coverage_dinov2_dim_64"]) == (1, 1)
+
+
+class Counted:
+    """Images that count how often they are read, and end early."""
+
+    def __init__(self, images, most=None):
+        self.images, self.most, self.seen = images, most, 0
+        self.name, self.fingerprint = images.name, images.fingerprint
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, start=0):
+        for image in self.images.read(start):
+            if self.seen == self.most:
+                raise KeyboardInterrupt
+            self.seen += 1
+            yield image
+
+
+def test_a_set_that_was_interrupted_goes_on_behind_the_last_batch(sets, features, tmp_path):
+    network, mesh = FeatureNetwork.from_file(features), make_mesh(None, {})
+    options = {"batch_size": 8, "mesh": mesh}
+
+    def measured(images, key="fake"):
+        partial = PartialSums(tmp_path / "partial.npz", key, every=0.0)
+        return measure_images(network, images, partial=partial, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(Counted(whole_images(sets[0]), 11))
+    for key, read in (("another", 12), ("fake", 4)):
+        rest = Counted(whole_images(sets[0]))
+        file = (tmp_path / "partial.npz").read_bytes()
+        whole = measured(rest, key)
+        assert rest.seen == read
+        (tmp_path / "partial.npz").write_bytes(file)
+        expected = measure_images(network, whole_images(sets[0]), **options)
+        np.testing.assert_allclose(whole.pool.mean, expected.pool.mean, atol=1e-5)
+        np.testing.assert_allclose(whole.pool.scatter, expected.pool.scatter, atol=1e-4)
+        np.testing.assert_allclose(whole.sample.features, expected.sample.features, atol=1e-5)
 
 
 def test_what_a_single_image_does_not_allow_for_is_left_out(sets, features, tmp_path, capsys):

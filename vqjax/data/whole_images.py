@@ -1,10 +1,12 @@
 """Images of their own sizes, of a directory or a file of samples, read once in order."""
 
+import contextlib
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import IO, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -29,13 +31,17 @@ class WholeImages(Protocol):
 
     Attributes:
       name: Name in reports.
+      fingerprint: Text that is another one for other images.
     """
 
     name: str
+    fingerprint: str
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[WholeImage]: ...
+    def read(self, start: int = 0) -> Iterator[WholeImage]:
+        """Yield the images from an index on."""
+        ...
 
 
 def whole_images(path: str | os.PathLike[str], argument: str = "path") -> WholeImages:
@@ -53,7 +59,7 @@ def whole_images(path: str | os.PathLike[str], argument: str = "path") -> WholeI
       >>> import tempfile
       >>> file = f"{tempfile.mkdtemp()}/samples.npz"
       >>> np.savez(file, np.zeros((5, 8, 8, 3), np.uint8))
-      >>> len(whole_images(file)), next(iter(whole_images(file))).shape
+      >>> len(whole_images(file)), next(whole_images(file).read()).shape
       (5, (8, 8, 3))
     """
     place = local_path(path, argument)
@@ -80,12 +86,15 @@ class _Folder:
             if file.error:
                 raise _unreadable(UnreadableImage(root / file.path, file.error))
 
+        listed = repr([(file.path, file.digest) for file in self._files])
+        self.fingerprint = hashlib.sha256(listed.encode(errors="backslashreplace")).hexdigest()
+
     def __len__(self) -> int:
         return len(self._files)
 
-    def __iter__(self) -> Iterator[WholeImage]:
+    def read(self, start: int = 0) -> Iterator[WholeImage]:
         ahead = grain.ReadOptions(READING_THREADS, prefetch_buffer_size=2 * READING_THREADS)
-        images = iter(grain.MapDataset.source(self._files).map(self._decoded).to_iter_dataset(ahead))
+        images = iter(grain.MapDataset.source(self._files[start:]).map(self._decoded).to_iter_dataset(ahead))
         try:
             for image in images:
                 if isinstance(image, UnreadableImage):
@@ -111,16 +120,22 @@ class _Samples:
 
     def __init__(self, file: Path, argument: str):
         self.name, self._file, self._argument = printable(str(file)), file, argument
-        for _ in self._rows(most=0):
-            pass
+        with self._opened() as content:
+            del content
 
     def __len__(self) -> int:
         return self._shape[0]
 
-    def __iter__(self) -> Iterator[WholeImage]:
-        return self._rows(most=len(self))
+    def read(self, start: int = 0) -> Iterator[WholeImage]:
+        size = int(np.prod(self._shape[1:]))
+        with self._opened() as content:
+            content.seek(start * size, os.SEEK_CUR)
+            for _ in range(start, len(self)):
+                yield np.frombuffer(content.read(size), np.uint8).reshape(self._shape[1:])
 
-    def _rows(self, most: int) -> Iterator[WholeImage]:
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        """The pixels, behind a header that says what they are."""
         try:
             with zipfile.ZipFile(self._file) as archive, archive.open(f"{SAMPLES}.npy") as content:
                 version = np.lib.format.read_magic(content)
@@ -128,9 +143,8 @@ class _Samples:
                 self._shape, by_columns, dtype = read_header(content)
                 if dtype != np.uint8 or len(self._shape) != 4 or self._shape[3] != 3 or 0 in self._shape or by_columns:
                     raise ValueError(f"its images are {dtype} of shape {list(self._shape)}")
-                for _ in range(most):
-                    pixels = content.read(int(np.prod(self._shape[1:])))
-                    yield np.frombuffer(pixels, np.uint8).reshape(self._shape[1:])
+                self.fingerprint = f"{self._shape}, checksum {archive.getinfo(f'{SAMPLES}.npy').CRC:08x}"
+                yield content
         except Exception as error:  # damaged archives raise a dozen unrelated types
             raise UserError(
                 f"{self._argument} must be an .npz with uint8 {SAMPLES} of shape [images, height, width, 3], got "

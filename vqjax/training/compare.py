@@ -4,7 +4,7 @@ import functools
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -13,11 +13,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32
 
-from vqjax.data.whole_images import WholeImages, whole_images
+from vqjax.data.whole_images import WholeImage, WholeImages, whole_images
 from vqjax.errors import UserError
 from vqjax.evaluation import EvaluationResult, terminal_table, write_report
 from vqjax.evaluation.features import FeatureNetwork, Features
 from vqjax.evaluation.fid import ImageSet, Measures
+from vqjax.evaluation.partial import PartialSums
 from vqjax.evaluation.scaling import SCALINGS, Scaling
 from vqjax.evaluation.statistics import Statistics, check_features, load_statistics
 from vqjax.reporting.progress import progress_of
@@ -55,7 +56,7 @@ def compare_images(
       scaling: How images are scaled to the network: pytorch-fid, clean-fid, tf1, dgm-eval or torch-fidelity-dinov2; as
         published for the network by default.
       batch_size: Images at once.
-      output: Directory for metrics.json and report.md.
+      output: Directory for metrics.json and report.md; if the command is killed, it goes on from sums in there.
 
     Returns:
       The numbers.
@@ -78,15 +79,7 @@ def compare_images(
         check_features(reference, network.how, network.dim)
     for flag, images in sets.items():
         print(f"{flag}: {len(images)} images of {images.name}", file=sys.stderr, flush=True)
-    mesh = make_mesh(None, {})
-    batch_size = min(batch_size, max(map(len, sets.values())))
-    batch_size += -batch_size % mesh.size
-    show, before, measured = progress_of(sum(map(len, sets.values()))), 0, {}
-    for flag, images in sets.items():
-        measured[flag] = measure_images(
-            network, images, batch_size=batch_size, mesh=mesh, progress=lambda done, before=before: show(before + done)
-        )
-        before += len(images)
+    measured, partial = _measured(network, sets, batch_size, None if output is None else local_path(output))
     fewest = min(images.pool.count for images in measured.values())
     if fewest <= network.dim:
         print(
@@ -95,6 +88,7 @@ def compare_images(
             file=sys.stderr,
             flush=True,
         )
+    print("computing distances", file=sys.stderr, flush=True)
     source = "" if statistics is None else f"to_{re.sub(r'\W+', '_', Path(statistics).stem)}"
     result = _numbers(network, measured["--fake"], measured.get("--real", reference), source)
     context = {flag.removeprefix("--"): images.name for flag, images in sets.items()}
@@ -105,7 +99,38 @@ def compare_images(
         directory = local_path(output, "--output")
         write_report(directory, result, context=context, pictures={})
         print(f"report:  {directory / 'report.md'}")
+        for sums in partial:
+            sums.remove()
     return result
+
+
+def _measured(
+    network: FeatureNetwork, sets: Mapping[str, WholeImages], batch_size: int, directory: Path | None
+) -> tuple[dict[str, ImageSet], list[PartialSums]]:
+    """What is kept of the features of each set, and the sums in a directory from which that goes on."""
+    mesh, total = make_mesh(None, {}), sum(map(len, sets.values()))
+    batch_size = min(batch_size, max(map(len, sets.values())))
+    batch_size += -batch_size % mesh.size
+    show, before, measured, stored = progress_of(total), 0, {}, []
+    for flag, images in sets.items():
+        partial = None
+        # Images of several sizes are not measured in their order.
+        if directory is not None and network.size is not None:
+            file = directory / f"partial_{flag.removeprefix('--')}.npz"
+            partial = PartialSums(file, f"{images.fingerprint}; {network.how}")
+            stored.append(partial)
+            if partial.images:
+                print(f"{flag}: {partial.images} of them have been measured before", file=sys.stderr, flush=True)
+        measured[flag] = measure_images(
+            network,
+            images,
+            batch_size=batch_size,
+            mesh=mesh,
+            partial=partial,
+            progress=lambda done, before=before: show(before + done),
+        )
+        before += len(images)
+    return measured, stored
 
 
 def measure_images(
@@ -114,6 +139,7 @@ def measure_images(
     *,
     batch_size: int = 32,
     mesh: Mesh | None = None,
+    partial: PartialSums | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ImageSet:
     """Compute the features of images of any sizes, each of which counts once.
@@ -123,6 +149,7 @@ def measure_images(
       images: The images.
       batch_size: Images that go through the network at once, a multiple of the number of devices.
       mesh: Devices that share a batch along the axis ``data``; one by default.
+      partial: Sums of the first images, if they have been measured before; the network takes images of one size.
       progress: Called after each batch with the number of images done.
 
     Returns:
@@ -131,21 +158,23 @@ def measure_images(
     Raises:
       UserError: An image cannot be read.
     """
-    kept = ImageSet()
-    for scaled in _scaled_batches(network, images, batch_size):
+    (kept,) = [ImageSet()] if partial is None else partial.states([ImageSet()])
+    for scaled in _scaled_batches(network, images.read(kept.pool.count), batch_size):
         number = len(scaled)
         batch = jnp.stack([*scaled, *[jnp.zeros_like(scaled[0])] * (batch_size - number)])
         if mesh is not None:
             batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
         features = [None if x is None else np.asarray(x)[:number] for x in _features(network, batch)]
         kept = kept.added(Features(*features))
+        if partial is not None:
+            partial.save([kept], images=kept.pool.count, next_index=kept.pool.count)
         if progress is not None:
             progress(kept.pool.count)
     return kept
 
 
 def _scaled_batches(
-    network: FeatureNetwork, images: WholeImages, batch_size: int
+    network: FeatureNetwork, images: Iterable[WholeImage], batch_size: int
 ) -> Iterator[list[Float[Array, "height width 3"]]]:
     """Yield scaled images, in batches of one size each: in order, if the network takes a single size."""
     scaling = SCALINGS[network.scaling]
