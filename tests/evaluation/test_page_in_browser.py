@@ -39,8 +39,8 @@ CONTROLS = {
 }
 
 
-def picture(number, tokens=TOKENS):
-    original, reconstruction = (np.full([32, 32, 3], color, np.uint8) for color in (RED, BLUE))
+def picture(number, tokens=TOKENS, size=(32, 32)):
+    original, reconstruction = (np.full([*size, 3], color, np.uint8) for color in (RED, BLUE))
     return PageImage(original, reconstruction, f"image {number}: {HOSTILE}", {"psnr": 20.0 + number}, tokens)
 
 
@@ -384,6 +384,29 @@ def test_a_phone_shows_everything_within_its_width_and_takes_touches(opened, wid
     for control in CONTROLS:
         box = f"document.querySelector('#{control}').getBoundingClientRect()"
         assert browser.js(f"{box}.width > 0 && {box}.left >= 0 && {box}.right <= {width}"), control
+
+
+@pytest.mark.parametrize("size", [(64, 8), (8, 64), (1, 1)])
+def test_images_of_any_shape_are_on_the_screen_as_a_whole(opened, size):
+    browser = opened([picture(0, np.zeros((1, 1), int), size)], lists={"all": {"": [0]}}, code_counts=[np.ones(1, int)])
+    for surface in ("#compare", "#difference"):
+        width, height = browser.js(
+            f"[document.querySelector('{surface}')].flatMap((e) => [e.clientWidth, e.clientHeight])"
+        )
+        assert height < 900
+        assert width / height == pytest.approx(size[1] / size[0], rel=0.02)
+    browser.point("#compare")
+    assert "Row 1, column 1" in text(browser, "#token")
+    assert "1 of 1 codes used" in text(browser, "#usage")
+
+
+def test_values_that_are_not_numbers_and_positions_without_tokens_are_shown(opened):
+    given = PageImage(*[np.zeros([8, 8, 3], np.uint8)] * 2, "", {"psnr": float("nan")}, np.array([[-1, 0], [0, 0]]))
+    browser = opened([given], lists={"psnr": {"Best": [0]}}, code_counts=[np.zeros(1, int)])
+    assert text(browser, "#values") == "psnrn/a"
+    browser.point("#compare", 0.25, 0.25)
+    assert "code none" in text(browser, "#token")
+    assert "0 of 1 codes used by 0 tokens; 1 dead (100 %)" in text(browser, "#usage")
 
 
 def test_flat_tokens_that_are_no_grid_have_their_own_picture(opened):
