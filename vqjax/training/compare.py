@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -68,8 +69,6 @@ def compare_images(
         raise UserError("--real or --statistics must name what --fake is compared with, one of the two.")
     if batch_size < 1:
         raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
-    if output is not None and local_path(output, "--output").is_file():
-        raise UserError(f"--output must be a directory, got the file {output}.")
     network = FeatureNetwork.from_file(features, scaling)
     sets = {"--fake": whole_images(fake, "--fake")}
     if real is not None:
@@ -79,7 +78,8 @@ def compare_images(
         check_features(reference, network.how, network.dim)
     for flag, images in sets.items():
         print(f"{flag}: {len(images)} images of {images.name}", file=sys.stderr, flush=True)
-    measured, partial = _measured(network, sets, batch_size, None if output is None else local_path(output))
+    directory = None if output is None else _created(output)
+    measured, partial = _measured(network, sets, batch_size, directory)
     fewest = min(images.pool.count for images in measured.values())
     if fewest <= network.dim:
         print(
@@ -95,13 +95,24 @@ def compare_images(
     if statistics is not None:
         context["statistics"] = statistics
     print(terminal_table(result, context))
-    if output is not None:
-        directory = local_path(output, "--output")
+    if directory is not None:
         write_report(directory, result, context=context, pictures={})
         print(f"report:  {directory / 'report.md'}")
         for sums in partial:
             sums.remove()
     return result
+
+
+def _created(output: str) -> Path:
+    """Make the directory of the report, which is refused now rather than when everything has been measured."""
+    directory = local_path(output, "--output")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(f"--output must be a directory to write into, got {output} ({error.strerror}).") from error
+    return directory
 
 
 def _measured(
