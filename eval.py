@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: python eval.py --workdir=DIR [--export_tokens=FILE.npz], or vqjax eval."""
+"""Evaluates a checkpoint (--workdir=DIR), or compares two sets of images (--real=DIR --fake=DIR), as vqjax eval."""
 
 import signal
 import sys

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from helpers.commands import call
 from helpers.networks import dinov2
 from vqjax import UserError
 from vqjax.data.whole_images import whole_images
@@ -83,6 +84,7 @@ def test_the_distance_is_that_of_all_images_one_by_one(sets, features, moments, 
     assert NAME in captured.out
 
 
+@pytest.mark.full
 def test_files_and_samples_are_the_same_and_a_set_is_at_no_distance_from_itself(sets, features):
     _, fake, samples = sets
     numbers = compare_images(real=str(fake), fake=str(samples), features=features, batch_size=5).metrics
@@ -130,6 +132,7 @@ def test_a_set_that_was_interrupted_goes_on_behind_the_last_batch(sets, features
         np.testing.assert_allclose(whole.sample.features, expected.sample.features, atol=1e-5)
 
 
+@pytest.mark.full
 def test_what_a_single_image_does_not_allow_for_is_left_out(sets, features, tmp_path, capsys):
     np.savez(tmp_path / "one.npz", RNG.integers(0, 256, (1, 64, 64, 3), np.uint8))
     numbers = compare_images(real=str(sets[0]), fake=str(tmp_path / "one.npz"), features=features, batch_size=5).metrics
@@ -138,6 +141,7 @@ def test_what_a_single_image_does_not_allow_for_is_left_out(sets, features, tmp_
     assert set(numbers.values()) == {None}
 
 
+@pytest.mark.full
 def test_statistics_take_the_place_of_real_images(sets, features, moments, tmp_path):
     how = FeatureNetwork.from_file(features).how
     save_statistics(tmp_path / "faces.npz", Statistics(moments[0], context={"features": how}))
@@ -164,3 +168,15 @@ def test_mistakes_end_in_one_line(sets, features, tmp_path):
     (tmp_path / "cut.png").write_bytes((sets[1] / "0" / "000.png").read_bytes()[:3000])
     with pytest.raises(UserError, match=r"cut.png: .*truncated.*; replace or remove that file"):
         compare_images(fake=str(tmp_path), real=real, features=features)
+
+
+@pytest.mark.full
+def test_the_command_compares_or_says_what_is_missing(sets, features, tmp_path):
+    given = [f"--fake={sets[2]}", f"--features={features}"]
+    status, out, err = call("eval.py", f"--real={sets[0]}", *given, f"--output={tmp_path}/report")
+    assert status == 0, err
+    assert NAME in out
+    assert (tmp_path / "report" / "report.md").is_file()
+    status, out, err = call("vqjax", "eval", *given)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: --real or --statistics must name what --fake is compared with")
