@@ -132,8 +132,8 @@ class FeatureNetwork(flax.struct.PyTreeNode):
     @property
     def how(self) -> str:
         """Network, weights and scaling, for protocols."""
-        size = "their own size" if self.size is None else f"{self.size} pixels"
-        how = f"{size}, {SCALINGS[self.scaling].how}"
+        own = f"their own size, in the range of {self.scaling}"
+        how = own if self.size is None else f"{self.size} pixels, {SCALINGS[self.scaling].how}"
         return f"{self.name} of {self.weights}; images of 8 bits, {how}"
 
     @property

@@ -23,7 +23,7 @@ SAMPLE = 10_000
 """Images whose features are kept, for the numbers that compare each image with each."""
 
 _SPLITS = 10
-_SUBSET = 1000
+_SUBSETS, _SUBSET = 100, 1000
 _NEIGHBORS, _NEIGHBORS_COVERED = 3, 5
 
 
@@ -182,14 +182,17 @@ class Measures(NamedTuple):
         described = {
             "fid": f"squared Fréchet distance of features {pair}",
             "sfid": f"the same of seven channels of a middle layer at 17x17 places {pair}",
-            "kid": f"squared MMD with a cubic kernel {pair}, mean over 100 subsets of up to {_SUBSET:,}, {sample}",
+            "kid": f"squared MMD with a cubic kernel {pair}, mean over {_SUBSETS} subsets of {_SUBSET:,} if there are "
+            f"more, {sample}",
             "is": f"Inception score of {self.these}, mean over {_SPLITS} parts in random order",
-            "precision": f"share of {self.these} within the {_NEIGHBORS} neighbors of one of {self.those}, {sample}",
-            "recall": f"share of {self.those} within the {_NEIGHBORS} neighbors of one of {self.these}, {sample}",
-            "density": f"mean number of neighborhoods of {self.those} around each of {self.these}, over their "
-            f"{_NEIGHBORS_COVERED} neighbors, {sample}",
-            "coverage": f"share of {self.those} that has one of {self.these} within its {_NEIGHBORS_COVERED} "
-            f"neighbors, {sample}",
+            "precision": f"share of {self.these} in a neighborhood of {self.those}, up to the {_NEIGHBORS} nearest "
+            f"each, {sample}",
+            "recall": f"share of {self.those} in a neighborhood of {self.these}, up to the {_NEIGHBORS} nearest "
+            f"each, {sample}",
+            "density": f"neighborhoods of {self.those}, up to the {_NEIGHBORS_COVERED} nearest each, around one of "
+            f"{self.these}, mean divided by {_NEIGHBORS_COVERED}, {sample}",
+            "coverage": f"share of {self.those} with one of {self.these} in their neighborhood, up to the "
+            f"{_NEIGHBORS_COVERED} nearest, {sample}",
         }
         how = self.network.how if measure == "fid" else f"features as {self.name('fid')}"
         return f"{described[measure]}; {how}"
@@ -229,7 +232,11 @@ class Measures(NamedTuple):
         numbers = self.moments(images, reference)
         real, made = reference.sample.features, images.sample.features
         smallest = min(len(real), len(made))
-        kid = kernel_distance(real, made, subset_size=min(_SUBSET, smallest)) if smallest > 1 else (None, None)
+        kid = None, None
+        if smallest > _SUBSET:
+            kid = kernel_distance(real, made, subsets=_SUBSETS, subset_size=_SUBSET)
+        elif smallest > 1:
+            kid = kernel_distance(real, made, subsets=1, subset_size=smallest).mean, None
         numbers |= dict(zip((self.name("kid"), f"{self.name('kid')}_deviation"), kid, strict=True))
         for neighbors, measures in (
             (_NEIGHBORS, ("precision", "recall")),

@@ -104,7 +104,7 @@ def measured_statistics(
         "features": network.how,
         "fingerprint": fingerprint(dataset, _FINGERPRINTED_IMAGES),
     }
-    described = f"the {context['images']:,} images of {dataset.name}, {context['split']}"
+    described = f"the {context['images']:,} images of {dataset.name}"
     return dataclasses.replace(metric.statistics_of(result.collected, context), described=described)
 
 
@@ -130,7 +130,7 @@ def cached_statistics(
     identity = "\n".join((fingerprint(dataset, _FINGERPRINTED_IMAGES), network.how))
     directory = user_cache("statistics")
     file = directory and directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
-    described = f"the {len(dataset):,} images of {dataset.name}, {data.get(f'{split}_split', split)}"
+    described = f"the {len(dataset):,} images of {dataset.name}"
     if file and file.exists():
         try:
             return dataclasses.replace(load_statistics(file), described=described)
