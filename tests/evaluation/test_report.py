@@ -41,6 +41,7 @@ def test_intervals_stand_beside_their_numbers(tmp_path):
     result = EvaluationResult(numbers, protocol, collected={}, intervals={"psnr": (23.1, 23.9)})
     write_report(tmp_path, result, context={}, pictures={})
     write_page(tmp_path, result, context={}, caption=lambda index, label: "")
+    assert json.loads((tmp_path / "metrics.json").read_text())["intervals"] == {"psnr": [23.1, 23.9]}
     assert "| psnr | 23.5 | 23.1 to 23.9 | dB |\n" in (tmp_path / "report.md").read_text()
     assert "| images | 3 |  | images of the split |\n" in (tmp_path / "report.md").read_text()
     assert "<td>23.5</td><td>23.1 to 23.9</td><td>dB</td>" in (tmp_path / "report.html").read_text()

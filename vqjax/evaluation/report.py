@@ -50,6 +50,8 @@ def write_report(
     directory = local_path(directory, "directory")
     facts = {**context, **_versions()}
     content = {"context": facts, "metrics": result.metrics, "protocol": result.protocol}
+    if result.intervals:
+        content["intervals"] = result.intervals
     if config is not None:
         content["config"] = config
     for name, picture in pictures.items():
