@@ -63,6 +63,17 @@ def _partly_diveq(z: Vectors, q: Vectors, share: Number) -> Vectors:
     return with_gradient_of(q, (1 - share) * z + share * diveq_detached(z, q))
 
 
+def _damped(z: Vectors, q: Vectors, share: Number) -> Vectors:
+    """Return the latents, without a share of their gradient along the quantization error."""
+    return with_gradient_of(jax.lax.stop_gradient(z), _partly_diveq(z, q, share))
+
+
+def _tangential_half_diveq(z: Vectors, q: Vectors) -> Vectors:
+    """Rotate what half of DiVeQ leaves of the gradient, but for its radial part."""
+    rotated = with_radial_part(scaled_rotation(1.0))
+    return with_gradient_of(q, rotated(_damped(z, q, 0.5), jax.lax.stop_gradient(q)))
+
+
 def _use(indices: Indices, num_codes: int, full: float) -> Float[Array, ""]:
     """Return the perplexity of a batch over the most that it could be, and one from the share ``full`` on."""
     perplexity = index_statistics(indices, num_codes)["perplexity"]
@@ -84,8 +95,7 @@ def _rotation_by_use(z: Vectors, q: Vectors, *, indices: Indices, num_codes: int
 def _rotation_then_half_diveq(z: Vectors, q: Vectors, *, indices: Indices, num_codes: int) -> Vectors:
     """Turn from the inverse tangential rotation to half of DiVeQ while codes come into use."""
     used = _use(indices, num_codes, 0.7)
-    damped = with_gradient_of(jax.lax.stop_gradient(z), _partly_diveq(z, q, used / 2))
-    return with_gradient_of(q, _rotation_of_unused(damped, q, used))
+    return with_gradient_of(q, _rotation_of_unused(_damped(z, q, used / 2), q, used))
 
 
 CANDIDATES: dict[str, Estimator] = {
@@ -95,12 +105,14 @@ CANDIDATES: dict[str, Estimator] = {
     ),
     "dynamic_tangential_rotation": _weighted,
     "half_diveq": functools.partial(_partly_diveq, share=0.5),
+    "tangential_half_diveq": _tangential_half_diveq,
     "rotation_by_use": _rotation_by_use,
     "rotation_then_half_diveq": _rotation_then_half_diveq,
 }
 """By name: half of the angle; the tangential part divided by the ratio of lengths, which is a cosine for codes that are
-means; the weights of the dynamic straight-through estimator; half of the gradient along the quantization error; and the
-second of these, given up while codes come into use, for straight-through and for the fourth."""
+means; the weights of the dynamic straight-through estimator; half of the gradient along the quantization error, alone
+and in front of the tangential rotation; and the second of these, given up while codes come into use, for
+straight-through and for the fourth."""
 
 
 @contextlib.contextmanager

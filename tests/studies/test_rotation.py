@@ -112,12 +112,14 @@ def test_candidates_have_their_jacobians():
         scale = np.maximum(ratio, 0.2)[:, None, None] ** (used - 1)
         return scale * rotation_matrix(u, part) @ tangential + radial
 
+    half = np.eye(8) - np.einsum("ti,tj->tij", d, d) / 2
     jacobians = {
         "half_tangential_rotation": rotation_matrix(u, middle) @ tangential + radial,
         "tangential_rotation_inverse": rotation_matrix(u, v) @ tangential / np.maximum(ratio, 0.2)[:, None, None]
         + radial,
         "dynamic_tangential_rotation": weight * (rotation_matrix(u, v) @ tangential + radial),
-        "half_diveq": np.eye(8) - np.einsum("ti,tj->tij", d, d) / 2,
+        "half_diveq": half,
+        "tangential_half_diveq": (rotation_matrix(u, v) @ tangential + radial) @ half,
         "rotation_by_use": of_unused(0.25),
         "rotation_then_half_diveq": of_unused(0.25 / 0.7)
         @ (np.eye(8) - 0.25 / 0.7 / 2 * np.einsum("ti,tj->tij", d, d)),
