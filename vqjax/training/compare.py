@@ -25,6 +25,7 @@ from vqjax.evaluation.statistics import Statistics, check_features, load_statist
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.paths import local_path
 from vqjax.training.devices import make_mesh, without_mesh
+from vqjax.training.protocols import note_few_images
 
 # Images of sizes that agree in the multiple of this above them share what is compiled for them.
 _PADDING = 64
@@ -81,13 +82,7 @@ def compare_images(
     directory = None if output is None else _created(output)
     measured, partial = _measured(network, sets, batch_size, directory)
     fewest = min(images.pool.count for images in measured.values())
-    if fewest <= network.dim:
-        print(
-            f"note: a covariance of {network.dim} features takes {network.dim + 1} images, and there are {fewest}; "
-            "Fréchet distances of so few are far too large.",
-            file=sys.stderr,
-            flush=True,
-        )
+    note_few_images(network, fewest)
     print("computing distances", file=sys.stderr, flush=True)
     source = "" if statistics is None else f"to_{re.sub(r'\W+', '_', Path(statistics).stem)}"
     result = _numbers(network, measured["--fake"], measured.get("--real", reference), source)

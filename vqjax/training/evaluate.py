@@ -49,7 +49,7 @@ from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import complete, override_all
 from vqjax.training.devices import make_mesh, state_sharding, without_mesh
-from vqjax.training.protocols import Protocols
+from vqjax.training.protocols import Protocols, note_few_images
 
 PARTIAL_FILE = "partial.npz"
 
@@ -242,6 +242,8 @@ def evaluate_workdir(
         if partial.images and is_main_process():
             note = f"an evaluation was interrupted behind {partial.images} images, and goes on from there."
             print(note, file=sys.stderr, flush=True)
+        if measures.network is not None and is_main_process():
+            note_few_images(measures.network, len(dataset))
         result = evaluate_state(
             task,
             state,

@@ -1,6 +1,7 @@
 """Protocols of rFID: what reconstructions are compared with, and by which features."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,22 @@ PROTOCOLS = {
 
 # Papers call the distance from the training images rfid_train, which that of training images is not.
 _REFERENCES = {"eval": "val", "train": "of_train_images", "all": "of_all_images"}
+
+
+def note_few_images(network: FeatureNetwork, count: int) -> None:
+    """Say on standard error that images are too few for a covariance of all features, if they are.
+
+    Args:
+      network: The network.
+      count: Number of images.
+    """
+    if count <= network.dim:
+        print(
+            f"note: a covariance of {network.dim} features takes {network.dim + 1} images, and there are {count}; "
+            "Fréchet distances of so few are far too large.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class Protocols:
