@@ -61,4 +61,4 @@ def test_padding_has_no_weight(name):
 
 def test_images_of_other_than_8_bits_are_refused():
     with pytest.raises(UserError, match="`images` must be uint8, got float32; round pixels to 8 bits"):
-        SCALINGS["tf1"](jnp.zeros((1, 4, 4, 3)), 8)
+        SCALINGS["tf1"](jnp.zeros((1, 4, 4, 3), jnp.float32), 8)
