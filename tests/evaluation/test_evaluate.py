@@ -113,15 +113,20 @@ def test_each_codebook_is_measured_among_its_own_codes():
     batch = {"indices": indices, "valid": np.arange(6) < 5}
     measured = evaluate(lambda batch: {}, [batch], [CodeUsage(sizes)]).metrics
     of_split = [np.bincount(indices[:5, ..., stage].ravel(), minlength=sizes[stage]) for stage in range(2)]
+    bits = 0.0
     for stage, counts in enumerate(of_split):
         share = counts[counts > 0] / counts.sum()
         perplexity = np.exp(-np.sum(share * np.log(share)))
         assert measured[f"perplexity_split_{stage}"] == pytest.approx(perplexity)
+        bits += 6 * np.log2(perplexity)
         assert measured[f"usage_split_{stage}"] == np.mean(counts > 0)
         assert measured[f"dead_codes_split_{stage}"] == np.sum(counts == 0)
     assert measured["dead_codes_split"] == sum(np.sum(counts == 0) for counts in of_split)
     assert measured["usage_split"] == pytest.approx(1 - measured["dead_codes_split"] / 12)
     assert measured["bits_per_image"] == 2 * 3 * (3 + 2)
+    # The rate of coding each codebook by itself, which is not that of their mean perplexity.
+    assert measured["entropy_bits_per_image"] == pytest.approx(bits)
+    assert "log2(perplexity), mean over codebooks" in CodeUsage(sizes).protocol["entropy_bits_per_image"]
     with pytest.raises(UserError, match=r"num_codes=\(8, 2\), got others; pass the codebook_sizes"):
         evaluate(lambda batch: {}, [batch], [CodeUsage((8, 2))])
 

@@ -221,7 +221,7 @@ class CodeUsage(Metric):
             "dead_codes_split": "codes never used in the split",
             "tokens_per_image": "indices per image",
             "bits_per_image": "tokens_per_image * log2(number of codes)",
-            "entropy_bits_per_image": "tokens_per_image * log2(perplexity_split)",
+            "entropy_bits_per_image": "tokens_per_image * log2(perplexity), mean over codebooks, of the split",
         } | {
             name: f"{name.removesuffix(f'_{number}')} of codebook {number} alone, in the order of a latent's indices"
             for number in range(len(self._sizes))
