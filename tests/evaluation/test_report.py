@@ -1,6 +1,7 @@
 """Reports that can be published, and survive an interruption."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def test_intervals_stand_beside_their_numbers(tmp_path):
     assert "| psnr | 23.5 | 23.1 to 23.9 | dB |\n" in (tmp_path / "report.md").read_text()
     assert "| images | 3 |  | images of the split |\n" in (tmp_path / "report.md").read_text()
     assert "<td>23.5</td><td>23.1 to 23.9</td><td>dB</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_names_that_are_not_text_are_written(tmp_path):
+    name = os.fsdecode(b"images\xff")
+    write_report(tmp_path, result(), context={"dataset": name}, pictures={})
+    write_page(tmp_path, result(), context={"dataset": name}, caption=lambda index, label: "")
+    assert json.loads((tmp_path / "metrics.json").read_text())["context"]["dataset"] == name
+    for file in ("report.md", "report.html"):
+        assert r"images\udcff" in (tmp_path / file).read_text()
 
 
 def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):

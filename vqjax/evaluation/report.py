@@ -57,9 +57,9 @@ def write_report(
     for name, picture in pictures.items():
         save_png(directory / f"{name}.png", picture)
     with atomic_file(directory / METRICS_FILE) as file:
-        file.write((strict_json(content, indent=2) + "\n").encode())
+        file.write(_bytes(strict_json(content, indent=2) + "\n"))
     with atomic_file(directory / REPORT_FILE) as file:
-        file.write(_markdown(result, facts, pictures).encode())
+        file.write(_bytes(_markdown(result, facts, pictures)))
     (directory / PAGE_FILE).unlink(missing_ok=True)
 
 
@@ -93,8 +93,7 @@ def write_page(
     title = f"Evaluation of {context['dataset']}" if "dataset" in context else "Evaluation"
     text = page(title, facts, _table(result), images=images, lists=lists, code_counts=counts)
     with atomic_file(local_path(directory, "directory") / PAGE_FILE) as file:
-        # Names of files may hold bytes that are not text.
-        file.write(text.encode(errors="backslashreplace"))
+        file.write(_bytes(text))
 
 
 def _page_images(
@@ -173,6 +172,11 @@ def _format(value: float | int | None) -> str:
     if value is None:
         return "n/a"
     return str(value) if isinstance(value, int) else f"{value:.5g}"
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8, in which JSON stays JSON: names of files may hold bytes that are not text."""
+    return text.encode(errors="backslashreplace")
 
 
 def _versions() -> dict[str, str]:
