@@ -79,6 +79,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(number, tmp_path):
     assert seen == [*range(4 * number + 4, 22, 4), 22]
     for name, rows in whole.collected.items():
         np.testing.assert_array_equal(rest.collected[name], rows)
+    found.remove()
     assert not (tmp_path / "partial.npz").exists()
 
 

@@ -1,5 +1,6 @@
 """A run resumes exactly, divides over devices, and leaves what its users expect."""
 
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import ResidentFeed, fingerprint, load_splits
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens
+from vqjax.evaluation.partial import PartialSums
 from vqjax.reporting import MetricWriter
 from vqjax.runtime.signals import Interrupted
 from vqjax.runtime.workdir import exclusive, usable_workdir
@@ -107,6 +109,25 @@ def test_other_images_can_be_evaluated_beside_those_of_the_run(finished, config,
     shutil.copy(config.data.name, tmp_path / "moved.npz")
     evaluate_workdir(tmp_path / "run", f"--config.data.name={tmp_path}/moved.npz")
     assert "note: " not in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_an_evaluation_that_ends_before_all_is_written_need_not_be_repeated(finished, tmp_path, capsys, monkeypatch):
+    """Bug: the partial sums were gone before the report was there."""
+    shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.setattr("vqjax.training.evaluate.PartialSums", functools.partial(PartialSums, every=0.0))
+
+    def refused(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr("vqjax.training.evaluate.save_tokens", refused)
+        with pytest.raises(OSError, match="No space left"):
+            evaluate_workdir(tmp_path / "run", export_tokens=tmp_path / "tokens.npz")
+    result = evaluate_workdir(tmp_path / "run", export_tokens=tmp_path / "tokens.npz")
+    assert "goes on from there" in capsys.readouterr().err
+    assert len(load_tokens(tmp_path / "tokens.npz").indices) == result.metrics["images"]
+    assert not (tmp_path / "run" / "eval" / "partial.npz").exists()
 
 
 @pytest.mark.full

@@ -59,6 +59,7 @@ def evaluate(
       mesh: Devices that share each batch along the axis ``data``; every process has to give the same batches.
       intervals: Whether to compute 95 % intervals, too, of the means over images.
       partial: Sums of an evaluation that did not end, to which these batches are added; batches then have ``index``.
+        They stay where they are until ``partial.remove()``, as long as the numbers are not written.
 
     Returns:
       The results of the metrics, in the order given, and what the collectors kept.
@@ -108,8 +109,6 @@ def evaluate(
             described = metric.protocol
             protocol |= {name: described[name] for name in computed}
             ends |= metric.intervals(state) if intervals else {}
-    if partial is not None and is_main_process():
-        partial.remove()
     return EvaluationResult(numbers, protocol, collected, ends)
 
 

@@ -105,7 +105,7 @@ class PartialSums:
         return True
 
     def remove(self) -> None:
-        """Delete the file, as the evaluation is complete."""
+        """Delete the file, as what the evaluation found is written."""
         self._path.unlink(missing_ok=True)
 
 

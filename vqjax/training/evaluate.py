@@ -272,6 +272,8 @@ def evaluate_workdir(
                 origins=[origin(dataset, index) for index in rows["index"].tolist()],
             )
             print(f"tokens:  {export_tokens}")
+        if is_main_process():
+            partial.remove()
         return result
 
 
