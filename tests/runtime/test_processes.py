@@ -58,8 +58,8 @@ def start(number: int, config: ConfigDict, *workdirs: Path, others: ConfigDict |
     return joined("-c", PROCESS, flags=flags)
 
 
-def joined(*command: str, flags: Sequence[Sequence[str]]) -> list[subprocess.Popen]:
-    """Processes of a command that join each other, each with flags of its own."""
+def joined(*command: str, flags: Sequence[Sequence[str]], caches: Sequence[Path] = ()) -> list[subprocess.Popen]:
+    """Processes of a command that join each other, each with flags of its own, and with a cache if there are some."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -71,7 +71,7 @@ def joined(*command: str, flags: Sequence[Sequence[str]]) -> list[subprocess.Pop
     return [
         subprocess.Popen(
             [sys.executable, *command, *of_process, *join, f"--process_id={i}"],
-            env=environment,
+            env=environment | ({"XDG_CACHE_HOME": str(caches[i])} if caches else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -220,3 +220,21 @@ def test_processes_evaluate_like_one(finished, tmp_path, number):
     assert together.pop("rkd_resnet_val_deviation") is alone.pop("rkd_resnet_val_deviation") is None
     assert together == pytest.approx(alone, rel=1e-5, abs=1e-9)
     assert together["images"] == len(load_tokens(tokens).indices) == 20
+
+
+@pytest.mark.full
+def test_processes_with_a_cache_each_measure_training_images_together(finished, tmp_path, monkeypatch):
+    """Bug: the main process alone took statistics out of its cache, and the others waited for it."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    options = {"features": str(save_resnet(tmp_path / "network.safetensors")), "protocols": ("rfid_train",)}
+    caches = [tmp_path / f"cache_{number}" for number in range(2)]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches[0]))
+    alone = evaluate_workdir(workdir, **options).metrics["rfd_resnet_train"]
+    flags = [f"--workdir={workdir}", f"--features={options['features']}", "--protocols=rfid_train"]
+    for told in ("measuring the 48 images", ""):
+        ended = end(joined("eval.py", flags=2 * [flags], caches=caches))
+        assert [status for status, _ in ended] == [0, 0], ended
+        assert told in ended[0][1]
+        together = json.loads((workdir / "eval" / "metrics.json").read_text())["metrics"]
+        assert together["rfd_resnet_train"] == pytest.approx(alone, rel=1e-5)
+    assert "measuring" not in ended[0][1]

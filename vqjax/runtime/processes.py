@@ -126,6 +126,19 @@ def assert_same_on_all_processes(name: str, value: object, remedy: str) -> None:
         raise UserError(f"process {others[0]} has a different {name} from process 0. {remedy}")
 
 
+def true_in_all_processes(value: bool) -> bool:
+    """Wait for all processes, and return whether a value is true in each of them.
+
+    Args:
+      value: Value of this process.
+
+    Example:
+      >>> true_in_all_processes(True)
+      True
+    """
+    return bool(np.all(multihost_utils.process_allgather(np.bool_(value)))) if is_distributed() else value
+
+
 @contextmanager
 def main_process_first(name: str) -> Iterator[None]:
     """Hold all other processes at the beginning of a block until the main process has left it.

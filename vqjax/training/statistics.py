@@ -1,5 +1,6 @@
 """Reference statistics of a data set, for the Fréchet distance of anything from it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import sys
@@ -19,7 +20,7 @@ from vqjax.evaluation.statistics import Statistics, load_statistics, save_statis
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.cache import user_cache
 from vqjax.runtime.paths import local_path
-from vqjax.runtime.processes import is_main_process
+from vqjax.runtime.processes import is_main_process, true_in_all_processes
 from vqjax.training.config import base_config, override_all
 
 # Of a folder in which a few images change, a run may go on, but its statistics are others.
@@ -131,14 +132,16 @@ def cached_statistics(
     directory = user_cache("statistics")
     file = directory and directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
     described = f"the {len(dataset):,} images of {dataset.name}"
+    found = None
     if file and file.exists():
-        try:
-            return dataclasses.replace(load_statistics(file), described=described)
-        except UserError:
-            pass  # Cut: it is measured again.
+        with contextlib.suppress(UserError):  # Cut: it is measured again.
+            found = dataclasses.replace(load_statistics(file), described=described)
+    # Caches of several machines may differ, and all processes have to measure together.
+    if true_in_all_processes(found is not None):
+        return found
     if is_main_process():
         print(f"measuring {described}, once:", file=sys.stderr, flush=True)
     measured = measured_statistics(dataset, network, data, split=split, batch_size=batch_size, mesh=mesh)
-    if file and is_main_process():
+    if file:
         save_statistics(file, measured)
     return measured
