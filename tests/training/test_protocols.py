@@ -57,6 +57,15 @@ def test_statistics_of_other_features_are_refused(network, finished, tmp_path):
         evaluate_workdir(finished, features=network, statistics=str(tmp_path / "published.npz"))
 
 
+def test_one_image_has_no_statistics(network, images_file, tmp_path):
+    """Bug: a file without numbers was written."""
+    np.savez(tmp_path / "one.npz", **{name: images[:1] for name, images in np.load(images_file).items()})
+    data = ["source=arrays", f"name={tmp_path}/one.npz", "image_size=16"]
+    with pytest.raises(UserError, match=r"at least 2 images, which a covariance takes, got 1 of one\.npz"):
+        write_statistics(*(f"--config.data.{field}" for field in data), features=network, output=tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

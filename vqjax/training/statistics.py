@@ -60,6 +60,8 @@ def write_statistics(
     data = override_all(base_config(), overrides).data
     splits = load_splits(data)
     dataset = Joined(splits) if split == "all" else getattr(splits, split)
+    if len(dataset) < 2:
+        raise UserError(f"--split must have at least 2 images, which a covariance takes, got 1 of {dataset.name}.")
     network = FeatureNetwork.from_file(features, scaling)
     statistics = measured_statistics(dataset, network, data, split=split, batch_size=batch_size)
     save_statistics(output, statistics)
@@ -142,6 +144,6 @@ def cached_statistics(
     if is_main_process():
         print(f"measuring {described}, once:", file=sys.stderr, flush=True)
     measured = measured_statistics(dataset, network, data, split=split, batch_size=batch_size, mesh=mesh)
-    if file:
+    if file and len(dataset) > 1:
         save_statistics(file, measured)
     return measured
