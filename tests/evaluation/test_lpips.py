@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vqjax import UserError
 from vqjax.evaluation import evaluate
 from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.models.features import VGG16, AlexNet
@@ -30,6 +31,13 @@ def test_it_is_the_mean_distance_of_clipped_reconstructions(network, name):
     expected = module.apply(variables, image, jnp.clip(image + 0.5, -1, 1))[:2].mean()
     assert result.metrics[name] == pytest.approx(float(expected), rel=1e-4)
     assert set(result.metrics) == set(result.protocol) == set(result.intervals) == {name}
+
+
+def test_two_over_one_network_are_refused():
+    """Bug: the second took the name of the first."""
+    metrics = [PerceptualDistance(LPIPS(AlexNet()), {}, weights) for weights in ("these", "those")]
+    with pytest.raises(UserError, match="got lpips_alex of 2; leave one out"):
+        evaluate(brighter, [{"image": IMAGES, "valid": np.ones(3, bool)}], metrics)
 
 
 def test_images_that_are_too_small_have_none():

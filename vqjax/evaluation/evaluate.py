@@ -1,5 +1,6 @@
 """Evaluation: one pass over a split, whose outputs all metrics consume."""
 
+import collections
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -65,7 +66,7 @@ def evaluate(
       The results of the metrics, in the order given, and what the collectors kept.
 
     Raises:
-      UserError: The split is empty, or a metric cannot be computed.
+      UserError: The split is empty, two metrics have numbers of one name, or a metric cannot be computed.
 
     Example:
       >>> from vqjax.evaluation import MSE, CodeUsage
@@ -80,6 +81,9 @@ def evaluate(
     if not isinstance(evaluate_batch, jax.tree_util.Partial):
         evaluate_batch = jax.tree_util.Partial(evaluate_batch)
     metrics = tuple(metrics)
+    names = collections.Counter(name for metric in metrics for name in metric.protocol)
+    if names and (most := names.most_common(1)[0])[1] > 1:
+        raise UserError(f"metrics must name each number differently, got {most[0]} of {most[1]}; leave one out.")
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     states = [metric.init() for metric in metrics]
     images = 0
