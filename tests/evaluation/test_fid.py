@@ -189,6 +189,10 @@ def test_images_that_wrap_around_have_their_own_distance():
     assert measured.metrics["rfid_rotation_trick"] > 1
     assert set(measured.metrics) == set(measured.protocol)
     assert "ris_rotation_trick" in measured.metrics
+    # Those of training images are not what the paper prints.
+    other = ReconstructionFID(COLORS, "of_train_images", wrapped=True).protocol
+    assert {"rfid_rotation_trick_of_train_images", "ris_rotation_trick_of_train_images"} < other.keys()
+    assert "rfid_rotation_trick" not in other
 
 
 def test_a_sample_is_the_same_for_all_batch_sizes():

@@ -172,7 +172,7 @@ class Measures(NamedTuple):
         if measure in ("fid", "sfid", "kid", "is"):
             kind = f"{self.prefix}{kind}"
         # The Inception score compares the images with none.
-        last = self.reference if measure != "is" or self.reference == WRAPPED else ""
+        last = self.reference if measure != "is" or self.reference.startswith(WRAPPED) else ""
         return "_".join(filter(None, [kind, *variants, last]))
 
     def protocol(self, measure: str) -> str:
@@ -300,14 +300,18 @@ class ReconstructionFID(Metric):
     @property
     def _as_wrapped(self) -> Measures:
         cast = "reconstructions, neither clipped nor rounded to 8 bits, as in the code of the rotation trick,"
-        return Measures(self.network, "r", WRAPPED, cast, "their originals")
+        return Measures(self.network, "r", self._of_split(WRAPPED), cast, "their originals")
 
     @property
     def _of_others(self) -> list[tuple[Measures, Statistics]]:
         return [
-            (Measures(self.network, "r", name, "reconstructions", statistics.described), statistics)
+            (Measures(self.network, "r", self._of_split(name), "reconstructions", statistics.described), statistics)
             for name, statistics in self.others
         ]
+
+    def _of_split(self, name: str) -> str:
+        """The last part of a name, without that of held-out images, which papers measure."""
+        return name if self.reference == "val" else f"{name}_{self.reference}"
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
         sets = [outputs["image"], to_uint8(outputs["reconstruction"])]
