@@ -32,19 +32,21 @@ def torchvision(tmp_path_factory):
 
 def test_a_file_is_recognized_by_its_entries(resnet, torchvision):
     small, large = FeatureNetwork.from_file(resnet), FeatureNetwork.from_file(torchvision, "clean-fid")
-    assert (small.name, small.size, small.dim) == ("resnet", None, 16)
-    assert (large.name, large.size, large.dim) == ("alexnet", 224, 256)
+    checksums = [file_checksum(file)[:8] for file in (resnet, torchvision)]
+    assert (small.name, small.size, small.dim) == (f"resnet_{checksums[0]}", None, 16)
+    assert (large.name, large.size, large.dim) == (f"alexnet_{checksums[1]}", 224, 256)
     assert file_checksum(torchvision)[:8] in large.how
-    assert Measures(small, "r", "val").name("fid") == "rfd_resnet_val"
-    assert Measures(large, "r", "val").name("kid") == "rkd_alexnet_clean_val"
-    assert Measures(large).name("recall") == "recall_alexnet_clean"
+    assert Measures(small, "r", "val").name("fid") == f"rfd_resnet_{checksums[0]}_val"
+    assert Measures(large, "r", "val").name("kid") == f"rkd_alexnet_{checksums[1]}_clean_val"
+    assert Measures(large).name("recall") == f"recall_alexnet_{checksums[1]}_clean"
 
 
 def test_dinov2_is_scaled_as_published_for_it(tmp_path):
-    save_file(dinov2(registers=4), tmp_path / "dinov2_vits14_reg4_pretrain.safetensors")
-    network = FeatureNetwork.from_file(tmp_path / "dinov2_vits14_reg4_pretrain.safetensors")
-    assert (network.name, network.size, network.dim, network.scaling) == ("dinov2_dim_64_reg", 224, 64, "dgm-eval")
-    assert Measures(network).name("fid") == "fd_dinov2_dim_64_reg"
+    file = tmp_path / "dinov2_vits14_reg4_pretrain.safetensors"
+    save_file(dinov2(registers=4), file)
+    network = FeatureNetwork.from_file(file)
+    assert (network.size, network.dim, network.scaling) == (224, 64, "dgm-eval")
+    assert Measures(network).name("fid") == f"fd_dinov2_dim_64_reg_{file_checksum(file)[:8]}"
     assert {f"dinov2_{size}{kind}" for size in ("vits14", "vitb14", "vitl14") for kind in ("", "_reg")} < KNOWN.keys()
 
 
@@ -82,7 +84,8 @@ def test_a_published_file_is_found_by_its_name_and_known_by_its_checksum(torchvi
     file = f"alexnet-{checksum}.safetensors"
     monkeypatch.setitem(KNOWN, "alexnet", KNOWN["alexnet"]._replace(files=("missing.pth", file)))
     stored.rename(stored.with_name(file))
-    assert FeatureNetwork.from_file("alexnet").weights == f"SHA-256 {checksum}"
+    found = FeatureNetwork.from_file("alexnet")
+    assert (found.name, found.weights) == ("alexnet", f"SHA-256 {checksum}")
 
 
 def test_what_is_no_network_is_refused_in_one_line(resnet, tmp_path):
@@ -93,3 +96,9 @@ def test_what_is_no_network_is_refused_in_one_line(resnet, tmp_path):
     save_file({"encoder.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"must hold the weights of .*got entries \['encoder.weight'\]"):
         FeatureNetwork.from_file(tmp_path / "other.safetensors")
+
+
+def test_gray_images_are_seen_as_tools_read_them(resnet):
+    network = FeatureNetwork.from_file(resnet)
+    gray = jnp.asarray(IMAGES[:3, ..., :1])
+    np.testing.assert_array_equal(network(gray).pool, network(jnp.tile(gray, 3)).pool)

@@ -80,21 +80,43 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(number, tmp_path):
     for name, rows in whole.collected.items():
         np.testing.assert_array_equal(rest.collected[name], rows)
     found.remove()
-    assert not (tmp_path / "partial.npz").exists()
+    assert not any(tmp_path.iterdir())
 
 
 def test_sums_of_another_evaluation_or_of_a_cut_file_are_not_used(tmp_path):
     path = tmp_path / "partial.npz"
     killed_after(2, path)
-    assert PartialSums(path, "another").images == 0
-    content = path.read_bytes()
+    evaluate(darker, batches(), METRICS, partial=PartialSums(path, "another", every=0.0))
+    PartialSums(path, "another").remove()
+    found = PartialSums(path, "this")
+    assert found.images == 8
+    content = found.path.read_bytes()
     for length in (0, 10, len(content) // 2, len(content) - 5):
-        path.write_bytes(content[:length])
+        found.path.write_bytes(content[:length])
         assert PartialSums(path, "this").next_index == 0
-    np.savez(path, content=np.array([None]))
+    np.savez(found.path, content=np.array([None]))
     assert PartialSums(path, "this").next_index == 0
     result = evaluate(darker, batches(), METRICS, partial=PartialSums(path, "this"))
     assert result.metrics == evaluate(darker, batches(), METRICS).metrics
+
+
+def test_what_was_being_stored_at_a_kill_is_removed(tmp_path):
+    file = PartialSums(tmp_path / "partial.npz", "this").path
+    (unfinished := file.with_name(f".{file.name}.7.0123abcd.partial")).touch()
+    (other := file.with_name(f".{file.name[:-5]}x.npz.7.0123abcd.partial")).touch()
+    PartialSums(tmp_path / "partial.npz", "this")
+    assert not unfinished.exists()
+    assert other.exists()
+
+
+def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path, monkeypatch, capsys):
+    def refuse(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vqjax.evaluation.partial.atomic_file", refuse)
+    partial = PartialSums(tmp_path / "partial.npz", "this", every=0.0)
+    assert evaluate(darker, batches(), METRICS, partial=partial).metrics["images"] == 22
+    assert capsys.readouterr().err.count("partial sums cannot be stored ([Errno 28] No space left on device)") == 1
 
 
 def test_sums_are_stored_once_a_minute(tmp_path, monkeypatch):
@@ -128,7 +150,6 @@ class Odd(Metric):
 
 
 def test_a_metric_of_ones_own_may_have_any_state(tmp_path):
-    path = tmp_path / "partial.npz"
-    result = evaluate(darker, batches(), [CodeUsage(8), Odd()], partial=PartialSums(path, "this", every=0.0))
-    assert result.metrics["odd"] == 24
-    assert not path.exists()
+    partial = PartialSums(tmp_path / "partial.npz", "this", every=0.0)
+    assert evaluate(darker, batches(), [CodeUsage(8), Odd()], partial=partial).metrics["odd"] == 24
+    assert not any(tmp_path.iterdir())

@@ -23,6 +23,7 @@ from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE
 from vqjax.data import to_model_range
 from vqjax.evaluation import load_tokens
+from vqjax.evaluation.features import FeatureNetwork
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 
@@ -212,12 +213,12 @@ def test_processes_evaluate_like_one(finished, tmp_path, number):
     workdir = shutil.copytree(finished, tmp_path / "run")
     network = save_resnet(tmp_path / "network.safetensors")
     alone = evaluate_workdir(workdir, features=str(network), protocols=("rfid_val", "rfid_train")).metrics
-    tokens = tmp_path / "tokens.npz"
+    tokens, name = tmp_path / "tokens.npz", FeatureNetwork.from_file(network).name
     flags = [f"--workdir={workdir}", f"--features={network}", "--protocols=rfid_val,rfid_train"]
     processes = joined("eval.py", flags=number * [[*flags, f"--export_tokens={tokens}"]])
     assert [status for status, _ in end(processes)] == number * [0]
     together = json.loads((workdir / "eval" / "metrics.json").read_text())["metrics"]
-    assert together.pop("rkd_resnet_val_deviation") is alone.pop("rkd_resnet_val_deviation") is None
+    assert together.pop(f"rkd_{name}_val_deviation") is alone.pop(f"rkd_{name}_val_deviation") is None
     assert together == pytest.approx(alone, rel=1e-5, abs=1e-9)
     assert together["images"] == len(load_tokens(tokens).indices) == 20
 
@@ -229,12 +230,13 @@ def test_processes_with_a_cache_each_measure_training_images_together(finished, 
     options = {"features": str(save_resnet(tmp_path / "network.safetensors")), "protocols": ("rfid_train",)}
     caches = [tmp_path / f"cache_{number}" for number in range(2)]
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches[0]))
-    alone = evaluate_workdir(workdir, **options).metrics["rfd_resnet_train"]
+    name = f"rfd_{FeatureNetwork.from_file(options['features']).name}_train"
+    alone = evaluate_workdir(workdir, **options).metrics[name]
     flags = [f"--workdir={workdir}", f"--features={options['features']}", "--protocols=rfid_train"]
     for told in ("measuring the 48 images", ""):
         ended = end(joined("eval.py", flags=2 * [flags], caches=caches))
         assert [status for status, _ in ended] == [0, 0], ended
         assert told in ended[0][1]
         together = json.loads((workdir / "eval" / "metrics.json").read_text())["metrics"]
-        assert together["rfd_resnet_train"] == pytest.approx(alone, rel=1e-5)
+        assert together[name] == pytest.approx(alone, rel=1e-5)
     assert "measuring" not in ended[0][1]

@@ -198,6 +198,7 @@ def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
         ),
         (["eval"], "--workdir is missing; it must be a string."),
         (["eval", "--real=photographs"], "--fake is missing; it must be a string."),
+        (["eval", "--workdir=x", "--real=y"], "--workdir and --real do not go together; see vqjax eval --help."),
     ],
 )
 def test_a_command_that_is_not_there_is_refused(arguments, message):

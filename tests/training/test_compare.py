@@ -24,7 +24,9 @@ from vqjax.training.devices import make_mesh
 RNG = np.random.default_rng(0)
 SIZES = ((40, 56), (64, 64), (130, 70))
 
-NAME = "fd_dinov2_dim_64"
+
+def named(features, measure="fd"):
+    return f"{measure}_{FeatureNetwork.from_file(features).name}"
 
 
 def write_images(directory, images):
@@ -70,26 +72,26 @@ def test_the_distance_is_that_of_all_images_one_by_one(sets, features, moments, 
     """In batches that do not divide their numbers."""
     output = tmp_path / "report"
     result = compare_images(real=str(sets[0]), fake=str(sets[2]), features=features, batch_size=5, output=str(output))
-    np.testing.assert_allclose(result.metrics[NAME], frechet_distance(*moments), rtol=1e-4)
+    np.testing.assert_allclose(result.metrics[named(features)], frechet_distance(*moments), rtol=1e-4)
     assert (result.metrics["images"], result.metrics["real_images"]) == (9, 12)
     assert set(result.metrics) == set(result.protocol)
     assert {"kd", "precision", "recall", "density", "coverage"} <= {name.split("_")[0] for name in result.metrics}
     stored = json.loads((output / "metrics.json").read_text())
     assert stored["metrics"] == result.metrics
     assert {file.name for file in output.iterdir()} == {"metrics.json", "report.md"}
-    assert NAME in (output / "report.md").read_text()
+    assert named(features) in (output / "report.md").read_text()
     captured = capsys.readouterr()
     assert "9 images of " in captured.err
     assert "note: a covariance of 64 features takes 65 images" in captured.err
-    assert NAME in captured.out
+    assert named(features) in captured.out
 
 
 @pytest.mark.full
 def test_files_and_samples_are_the_same_and_a_set_is_at_no_distance_from_itself(sets, features):
     _, fake, samples = sets
     numbers = compare_images(real=str(fake), fake=str(samples), features=features, batch_size=5).metrics
-    assert numbers[NAME] < 1e-6
-    assert (numbers["precision_dinov2_dim_64"], numbers["coverage_dinov2_dim_64"]) == (1, 1)
+    assert numbers[named(features)] < 1e-6
+    assert (numbers[named(features, "precision")], numbers[named(features, "coverage")]) == (1, 1)
 
 
 class Counted:
@@ -120,12 +122,13 @@ def test_a_set_that_was_interrupted_goes_on_behind_the_last_batch(sets, features
 
     with pytest.raises(KeyboardInterrupt):
         measured(Counted(whole_images(sets[0]), 11))
+    path = PartialSums(tmp_path / "partial.npz", "fake").path
     for key, read in (("another", 12), ("fake", 4)):
         rest = Counted(whole_images(sets[0]))
-        file = (tmp_path / "partial.npz").read_bytes()
+        file = path.read_bytes()
         whole = measured(rest, key)
         assert rest.seen == read
-        (tmp_path / "partial.npz").write_bytes(file)
+        path.write_bytes(file)
         expected = measure_images(network, whole_images(sets[0]), **options)
         np.testing.assert_allclose(whole.pool.mean, expected.pool.mean, atol=1e-5)
         np.testing.assert_allclose(whole.pool.scatter, expected.pool.scatter, atol=1e-4)
@@ -143,13 +146,13 @@ def test_what_a_single_image_does_not_allow_for_is_left_out(sets, features, tmp_
 
 @pytest.mark.full
 def test_statistics_take_the_place_of_real_images(sets, features, moments, tmp_path):
-    how = FeatureNetwork.from_file(features).how
-    save_statistics(tmp_path / "faces.npz", Statistics(moments[0], context={"features": how}))
+    identity = FeatureNetwork.from_file(features).identity
+    save_statistics(tmp_path / "faces.npz", Statistics(moments[0], context={"features_identity": identity}))
     given = {"statistics": str(tmp_path / "faces.npz"), "fake": str(sets[1]), "features": features}
     numbers = compare_images(**given, batch_size=5).metrics
-    np.testing.assert_allclose(numbers.pop(f"{NAME}_to_faces"), frechet_distance(*moments), rtol=1e-4)
+    np.testing.assert_allclose(numbers.pop(f"{named(features)}_to_faces"), frechet_distance(*moments), rtol=1e-4)
     assert numbers == {"images": 9}
-    with pytest.raises(UserError, match=r"must be of the same features, got .*dgm-eval there and .*TensorFlow 1.*here"):
+    with pytest.raises(UserError, match=r"must be of the same features, got .*dgm-eval.* there and .*tf1.* here"):
         compare_images(**given, scaling="tf1")
 
 
@@ -175,7 +178,7 @@ def test_the_command_compares_or_says_what_is_missing(sets, features, tmp_path):
     given = [f"--fake={sets[2]}", f"--features={features}"]
     status, out, err = call("eval.py", f"--real={sets[0]}", *given, f"--output={tmp_path}/report")
     assert status == 0, err
-    assert NAME in out
+    assert named(features) in out
     assert (tmp_path / "report" / "report.md").is_file()
     status, out, err = call("vqjax", "eval", *given)
     assert (status, out) == (2, "")

@@ -6,6 +6,7 @@ import pytest
 from helpers.networks import save_resnet
 from helpers.runs import tiny_config
 from vqjax import UserError
+from vqjax.evaluation.features import FeatureNetwork
 from vqjax.evaluation.statistics import load_statistics
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.protocols import Protocols
@@ -32,13 +33,13 @@ def test_training_images_are_measured_once_and_have_their_name(network, finished
     shown = capsys.readouterr().err
     assert "measuring the 48 images of" in shown
     assert "far too large" not in shown
-    numbers = first.metrics
-    assert numbers["rfd_resnet_train"] == pytest.approx(numbers["rfd_resnet_to_training"], rel=1e-5)
-    assert numbers["rfd_resnet_train"] != pytest.approx(numbers["rfd_resnet_val"], rel=1e-3)
-    assert numbers["rfd_resnet_rotation_trick"] > 0
-    assert "the 48 images of" in first.protocol["rfd_resnet_train"]
+    numbers, name = first.metrics, f"rfd_{FeatureNetwork.from_file(network).name}"
+    assert numbers[f"{name}_train"] == pytest.approx(numbers[f"{name}_to_training"], rel=1e-5)
+    assert numbers[f"{name}_train"] != pytest.approx(numbers[f"{name}_val"], rel=1e-3)
+    assert numbers[f"{name}_rotation_trick"] > 0
+    assert "the 48 images of" in first.protocol[f"{name}_train"]
     assert "ris" not in numbers
-    assert evaluate_workdir(finished, **options).metrics["rfd_resnet_train"] == numbers["rfd_resnet_train"]
+    assert evaluate_workdir(finished, **options).metrics[f"{name}_train"] == numbers[f"{name}_train"]
     assert "measuring" not in capsys.readouterr().err
 
 
@@ -49,7 +50,7 @@ def test_statistics_of_other_features_are_refused(network, finished, tmp_path):
     write_statistics(features=network, output=tmp_path / "photos.npz", split="eval")
     context = load_statistics(tmp_path / "photos.npz").context
     assert context["images"] > 0
-    assert "resnet of SHA-256" in context["features"]
+    assert "of SHA-256" in context["features"]
     with pytest.raises(UserError, match=r"photos.npz .* must be of the same features, got .* measure it again"):
         evaluate_workdir(finished, features=network, scaling="tf1", statistics=str(tmp_path / "photos.npz"))
     np.savez(tmp_path / "published.npz", mu=np.zeros(5), sigma=np.eye(5))

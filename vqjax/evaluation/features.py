@@ -10,7 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
 from vqjax.errors import UserError, did_you_mean
 from vqjax.evaluation.scaling import SCALINGS
@@ -41,6 +41,9 @@ class Features(NamedTuple):
     spatial: Float[Array, "batch places"] | None = None
 
 
+_CHECKSUM = re.compile(r"-([0-9a-f]{8})\.\w+$")
+
+
 class Known(NamedTuple):
     """A published file of weights.
 
@@ -52,8 +55,12 @@ class Known(NamedTuple):
     files: tuple[str, ...]
     publisher: str
 
+    def may_be(self, checksum: str) -> bool:
+        """Return whether a file of this SHA-256 may be it, as far as the names tell."""
+        known = [match[1] for file in self.files if (match := _CHECKSUM.search(file))]
+        return not known or checksum.startswith(tuple(known))
 
-_CHECKSUM = re.compile("[0-9a-f]{8}")
+
 _DINOV2_SIZES = {384: "vits14", 768: "vitb14", 1024: "vitl14"}
 
 KNOWN = {
@@ -78,7 +85,8 @@ class FeatureNetwork(flax.struct.PyTreeNode):
       module: A module that maps images to :class:`vqjax.models.inception.InceptionFeatures`, to one vector per image,
         or to feature maps, of which the mean over the places of the last one is taken.
       variables: Its variables.
-      name: Name of the network; that of an ``"inception"`` is left out of the names of numbers.
+      name: Name of the network, with a checksum if its weights are not the published ones; ``"inception"`` is left out
+        of the names of numbers.
       weights: What identifies the variables, for protocols.
       scaling: How images are scaled and normalized, a key of :data:`vqjax.evaluation.scaling.SCALINGS`.
       size: Height and width that they are scaled to, in pixels; None for their own.
@@ -127,6 +135,9 @@ class FeatureNetwork(flax.struct.PyTreeNode):
                 f"{path} must hold the weights of a feature network ({', '.join(KNOWN)}, or one of studies/features), "
                 f"got entries {sorted(arrays)[:3]}; name another file."
             )
+        # With other weights than the published ones, it has other features.
+        if name not in KNOWN or not KNOWN[name].may_be(checksum):
+            name = f"{name}_{checksum[:8]}"
         return cls(module, variables, name, f"SHA-256 {checksum[:8]}", scaling or usual, size, usual)
 
     @property
@@ -137,13 +148,19 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         return f"{self.name} of {self.weights}; images of 8 bits, {how}"
 
     @property
+    def identity(self) -> str:
+        """What features depend on, for comparison: unlike :attr:`how`, no text that may be worded anew."""
+        return f"{self.name}, {self.weights}, {self.scaling}, {self.size}"
+
+    @property
     def dim(self) -> int:
         """Number of features of an image."""
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
         return jax.eval_shape(self, images).pool.shape[1]
 
-    def __call__(self, images: UInt8[Array, "batch height width 3"]) -> Features:
-        """Return the features of images of 8 bits."""
+    def __call__(self, images: UInt8[Array, "batch height width channels"]) -> Features:
+        """Return the features of images of 8 bits, in color or gray."""
+        images = in_color(images)
         num_images = len(images)
         parts = -(-num_images // _AT_ONCE)
         if parts <= 1:
@@ -168,6 +185,19 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         return Features(output)
 
 
+def in_color(images: Shaped[Array, "batch height width channels"]) -> Shaped[Array, "batch height width _"]:
+    """Return gray images with their channel three times, as tools read gray files, and others as they are.
+
+    Args:
+      images: Images.
+
+    Example:
+      >>> in_color(jnp.zeros((2, 8, 8, 1))).shape, in_color(jnp.zeros((2, 8, 8, 3))).shape
+      ((2, 8, 8, 3), (2, 8, 8, 3))
+    """
+    return jnp.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
 def _found(name_or_file: str | os.PathLike[str]) -> Path:
     """The file, or where the tools of PyTorch have stored the network of this name."""
     path = local_path(name_or_file, "features")
@@ -189,13 +219,13 @@ def _found(name_or_file: str | os.PathLike[str]) -> Path:
 
 def _check_content(path: Path, checksum: str) -> None:
     """Refuse a published file, whose name ends with the first digits of its checksum, with another content."""
-    published = {file for known in KNOWN.values() for file in known.files}
-    expected = path.stem.rpartition("-")[2]
-    if path.name in published and _CHECKSUM.fullmatch(expected) and not checksum.startswith(expected):
-        raise UserError(
-            f"{path} must have a SHA-256 that begins with {expected}, got {checksum[:8]}: it is cut or changed; get it "
-            "again."
-        )
+    for known in KNOWN.values():
+        if path.name in known.files and not known.may_be(checksum):
+            expected = _CHECKSUM.search(path.name)[1]
+            raise UserError(
+                f"{path} must have a SHA-256 that begins with {expected}, got {checksum[:8]}: it is cut or changed; "
+                "get it again."
+            )
 
 
 _Loaded = tuple[str, nn.Module, PyTree[Any], int | None, str]

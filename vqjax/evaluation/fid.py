@@ -171,8 +171,8 @@ class Measures(NamedTuple):
             variants.append(self.network.scaling.removesuffix("-fid").replace("-", "_"))
         if measure in ("fid", "sfid", "kid", "is"):
             kind = f"{self.prefix}{kind}"
-        # The Inception score compares the images with none.
-        last = self.reference if measure != "is" or self.reference.startswith(WRAPPED) else ""
+        # The Inception score compares the images with none, and those of the other numbers are held out.
+        last = "" if measure == "is" and self.reference == "val" else self.reference
         return "_".join(filter(None, [kind, *variants, last]))
 
     def protocol(self, measure: str) -> str:

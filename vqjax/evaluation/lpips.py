@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from vqjax.data import to_model_range
+from vqjax.evaluation.features import in_color
 from vqjax.evaluation.metric import ImageMean, Numbers, Outputs
 from vqjax.importing.lpips import load_lpips
 from vqjax.models.features import VGG16
@@ -63,7 +64,8 @@ class PerceptualDistance(ImageMean):
         if min(images.shape[1:3]) < (16 if isinstance(self.module.network, VGG16) else 31):
             return {}
         clipped = jnp.clip(outputs["reconstruction"].astype(jnp.float32), -1, 1)
-        return {self._name: self.module.apply(self.variables, to_model_range(images), clipped)}
+        pair = in_color(to_model_range(images)), in_color(clipped)
+        return {self._name: self.module.apply(self.variables, *pair)}
 
     def numbers(self, means: dict[str, float]) -> Numbers:
         return {self._name: None} | means

@@ -1,7 +1,9 @@
 """Partial sums of an evaluation in a file, from which it goes on after it was killed."""
 
+import hashlib
 import json
 import os
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ class PartialSums:
     """The states of an evaluation's metrics, which are stored once a minute.
 
     Attributes:
+      path: The file.
       images: Number of images in the states that were found.
       next_index: Index of the first example that is not in them; 0 if there are none.
 
@@ -38,11 +41,16 @@ class PartialSums:
         """Look for what an evaluation has left.
 
         Args:
-          path: The file.
+          path: The file, to whose name a checksum of the key is added: each evaluation has its own.
           key: What is evaluated, and how; sums of another evaluation are not used.
           every: Least number of seconds between two saves.
         """
-        self._path, self._key, self._every = local_path(path), key, every
+        path = local_path(path)
+        checksum = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8]
+        self.path, self._key, self._every = path.with_stem(f"{path.stem}-{checksum}"), key, every
+        # What was being stored when it was killed.
+        for unfinished in self.path.parent.glob(f".{self.path.name}.*"):
+            unfinished.unlink(missing_ok=True)
         self._saved = time.monotonic()
         self._content = self._read()
         self.images = int(self._content["images"]) if self._content else 0
@@ -51,7 +59,7 @@ class PartialSums:
     def _read(self) -> dict[str, Any] | None:
         try:
             # NumPy does not close what it cannot read.
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 content = json.loads(str(arrays["content"]))
                 if content["key"] != self._key:
                     return None
@@ -98,15 +106,21 @@ class PartialSums:
             "num_arrays": len(arrays),
             "states": stored,
         }
-        with atomic_file(self._path) as file:
-            named = {f"array_{place}": array for place, array in enumerate(arrays)}
-            np.savez(file, content=np.array(json.dumps(content)), **named)
+        named = {f"array_{place}": array for place, array in enumerate(arrays)}
+        try:
+            with atomic_file(self.path) as file:
+                np.savez(file, content=np.array(json.dumps(content)), **named)
+        except OSError as error:
+            note = f"note: partial sums cannot be stored ({error}); if it is killed, this evaluation begins anew."
+            print(note, file=sys.stderr, flush=True)
+            self._saved = float("inf")
+            return False
         self._saved = time.monotonic()
         return True
 
     def remove(self) -> None:
         """Delete the file, as what the evaluation found is written."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def _encoded(state: Any, arrays: list[np.ndarray]) -> Any:

@@ -101,12 +101,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays if name in _NAMES}
 
 
-def check_features(statistics: Statistics, how: str, size: int) -> None:
+def check_features(statistics: Statistics, identity: str, size: int) -> None:
     """Refuse statistics of other features than those that they are to be compared with.
 
     Args:
       statistics: The statistics.
-      how: Network, weights and scaling, as in the context of files of :func:`save_statistics`.
+      identity: Network, weights and scaling, as ``features_identity`` in the context of :func:`save_statistics`.
       size: Number of features.
 
     Raises:
@@ -115,10 +115,10 @@ def check_features(statistics: Statistics, how: str, size: int) -> None:
     Example:
       >>> check_features(Statistics(Moments(3, np.zeros(2), np.eye(2))), "a network", 2)
     """
-    if (measured := statistics.context.get("features", how)) != how:
+    if (measured := statistics.context.get("features_identity", identity)) != identity:
         raise UserError(
-            f"{statistics.described} must be of the same features, got {measured} there and {how} here; measure it "
-            "again with vqjax stats and the same --features and --scaling."
+            f"{statistics.described} must be of the same features, got {measured} there and {identity} here; measure "
+            "it again with vqjax stats and the same --features and --scaling."
         )
     if len(statistics.pool.mean) != size:
         raise UserError(

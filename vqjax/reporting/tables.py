@@ -58,5 +58,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left
       | rotation | 23.0 |
     """
     edges = [":---" if column in left else "---:" for column in range(len(header))]
-    lines = [header, edges, *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    # Names of files may hold anything.
+    lines = [[" ".join(cell.split("\n")).replace("|", r"\|") for cell in line] for line in (header, edges, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -189,7 +189,9 @@ def _command(name: str = "--help", *flags: str) -> None:
         if given & {"help", "-h"}:
             print(_parser(command.imported(), program, command.example).format_help())
             command = command.other
-        elif given & (others.keys() - fields.keys()):
+        elif of_other := sorted(given & (others.keys() - fields.keys())):
+            if of_this := sorted(given & (fields.keys() - others.keys())):
+                raise UserError(f"--{of_this[0]} and --{of_other[0]} do not go together; see {program} --help.")
             command = command.other
     _call(command.imported(), program, command.example, flags)
 

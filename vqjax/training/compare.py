@@ -76,7 +76,7 @@ def compare_images(
         sets["--real"] = whole_images(real, "--real")
     reference = None if statistics is None else load_statistics(statistics)
     if reference is not None:
-        check_features(reference, network.how, network.dim)
+        check_features(reference, network.identity, network.dim)
     for flag, images in sets.items():
         print(f"{flag}: {len(images)} images of {images.name}", file=sys.stderr, flush=True)
     directory = None if output is None else _created(output)
@@ -123,7 +123,7 @@ def _measured(
         # Images of several sizes are not measured in their order.
         if directory is not None and network.size is not None:
             file = directory / f"partial_{flag.removeprefix('--')}.npz"
-            partial = PartialSums(file, f"{images.fingerprint}; {network.how}")
+            partial = PartialSums(file, f"{images.fingerprint}; {network.identity}")
             stored.append(partial)
             if partial.images:
                 print(f"{flag}: {partial.images} of them have been measured before", file=sys.stderr, flush=True)

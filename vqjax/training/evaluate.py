@@ -225,19 +225,19 @@ def evaluate_workdir(
         state = _restored_state(networks, task, example_batch(dataset))
         if mesh is not None:
             state = jax.device_put(state, state_sharding(state, mesh, task))
-        extra += measures.metrics(splits, config, mesh)
+        batch_size = batch_size or config.batch_size
+        extra += measures.metrics(splits, config.data, batch_size=batch_size, mesh=mesh)
         if export_tokens is not None:
             extra.append(Rows(_exported(dataset)))
         extra += _for_page([*task.metrics, *extra])
         (workdir / name).mkdir(exist_ok=True)
-        batch_size = batch_size or config.batch_size
         partial = PartialSums(
             workdir / name / PARTIAL_FILE, _identity(networks, config, dataset, [*task.metrics, *extra], batch_size)
         )
         assert_same_on_all_processes(
             "partial sums",
             partial.next_index,
-            "Use one --workdir that all of them can read, or remove eval/partial.npz.",
+            "Use one --workdir that all of them can read, or remove the files eval/partial-*.npz.",
         )
         if partial.images and is_main_process():
             note = f"an evaluation was interrupted behind {partial.images} images, and goes on from there."

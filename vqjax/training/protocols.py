@@ -93,15 +93,18 @@ class Protocols:
         self._given = []
         if statistics is not None:
             loaded = load_statistics(statistics)
-            check_features(loaded, self.network.how, self.network.dim)
+            check_features(loaded, self.network.identity, self.network.dim)
             self._given.append((f"to_{re.sub(r'\W+', '_', Path(statistics).stem)}", loaded))
 
-    def metrics(self, splits: Splits, config: ConfigDict, mesh: Mesh | None) -> list[ReconstructionFID]:
+    def metrics(
+        self, splits: Splits, data: ConfigDict, *, batch_size: int, mesh: Mesh | None
+    ) -> list[ReconstructionFID]:
         """Return the metric, if there is a network; for ``rfid_train`` it measures the training images.
 
         Args:
           splits: The images.
-          config: Config of the run.
+          data: Config of the data.
+          batch_size: Images at once.
           mesh: Devices that share each batch.
         """
         if self.network is None:
@@ -109,7 +112,7 @@ class Protocols:
         others = list(self._given)
         if "rfid_train" in self._protocols:
             measured = cached_statistics(
-                splits.train, self.network, config.data, split="train", batch_size=config.batch_size, mesh=mesh
+                splits.train, self.network, data, split="train", batch_size=batch_size, mesh=mesh
             )
             others.insert(0, ("train", measured))
         wrapped = f"rfid_{WRAPPED}" in self._protocols

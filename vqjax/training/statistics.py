@@ -105,6 +105,7 @@ def measured_statistics(
         "image_size": data.image_size,
         "crop": data.get("crop"),
         "features": network.how,
+        "features_identity": network.identity,
         "fingerprint": fingerprint(dataset, _FINGERPRINTED_IMAGES),
     }
     described = f"the {context['images']:,} images of {dataset.name}"
@@ -130,7 +131,7 @@ def cached_statistics(
       batch_size: Images at once.
       mesh: Devices that share each batch.
     """
-    identity = "\n".join((fingerprint(dataset, _FINGERPRINTED_IMAGES), network.how))
+    identity = "\n".join((fingerprint(dataset, _FINGERPRINTED_IMAGES), network.identity))
     directory = user_cache("statistics")
     file = directory and directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
     described = f"the {len(dataset):,} images of {dataset.name}"
