@@ -60,7 +60,9 @@ def kernel_distance(
         )
     random, values = np.random.RandomState(seed), []
     for _ in range(subsets):
-        a, b = (features[random.choice(len(features), subset_size, replace=False)] for features in (x, y))
+        a, b = (
+            features[random.choice(len(features), subset_size, replace=False)].astype(np.float64) for features in (x, y)
+        )
         within = [_kernel(part, part) for part in (a, b)]
         # Without the diagonal, where a kernel compares an image with itself.
         unlike = sum((k.sum() - np.trace(k)) / (subset_size * (subset_size - 1)) for k in within)
@@ -139,6 +141,7 @@ def _radii(features: Features, neighbors: int) -> Float[np.ndarray, " images"]:
 
 
 def _squared_distances(a: Features, b: Features) -> Float[np.ndarray, "a b"]:
+    a, b = a.astype(np.float64), b.astype(np.float64)
     squares = np.sum(np.square(a), axis=1)[:, None] + np.sum(np.square(b), axis=1) - 2 * a @ b.T
     return np.maximum(squares, 0.0)
 
@@ -152,4 +155,5 @@ def _slices(rows: int, columns: int) -> list[slice]:
 def _pair(x: Features, y: Features) -> tuple[Features, Features]:
     if x.shape[1:] != y.shape[1:]:
         raise UserError(f"Both sets must have features of one network, got {x.shape[1]} and {y.shape[1]} features.")
-    return np.asarray(x, np.float64), np.asarray(y, np.float64)
+    # In double precision only what is compared at once: all of it would take 16 kB an image for Inception.
+    return x, y
