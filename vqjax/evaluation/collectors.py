@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from vqjax.data import to_uint8
-from vqjax.evaluation.metric import ImageMean, Metric, Outputs
+from vqjax.evaluation.metric import ImageMean, Metric, Outputs, valid_rows
 
 
 class Collector(Metric):
@@ -22,9 +22,7 @@ class Collector(Metric):
         return ()
 
     def update(self, state: tuple[dict[str, np.ndarray], ...], measured: PyTree[Array]) -> Any:
-        rows = {name: np.asarray(values) for name, values in measured.items()}
-        valid = rows.pop("valid")
-        return (*state, {name: values[valid] for name, values in rows.items()})
+        return (*state, valid_rows(measured))
 
     def compute(self, state: tuple[dict[str, np.ndarray], ...]) -> dict[str, np.ndarray]:
         return {name: np.concatenate([rows[name] for rows in state]) for name in state[0]}
@@ -135,7 +133,7 @@ class BestAndWorst(Collector):
     def update(self, state: tuple[dict[str, Any], ...], measured: PyTree[Array]) -> Any:
         lists = {}
         for list_name, columns in measured.items():
-            (rows,) = super().update((), columns)
+            rows = valid_rows(columns)
             if state:
                 rows = {name: np.concatenate([state[0][list_name][name], new]) for name, new in rows.items()}
             order = np.argsort(rows["key"], kind="stable")[: self._limit(list_name)]

@@ -127,9 +127,7 @@ class ImageMean(Metric):
     def update(
         self, state: tuple[dict[str, np.ndarray], ...], measured: PyTree[Array]
     ) -> tuple[dict[str, np.ndarray], ...]:
-        rows = {name: np.asarray(values) for name, values in measured.items()}
-        valid = rows.pop("valid")
-        return (*state, {name: values[valid] for name, values in rows.items()})
+        return (*state, valid_rows(measured))
 
     def compute(self, state: tuple[dict[str, np.ndarray], ...]) -> Numbers:
         names, values = _table(state)
@@ -151,6 +149,22 @@ class ImageMean(Metric):
                     drawn.setdefault(name, []).append(number)
         ends = {name: np.quantile(numbers, (0.025, 0.975)).tolist() for name, numbers in drawn.items()}
         return {name: (low, high) for name, (low, high) in ends.items()}
+
+
+def valid_rows(measured: PyTree[Array]) -> dict[str, np.ndarray]:
+    """Return arrays with a row per image without the rows of padding, on the host.
+
+    Args:
+      measured: Arrays by name, with ``valid``, which is left out of the result.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> valid_rows({"indices": jnp.array([[3], [5]]), "valid": jnp.array([True, False])})["indices"].tolist()
+      [[3]]
+    """
+    rows = {name: np.asarray(values) for name, values in measured.items()}
+    valid = rows.pop("valid")
+    return {name: values[valid] for name, values in rows.items()}
 
 
 def _table(state: tuple[dict[str, np.ndarray], ...]) -> tuple[list[str], Float64[np.ndarray, "names images"]]:
