@@ -53,7 +53,7 @@ def kernel_distance(
 
     Source: Bińkowski et al., 2018 (arXiv 1801.01401).
     """
-    x, y = _pair(x, y)
+    _check_pair(x, y)
     if not 2 <= subset_size <= min(len(x), len(y)):
         raise UserError(
             f"subset_size must be from 2 to {min(len(x), len(y))}, the images of the smaller set, got {subset_size}."
@@ -108,7 +108,7 @@ def precision_and_recall(real: Features, generated: Features, *, neighbors: int 
 
     Source: Kynkäänniemi et al., 2019 (arXiv 1904.06991); Naeem et al., 2020 (arXiv 2002.09797).
     """
-    real, generated = _pair(real, generated)
+    _check_pair(real, generated)
     largest = min(len(real), len(generated)) - 1
     if not 1 <= neighbors <= largest:
         raise UserError(f"neighbors must be from 1 to {largest}, one less than the smaller set has, got {neighbors}.")
@@ -141,6 +141,7 @@ def _radii(features: Features, neighbors: int) -> Float[np.ndarray, " images"]:
 
 
 def _squared_distances(a: Features, b: Features) -> Float[np.ndarray, "a b"]:
+    # In double precision only what is compared at once: all of it would take 16 kB an image for Inception.
     a, b = a.astype(np.float64), b.astype(np.float64)
     squares = np.sum(np.square(a), axis=1)[:, None] + np.sum(np.square(b), axis=1) - 2 * a @ b.T
     return np.maximum(squares, 0.0)
@@ -152,8 +153,6 @@ def _slices(rows: int, columns: int) -> list[slice]:
     return [slice(start, start + height) for start in range(0, rows, height)]
 
 
-def _pair(x: Features, y: Features) -> tuple[Features, Features]:
+def _check_pair(x: Features, y: Features) -> None:
     if x.shape[1:] != y.shape[1:]:
         raise UserError(f"Both sets must have features of one network, got {x.shape[1]} and {y.shape[1]} features.")
-    # In double precision only what is compared at once: all of it would take 16 kB an image for Inception.
-    return x, y
