@@ -108,8 +108,7 @@ def measured_statistics(
         "features_identity": network.identity,
         "fingerprint": fingerprint(dataset, _FINGERPRINTED_IMAGES),
     }
-    described = f"the {context['images']:,} images of {dataset.name}"
-    return dataclasses.replace(metric.statistics_of(result.collected, context), described=described)
+    return metric.statistics_of(result.collected, context)
 
 
 def cached_statistics(
@@ -134,17 +133,15 @@ def cached_statistics(
     identity = "\n".join((fingerprint(dataset, _FINGERPRINTED_IMAGES), network.identity))
     directory = user_cache("statistics")
     file = directory and directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
-    described = f"the {len(dataset):,} images of {dataset.name}"
-    found = None
+    statistics = None
     if file and file.exists():
         with contextlib.suppress(UserError):  # Cut: it is measured again.
-            found = dataclasses.replace(load_statistics(file), described=described)
+            statistics = load_statistics(file)
     # Caches of several machines may differ, and all processes have to measure together.
-    if true_in_all_processes(found is not None):
-        return found
-    if is_main_process():
-        print(f"measuring {described}, once:", file=sys.stderr, flush=True)
-    measured = measured_statistics(dataset, network, data, split=split, batch_size=batch_size, mesh=mesh)
-    if file and len(dataset) > 1:
-        save_statistics(file, measured)
-    return measured
+    if not true_in_all_processes(statistics is not None):
+        if is_main_process():
+            print(f"measuring the {len(dataset):,} images of {dataset.name}, once:", file=sys.stderr, flush=True)
+        statistics = measured_statistics(dataset, network, data, split=split, batch_size=batch_size, mesh=mesh)
+        if file and len(dataset) > 1:
+            save_statistics(file, statistics)
+    return dataclasses.replace(statistics, described=f"the {statistics.pool.count:,} images of {dataset.name}")
