@@ -489,20 +489,20 @@ PARTS: dict[str, Part] = {
     ),
     "backends": Part("Do quantizers and tasks give what a CPU gives?", 4, _backends, _decide_backends),
     "rotation": Part(
-        "Which estimator is at least as good as straight-through, on fresh seeds? Finished trainings are kept.",
+        "What do remedies against unused codes change for each estimator? Finished trainings are kept.",
         12,
         functools.partial(
             _study,
             "rotation",
             [
-                "--stages=confirmation",
-                "--settings=photographs,sonnet_long,residual,imagenette",
-                "--seeds=5",
+                "--stages=remedies",
+                "--settings=sonnet",
+                "--seeds=3",
                 f"--jobs={_JOBS}",
             ],
         ),
         _decide_study,
-        ("cifar10", "imagenette", "matplotlib"),
+        ("cifar10", "matplotlib"),
     ),
     "tokenizers": Part(
         "How do the estimators compare on the paper's tokenizers? Finished trainings are kept.",

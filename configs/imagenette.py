@@ -21,7 +21,7 @@ def get_config(
     *,
     tiny: bool = False,
     discriminator: bool = True,
-    estimator: str = "rotation",
+    estimator: str = "tangential_rotation",
     folder: Path | None = None,
 ) -> ConfigDict:
     config = base_config()

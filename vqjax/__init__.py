@@ -1,4 +1,4 @@
-"""Vector quantization for JAX: quantizers for Flax models, trained through the rotation trick."""
+"""Vector quantization for JAX: quantizers for Flax models, trained through a repaired rotation trick."""
 
 import importlib
 

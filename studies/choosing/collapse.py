@@ -85,7 +85,7 @@ def build_model(variant: Variant, setting: Setting, **quantizer: Any) -> VQVAE:
     """
     return VQVAE(
         SonnetEncoder(width=setting.width, latent_dim=setting.latent_dim),
-        VectorQuantizer(num_codes=setting.num_codes, **variant.quantizer, **quantizer),
+        VectorQuantizer(num_codes=setting.num_codes, **{"estimator": "rotation", **variant.quantizer}, **quantizer),
         SonnetDecoder(width=setting.width),
     )
 

@@ -27,7 +27,7 @@ class Variant:
     """One way to train.
 
     Attributes:
-      quantizer: Arguments of :class:`vqjax.VectorQuantizer` beside ``num_codes``.
+      quantizer: Arguments of :class:`vqjax.VectorQuantizer` beside ``num_codes``; the estimator is rotation otherwise.
       decoder_gradient: See :class:`vqjax.tasks.decoder_gradient.DecoderGradientTask`; None for the estimator.
       kmeans_start: Whether the codebook starts from clusters of the untrained encoder's latents.
     """
@@ -78,6 +78,6 @@ REMEDIES = {
     "SimVQ": Variant({"codebook": FrozenCodebook(transform=LinearTransform())}),
     "straight-through, replace dead codes": Variant({"estimator": "straight_through"} | _REPLACED),
 }
-"""Remedies against unused codes, with the default estimator unless the name says otherwise."""
+"""Remedies against unused codes, with rotation as published unless the name says otherwise."""
 
 GROUPS = {"estimators": ESTIMATOR_VARIANTS, "remedies": REMEDIES}

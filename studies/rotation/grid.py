@@ -37,7 +37,7 @@ ESTIMATORS = (
 COMBINED = ("straight_through", "rotation", "tangential_rotation", "diveq", "dynamic_straight_through")
 """Estimators that are combined with every remedy."""
 
-FINALISTS = ("straight_through", "tangential_rotation", "half_diveq", "rotation_then_half_diveq")
+FINALISTS = ("straight_through", "tangential_rotation", "half_diveq")
 """Estimators that are compared on fresh seeds."""
 
 _REGION = ("quantizer.codebook.weight=0.0", "quantizer.regularizers.region.weight=1.0")

@@ -87,7 +87,8 @@ class VectorQuantizer(Quantizer):
     r"""Quantizer that replaces each vector with its nearest code; an estimator defines the gradient.
 
     The code :math:`q = e_i,\ i = \arg\min_k |z - e_k|^2` is returned bit for bit (in training with noise, if
-    the estimator draws some); its gradient with respect to ``z`` is the estimator's (by default the rotation trick).
+    the estimator draws some); its gradient with respect to ``z`` is the estimator's (by default the rotation trick with
+    the radial part of straight-through, which keeps the scale of the latents: docs/rotation.md).
     The loss is
 
     .. math:: \beta\, |z - \mathrm{sg}(q)|^2 + \alpha\, |\mathrm{sg}(z) - q|^2
@@ -169,7 +170,7 @@ class VectorQuantizer(Quantizer):
     num_codes: int
     _: dataclasses.KW_ONLY
     distance: Literal["euclidean", "cosine"] = "euclidean"
-    estimator: str | Estimator = "rotation"
+    estimator: str | Estimator = "tangential_rotation"
     codebook: str | BaseCodebook = "ema"
     commitment_weight: Number = 0.25
     commitment: Literal["squared", "relative", "angular"] = "squared"

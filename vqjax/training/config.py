@@ -139,7 +139,7 @@ def base_config() -> ConfigDict:
     Example:
       >>> config = base_config()
       >>> config.seed, config.quantizer.estimator
-      (0, 'rotation')
+      (0, 'tangential_rotation')
     """
     return ConfigDict(
         _CONFIG.defaults(
