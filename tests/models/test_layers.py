@@ -13,6 +13,7 @@ from vqjax.models.layers import DownsamplingConv, UpsamplingConv
 
 LAYERS = {
     "down": (DownsamplingConv(5), nn.Conv(5, (4, 4), strides=2, padding=1)),
+    "down of 3x3": (DownsamplingConv(5, kernel_size=3), nn.Conv(5, (3, 3), strides=2, padding=1)),
     "up": (UpsamplingConv(5), nn.ConvTranspose(5, (4, 4), strides=(2, 2), padding="SAME")),
 }
 
@@ -25,7 +26,8 @@ def gaussian(*shape, seed=0):
 def test_value_and_gradient_equal_those_of_flax(name):
     layer, reference = LAYERS[name]
     x = gaussian(2, 6, 10, 3)
-    params = {"kernel": gaussian(4, 4, 3, 5, seed=1), "bias": gaussian(5, seed=2)}
+    size = 3 if "3x3" in name else 4
+    params = {"kernel": gaussian(size, size, 3, 5, seed=1), "bias": gaussian(5, seed=2)}
 
     def loss(layer, params, x):
         y = layer.apply({"params": params}, x)
@@ -51,6 +53,14 @@ def test_initial_parameters_are_those_of_flax(name):
     assert jax.tree.map(jnp.shape, actual) == jax.tree.map(jnp.shape, expected)
     np.testing.assert_array_equal(actual["kernel"], expected["kernel"])
     np.testing.assert_array_equal(actual["bias"], 0)
+
+
+def test_a_convolution_without_bias_has_none():
+    layer, x = DownsamplingConv(5, kernel_size=3, use_bias=False), gaussian(1, 4, 4, 3)
+    y, variables = layer.init_with_output(jax.random.key(0), x)
+    expected = nn.Conv(5, (3, 3), strides=2, padding=1, use_bias=False).apply(variables, x)
+    assert set(variables["params"]) == {"kernel"}
+    np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_an_odd_number_of_pixels_is_refused():

@@ -1,4 +1,4 @@
-"""Strided 4x4 convolutions without dilation, and a function that applies a module to a batch in parts.
+"""Strided convolutions without dilation, and a function that applies a module to a batch in parts.
 
 The gradient of a strided convolution, and a transposed convolution itself, dilate their input with zeros, which XLA
 runs slowly on CPUs. Folding each 2x2 block of pixels into channels computes the same function, with the same
@@ -7,6 +7,7 @@ parameters, as a plain 2x2 convolution.
 
 import contextlib
 import inspect
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -90,13 +91,15 @@ def group_norm(name: str) -> nn.GroupNorm:
 
 
 class DownsamplingConv(nn.Module):
-    """A 4x4 convolution of stride 2 with one pixel of padding: halves height and width.
+    """A 4x4 or 3x3 convolution of stride 2 with one pixel of padding: halves height and width.
 
     The parameters are those of ``nn.Conv(features, (4, 4), strides=2, padding=1)``.
 
     Attributes:
       features: Number of output channels.
       dtype: Dtype of the computation; by default that of input and parameters.
+      kernel_size: 4, or 3.
+      use_bias: Whether a bias is added.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -108,6 +111,8 @@ class DownsamplingConv(nn.Module):
 
     features: int
     dtype: DTypeLike | None = None
+    kernel_size: Literal[3, 4] = 4
+    use_bias: bool = True
 
     @automatic_axes
     @nn.compact
@@ -119,11 +124,17 @@ class DownsamplingConv(nn.Module):
                 f"x must have an even height and width, got {height} x {width}; use images whose sides stay even in "
                 "every strided convolution."
             )
-        x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
+        kernel = _kernel(self, channels, self.kernel_size)
+        bias = _bias(self) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        # The taps that a 3x3 kernel lacks are zero.
+        lacking = (0, 4 - self.kernel_size)
+        kernel = jnp.pad(kernel, (lacking, lacking, (0, 0), (0, 0)))
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         folded = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
         folded = folded.reshape(2, 2, 4 * channels, self.features)
-        return _convolve(space_to_depth(padded), folded) + bias[None, None, None]
+        y = _convolve(space_to_depth(padded), folded)
+        return y if bias is None else y + bias[None, None, None]
 
 
 class UpsamplingConv(nn.Module):
@@ -152,7 +163,7 @@ class UpsamplingConv(nn.Module):
     def __call__(self, x: Images) -> Images:
         _check_rank(x)
         channels = x.shape[-1]
-        x, kernel, bias = promote_dtype(x, *_parameters(self, channels), dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, _kernel(self, channels, 4), _bias(self), dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         # Output pixel 2i + p (phase p is 0 or 1) depends on input pixels i - 1 + p and i + p, through kernel taps p
         # and 2 + p.
@@ -173,12 +184,12 @@ def _check_rank(x: Images) -> None:
         raise UserError(f"`x` must be [batch, height, width, channels], got shape {x.shape}; add the missing axes.")
 
 
-def _parameters(
-    module: nn.Module, channels: int
-) -> tuple[Float[Array, "4 4 channels features"], Float[Array, " features"]]:
-    kernel = module.param("kernel", nn.initializers.lecun_normal(), (4, 4, channels, module.features), jnp.float32)
-    bias = module.param("bias", nn.initializers.zeros, (module.features,), jnp.float32)
-    return kernel, bias
+def _kernel(module: nn.Module, channels: int, size: int) -> Float[Array, "size size channels features"]:
+    return module.param("kernel", nn.initializers.lecun_normal(), (size, size, channels, module.features), jnp.float32)
+
+
+def _bias(module: nn.Module) -> Float[Array, " features"]:
+    return module.param("bias", nn.initializers.zeros, (module.features,), jnp.float32)
 
 
 def _convolve(x: Images, kernel: Float[Array, "rows columns channels features"]) -> Images:

@@ -1,5 +1,7 @@
 """Encoder and decoder of ViT-VQGAN, as enhancing-transformers trains them."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -158,7 +160,7 @@ class _Transformer(nn.Module):
         batch, rows, columns, dim = x.shape
         x = x.astype(jnp.float32) + positions(rows, columns, dim)[None]
         x = x.reshape(batch, rows * columns, dim)
-        block = nn.remat(_Block) if self.remat else _Block
+        block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
         for i in range(self.depth):
             x = block(self.heads, self.mlp_dim, self.dtype, name=f"block_{i}")(x)
         return _norm("norm")(x).reshape(batch, rows, columns, dim)
@@ -168,12 +170,20 @@ def _transformer(module: _ViT) -> _Transformer:
     return _Transformer(module.depth, module.heads, module.mlp_dim, module.remat, module.dtype, name="transformer")
 
 
-class _Block(nn.Module):
-    """Attention, then a two-layer network with a hyperbolic tangent, each added to its input."""
+class TransformerBlock(nn.Module):
+    """Attention, then a two-layer network, each behind a norm and added to its input.
+
+    Attributes:
+      heads: Heads of the attention, of 64 features each.
+      mlp_dim: Hidden features of the two-layer network.
+      dtype: Dtype of all layers but norms; parameters are float32.
+      activation: Of the two-layer network; ViT-VQGAN has a hyperbolic tangent.
+    """
 
     heads: int
     mlp_dim: int
     dtype: DTypeLike | None = None
+    activation: Callable[[Array], Array] = nn.tanh
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch positions dim"]) -> Float[Array, "batch positions dim"]:
@@ -186,7 +196,7 @@ class _Block(nn.Module):
         if (self.heads, HEAD_DIM) != (1, x.shape[-1]):
             attended = nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attended)
         x = x + attended
-        hidden = nn.tanh(nn.Dense(self.mlp_dim, dtype=self.dtype, name="mlp_1")(_norm("norm_2")(x)))
+        hidden = self.activation(nn.Dense(self.mlp_dim, dtype=self.dtype, name="mlp_1")(_norm("norm_2")(x)))
         return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_2")(hidden)
 
 
