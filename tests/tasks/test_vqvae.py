@@ -27,7 +27,7 @@ GOLDEN = {
     "codebook_loss": 0.112007,
     "commitment_loss": 0.112007,
     "dead_codes": 0.0,
-    "gradient_norm": 0.376101,
+    "gradient_norm": 0.365534,
     "loss": 0.767533,
     "norm_ratio": 7.28349,
     "perplexity": 6.34868,
