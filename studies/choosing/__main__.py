@@ -15,8 +15,8 @@ from studies.choosing.report import DOCUMENT, PARTS, document_parts, write_figur
 from studies.choosing.variants import GROUPS
 from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
-from studies.common.plotting import matplotlib_module
 from studies.common.records import Results
+from vqjax.reporting.figures import matplotlib_module
 from vqjax.training.cli import run
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from studies.choosing import himmelblau
 from studies.choosing.surfaces import SHORTEST, SURFACES, grid_points
 from studies.common.document import mean_and_deviation
-from studies.common.plotting import BLUE, INK, ORANGE, matplotlib_module, new_figure
 from studies.common.records import Record
 from vqjax.functional.search import nearest_codes
+from vqjax.reporting.figures import BLUE, INK, ORANGE, matplotlib_module, new_figure
 
 _COLUMNS = 5
 _PANEL_INCHES = 2.5

@@ -11,9 +11,9 @@ from studies.choosing.runs import PLANE_ESTIMATORS
 from studies.choosing.surfaces import SURFACES
 from studies.choosing.variants import GROUPS, STARTS
 from studies.common.document import with_spread
-from studies.common.plotting import save_figure
 from studies.common.records import Record, Results
 from vqjax.reporting import markdown_table
+from vqjax.reporting.figures import save_figure
 
 DOCUMENT, FIGURES = "choosing-a-quantizer.md", "choosing"
 """The document and the directory of its figures, from the directory of all documents."""

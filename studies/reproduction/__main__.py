@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from studies.common.command import chosen, local_paths
-from studies.common.plotting import matplotlib_module
 from studies.reproduction.layout import tsne_module
 from studies.reproduction.report import write_report
 from studies.reproduction.runs import BETAS, SCALES, TABLES, make_runs, table_runs
+from vqjax.reporting.figures import matplotlib_module
 from vqjax.runtime.workdir import exclusive
 from vqjax.training.cli import run
 

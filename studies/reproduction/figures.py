@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from studies.common.plotting import BLUE, INK, ORANGE, new_figure, save_figure
 from studies.common.records import Record
 from studies.reproduction.layout import aligned
 from studies.reproduction.runs import BETAS, PICTURED, SCALES, Configuration, snapshot_path
 from studies.reproduction.training import Scale, snapshot_epochs
+from vqjax.reporting.figures import BLUE, INK, ORANGE, new_figure, save_figure
 
 Runs = dict[Configuration, list[Record]]
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
-from studies.common.plotting import save_figure
 from studies.common.records import Results
 from studies.common.trainings import make_runs
 from studies.rotation.figures import scale_figure
 from studies.rotation.grid import SETTINGS
 from studies.rotation.report import DOCUMENT, document_parts
 from studies.rotation.runs import STAGES, measure_run, study_runs
+from vqjax.reporting.figures import save_figure
 from vqjax.training.cli import run
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from studies.common.plotting import BLUE, INK, ORANGE, new_figure
 from studies.common.records import Record
 from studies.rotation.candidates import CANDIDATES
 from studies.rotation.grid import SETTINGS
+from vqjax.reporting.figures import BLUE, INK, ORANGE, new_figure
 
 _INCHES = 4.4
 _LEAST_PSNR = 21.0

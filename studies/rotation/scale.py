@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.common.command import check_positive
-from studies.common.plotting import BLUE, INK, ORANGE, new_figure, save_figure
+from vqjax.reporting.figures import BLUE, INK, ORANGE, new_figure, save_figure
 from vqjax.runtime.paths import local_path
 from vqjax.training.cli import run
 from vqjax.training.config import load_config

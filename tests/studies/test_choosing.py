@@ -14,10 +14,10 @@ from studies.choosing.collapse import Experiment
 from studies.choosing.report import DOCUMENT, document_parts
 from studies.choosing.variants import REMEDIES, STARTS
 from studies.common.document import fill, write_document
-from studies.common.plotting import new_figure
 from studies.common.records import Results, Run
 from studies.common.training import load_photographs
 from vqjax.errors import UserError
+from vqjax.reporting.figures import new_figure
 
 pytestmark = pytest.mark.full
 

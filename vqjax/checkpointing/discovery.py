@@ -58,7 +58,7 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
       UserError: There are checkpoints but none is intact, there is no checkpoint for ``step``, or the checkpoint has
         the format of a different release.
     """
-    steps = _steps(workdir)
+    steps = checkpoint_steps(workdir)
     # Processes that disagree here would deadlock inside Orbax.
     assert_same_on_all_processes("newest checkpoint", max(steps, default=0), SHARE_THE_WORKDIR)
     if not steps:
@@ -166,7 +166,15 @@ def directory_of(workdir: Path, step: int) -> Path:
     return workdir / CHECKPOINTS / str(step)
 
 
-def _steps(workdir: Path) -> list[int]:
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Return the steps of all checkpoints of a run, intact or not, in order.
+
+    Args:
+      workdir: Directory of the run.
+
+    Raises:
+      UserError: A file lies in the place of the directory of checkpoints.
+    """
     directory = workdir / CHECKPOINTS
     if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
         raise UserError(f"{directory} must be a directory; move away the file in its place.")
