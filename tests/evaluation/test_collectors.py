@@ -9,6 +9,7 @@ import pytest
 
 from vqjax.evaluation import MSE, PSNR, SSIM, BestAndWorst, CodeCounts, CodeUsage, ImageMean, evaluate
 from vqjax.evaluation.lpips import PerceptualDistance
+from vqjax.evaluation.metrics import Classification
 from vqjax.evaluation.partial import PartialSums
 
 COUNT, FIRST, NUM_CODES = 3, 4, 9
@@ -97,7 +98,8 @@ def test_every_metric_of_images_orders_them():
     for metric in (MSE, PSNR, SSIM, PerceptualDistance):
         assert metric.higher_is_better
     package = {metric for metric in ImageMean.__subclasses__() if metric.__module__.startswith("vqjax.")}
-    assert package == {MSE, PSNR, SSIM, PerceptualDistance}
+    # A classifier has no pictures to show.
+    assert package == {MSE, PSNR, SSIM, PerceptualDistance, Classification}
 
 
 def test_devices_do_not_matter():

@@ -87,7 +87,18 @@ WRONG_PARTS = [3, "nonsense", [1], {"name": "nonsense"}, {"nonsense": 1}]
 FREE_TEXT = {"data.name", "data.train_split", "data.eval_split"}
 
 # Groups that a choice of another group needs, in a small size.
+_CLASSIFIER = {
+    "task": {"name": "classification"},
+    "model": {"name": "resnet18", "width": 4},
+    "loss": {"name": "cross_entropy"},
+    "quantizer": {"stage_2": {"name": "vq", "num_codes": 16}},
+}
 NEEDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("task", "classification"): _CLASSIFIER,
+    ("loss", "cross_entropy"): _CLASSIFIER,
+    ("model", "resnet18"): _CLASSIFIER,
+    ("model", "alexnet"): _CLASSIFIER | {"quantizer": {}},
+    ("model", "vit"): _CLASSIFIER | {"quantizer": {}},
     ("task", "alternating"): {
         "quantizer": {"name": "vq", "num_codes": 16, "codebook": {"name": "gradient", "weight": 0.0}}
     },
@@ -152,7 +163,9 @@ def start_of(config: Any) -> None:
     """The checks of a run before it writes anything; black images stand for those of the sources."""
     config = validate(config)
     side = config.data.image_size
-    images = ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side)
+    images = ArrayDataset(
+        "black", np.zeros((2, side, side, 3), np.uint8), image_size=side, labels=np.zeros(2, np.int32)
+    )
     if "eval_fraction" in config.data:
         hold_out(2, config.data.eval_fraction, name="black")
     if config.data.get("train_images") is not None:

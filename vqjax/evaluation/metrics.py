@@ -1,10 +1,11 @@
 """Metrics of reconstructions and of the use of codes."""
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int64, PyTree
@@ -287,6 +288,57 @@ class CodeUsage(Metric):
         """Return the names of a codebook's own numbers; none if there is only one codebook."""
         names = ("perplexity_split", "usage_split", "dead_codes_split")
         return () if len(self._sizes) == 1 else tuple(f"{name}_{number}" for name in names)
+
+
+class Classification(ImageMean):
+    """Accuracy of a classifier, by its first choice and by its first five, and cross-entropy."""
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "top1": "share of images whose class has the largest score",
+            "top5": "share of images whose class is among the five largest scores, or as many as there are classes",
+            "cross_entropy": "negative logarithm of the probability of the class, mean over images, in nats",
+        }
+
+    def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
+        logits, labels = outputs["logits"], outputs["label"]
+        of_class = jnp.take_along_axis(logits, labels[:, None], axis=1)
+        # Ties count against the classifier, so that equal scores are no success.
+        rank = jnp.sum(logits >= of_class, axis=1) - 1
+        return {
+            "top1": (rank < 1).astype(jnp.float32),
+            "top5": (rank < 5).astype(jnp.float32),
+            "cross_entropy": jax.nn.logsumexp(logits, axis=1) - of_class[:, 0],
+        }
+
+
+class AtPlace(Metric):
+    """A metric of one of several quantizers, whose numbers have its place in their names.
+
+    Attributes:
+      metric: A metric of ``indices``.
+      place: The place; its indices are ``indices_PLACE`` among the outputs.
+    """
+
+    metric: Metric
+    place: str = flax.struct.field(pytree_node=False)
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {f"{name}_{self.place}": text for name, text in self.metric.protocol.items()}
+
+    def measure(self, outputs: Outputs) -> PyTree[Array]:
+        return self.metric.measure(outputs | {"indices": outputs[f"indices_{self.place}"]})
+
+    def init(self) -> Any:
+        return self.metric.init()
+
+    def update(self, state: Any, measured: PyTree[Array]) -> Any:
+        return self.metric.update(state, measured)
+
+    def compute(self, state: Any) -> Numbers:
+        return {f"{name}_{self.place}": value for name, value in self.metric.compute(state).items()}
 
 
 def tokenizer_metrics(num_codes: int | tuple[int, ...]) -> tuple[Metric, ...]:

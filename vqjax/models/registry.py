@@ -1,4 +1,5 @@
-"""Registry of autoencoders: each is a function of a quantizer and of the arguments in the config group ``model``.
+"""Registry of networks: each is a function of the arguments in the config group ``model``, and of a quantizer, or of
+several by their places.
 
 Example:
   >>> from vqjax import VectorQuantizer
@@ -9,12 +10,14 @@ Example:
 """
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
 
 from vqjax import quantizers
 from vqjax.errors import UserError
+from vqjax.models.classifiers import ClassifyingAlexNet, ResNet18, ViT
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.layers import LARGEST_DIM
 from vqjax.models.magvit import MAGVITDecoder, MAGVITEncoder, Variant
@@ -309,18 +312,64 @@ def magvit(
     return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
 
 
-MODELS = Registry({"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan, "magvit": magvit})
+def resnet18(
+    quantizers: Mapping[str, nn.Module],
+    *,
+    num_classes: int = 10,
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    width: int = 64,
+    dtype: Dtype = "float32",
+) -> ResNet18:
+    """Build the classifier :class:`vqjax.models.classifiers.ResNet18`, with quantizers by place."""
+    return ResNet18(num_classes, quantizers, dtype, stem, width)
+
+
+def alexnet(
+    quantizers: Mapping[str, nn.Module],
+    *,
+    num_classes: int = 10,
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    hidden: int = 4096,
+    dropout: float | None = 0.5,
+    dtype: Dtype = "float32",
+) -> ClassifyingAlexNet:
+    """Build the classifier :class:`vqjax.models.classifiers.ClassifyingAlexNet`, with quantizers by place."""
+    return ClassifyingAlexNet(num_classes, quantizers, dtype, stem, hidden, dropout)
+
+
+def vit(
+    quantizers: Mapping[str, nn.Module],
+    *,
+    num_classes: int = 10,
+    patch_size: int = 4,
+    dim: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    mlp_dim: int = 768,
+    dtype: Dtype = "float32",
+) -> ViT:
+    """Build the classifier :class:`vqjax.models.classifiers.ViT`, with quantizers by place; by default ViT-Tiny."""
+    return ViT(num_classes, quantizers, dtype, patch_size, dim, depth, heads, mlp_dim)
+
+
+AUTOENCODERS = {"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan, "magvit": magvit}
 """The autoencoders by name."""
+
+CLASSIFIERS = {"resnet18": resnet18, "alexnet": alexnet, "vit": vit}
+"""The classifiers by name."""
+
+MODELS = Registry(AUTOENCODERS | CLASSIFIERS)
+"""All networks by name."""
 
 defaults, build = MODELS.defaults, MODELS.build
 
 
 def build_model(model: Any, quantizer: Any) -> nn.Module:
-    """Build the autoencoder that a config describes.
+    """Build the autoencoder or classifier that a config describes.
 
     Args:
       model: The group ``model`` of the config.
-      quantizer: The group ``quantizer``.
+      quantizer: The group ``quantizer``: of classifiers, a dictionary of such groups by place, which may be empty.
 
     Returns:
       The module, without variables.
@@ -332,10 +381,22 @@ def build_model(model: Any, quantizer: Any) -> nn.Module:
       >>> build_model({"name": "sonnet", "width": 8}, {"name": "vq", "num_codes": 16}).quantizer.num_codes
       16
     """
-    with within("config.quantizer"):
-        built = quantizers.build(**quantizer)
+    if model["name"] not in CLASSIFIERS:
+        with within("config.quantizer"):
+            built = quantizers.build(**quantizer)
+        with within("config.model"):
+            return build(**model, quantizer=built)
+    if not all(hasattr(group, "items") for group in quantizer.values()):
+        raise UserError(
+            f"config.quantizer must be a dictionary by place for the classifier {model['name']!r}, got one quantizer; "
+            'write config.quantizer = dict(PLACE=quantizers.defaults("vq", ...)), or dict() for none.'
+        )
+    by_place = {}
+    for place, group in quantizer.items():
+        with within(f"config.quantizer.{place}"):
+            by_place[place] = quantizers.build(**group)
     with within("config.model"):
-        return build(**model, quantizer=built)
+        return build(**model, quantizers=by_place)
 
 
 def describe(model: VQVAE) -> dict[str, dict[str, Any]]:
@@ -364,7 +425,7 @@ def describe(model: VQVAE) -> dict[str, dict[str, Any]]:
         return next(getattr(module, name) for module, name in places if hasattr(module, name))
 
     quantizer = QUANTIZERS.complete(model.quantizer)
-    for name in MODELS:
+    for name in AUTOENCODERS:
         with contextlib.suppress(StopIteration, UserError):
             group = defaults(name, **{field: argument(field) for field in MODELS.call(name).fields})
             if build_model(group, quantizer) == model.clone(microbatches=1):

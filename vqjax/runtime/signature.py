@@ -165,7 +165,7 @@ class Field:
 
     def complete(self, value: Any) -> Any:
         """Return a checked value, with the defaults of its parts, or None if a required value is still missing."""
-        if value is None and (self.default is REQUIRED or (self.part and self.can_be_off)):
+        if value is None and (self.default is REQUIRED or (self.part is not None and self.can_be_off)):
             return None
         if self.part is None:
             return self.kind.check(value)
@@ -300,7 +300,7 @@ class Call:
         """
         for name, field in self.fields.items():
             if config[name] is None and not field.can_be_off:
-                raise UserError(f"{name} is missing; it must be {field.part or field.kind}.")
+                raise UserError(f"{name} is missing; it must be {field.kind if field.part is None else field.part}.")
 
     def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
         """Set one argument from the command line.

@@ -9,6 +9,7 @@ from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
 from vqjax.runtime.signature import Registry
 from vqjax.tasks.alternating import AlternatingTask
+from vqjax.tasks.classification import ClassificationTask
 from vqjax.tasks.decoder_gradient import DecoderGradientTask
 from vqjax.tasks.vqgan import VQGANTask
 from vqjax.tasks.vqvae import VQVAETask
@@ -42,6 +43,7 @@ TASKS = Registry(
         "alternating": AlternatingTask,
         "decoder_gradient": DecoderGradientTask,
         "vqgan": VQGANTask,
+        "classification": ClassificationTask,
     },
     _PARTS,
 )

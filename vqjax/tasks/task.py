@@ -26,6 +26,7 @@ class Task(abc.ABC):
       metrics: Metrics of an evaluation, which consume what ``evaluate`` returns.
       facts: Facts about the networks by name, shown in the report's header.
       mesh_axes: Sizes of the axes of the device mesh besides ``data``.
+      reconstructs: Whether evaluations have a ``reconstruction`` of each image, and its ``indices``.
       mutable_fields: Dotted names of config fields that may change when a run resumes, because they do not change the
         result of a step by more than rounding.
     """
@@ -33,6 +34,7 @@ class Task(abc.ABC):
     metrics: Sequence[Metric] = ()
     facts: Mapping[str, Any] = {}
     mesh_axes: Mapping[str, int] = {}
+    reconstructs: bool = True
     mutable_fields: frozenset[str] = frozenset()
 
     @abc.abstractmethod

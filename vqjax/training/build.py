@@ -16,6 +16,7 @@ from vqjax.data.batches import first_epoch_batches
 from vqjax.data.reading import example_spec
 from vqjax.errors import UserError, did_you_mean
 from vqjax.losses.registry import LOSSES
+from vqjax.models.classifiers import Classifier
 from vqjax.models.registry import build_model
 from vqjax.models.tokenizer import NETWORK
 from vqjax.runtime.signature import within
@@ -47,19 +48,24 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
         loss = LOSSES.build(images=images, **config.loss)
     with within("config.optimizer"):
         optimizer = _build_optimizers(config.optimizer, config.num_steps)
-    with within("config.schedules"):
-        schedules = build_schedules(config.schedules, model.quantizer)
+    # A task takes the parts that it needs.
+    wanted = TASKS.call(config.task.name).others
+    if config.schedules and "schedules" not in wanted:
+        raise UserError(f"config.schedules must be empty for the task {config.task.name!r}, which has no schedules.")
+    if isinstance(model, Classifier):
+        _check_classifier(model, config, images)
+        schedules = {}
+    else:
+        with within("config.schedules"):
+            schedules = build_schedules(config.schedules, model.quantizer)
+        model = model.clone(microbatches=config.gradient_accumulation or 1)
     parts = {
         "schedules": schedules,
-        "model": model.clone(microbatches=config.gradient_accumulation or 1),
+        "model": model,
         "loss": loss,
         "optimizer": optimizer,
         "augment": partial(augment, flip=config.data.flip, crop_padding=config.data.crop_padding),
     }
-    # A task takes the parts that it needs.
-    wanted = TASKS.call(config.task.name).others
-    if schedules and "schedules" not in wanted:
-        raise UserError(f"config.schedules must be empty for the task {config.task.name!r}, which has no schedules.")
     with within("config.task"):
         task = TASKS.build(**{name: part for name, part in parts.items() if name in wanted}, **config.task)
     numbers = {number for metric in task.metrics for number in metric.protocol}
@@ -67,6 +73,27 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
         hint = did_you_mean(config.keep_best, numbers)
         raise UserError(f"config.keep_best={config.keep_best!r} is no metric of an evaluation; {hint}")
     return task
+
+
+def _check_classifier(model: Classifier, config: ConfigDict, images: ImageDataset) -> None:
+    """Refuse what classifiers do not have, and data of other classes."""
+    if config.task.name != "classification":
+        raise UserError(
+            f"config.model.name must be that of an autoencoder for the task {config.task.name!r}, got "
+            f"{config.model.name!r}; set config.task.name=classification."
+        )
+    if config.gradient_accumulation is not None:
+        raise UserError(
+            f"config.gradient_accumulation must be None for a classifier, got {config.gradient_accumulation}: its "
+            "norms see the whole batch."
+        )
+    if images.class_names is None:
+        raise UserError("config.data must have labels for the task 'classification'; use folders of classes.")
+    if len(images.class_names) > model.num_classes:
+        raise UserError(
+            f"config.model.num_classes must be at least {len(images.class_names)}, the classes of {images.name}, got "
+            f"{model.num_classes}."
+        )
 
 
 def _build_optimizers(

@@ -11,7 +11,7 @@ import inspect
 import re
 import runpy
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class Run:
     task: Group  # the training recipe: vqjax/tasks/registry.py
     data: Group  # the images: vqjax/data/sources.py, and the fields of Feeding
     model: Group  # encoder and decoder: vqjax/models/registry.py
-    quantizer: Group  # vqjax/quantizers/registry.py
+    quantizer: Group  # vqjax/quantizers/registry.py; a dictionary of such groups by place in a classifier
     schedules: Group = dataclasses.field(default_factory=dict)  # of the quantizer: vqjax/training/schedules.py
     loss: Group  # of the reconstruction: vqjax/losses/registry.py
     optimizer: Group  # vqjax/training/optimizer.py; a dictionary of such groups if several networks are trained
@@ -92,37 +92,66 @@ def _check_range(name: str, value: int | None, low: int, high: int | None = None
         raise UserError(f"{name} must be {allowed}, got {value}.")
 
 
-class PerNetwork(Registry):
-    """A registry whose group may also be a dictionary of such groups, by network."""
+class PerPart(Registry):
+    """A group that is one choice of a registry, or a dictionary of such choices: by network, or by place in a network.
+
+    Args:
+      registry: What a part chooses from; what is added to it later can be chosen as well.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__({}, key=registry.key)
+        self._registry = registry
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self._registry[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._registry)
+
+    def __len__(self) -> int:
+        return len(self._registry)
+
+    def items(self) -> ItemsView[str, Callable[..., Any]]:
+        return self._registry.items()
+
+    def call(self, name: Any) -> Call:
+        return self._registry.call(name)
 
     def complete(self, value: Any) -> dict[str, Any]:
         if not hasattr(value, "items") or self.key in value:
-            return super().complete(value)
+            return self._registry.complete(value)
         completed = {}
-        for network, group in value.items():
-            with within(network):
-                completed[network] = super().complete(group)
+        for part, group in value.items():
+            with within(part):
+                completed[part] = self._registry.complete(group)
         return completed
 
     def override(self, config: Any, path: str, text: str) -> dict[str, Any]:
         if self.key in config:
-            return super().override(config, path, text)
-        network, _, path = path.partition(".")
-        if network not in config:
-            raise UserError(f"{network} is unknown; {did_you_mean(network, config)}")
-        with within(network):
+            return self._registry.override(config, path, text)
+        part, _, path = path.partition(".")
+        if part not in config:
+            raise UserError(f"{part} is unknown; {did_you_mean(part, config)}")
+        with within(part):
             if not path:
                 raise UserError(f"is a group, got {text!r}; set one of its arguments, such as {self.key}.")
-            return dict(config.items()) | {network: super().override(config[network], path, text)}
+            return dict(config.items()) | {part: self._registry.override(config[part], path, text)}
+
+    def __str__(self) -> str:
+        return str(self._registry)
 
 
 GROUPS: dict[str, Registry] = {
     "task": TASKS,
     "data": SOURCES,
     "model": MODELS,
-    "quantizer": QUANTIZERS,
+    "quantizer": PerPart(QUANTIZERS),
     "loss": LOSSES,
-    "optimizer": PerNetwork(OPTIMIZERS),
+    "optimizer": PerPart(OPTIMIZERS),
     "schedules": SCHEDULES,
 }
 """What the groups of a config choose from."""

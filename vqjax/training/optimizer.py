@@ -241,10 +241,10 @@ def is_decayed(params: PyTree) -> PyTree:
 
 
 def _parts(params: PyTree) -> PyTree:
-    """Name the part of a tokenizer that each parameter is of."""
+    """Name the part of a tokenizer or classifier that each parameter is of."""
 
     def of_parameter(path: tuple[Any, ...], _: Any) -> str:
-        return "quantizer" if getattr(path[0], "key", None) == "quantizer" else "model"
+        return "quantizer" if str(getattr(path[0], "key", None)).startswith("quantizer") else "model"
 
     return jax.tree_util.tree_map_with_path(of_parameter, params)
 

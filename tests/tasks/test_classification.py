@@ -1,0 +1,204 @@
+"""Training of classifiers with quantizers between their layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vqjax import GradientCodebook, VectorQuantizer, quantizers
+from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.data.arrays import ArrayDataset
+from vqjax.errors import UserError
+from vqjax.losses.classification import CrossEntropy
+from vqjax.losses.reconstruction import MeanSquaredError
+from vqjax.models.classifiers import ResNet18, ViT
+from vqjax.tasks.classification import CLASSIFIER, ClassificationTask, mixed
+from vqjax.training.evaluate import evaluate_workdir
+from vqjax.training.loop import train
+
+CLASSES = 4
+
+
+def labelled(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Images of one gray level for each class, with noise."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, CLASSES, count)
+    images = 60 * labels[:, None, None, None] + random.integers(0, 30, (count, 16, 16, 3))
+    return images.astype(np.uint8), labels.astype(np.int32)
+
+
+DATA = ArrayDataset("gray levels", *labelled(8)[:1], image_size=16)
+
+
+def batch_of(count: int = 8) -> dict[str, np.ndarray]:
+    images, labels = labelled(count)
+    return {"image": images, "label": labels}
+
+
+def task_of(model=None, optimizer=None, loss=None, **options) -> ClassificationTask:
+    return ClassificationTask(
+        model or ViT(CLASSES, dim=8, depth=2, heads=1, mlp_dim=8),
+        optimizer or optax.sgd(0.1),
+        loss or CrossEntropy(DATA),
+        **options,
+    )
+
+
+def learned(**options) -> VectorQuantizer:
+    return VectorQuantizer(num_codes=8, codebook=GradientCodebook(weight=0.0), **options)
+
+
+@pytest.fixture
+def config(tmp_path, config):
+    train_images, train_labels = labelled(48)
+    test_images, test_labels = labelled(20, seed=1)
+    path = tmp_path / "labelled.npz"
+    np.savez(path, train=train_images, train_labels=train_labels, test=test_images, test_labels=test_labels)
+    config.data = {"source": "arrays", "name": str(path), "image_size": 16}
+    config.model = {"name": "resnet18", "width": 4, "num_classes": CLASSES}
+    config.quantizer = {
+        place: quantizers.defaults("vq", num_codes=64, codebook={"name": "ema", "dead_code_threshold": 0.1})
+        for place in ("stage_1", "stage_3")
+    }
+    config.task = {"name": "classification", "mixup": 0.2, "ema_decay": 0.9}
+    config.loss = {"name": "cross_entropy", "label_smoothing": 0.1}
+    return config
+
+
+def test_a_run_learns_classes_and_reports_accuracy_and_codes_by_place(config, tmp_path):
+    config.num_steps = config.eval_every = config.checkpoint_every = 80
+    config.task.mixup, config.task.ema_decay, config.optimizer.learning_rate = None, None, 1e-2
+    metrics = train(config, tmp_path / "run", devices=jax.devices()[:1]).metrics
+    assert metrics["top1"] > 0.8
+    assert metrics["top1"] <= metrics["top5"] == 1
+    assert {"usage_split_stage_1", "usage_split_stage_3", "cross_entropy"} <= set(metrics)
+    assert 0 < metrics["usage_split_stage_1"] <= 1
+
+
+def test_an_evaluation_has_no_reconstructions(config, tmp_path, capsys):
+    config.num_steps = 1
+    before = train(config, tmp_path / "run", devices=jax.devices()[:1]).metrics
+    result = evaluate_workdir(tmp_path / "run")
+    assert result.metrics["cross_entropy"] == pytest.approx(before["cross_entropy"], rel=1e-4)
+    assert "top1" in result.intervals
+    with pytest.raises(UserError, match="need the run of a tokenizer, got one of the task 'classification'"):
+        evaluate_workdir(tmp_path / "run", export_tokens=tmp_path / "tokens.npz")
+    with pytest.raises(UserError, match="must be the directory of a run that trains a tokenizer"):
+        load_tokenizer(tmp_path / "run")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_run_that_was_killed_ends_like_one_that_was_not(config, tmp_path, devices):
+    devices = jax.devices()[:devices]
+    whole = train(config, tmp_path / "whole", devices=devices)
+    config.num_steps = 7
+    train(config, tmp_path / "cut", devices=devices)
+    config.num_steps = 12
+    assert train(config, tmp_path / "cut", devices=devices).metrics == whole.metrics
+
+
+def test_eight_devices_take_the_steps_of_one():
+    """The statistics of batch norms are those of the global batch."""
+    model = ResNet18(CLASSES, {"stage_2": VectorQuantizer(num_codes=8)}, width=4)
+    task, batch = task_of(model), batch_of(16)
+    state = task.init(jax.random.key(0), batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    shared = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    step = jax.jit(task.train_step)
+    one, many = [], []
+    for number in range(3):
+        key = jax.random.key(number)
+        state, metrics = step(state, batch, key)
+        shared, of_many = step(shared, jax.device_put(batch, rows), key)
+        one.append(float(metrics["loss"]))
+        many.append(float(of_many["loss"]))
+    np.testing.assert_allclose(many, one, rtol=1e-4)
+    for x, y in zip(jax.tree.leaves(state.variables), jax.tree.leaves(shared.variables), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+
+
+def test_codes_take_steps_of_their_own_towards_the_features():
+    model = ViT(CLASSES, {"block_1": learned(commitment_weight=0.0)}, dim=8, depth=2, heads=1, mlp_dim=8)
+    batch, errors, codes = batch_of(), [], []
+    for steps in (None, 5):
+        task = task_of(model, codebook_steps=steps, codebook_learning_rate=5.0)
+        state = task.init(jax.random.key(0), batch)
+        start = state.params[CLASSIFIER]["quantizers_block_1"]["codes"]
+        state, metrics = jax.jit(task.train_step)(state, batch, jax.random.key(1))
+        errors.append(float(metrics["quantization_error"]))
+        codes.append(bool(jnp.any(state.params[CLASSIFIER]["quantizers_block_1"]["codes"] != start)))
+    assert errors[1] < 0.9 * errors[0]
+    assert codes == [False, True]
+
+
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_codes_start_from_clusters_of_each_place(codebook):
+    quantized = {place: VectorQuantizer(num_codes=8, codebook=codebook) for place in ("block_1", "block_2")}
+    task = task_of(ViT(CLASSES, quantized, dim=8, depth=2, heads=1, mlp_dim=8), kmeans_init=True)
+    batch = batch_of(64)
+    state = task.init(jax.random.key(0), batch)
+    started = task.init_from_data(state, iter([batch] * 20), jax.random.key(1))
+    step = jax.jit(task.train_step)
+    for place in quantized:
+        before, after = (step(x, batch, jax.random.key(2))[1][f"quantization_error_{place}"] for x in (state, started))
+        assert after < before
+
+
+def test_mixup_mixes_labels_as_images():
+    images = jnp.arange(4.0)[:, None, None, None] * jnp.ones((4, 2, 2, 1))
+    mixed_images, shares = mixed(jax.random.key(0), images, jnp.eye(4), alpha=1.0)
+    np.testing.assert_allclose(shares @ jnp.arange(4.0), mixed_images[:, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(jnp.sum(shares, axis=1), 1, rtol=1e-6)
+
+
+def test_the_loss_with_smoothing_is_least_for_scores_of_the_smoothed_shares():
+    loss, shares = CrossEntropy(DATA, label_smoothing=0.2), jnp.eye(4)[:1]
+    least = jnp.log(0.8 * shares + 0.05)
+    assert float(optax.tree.norm(jax.grad(loss)(least, shares))) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: task_of(loss=MeanSquaredError(DATA)), "loss config.loss.name=cross_entropy, got ViT and MeanSquared"),
+        (lambda: task_of(mixup=0.0), "mixup must be a finite number above 0, got 0.0"),
+        (lambda: task_of(ema_decay=1.0), "ema_decay must be above 0 and below 1, or None, got 1.0"),
+        (lambda: task_of(codebook_steps=0), r"codebook_steps must be an integer in \[1, 1000\], got 0"),
+        (
+            lambda: task_of(ResNet18(quantizers={"stage_2": VectorQuantizer(num_codes=8)}), codebook_steps=1),
+            "codebook_steps needs quantizers 'vq' with codebook.name='gradient' and codebook.weight=0, got another at "
+            "stage_2",
+        ),
+        (lambda: CrossEntropy(DATA, label_smoothing=1.0), r"label_smoothing must be a number in \[0, 1\), got 1.0"),
+        (lambda: CrossEntropy(DATA)(jnp.zeros((1, 4)), jnp.zeros((1, 5))), r"must be \[batch, classes\], got \(1, 4\)"),
+        (lambda: task_of().init(jax.random.key(0), {"image": batch_of()["image"]}), "the data have no labels"),
+    ],
+)
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": {"name": "vqvae"}}, "config.model.name must be that of an autoencoder for the task 'vqvae'"),
+        ({"model.num_classes": 3}, "config.model.num_classes must be at least 4, the classes of"),
+        ({"gradient_accumulation": 2}, "config.gradient_accumulation must be None for a classifier, got 2"),
+        ({"loss": {"name": "mse"}}, "needs a classifier .* and the loss"),
+        ({"quantizer": {"stage_9": {"name": "fsq", "levels": (3, 3)}}}, "places of ResNet18, got 'stage_9'"),
+        (
+            {"quantizer": {"name": "fsq", "levels": (3, 3)}},
+            "config.quantizer must be a dictionary by place for the classifier",
+        ),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(config, tmp_path, changes, message):
+    for name, value in changes.items():
+        group, _, field = name.rpartition(".")
+        setattr(getattr(config, group) if group else config, field, value)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
