@@ -11,6 +11,7 @@ from vqjax import UserError
 from vqjax.evaluation.features import KNOWN, FeatureNetwork
 from vqjax.evaluation.fid import Measures
 from vqjax.runtime.files import file_checksum
+from vqjax.training.loop import train
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 8, 12, 3), np.uint8)
 
@@ -102,3 +103,21 @@ def test_gray_images_are_seen_as_tools_read_them(resnet):
     network = FeatureNetwork.from_file(resnet)
     gray = jnp.asarray(IMAGES[:3, ..., :1])
     np.testing.assert_array_equal(network(gray).pool, network(jnp.tile(gray, 3)).pool)
+
+
+def test_the_classifier_of_a_run_is_a_feature_network(tmp_path, config):
+    random = np.random.default_rng(0)
+    arrays = {name: random.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8) for name in ("train", "test")}
+    arrays |= {f"{name}_labels": random.integers(0, 3, 24) for name in ("train", "test")}
+    np.savez(tmp_path / "images.npz", **arrays)
+    config.data = {"source": "arrays", "name": str(tmp_path / "images.npz"), "image_size": 16}
+    config.model, config.quantizer = {"name": "resnet18", "width": 4, "num_classes": 3}, {}
+    config.task, config.loss = {"name": "classification"}, {"name": "cross_entropy"}
+    config.num_steps = 2
+    train(config, tmp_path / "run", devices=jax.devices()[:1])
+    network = FeatureNetwork.from_file(tmp_path / "run")
+    features = network(jnp.asarray(arrays["test"][:5]))
+    assert features.pool.shape == (5, network.dim) == (5, 32)
+    assert features.logits.shape == (5, 3)
+    assert network.name.startswith("resnet18_")
+    assert network.size == 16

@@ -1,5 +1,6 @@
 """Frozen networks whose features evaluations compare, each with the way in which images come to it."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -10,8 +11,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped, UInt8
 
+from vqjax.checkpointing.checkpoints import load_networks
 from vqjax.errors import UserError, did_you_mean
 from vqjax.evaluation.scaling import SCALINGS
 from vqjax.importing.dinov2 import load_dinov2
@@ -19,7 +22,9 @@ from vqjax.importing.features import load_features, load_resnet
 from vqjax.importing.inception import load_inception
 from vqjax.importing.state_dict import StateDict, read_state_dict
 from vqjax.models import dinov2
+from vqjax.models.classifiers import Classifier
 from vqjax.models.inception import INPUT_SIZE, InceptionFeatures
+from vqjax.models.registry import build_model
 from vqjax.runtime.files import file_checksum
 from vqjax.runtime.paths import local_path
 
@@ -113,8 +118,8 @@ class FeatureNetwork(flax.struct.PyTreeNode):
 
         Args:
           name_or_file: The file: the Inception network of pytorch-fid, DINOv2, torchvision's VGG-16 or AlexNet, or a
-            network of ``studies/features``; or a key of :data:`KNOWN`, which is looked for where PyTorch's tools store
-            it.
+            network of ``studies/features``; a key of :data:`KNOWN`, which is looked for where PyTorch's tools store
+            it; or the directory of a run that has trained a classifier.
           scaling: How images are scaled; as the network's own publisher does by default.
 
         Raises:
@@ -122,6 +127,8 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         """
         if scaling is not None and scaling not in SCALINGS:
             raise UserError(f"scaling must be one of {sorted(SCALINGS)}, got {scaling!r}.")
+        if Path(name_or_file).is_dir():
+            return cls._from_run(local_path(name_or_file, "features"), scaling)
         path = _found(name_or_file)
         checksum = file_checksum(path)
         _check_content(path, checksum)
@@ -139,6 +146,25 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         if name not in KNOWN or not KNOWN[name].may_be(checksum):
             name = f"{name}_{checksum[:8]}"
         return cls(module, variables, name, f"SHA-256 {checksum[:8]}", scaling or usual, size, usual)
+
+    @classmethod
+    def _from_run(cls, workdir: Path, scaling: str | None) -> "FeatureNetwork":
+        """The classifier of a run, with images at the size that it was trained on."""
+        networks = load_networks(workdir)
+        config = networks.info.config
+        model = build_model(config["model"], config["quantizer"])
+        if not isinstance(model, Classifier):
+            raise UserError(
+                f"features must be a run of a classifier, got one of {config['model']['name']!r}: {workdir}."
+            )
+        params, digest = (networks.ema_params or networks.params)["classifier"], hashlib.sha256()
+        variables = {"params": params, **networks.variables["classifier"]}
+        for leaf in jax.tree.leaves(variables):
+            digest.update(np.asarray(leaf).tobytes())
+        name, size = f"{config['model']['name']}_{digest.hexdigest()[:8]}", config["data"]["image_size"]
+        side = size if isinstance(size, int) else max(size)
+        usual = "pytorch-fid"
+        return cls(model, variables, name, f"the run {workdir.name}", scaling or usual, side, usual)
 
     @property
     def how(self) -> str:
@@ -177,6 +203,9 @@ class FeatureNetwork(flax.struct.PyTreeNode):
 
     def of_scaled(self, images: Float[Array, "batch height width 3"]) -> Features:
         """Return the features of images that have been scaled, all at once."""
+        if isinstance(self.module, Classifier):
+            classified = self.module.apply(self.variables, images, train=False)
+            return Features(classified.features, classified.logits)
         output = self.module.apply(self.variables, images)
         if isinstance(output, InceptionFeatures):
             return Features(*output)
