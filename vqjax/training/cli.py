@@ -85,6 +85,11 @@ COMMANDS = {
         "Write the weights of LPIPS into a file for the trainer.",
         "vgg16-397923af.pth --heads=vgg.pth --output=lpips-vgg.safetensors",
     ),
+    "plot": Command(
+        "vqjax.training.plot:plot_run",
+        "Draw the codebook of a run beside the vectors that it quantizes.",
+        "codebook --workdir=runs/quickstart",
+    ),
 }
 """The subcommands by name."""
 

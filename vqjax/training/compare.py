@@ -54,7 +54,8 @@ def compare_images(
       statistics: Instead of ``real``, a file of vqjax stats, pytorch-fid or guided diffusion (.npz), which allows for
         Fréchet distances alone.
       features: File or name of the feature network: Inception of pytorch-fid (pt_inception-2015-12-05-6726825d.pth),
-        DINOv2 (dinov2_vitl14_pretrain.pth), VGG-16 or AlexNet of torchvision, or a network of studies/features.
+        DINOv2 (dinov2_vitl14_pretrain.pth), VGG-16 or AlexNet of torchvision, a network of studies/features, or
+        the run of a classifier.
       scaling: How images are scaled to the network: pytorch-fid, clean-fid, tf1, dgm-eval or torch-fidelity-dinov2; as
         published for the network by default.
       batch_size: Images at once.

@@ -172,8 +172,8 @@ def evaluate_workdir(
       split: ``"eval"`` for the held-out images, ``"train"`` for the training images, ``"all"`` for both.
       batch_size: Images per batch, over which ``perplexity_batch`` is measured; the training batch by default.
       features: File of a feature network (pt_inception-2015-12-05-6726825d.pth of pytorch-fid), or ``inception``,
-        which is looked for where PyTorch's tools store it; for rFID, KID, the Inception score, precision and recall of
-        reconstructions.
+        which is looked for where PyTorch's tools store it, or the run of a classifier; for rFID, KID, the Inception
+        score, precision and recall of reconstructions.
       scaling: How images are scaled to that network: ``pytorch-fid``, ``clean-fid``, ``tf1``, ``dgm-eval`` or
         ``torch-fidelity-dinov2``; as published for the network by default.
       protocols: With commas: besides ``rfid_val``, which compares reconstructions with their originals,
@@ -214,6 +214,11 @@ def evaluate_workdir(
         config = override_all(complete(networks.info.config), overrides)
         splits = load_splits(config.data)
         task = build_task(config, splits.train)
+        if not task.reconstructs and (features or lpips or export_tokens):
+            raise UserError(
+                "--features, --lpips and --export_tokens need the run of a tokenizer, got one of the task "
+                f"{config.task.name!r}; leave them out."
+            )
         dataset = Joined(splits) if split == "all" else getattr(splits, split)
         name = "eval" if split == "eval" else f"eval_{split}"
         if not _are_images_of_run(networks.info, splits, split):

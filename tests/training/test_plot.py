@@ -1,0 +1,47 @@
+"""Pictures of the codebook of a run."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqjax.errors import UserError
+from vqjax.reporting.codebook_figure import Snapshot, codebook_figure
+from vqjax.training.plot import plot_run
+
+
+def snapshot_of(step=0, dim=3):
+    rng = np.random.default_rng(0)
+    vectors, codes = (rng.normal(size=(count, dim)).astype(np.float32) for count in (50, 8))
+    return Snapshot(step, vectors, codes, rng.integers(0, 4, 50))
+
+
+def test_a_picture_of_the_checkpoints_of_a_run(finished, tmp_path, capsys):
+    plot_run("codebook", workdir=finished, output=tmp_path)
+    with Image.open(tmp_path / "codebook.png") as picture:
+        assert picture.width > picture.height > 500
+    assert "codebook.png" in capsys.readouterr().out
+
+
+def test_the_numbers_in_a_picture():
+    snapshot = snapshot_of()
+    assert snapshot.counts.sum() == 50
+    assert snapshot.counts[4:].sum() == 0
+    exact = snapshot._replace(vectors=snapshot.codes[snapshot.indices])
+    assert exact.relative_error == 0
+    moved = exact._replace(codes=exact.codes + 7)
+    assert moved.shift > exact.shift
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_axes_are_the_same_for_all_steps(dim):
+    figure = codebook_figure([snapshot_of(step, dim) for step in range(2)], "run")
+    first, second = figure.axes[:2]
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_title() == "step 0: 4 of 8 codes"
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path, finished):
+    with pytest.raises(UserError, match="--images must be at least 1, got 0"):
+        plot_run("codebook", workdir=finished, images=0)
+    with pytest.raises(UserError, match="contains no checkpoint"):
+        plot_run("codebook", workdir=tmp_path)

@@ -1,0 +1,104 @@
+"""Pictures of a run: `vqjax plot codebook`."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks
+from vqjax.checkpointing.discovery import checkpoint_steps
+from vqjax.data import evaluation_batches, load_splits, to_model_range
+from vqjax.errors import UserError
+from vqjax.models.classifiers import Classifier
+from vqjax.models.registry import build_model
+from vqjax.models.tokenizer import NETWORK
+from vqjax.quantizers.base import Quantizer
+from vqjax.reporting.codebook_figure import Snapshot, codebook_figure
+from vqjax.reporting.figures import save_figure
+from vqjax.runtime.paths import local_path
+from vqjax.runtime.workdir import usable_workdir
+from vqjax.tasks.classification import CLASSIFIER
+from vqjax.training.config import complete
+
+_MOST_PANELS = 4
+_MOST_VECTORS = 2**14
+
+
+def plot_run(
+    what: Literal["codebook"], /, *, workdir: str | Path, output: str | Path | None = None, images: int = 256
+) -> None:
+    """Draw the codebook of a run beside the vectors that it quantizes, at up to four of its checkpoints.
+
+    A picture for each quantizer: vectors, codes and codes in use on the same two axes at each step, and histograms of
+    the use of codes, of lengths, and of the angles between vectors and codes at the last one. A run keeps its last two
+    checkpoints; config.keep_every keeps more of them.
+
+    Args:
+      what: ``codebook``.
+      workdir: Directory of the run.
+      output: Directory of the pictures; ``plots`` in that of the run by default.
+      images: Held-out images whose vectors are drawn.
+
+    Raises:
+      UserError: There is no checkpoint, or a quantizer has no single codebook.
+    """
+    del what  # there is one picture yet
+    if images < 1:
+        raise UserError(f"--images must be at least 1, got {images}.")
+    directory = usable_workdir(local_path(workdir, "--workdir"))
+    steps = checkpoint_steps(directory)
+    spread = np.unique(np.linspace(0, len(steps) - 1, _MOST_PANELS).round().astype(int)) if steps else []
+    newest = load_networks(directory)
+    snapshots: dict[str, list[Snapshot]] = {}
+    for step in sorted({steps[i] for i in spread if steps[i] < newest.info.step} | {newest.info.step}):
+        print(f"step {step}", file=sys.stderr, flush=True)
+        networks = newest if step == newest.info.step else load_networks(directory, step)
+        for place, snapshot in _snapshots(networks, images):
+            snapshots.setdefault(place, []).append(snapshot)
+    plots = directory / "plots" if output is None else local_path(output, "--output")
+    plots.mkdir(parents=True, exist_ok=True)
+    for place, of_place in snapshots.items():
+        file = plots / (f"codebook_{place}.png" if place else "codebook.png")
+        save_figure(file, codebook_figure(of_place, " ".join([directory.name, place]).strip()))
+        print(f"picture: {file}", flush=True)
+
+
+def _snapshots(networks: SavedNetworks, images: int) -> Iterator[tuple[str, Snapshot]]:
+    """The vectors and codes of each quantizer by its place, which is empty for that of a tokenizer."""
+    config = complete(networks.info.config)
+    model = build_model(config.model, config.quantizer)
+    dataset = load_splits(config.data).eval
+    batch = next(evaluation_batches(dataset, min(images, len(dataset))))["image"]
+    network = CLASSIFIER if isinstance(model, Classifier) else NETWORK
+    params = (networks.ema_params or networks.params)[network]
+    variables = {"params": params, **networks.variables[network]}
+    pixels = to_model_range(jnp.asarray(batch))
+    if isinstance(model, Classifier):
+        latents = jax.jit(lambda v, x: model.apply(v, x, train=False).latents)(variables, pixels)
+        if not latents:
+            raise UserError("--workdir must be that of a run with a quantizer, got a classifier without any.")
+        parts = {place: (model.quantizers[place], f"quantizers_{place}") for place in latents}
+    else:
+        latents = {"": jax.jit(lambda v, x: model.apply(v, x, train=False, method="latents"))(variables, pixels)}
+        parts = {"": (model.quantizer, "quantizer")}
+    for place, (quantizer, name) in parts.items():
+        own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
+        vectors = latents[place].reshape(-1, latents[place].shape[-1])[:_MOST_VECTORS]
+        yield place, _snapshot(networks.info.step, quantizer.clone(parent=None, name=None), own, vectors)
+
+
+def _snapshot(step: int, quantizer: nn.Module, variables: Any, vectors: jax.Array) -> Snapshot:
+    """Vectors, and all codes in the space of the vectors."""
+    if not isinstance(quantizer, Quantizer) or quantizer.index_shape != ():
+        name = type(quantizer).__name__
+        raise UserError(f"vqjax plot codebook needs a quantizer with one index for each vector, got {name}.")
+    if getattr(quantizer, "distance", None) == "cosine":
+        vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    indices = quantizer.apply(variables, vectors, method="encode")
+    codes = quantizer.apply(variables, jnp.arange(quantizer.num_codes), method="decode")
+    return Snapshot(step, *(np.asarray(x, np.float32) for x in (vectors, codes)), np.asarray(indices))
