@@ -1,0 +1,1 @@
+"""Study behind docs/classification.md: quantizers inside classifiers, with the remedies of vqtorch."""

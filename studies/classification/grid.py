@@ -1,0 +1,42 @@
+"""Trainings of the study: classifiers of CIFAR-10, and the quantizers in their middle.
+
+The names are all that a record says of a training, so another definition needs another name.
+"""
+
+from studies.common.trainings import Setting
+
+MODELS = ("resnet18", "alexnet", "vit")
+
+SCALES = {"cpu": "epochs=10", "full": "epochs=100"}
+"""Length of the trainings, by scale."""
+
+# A gradient codebook without remedies, as vqtorch's own.
+_NAIVE = "vq,estimator=straight_through"
+
+QUANTIZERS = {
+    "none": "",
+    "straight-through": _NAIVE,
+    "affine": f"{_NAIVE},remedies=affine",
+    "alternating and synchronized": f"{_NAIVE},remedies=opt",
+    "all": f"{_NAIVE},remedies=all",
+    "rotation": "vq,estimator=rotation",
+    "default": "vq,remedies=ema",
+    "default, dead codes replaced": "vq,remedies=replaced",
+}
+"""Arguments of configs/classify_cifar10.py by the name of a row."""
+
+
+def setting_of(model: str, quantizer: str, scale: str) -> Setting:
+    """Return the config of a row.
+
+    Args:
+      model: One of ``MODELS``.
+      quantizer: A key of ``QUANTIZERS``.
+      scale: A key of ``SCALES``.
+
+    Example:
+      >>> setting_of("resnet18", "none", "full").config
+      'configs/classify_cifar10.py:model=resnet18,epochs=100'
+    """
+    arguments = [f"model={model}", SCALES[scale], QUANTIZERS[quantizer], "small" if scale == "cpu" else ""]
+    return Setting(f"configs/classify_cifar10.py:{','.join(filter(None, arguments))}")
