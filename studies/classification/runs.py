@@ -1,6 +1,5 @@
 """Trainings of the study, and what is measured of each."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 
 from studies.classification.grid import QUANTIZERS, setting_of
 from studies.common.records import Run, slug
-from studies.common.trainings import config_of
+from studies.common.trainings import config_of, late_metrics
 from vqjax.training.loop import train
 
 _EVALUATED = ("top1", "top5", "cross_entropy")
@@ -59,9 +58,7 @@ def measure_run(run: Run, directory: Path) -> dict[str, Any]:
         result = train(config, directory)
     except FloatingPointError:
         return {"diverged": True}
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    last = next(line for line in reversed(lines) if "train/loss" in line)
     measured = {"diverged": False} | {name: result.metrics[name] for name in _EVALUATED}
     for place in config.quantizer:
         measured |= {name: result.metrics[f"{name}_{place}"] for name in _OF_PLACE}
-    return measured | {f"late_{name}": last.get(f"train/{name}") for name in _LATE}
+    return measured | late_metrics(directory, _LATE)

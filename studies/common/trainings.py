@@ -102,10 +102,7 @@ def train_and_evaluate(
         result = train(config, directory)
     except FloatingPointError:
         return Trained({"diverged": True}, None, splits)
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    last = next(line for line in reversed(lines) if "train/loss" in line)
-    measured = {"diverged": False} | {name: result.metrics[name] for name in _EVALUATED}
-    measured |= {f"late_{name}": last.get(f"train/{name}") for name in late}
+    measured = {"diverged": False} | {name: result.metrics[name] for name in _EVALUATED} | late_metrics(directory, late)
     tokenizer = load_tokenizer(directory)
 
     def reconstruct(variables: Any, batch: Batch) -> Outputs:
@@ -116,6 +113,18 @@ def train_and_evaluate(
     held_out = evaluation_batches(splits.eval, config.batch_size)
     measured |= evaluate(of_variables, held_out, metrics).metrics
     return Trained(measured, tokenizer, splits)
+
+
+def late_metrics(directory: Path, names: Sequence[str]) -> dict[str, float | None]:
+    """Return metrics of the last log line of a training, each with ``late_`` before its name.
+
+    Args:
+      directory: Directory of the run.
+      names: Metrics of training steps; None stands for one that is not in the log.
+    """
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    last = next(line for line in reversed(lines) if "train/loss" in line)
+    return {f"late_{name}": last.get(f"train/{name}") for name in names}
 
 
 def make_runs(runs: Sequence[Run], results: Results, workdir: Path, measure: Measure, jobs: int = 1) -> None:

@@ -1,7 +1,9 @@
 """Classifiers with quantizers between their layers: ResNet-18, AlexNet and ViT."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -11,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError, did_you_mean
 from vqjax.models.layers import LARGEST_DIM, DownsamplingConv, Images, check_dtype, check_images
-from vqjax.models.vit import TransformerBlock, positions
+from vqjax.models.vit import TransformerBlock, positions, to_tokens
 from vqjax.quantizers.base import QuantizerOutput, register_export, short_repr
 from vqjax.quantizers.validation import is_fraction, require, require_choice, require_count
 
@@ -41,7 +43,7 @@ class ClassifierOutput:
 register_export(ClassifierOutput)
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, abc.ABC):
     """Base class of classifiers, whose layers have places where features can be replaced by codes.
 
     A subclass names its places, and passes its features to the function that :meth:`places_of` returns; what comes back
@@ -70,9 +72,20 @@ class Classifier(nn.Module):
                 raise UserError(f"quantizers must be at places of {name}, got {place!r}; {hint}")
 
     @property
+    @abc.abstractmethod
     def places(self) -> tuple[str, ...]:
         """Names of the places, from the first to the last."""
-        raise NotImplementedError
+
+    def quantizer_at(self, place: str, variables: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the quantizer at a place, apart from the network, and its own variables.
+
+        Args:
+          place: The place.
+          variables: Variables of the network, by collection.
+        """
+        name = name_at(place)
+        own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
+        return self.quantizers[place].clone(parent=None, name=None), own
 
     def check_call(self, images: Images, train: bool | None) -> bool:
         """Refuse what is no batch of images, and calls that do not say whether they train, which batch norms need.
@@ -85,6 +98,15 @@ class Classifier(nn.Module):
         if train is None and not self.is_initializing():
             raise UserError(f"train must be True or False for {type(self).__name__}, got None; say which.")
         return bool(train)
+
+
+def name_at(place: str) -> str:
+    """Return the name under which Flax keeps the variables of the quantizer at a place.
+
+    Args:
+      place: The place.
+    """
+    return f"quantizers_{place}"
 
 
 class _Quantized:
@@ -316,14 +338,7 @@ class ViT(Classifier):
         """Classify images; see :meth:`ResNet18.__call__`."""
         train = self.check_call(images, train)
         quantize = _Quantized(self, mask, train)
-        height, width = images.shape[1:3]
-        size = self.patch_size
-        if height % size or width % size:
-            raise UserError(
-                f"images must have a height and width that patch_size={size} divides, got {height} x {width}; resize "
-                "or crop them."
-            )
-        x = nn.Conv(self.dim, (size, size), size, "VALID", dtype=self.dtype, name="to_tokens")(images)
+        x = to_tokens(images, self.patch_size, self.dim, self.dtype)
         batch, rows, columns, _ = x.shape
         x = (x.astype(jnp.float32) + positions(rows, columns, self.dim)[None]).reshape(batch, -1, self.dim)
         for number in range(1, self.depth + 1):

@@ -73,15 +73,7 @@ class ViTEncoder(_ViT):
 
     @nn.compact
     def __call__(self, images: Images) -> Tokens:
-        check_images(images)
-        _, height, width, _ = images.shape
-        size = self.patch_size
-        if height % size or width % size:
-            raise UserError(
-                f"images must have a height and width that patch_size={size} divides, got {height} x {width}; resize "
-                "or crop them."
-            )
-        x = nn.Conv(self.dim, (size, size), size, "VALID", dtype=self.dtype, name="to_tokens")(images)
+        x = to_tokens(images, self.patch_size, self.dim, self.dtype)
         x = _transformer(self)(x)
         return x if self.code_dim is None else nn.Dense(self.code_dim, name="to_codes")(x)
 
@@ -126,6 +118,28 @@ class ViTDecoder(_ViT):
     def to_images(self, features: Tokens) -> Images:
         """Return images from the features in front of the last layer."""
         return self.conv_out(features)
+
+
+def to_tokens(images: Images, patch_size: int, dim: int, dtype: DTypeLike | None) -> Tokens:
+    """Map each patch of images to a token, by the layer ``to_tokens`` of the module that calls.
+
+    Args:
+      images: Images in [-1, 1].
+      patch_size: Height and width of a patch in pixels.
+      dim: Features of a token.
+      dtype: Dtype of the layer.
+
+    Raises:
+      UserError: The images are no batch of floats, or patches do not cover them.
+    """
+    check_images(images)
+    height, width = images.shape[1:3]
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"images must have a height and width that patch_size={patch_size} divides, got {height} x {width}; resize "
+            "or crop them."
+        )
+    return nn.Conv(dim, (patch_size, patch_size), patch_size, "VALID", dtype=dtype, name="to_tokens")(images)
 
 
 class _PatchToPixels(nn.Module):

@@ -15,7 +15,7 @@ from vqjax.evaluation import CodeUsage, ImageCount, Metric
 from vqjax.evaluation.metrics import AtPlace, Classification
 from vqjax.functional.numbers import is_number
 from vqjax.losses.classification import CrossEntropy
-from vqjax.models.classifiers import Classifier, ClassifierOutput
+from vqjax.models.classifiers import Classifier, ClassifierOutput, name_at
 from vqjax.quantizers.base import QuantizerOutput
 from vqjax.quantizers.codebooks import get_codebook
 from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive
@@ -134,7 +134,7 @@ class ClassificationTask(Task):
         opt_state = {CLASSIFIER: self.optimizer.init(params[CLASSIFIER])}
         if self.codebook_steps is not None:
             for place in self._quantizers:
-                of_place = params[CLASSIFIER][_name_of(place)]
+                of_place = params[CLASSIFIER][name_at(place)]
                 opt_state[f"codebook_{place}"] = self._codebook_optimizer.init(of_place)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -156,19 +156,16 @@ class ClassificationTask(Task):
             if sum(map(len, images)) >= wanted:
                 break
         features = jax.jit(self._features)
-        for number, (place, quantizer) in enumerate(self._quantizers.items()):
+        for number, place in enumerate(self._quantizers):
             # Codes change the features of the places behind them.
             latents = [features(state, part, jax.random.fold_in(key, number))[place] for part in images]
             z = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in latents])[: 2**18]
-            state = self._cluster(state, place, quantizer, z, key)
+            state = self._cluster(state, place, z, key)
         return state
 
-    def _cluster(
-        self, state: TrainState, place: str, quantizer: Any, z: Float[Array, "tokens dim"], key: Key[Array, ""]
-    ) -> TrainState:
-        name, variables = _name_of(place), state.trained(CLASSIFIER)
-        own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
-        alone = quantizer.clone(parent=None, name=None)
+    def _cluster(self, state: TrainState, place: str, z: Float[Array, "tokens dim"], key: Key[Array, ""]) -> TrainState:
+        name, variables = name_at(place), state.trained(CLASSIFIER)
+        alone, own = self.model.quantizer_at(place, variables)
         _, started = jax.jit(
             lambda own, z: alone.apply(own, z, method="kmeans_init", mutable=list(own), rngs={"quantizer": key})
         )(own, z)
@@ -220,11 +217,9 @@ class ClassificationTask(Task):
     def _move_codes(self, state: TrainState, latents: Mapping[str, Array]) -> TrainState:
         """Take the steps of the codes alone, towards features that are held constant."""
         params, opt_state = dict(state.params[CLASSIFIER]), dict(state.opt_state)
-        for place, quantizer in self._quantizers.items():
-            name, alone = _name_of(place), quantizer.clone(parent=None, name=None)
-            others = {
-                collection: tree[name] for collection, tree in state.variables[CLASSIFIER].items() if name in tree
-            }
+        for place in self._quantizers:
+            name = name_at(place)
+            alone, others = self.model.quantizer_at(place, state.variables[CLASSIFIER])
 
             def codebook_loss(own: PyTree, alone=alone, others=others, place=place) -> Float[Array, ""]:
                 return alone.apply({"params": own, **others}, latents[place], method="codebook_loss")
@@ -304,11 +299,6 @@ def _of_places(outputs: Mapping[str, QuantizerOutput]) -> Metrics:
     return means | {
         f"{name}_{place}": value for place, output in outputs.items() for name, value in output.metrics.items()
     }
-
-
-def _name_of(place: str) -> str:
-    """The name under which Flax keeps the variables of a quantizer."""
-    return f"quantizers_{place}"
 
 
 def _learns_alone(quantizer: Any) -> bool:

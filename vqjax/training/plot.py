@@ -82,14 +82,14 @@ def _snapshots(networks: SavedNetworks, images: int) -> Iterator[tuple[str, Snap
         latents = jax.jit(lambda v, x: model.apply(v, x, train=False).latents)(variables, pixels)
         if not latents:
             raise UserError("--workdir must be that of a run with a quantizer, got a classifier without any.")
-        parts = {place: (model.quantizers[place], f"quantizers_{place}") for place in latents}
+        parts = {place: model.quantizer_at(place, variables) for place in latents}
     else:
         latents = {"": jax.jit(lambda v, x: model.apply(v, x, train=False, method="latents"))(variables, pixels)}
-        parts = {"": (model.quantizer, "quantizer")}
-    for place, (quantizer, name) in parts.items():
-        own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
+        own = {collection: tree["quantizer"] for collection, tree in variables.items() if "quantizer" in tree}
+        parts = {"": (model.quantizer.clone(parent=None, name=None), own)}
+    for place, (quantizer, own) in parts.items():
         vectors = latents[place].reshape(-1, latents[place].shape[-1])[:_MOST_VECTORS]
-        yield place, _snapshot(networks.info.step, quantizer.clone(parent=None, name=None), own, vectors)
+        yield place, _snapshot(networks.info.step, quantizer, own, vectors)
 
 
 def _snapshot(step: int, quantizer: nn.Module, variables: Any, vectors: jax.Array) -> Snapshot:
