@@ -30,9 +30,10 @@ ESTIMATORS = (
     "reflection",
     "dynamic_straight_through",
     "diveq",
+    "index_backpropagation",
     *CANDIDATES,
 )
-"""Estimators that are trained on every setting."""
+"""Estimators that are trained on every setting; index backpropagation is a quantizer of its own."""
 
 COMBINED = ("straight_through", "rotation", "tangential_rotation", "diveq", "dynamic_straight_through")
 """Estimators that are combined with every remedy."""
@@ -91,5 +92,7 @@ def overrides(estimator: str, remedy: str) -> list[str]:
       >>> overrides("rotation", "unit length")
       ['quantizer.distance=cosine', 'quantizer.estimator=rotation']
     """
+    if estimator == "index_backpropagation":
+        return [*REMEDIES[remedy], "quantizer.name=ibq"]
     field = "quantizer.quantizer.estimator" if remedy == "residual of 2" else "quantizer.estimator"
     return [*REMEDIES[remedy], f"{field}={estimator}"]
