@@ -2,20 +2,19 @@
 
 import ctypes
 import importlib.metadata
-import multiprocessing
 import os
 import platform
 import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.stages import Compiled
 
+from studies.common.workers import worker_pool
 from vqjax.data import Batch
 from vqjax.reporting import markdown_table
 from vqjax.runtime.compilation import compiler_options
@@ -85,7 +84,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
       function: A function of a module.
       *arguments: Its arguments.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(function, *arguments).result()
 
 

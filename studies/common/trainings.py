@@ -2,13 +2,12 @@
 
 import functools
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from studies.common.records import Results, Run, slug
+from studies.common.workers import worker_pool
 from vqjax.checkpointing.checkpoints import Tokenizer, load_tokenizer
 from vqjax.data import Batch, Splits, evaluation_batches, load_splits, to_model_range
 from vqjax.errors import UserError
@@ -167,9 +167,7 @@ def _outcomes(
             print(f"{run.name}", file=sys.stderr, flush=True)
             yield run, functools.partial(_timed, measure, run, workdir)
         return
-    # A process with threads, as JAX has them, cannot be forked.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_silence) as pool:
+    with worker_pool(jobs, _silence) as pool:
         futures = {pool.submit(_timed, measure, run, workdir): run for run in runs}
         try:
             for future in as_completed(futures):
