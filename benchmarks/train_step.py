@@ -1,6 +1,7 @@
-"""A whole training step beside a PyTorch loop: python -m benchmarks.train_step [residual|sonnet ...]
+"""A whole training step beside a PyTorch loop: python -m benchmarks.train_step [residual|sonnet|resnet18 ...]
 
-The CIFAR-10 study's model (batch 128) and sonnet's (batch 32), images on the device, one step at a time.
+The CIFAR-10 study's model (batch 128), sonnet's (batch 32), and ResNet-18 with a quantizer in its middle (batch 32),
+images on the device, one step at a time.
 """
 
 import argparse
@@ -13,11 +14,12 @@ import numpy as np
 
 from benchmarks.measure import by_turns, compiled_step, report
 from benchmarks.peers.available import installed
+from benchmarks.trainer import ROOT, fields
 from vqjax.data.arrays import ArrayDataset
 from vqjax.training.build import build_task
-from vqjax.training.config import base_config, validate
+from vqjax.training.config import base_config, load_config, validate
 
-BATCH_SIZES = {"residual": 128, "sonnet": 32}
+BATCH_SIZES = {"residual": 128, "sonnet": 32, "resnet18": 32}
 COLUMNS = ("model", "contender", "images/s", "ms", "spread (ms)", "ours is faster by", "GFLOP/s", "of a large product")
 _SIDE_OF_LARGE_PRODUCT = 2048
 
@@ -25,7 +27,7 @@ _SIDE_OF_LARGE_PRODUCT = 2048
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*BATCH_SIZES, []], help="both by default")
+    parser.add_argument("models", nargs="*", choices=[*BATCH_SIZES, []], help="all by default")
     rows = []
     for name in parser.parse_args().models or BATCH_SIZES:
         print(f"measuring {name}", file=sys.stderr, flush=True)
@@ -56,13 +58,11 @@ def measure(name: str, batch_size: int | None = None) -> list[dict[str, Any]]:
 
         contenders["plain Flax"] = plain_train_step(images, 2e-4)
     if installed("vector_quantize_pytorch"):
-        from benchmarks.peers.torch_autoencoder import torch_train_step
-
         for compiled in (False, True):
             title = "PyTorch, torch.compile" if compiled else "PyTorch"
-            contenders[title] = torch_train_step(name, images, 2e-4, compiled, bfloat16=False)
+            contenders[title] = _peer(name, images, compiled, bfloat16=False)
             if on_gpu:
-                contenders[f"{title}, bfloat16"] = torch_train_step(name, images, 2e-4, compiled, bfloat16=True)
+                contenders[f"{title}, bfloat16"] = _peer(name, images, compiled, bfloat16=True)
     timings = by_turns(contenders, seconds=10.0 if on_gpu else 60.0)
     peak = 2 * _SIDE_OF_LARGE_PRODUCT**3 / timings.pop("large product").median
     return [
@@ -96,15 +96,37 @@ def vqjax_train_step(
     Returns:
       A function that returns when the step is done, and the floating-point operations that XLA counts in it.
     """
-    config = base_config()
-    config.num_steps = 1
-    config.model = {"name": name, "dtype": dtype}
-    config.quantizer.num_codes = 512 if name == "sonnet" else 1024
-    task = build_task(validate(config), ArrayDataset("random", images, image_size=images.shape[1]))
-    run, compiled = compiled_step(
-        task, {"image": images}, **({"xla_gpu_deterministic_ops": True} if deterministic else {})
-    )
+    batch = {"image": images}
+    if name == "resnet18":
+        config = load_config(
+            str(ROOT / "configs/classify_cifar10.py:vq,remedies=ema"),
+            fields({"model.dtype": dtype, "data.flip": False, "data.crop_padding": None}),
+        )
+        batch["label"] = _labels(images)
+    else:
+        config = base_config()
+        config.num_steps = 1
+        config.model = {"name": name, "dtype": dtype}
+        config.quantizer.num_codes = 512 if name == "sonnet" else 1024
+    data = ArrayDataset("random", images, images.shape[1], batch.get("label"))
+    options = {"xla_gpu_deterministic_ops": True} if deterministic else {}
+    run, compiled = compiled_step(build_task(validate(config), data), batch, **options)
     return run, compiled.cost_analysis()["flops"]
+
+
+def _labels(images: np.ndarray) -> np.ndarray:
+    return np.arange(len(images), dtype=np.int32) % 10
+
+
+def _peer(name: str, images: np.ndarray, compiled: bool, bfloat16: bool) -> Callable[[], None]:
+    """A training step of PyTorch."""
+    if name == "resnet18":
+        from benchmarks.peers.torch_classifier import torch_classifier_step
+
+        return torch_classifier_step(images, _labels(images), 512, compiled, bfloat16)
+    from benchmarks.peers.torch_autoencoder import torch_train_step
+
+    return torch_train_step(name, images, 2e-4, compiled, bfloat16)
 
 
 def large_product() -> Callable[[], object]:

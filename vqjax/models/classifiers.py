@@ -46,8 +46,7 @@ register_export(ClassifierOutput)
 class Classifier(nn.Module, abc.ABC):
     """Base class of classifiers, whose layers have places where features can be replaced by codes.
 
-    A subclass names its places, and passes its features to the function that :meth:`places_of` returns; what comes back
-    are the codes, if there is a quantizer at that place.
+    A subclass names its places, and lets its features pass them in its call: where there is a quantizer, codes go on.
 
     Attributes:
       num_classes: Number of classes.
