@@ -100,22 +100,22 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(config, tmp_path, devi
 
 
 def test_eight_devices_take_the_steps_of_one():
-    """The statistics of batch norms are those of the global batch."""
+    """The statistics of batch norms are those of the global batch; the steps are so small that rounding stays small."""
     model = ResNet18(CLASSES, {"stage_2": VectorQuantizer(num_codes=8)}, width=4)
-    task, batch = task_of(model), batch_of(16)
+    task, batch = task_of(model, optax.sgd(1e-2)), batch_of(16)
     state = task.init(jax.random.key(0), batch)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     shared = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     step = jax.jit(task.train_step)
     one, many = [], []
-    for number in range(3):
+    for number in range(20):
         key = jax.random.key(number)
         state, metrics = step(state, batch, key)
         shared, of_many = step(shared, jax.device_put(batch, rows), key)
         one.append(float(metrics["loss"]))
         many.append(float(of_many["loss"]))
-    np.testing.assert_allclose(many, one, rtol=1e-4)
+    np.testing.assert_allclose(many, one, rtol=1e-5)
     for x, y in zip(jax.tree.leaves(state.variables), jax.tree.leaves(shared.variables), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
