@@ -129,3 +129,8 @@ def test_numbers_that_are_not_finite_are_shown(clock):
         clock, io.StringIO(), start=0, stop=2, total=2, metrics=dict.fromkeys(METRICS, float("nan"))
     ).splitlines()
     assert "loss nan  PSNR nan  perplexity nan" in last[-1]
+
+
+def test_a_classifier_shows_its_accuracy(clock):
+    text = run(clock, io.StringIO(), start=0, stop=1, total=1, metrics={"loss": 1.0, "accuracy": 0.8512})
+    assert "loss 1.0000  accuracy 85.1 %" in text

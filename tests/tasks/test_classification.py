@@ -8,12 +8,16 @@ import pytest
 
 from vqjax import GradientCodebook, VectorQuantizer, quantizers
 from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.data import to_model_range
 from vqjax.data.arrays import ArrayDataset
 from vqjax.errors import UserError
 from vqjax.losses.classification import CrossEntropy
 from vqjax.losses.reconstruction import MeanSquaredError
 from vqjax.models.classifiers import ResNet18, ViT
+from vqjax.models.lpips import perceptual_distance
 from vqjax.tasks.classification import CLASSIFIER, ClassificationTask, mixed
+from vqjax.training.build import build_task
+from vqjax.training.config import validate
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 
@@ -202,3 +206,27 @@ def test_configs_that_do_not_fit_are_refused(config, tmp_path, changes, message)
         setattr(getattr(config, group) if group else config, field, value)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
+
+
+def test_a_run_is_the_network_of_a_perceptual_loss_and_of_a_discriminator(config, tmp_path):
+    config.num_steps = 1
+    train(config, tmp_path / "run", devices=jax.devices()[:1])
+    images = labelled(2)[0]
+    of_run = {"name": "features", "file": str(tmp_path / "run")}
+    config.model = {"name": "vqgan", "resolution": 16, "channels": 32, "multipliers": (1, 1), "num_res_blocks": 1}
+    config.quantizer, config.loss = quantizers.defaults("vq", num_codes=8), {"name": "l1"}
+    config.task = {"name": "vqgan", "perceptual": of_run | {"weight": 0.5}, "discriminator": of_run}
+    task = build_task(validate(config), ArrayDataset("gray levels", images, image_size=16))
+    batch, key = {"image": images}, jax.random.key(0)
+    _, metrics = jax.eval_shape(task.train_step, jax.eval_shape(task.init, key, batch), batch, key)
+    assert {"p_loss", "disc_loss"} <= set(metrics)
+
+    network, variables = task.perceptual.module, task.perceptual.variables
+    x, y = to_model_range(jnp.asarray(images)), -to_model_range(jnp.asarray(images))
+    classifier = network.network.classifier
+    own = {collection: tree["network"]["classifier"] for collection, tree in variables.items()}
+    of_x, of_y = (list(classifier.apply(own, z, train=False).latents.values()) for z in (x, y))
+    by_hand = perceptual_distance(of_x, of_y, [jnp.ones(z.shape[-1]) for z in of_x])
+    assert len(of_x) == 4
+    np.testing.assert_allclose(network.apply(variables, x, y), by_hand, rtol=1e-5)
+    assert float(jnp.min(by_hand)) > 1e-3

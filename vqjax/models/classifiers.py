@@ -27,7 +27,7 @@ class ClassifierOutput:
     Attributes:
       logits: float32 scores of the classes, ``[batch, classes]``.
       features: Input of the last layer, one vector for each image.
-      latents: What entered each quantizer, by its place.
+      latents: Features at each place, before its quantizer, if there is one.
       quantizers: Outputs of the quantizers by place.
     """
 
@@ -118,18 +118,40 @@ class _Quantized:
 
     def __call__(self, place: str, x: Float[Array, "batch *grid dim"]) -> Float[Array, "batch *grid dim"]:
         """Return the codes of features, or the features, where there is no quantizer."""
+        self._latents[place] = x
         if place not in self._quantizers:
             return x
         mask = self._mask
         if mask is not None:
             mask = jnp.broadcast_to(jnp.expand_dims(mask, range(1, x.ndim - 1)), x.shape[:-1])
-        self._latents[place] = x
         self._outputs[place] = self._quantizers[place](x, mask, train=self._train)
         return self._outputs[place].quantized
 
     def output(self, features: Float[Array, "batch features"], last: nn.Module) -> ClassifierOutput:
         features = features.astype(jnp.float32)
         return ClassifierOutput(last(features), features, self._latents, self._outputs)
+
+
+class FeaturesAtPlaces(nn.Module):
+    """The features of a trained classifier at all its places, for a perceptual loss or a discriminator.
+
+    Attributes:
+      classifier: The classifier; its variables are those of this module under the name ``classifier``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> network = FeaturesAtPlaces(ResNet18(width=8))
+      >>> features, variables = network.init_with_output(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+      >>> [of_place.shape for of_place in features]
+      [(2, 32, 32, 8), (2, 16, 16, 16), (2, 8, 8, 32), (2, 4, 4, 64)]
+    """
+
+    classifier: Classifier
+
+    def __call__(self, images: Images) -> tuple[Float[Array, "batch *positions _"], ...]:
+        """Return the features of images in [-1, 1], from the first place to the last."""
+        latents = self.classifier(images, train=False).latents
+        return tuple(latents[place] for place in self.classifier.places)
 
 
 class ResNet18(Classifier):

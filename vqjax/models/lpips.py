@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vqjax.errors import UserError
+from vqjax.models.feature_discriminator import FrozenNetwork
 from vqjax.models.features import VGG16
 
 Images = Float[Array, "batch height width channels"]
-Features = Float[Array, "batch _ _ _"]  # of a layer, each with its own size
+Features = Float[Array, "batch ... _"]  # of a layer, each with its own size
 
 _EPSILON = 1e-10
 
@@ -43,7 +45,8 @@ def perceptual_distance(
     distance = jnp.zeros(x[0].shape[0], jnp.float32)
     for of_x, of_y, weight in zip(x, y, weights, strict=True):
         squares = jnp.square(_unit(of_x) - _unit(of_y))
-        distance += jnp.mean(jnp.sum(weight[None, None, None] * squares, axis=-1), axis=(1, 2))
+        of_positions = jnp.sum(jnp.expand_dims(weight, tuple(range(squares.ndim - 1))) * squares, axis=-1)
+        distance += jnp.mean(of_positions, axis=tuple(range(1, of_positions.ndim)))
     return distance
 
 
@@ -63,8 +66,8 @@ class LPIPS(nn.Module):
     that is new are one, which is the distance before it is learned. There is no dropout, neither here nor in training.
 
     Attributes:
-      network: A module that maps images in [-1, 1] to feature maps of several layers: :class:`vqjax.models.VGG16`, the
-        usual loss, :class:`vqjax.models.AlexNet`, the usual metric, or any other.
+      network: A module that maps images in [-1, 1] to the features of several layers: :class:`vqjax.models.VGG16`, the
+        usual loss, :class:`vqjax.models.AlexNet`, the usual metric, or any other; see :func:`unlearned_lpips`.
 
     Example:
       >>> import jax
@@ -95,3 +98,32 @@ class LPIPS(nn.Module):
             for layer, features in enumerate(of_x)
         ]
         return perceptual_distance(of_x, of_y, weights)
+
+
+def unlearned_lpips(network: FrozenNetwork, side: int = 64) -> tuple[LPIPS, dict[str, PyTree]]:
+    """Return LPIPS over a trained network, with weights of one.
+
+    Args:
+      network: The network with its variables.
+      side: Height and width of images that it takes, in pixels.
+
+    Returns:
+      The module, and its variables.
+
+    Raises:
+      UserError: The network does not return features of layers.
+
+    Example:
+      >>> import jax
+      >>> from vqjax.models import AlexNet
+      >>> images = jnp.zeros((2, 64, 64, 3))
+      >>> network = FrozenNetwork(AlexNet(), AlexNet().init(jax.random.key(0), images))
+      >>> distance, variables = unlearned_lpips(network)
+      >>> distance.apply(variables, images, images).tolist()
+      [0.0, 0.0]
+    """
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    features = jax.eval_shape(network, network.variables, images)
+    variables = {collection: {"network": tree} for collection, tree in network.variables.items()}
+    weights = {f"weight_{layer}": jnp.ones(x.shape[-1]) for layer, x in enumerate(features)}
+    return LPIPS(network.module), variables | {"params": variables["params"] | weights}

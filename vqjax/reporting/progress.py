@@ -19,16 +19,23 @@ _WORDS = {
     "speed": "images/s",
     "loss": "loss",
     "psnr": "PSNR",
+    "accuracy": "accuracy",
     "perplexity": "perplexity",
     "dead_codes": "dead codes",
     "relative_error": "relative error",
 }
 # For terminals of 80 columns; ``ppl`` is the abbreviation of language models.
-_SHORT_WORDS = _WORDS | {"speed": "img/s", "perplexity": "ppl", "dead_codes": "dead", "relative_error": "rel"}
+_SHORT_WORDS = _WORDS | {
+    "speed": "img/s",
+    "accuracy": "acc",
+    "perplexity": "ppl",
+    "dead_codes": "dead",
+    "relative_error": "rel",
+}
 
 
 class Progress:
-    """Progress of a run: step, percentage, images/s, time left, loss, PSNR, perplexity, dead codes and relative error.
+    """Progress of a run: step, percentage, images/s, time left, loss, and what tells quality and use of codes.
 
     On a terminal it is one live line; elsewhere a plain line at the first update, then one every 10 seconds at
     most, and one at the end. Speed and time left are averages over this process since its first update, so that
@@ -107,8 +114,8 @@ class Progress:
         """Set the numbers shown from the next line on.
 
         Args:
-          values: Any of ``loss``, ``psnr`` (dB), ``perplexity``, ``dead_codes`` and ``relative_error``; other names are
-            not shown. A name left out keeps its value.
+          values: Any of ``loss``, ``psnr`` (dB), ``accuracy`` (a share), ``perplexity``, ``dead_codes`` and
+            ``relative_error``; other names are not shown. A name left out keeps its value.
         """
         self._metrics.update({name: float(value) for name, value in values.items()})
 
@@ -186,6 +193,8 @@ def _speed(value: float, short: bool) -> str:
 def _number(name: str, value: float) -> str:
     if name == "loss":
         return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.2e}"
+    if name == "accuracy":
+        return f"{100 * value:.1f} %"
     return f"{value:.2g}" if name == "relative_error" else f"{value:.2f}" if name == "psnr" else f"{value:.0f}"
 
 

@@ -2,11 +2,13 @@
 
 from absl import logging
 
-from vqjax.importing.features import load_features
+from vqjax.evaluation.features import FeatureNetwork
 from vqjax.importing.lpips import load_lpips
 from vqjax.losses.perceptual import PerceptualLoss
+from vqjax.models.classifiers import Classifier, FeaturesAtPlaces
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
+from vqjax.models.lpips import unlearned_lpips
 from vqjax.runtime.signature import Registry
 from vqjax.tasks.alternating import AlternatingTask
 from vqjax.tasks.classification import ClassificationTask
@@ -27,14 +29,30 @@ def _lpips(file: str | None = None, *, weight: float = 1.0) -> PerceptualLoss | 
     return PerceptualLoss(*load_lpips(file), weight)
 
 
+def _unlearned(file: str, *, weight: float = 1.0) -> PerceptualLoss:
+    """The distance of LPIPS with weights of one, over any network that :func:`_frozen` finds."""
+    network, side = _frozen(file)
+    return PerceptualLoss(*unlearned_lpips(network, side), weight)
+
+
 def _features(file: str, *, group_size: int = 8) -> FeatureDiscriminator:
-    """Heads over VGG-16 or AlexNet from a ``.safetensors`` file, see :func:`vqjax.importing.features.load_features`."""
-    return FeatureDiscriminator(FrozenNetwork(*load_features(file)), group_size)
+    """Heads over any network that :func:`_frozen` finds."""
+    return FeatureDiscriminator(_frozen(file)[0], group_size)
+
+
+def _frozen(file: str) -> tuple[FrozenNetwork, int]:
+    """A network of ``vqjax eval --features``, a file or the run of a classifier, and the size of images it takes."""
+    found = FeatureNetwork.from_file(file)
+    module, variables = found.module, found.variables
+    if isinstance(module, Classifier):
+        module = FeaturesAtPlaces(module)
+        variables = {collection: {"classifier": tree} for collection, tree in variables.items()}
+    return FrozenNetwork(module, variables), found.size or 64
 
 
 _PARTS = {
     "discriminator": Registry({"patchgan": PatchGAN, "stylegan": StyleGANDiscriminator, "features": _features}),
-    "perceptual": Registry({"lpips": _lpips}),
+    "perceptual": Registry({"lpips": _lpips, "features": _unlearned}),
 }
 
 TASKS = Registry(

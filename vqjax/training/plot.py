@@ -79,10 +79,10 @@ def _snapshots(networks: SavedNetworks, images: int) -> Iterator[tuple[str, Snap
     variables = {"params": params, **networks.variables[network]}
     pixels = to_model_range(jnp.asarray(batch))
     if isinstance(model, Classifier):
-        latents = jax.jit(lambda v, x: model.apply(v, x, train=False).latents)(variables, pixels)
-        if not latents:
+        if not model.quantizers:
             raise UserError("--workdir must be that of a run with a quantizer, got a classifier without any.")
-        parts = {place: model.quantizer_at(place, variables) for place in latents}
+        latents = jax.jit(lambda v, x: model.apply(v, x, train=False).latents)(variables, pixels)
+        parts = {place: model.quantizer_at(place, variables) for place in model.quantizers}
     else:
         latents = {"": jax.jit(lambda v, x: model.apply(v, x, train=False, method="latents"))(variables, pixels)}
         own = {collection: tree["quantizer"] for collection, tree in variables.items() if "quantizer" in tree}
