@@ -55,23 +55,24 @@ def surface_figure(surface_name: str, records: Sequence[Record]) -> Any:
     return figure
 
 
-def himmelblau_figure(records: Sequence[Record]) -> Any:
-    """Draw one panel per estimator: the paths of points and codes of the first seed.
+def himmelblau_figure(records: Mapping[str, Record]) -> Any:
+    """Draw one panel per descent: the paths of points and codes of the first seed.
 
     Args:
-      records: Descents in the order of the panels.
+      records: Descents by the titles of the panels, in their order.
 
     Returns:
       A matplotlib figure.
     """
     figure, axes = _panels(len(records))
-    for axis, record in zip(axes, records, strict=True):
+    for axis, (title, record) in zip(axes, records.items(), strict=True):
         _draw_heights(axis)
         _draw_paths(axis, np.asarray(record.measured["points"]), np.asarray(record.measured["codes"]))
         values = [value for value in record.measured["value_at_points"] if value is not None]
-        axis.set_title(f"{record.settings['estimator']}\nhere f(z) = {values[0]:.1f}" if values else "diverged")
+        axis.set_title(f"{title}\nhere f(z) = {values[0]:.1f}" if values else "diverged")
+    (steps,) = {record.settings["steps"] for record in records.values()}
     figure.suptitle(
-        f"{records[0].settings['steps']} updates on Himmelblau's function: points from ring to dot, "
+        f"{steps} updates on Himmelblau's function: points from ring to dot, "
         "codes from cross to square, minima as stars"
     )
     return figure

@@ -50,7 +50,7 @@ def write_figures(results: Results, docs: Path) -> list[Path]:
     for surface, records in _fields(results).items():
         figures[f"surface_{surface}"] = surface_figure(surface, records)
     if records := _descents(results):
-        figures["himmelblau"] = himmelblau_figure(records)
+        figures["himmelblau"] = himmelblau_figure({record.settings["estimator"]: record for record in records})
     for group, variants in _trainings(results).items():
         figures[group] = collapse_figure(variants)
     paths = [docs / FIGURES / f"{name}.png" for name in figures]

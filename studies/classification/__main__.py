@@ -1,20 +1,25 @@
 """Study of docs/classification.md: python -m studies.classification [--models=NAMES] [--seeds=N] [--scale=cpu|full]
 
-Trains classifiers of CIFAR-10 without a quantizer, and with one in their middle under the remedies of vqtorch. Finished
-trainings are not repeated: the same command again continues an interrupted study.
+Trains classifiers of CIFAR-10 without a quantizer, and with one in their middle under the remedies of vqtorch, and lets
+points of the plane descend with these. Finished trainings are not repeated: the same command again continues an
+interrupted study.
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Literal
 
+from studies.choosing.figures import himmelblau_figure
 from studies.classification.grid import MODELS
-from studies.classification.report import DOCUMENT, document_parts
+from studies.classification.report import DOCUMENT, FIGURE, descents, document_parts
 from studies.classification.runs import measure_run, study_runs
+from studies.classification.trajectories import VARIANTS, descent_runs, measure_descent
 from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
 from studies.common.records import Results
 from studies.common.trainings import make_runs
+from vqjax.reporting.figures import save_figure
 from vqjax.training.cli import run
 
 
@@ -46,7 +51,12 @@ def main(
     names = chosen(models, list(MODELS), "models")
     results = Results(records / "results.jsonl")
     if not report_only:
+        for descent in results.unfinished(descent_runs()):
+            began = time.monotonic()
+            results.add(descent, measure_descent(VARIANTS[descent.settings["variant"]]), time.monotonic() - began)
         make_runs(results.unfinished(study_runs(names, seeds, scale)), results, workdir, measure_run, jobs)
+    if found := descents(results):
+        save_figure(docs / FIGURE, himmelblau_figure(found))
     print(write_document(docs / DOCUMENT, "Quantizers inside classifiers", document_parts(results)))
     print("done", file=sys.stderr)
 

@@ -1,14 +1,17 @@
 """Tables of docs/classification.md, rebuilt from the records."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from studies.classification.grid import MODELS, QUANTIZERS, SCALES
+from studies.classification.trajectories import VARIANTS
 from studies.common.document import percent, with_spread
 from studies.common.records import Record, Results
 from vqjax.reporting import markdown_table
 
-DOCUMENT = "classification.md"
+DOCUMENT, FIGURE = "classification.md", "classification/trajectories.png"
+"""The document and the figure of the descents, from the directory of all documents."""
+
 LEAST_ACCURACY = {"resnet18": 0.85, "alexnet": 0.75, "vit": 0.6}
 """Accuracy that a network without a quantizer has to reach, or its rows do not count."""
 
@@ -19,6 +22,12 @@ _COLUMNS: dict[str, Callable[[dict], float | None]] = {
     "perplexity": lambda measured: measured.get("perplexity_split"),
     "commitment loss": lambda measured: measured.get("late_commitment_loss"),
     "relative error": lambda measured: measured.get("late_relative_error"),
+}
+_OF_DESCENTS = {
+    "f at the points": "value_at_points",
+    "f at their codes": "value_at_codes",
+    "quantization error at the end": "quantization_error",
+    "of all steps": "delay",
 }
 _NOT_YET = "Not measured yet: `python -m studies.classification`"
 
@@ -33,11 +42,10 @@ def document_parts(results: Results) -> dict[str, str]:
       Markdown by name.
     """
     cells: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for record in results.records():
-        of = record.settings
-        cells[(of["scale"], of["model"], of["quantizer"])].append(record)
-    parts = {}
+    parts = {"descents": _of_descents(descents(results))}
     for scale in SCALES:
+        for record in results.records(scale):
+            cells[(scale, record.settings["model"], record.settings["quantizer"])].append(record)
         tables = []
         for model in MODELS:
             rows = []
@@ -50,6 +58,26 @@ def document_parts(results: Results) -> dict[str, str]:
                 tables.append(markdown_table(["quantizer", *_COLUMNS, "seeds"], rows))
         parts[scale] = "\n\n".join(tables) or _NOT_YET
     return parts
+
+
+def descents(results: Results) -> dict[str, Record]:
+    """Return the descents on Himmelblau's function by their names.
+
+    Args:
+      results: Records of the study.
+    """
+    found = {record.settings["variant"]: record for record in results.records("descents")}
+    return {name: found[name] for name in VARIANTS if name in found}
+
+
+def _of_descents(records: Mapping[str, Record]) -> str:
+    if not records:
+        return _NOT_YET
+    rows = [
+        [name, *(with_spread(record.measured[column]) for column in _OF_DESCENTS.values())]
+        for name, record in records.items()
+    ]
+    return f"![descents of the first seed]({FIGURE})\n\n" + markdown_table(["", *_OF_DESCENTS], rows)
 
 
 def _titled(model: str, without: list[Record]) -> str:
