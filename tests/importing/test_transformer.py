@@ -1,0 +1,60 @@
+"""Imported transformers give the recorded logits of the originals."""
+
+import jax
+import numpy as np
+import pytest
+
+from helpers.goldens import assert_equal, golden, weights
+from vqjax.errors import UserError
+from vqjax.importing import llamagen_transformer, taming_transformer
+
+
+def test_recorded_logits_of_llamagen():
+    arrays, facts = golden("llamagen_gpt")
+    model, variables = llamagen_transformer(weights(arrays), facts["args"])
+    assert (model.num_codes, model.grid, model.num_classes, model.heads) == (32, (4, 4), 5, 4)
+    # No token is before itself, so that the last one plays no part.
+    tokens = np.pad(arrays["ids"], ((0, 0), (0, 1))).astype(np.int32)
+    logits = jax.jit(lambda *a: model.apply(*a, train=False))(variables, tokens, arrays["classes"].astype(np.int32))
+    assert_equal(logits, arrays["logits"])
+
+
+def test_recorded_logits_of_taming_transformers():
+    arrays, facts = golden("taming_mingpt")
+    model, variables = taming_transformer(weights(arrays), facts)
+    assert (model.num_tokens, model.block_size, model.depth) == (40, 20, 2)
+    logits = jax.jit(model.apply)(variables, arrays["ids"].astype(np.int32))
+    assert_equal(logits, arrays["logits"])
+
+
+def llamagen_arrays():
+    shapes = {"tok_embeddings": (8, 8), "cls_embedding.embedding_table": (4, 8), "output": (8, 8), "norm": (8,)}
+    shapes |= {f"layers.0.{name}": (8,) for name in ("attention_norm", "ffn_norm")}
+    shapes |= {"layers.0.attention.wqkv": (24, 8), "layers.0.attention.wo": (8, 8)}
+    shapes |= {f"layers.0.feed_forward.{name}": shape for name, shape in WIDTHS.items()}
+    return {f"{name}.weight": np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+
+WIDTHS = {"w1": (16, 8), "w2": (8, 16), "w3": (16, 8)}
+CONFIG = {"n_head": 2, "block_size": 4}
+
+
+def test_sizes_of_llamagen_are_read_from_the_shapes():
+    model, _ = llamagen_transformer(llamagen_arrays(), CONFIG)
+    assert (model.num_codes, model.grid, model.num_classes, model.dim, model.mlp_dim) == (8, (2, 2), 3, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("config", "left_out", "message"),
+    [
+        ({"n_head": 2}, None, "config.block_size must be given"),
+        (CONFIG | {"block_size": 5}, None, "must be a square number of tokens, got 5"),
+        (CONFIG | {"n_kv_head": 1}, None, "as many heads of keys as of queries, got n_kv_head=1"),
+        (CONFIG | {"cls_token_num": 120}, None, "cls_token_num=120"),
+        (CONFIG, "norm.weight", r"got missing \['norm.weight'\]"),
+    ],
+)
+def test_other_models_are_refused(config, left_out, message):
+    arrays = {name: array for name, array in llamagen_arrays().items() if name != left_out}
+    with pytest.raises(UserError, match=message):
+        llamagen_transformer(arrays, config)

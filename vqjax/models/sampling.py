@@ -1,0 +1,259 @@
+"""Sampling of tokens: one after another from a causal transformer, or many at once from one that fills in masks."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vqjax.errors import UserError
+from vqjax.functional.numbers import Number
+from vqjax.quantizers.validation import require, require_choice, require_count
+
+Tokens = Int[Array, "batch positions"]
+Masked = Bool[Array, "batch positions"]
+Logits = Float[Array, "*batch codes"]
+# So that a whole number of tokens is not a hair less.
+_ROUNDING = 1e-4
+
+Ratio = Callable[[Float[Array, "*batch"]], Float[Array, "*batch"]]
+
+MASK_SCHEDULES: dict[str, Ratio] = {
+    "cosine": lambda progress: jnp.cos(0.5 * jnp.pi * progress),
+    "arccos": lambda progress: 2 / jnp.pi * jnp.arccos(progress),
+    "linear": lambda progress: 1 - progress,
+    "square": lambda progress: 1 - jnp.square(progress),
+}
+"""Share of tokens that are masked, by the progress in [0, 1]; the same in training, where it is drawn uniformly."""
+
+
+def guided(conditional: Logits, unconditional: Logits, scale: Number | Float[Array, ""]) -> Logits:
+    r"""Move logits away from those without a class, :math:`u + s (c - u)`.
+
+    Args:
+      conditional: Logits with the class, :math:`c`.
+      unconditional: Logits without, :math:`u`.
+      scale: :math:`s`; 1 leaves them as they are with the class.
+
+    Example:
+      >>> guided(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.0]), 2.0).tolist()
+      [2.0, 0.0]
+
+    Source: Ho and Salimans, 2022 (arXiv 2207.12598), whose weight is :math:`s - 1`.
+    """
+    return unconditional + scale * (conditional - unconditional)
+
+
+def restricted(
+    logits: Logits, *, temperature: Number = 1.0, top_k: int | None = None, top_p: Number | None = None
+) -> Logits:
+    """Divide logits by a temperature, and leave out the least likely codes.
+
+    Args:
+      logits: Logits of codes.
+      temperature: Above 0; below 1, likely codes become likelier.
+      top_k: Number of codes that are left; those as likely as the last of them stay too. None: all.
+      top_p: The fewest likely codes are left whose probabilities, behind ``top_k``, add up to so much; in (0, 1]. None:
+        all.
+
+    Returns:
+      Logits, which are minus infinity for codes that are left out.
+
+    Raises:
+      UserError: An argument is out of range.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+      >>> [f"{p:.3f}" for p in jax.nn.softmax(restricted(logits, top_k=2))]
+      ['0.625', '0.375', '0.000']
+      >>> jnp.isfinite(restricted(logits, top_p=0.6)).tolist()
+      [True, True, False]
+    """
+    if not isinstance(temperature, jax.Array):
+        in_range = isinstance(temperature, int | float) and 0 < temperature < math.inf
+        require(in_range, "temperature", temperature, "a finite number above 0")
+    logits = logits.astype(jnp.float32) / temperature
+    if top_k is not None:
+        require_count("top_k", top_k)
+        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p is not None:
+        require(isinstance(top_p, int | float) and 0 < top_p <= 1, "top_p", top_p, "a number in (0, 1], or None")
+        likely_first = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(likely_first, axis=-1)
+        # A code stays if those before it do not reach top_p yet, so that the first always does.
+        stays = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
+        least = jnp.min(jnp.where(stays, likely_first, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
+
+
+def sample_causal(
+    step: Callable[[Int[Array, " batch"], Int[Array, ""], Any], tuple[Float[Array, "batch codes"], Any]],
+    cache: Any,
+    key: Key[Array, ""],
+    *,
+    batch: int,
+    positions: int,
+    temperature: Number = 1.0,
+    top_k: int | None = None,
+    top_p: Number | None = None,
+) -> Tokens:
+    """Draw tokens one after another.
+
+    The token at position ``i`` is drawn with the key ``fold_in(key, i)``.
+
+    Args:
+      step: Function ``(previous, position, cache) -> (logits, cache)``, such as
+        :meth:`vqjax.models.transformer.CausalTransformer.step` with its variables and classes.
+      cache: Cache of images without tokens.
+      key: Random key.
+      batch: Number of images.
+      positions: Number of tokens of an image.
+      temperature: See :func:`restricted`.
+      top_k: See :func:`restricted`.
+      top_p: See :func:`restricted`.
+
+    Returns:
+      The tokens.
+
+    Example:
+      >>> uniform = lambda previous, position, cache: (jnp.zeros((2, 8)), cache)
+      >>> sample_causal(uniform, None, jax.random.key(0), batch=2, positions=4).shape
+      (2, 4)
+    """
+
+    def draw(carried: tuple[Int[Array, " batch"], Any], position: Int[Array, ""]) -> tuple[tuple, Int[Array, " batch"]]:
+        previous, cache = carried
+        logits, cache = step(previous, position, cache)
+        logits = restricted(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        drawn = jax.random.categorical(jax.random.fold_in(key, position), logits).astype(jnp.int32)
+        return (drawn, cache), drawn
+
+    first = jnp.zeros(batch, jnp.int32)
+    _, tokens = jax.lax.scan(draw, (first, cache), jnp.arange(positions))
+    return tokens.T
+
+
+def sample_masked(
+    logits_of: Callable[[Tokens, Masked, Float[Array, ""]], Float[Array, "batch positions codes"]],
+    key: Key[Array, ""],
+    tokens: Tokens,
+    masked: Masked,
+    *,
+    num_steps: int,
+    schedule: str = "cosine",
+    order: Literal["confidence", "halton", "random"] = "confidence",
+    grid: tuple[int, int] | None = None,
+    choice_temperature: Number = 4.5,
+    temperature: Number = 1.0,
+    top_k: int | None = None,
+    top_p: Number | None = None,
+) -> Tokens:
+    r"""Fill in masked tokens in a few steps, each of which draws all of them and keeps some.
+
+    After step :math:`t` of :math:`T`, :math:`\lfloor n\, \gamma(t / T) \rfloor` of the :math:`n` tokens that were
+    masked at the start are masked again, at least one fewer each time. With ``"confidence"`` the kept ones have the
+    largest :math:`\log p + \tau (1 - t / T)\, G`, with Gumbel noise :math:`G`.
+
+    Args:
+      logits_of: Function of tokens, masks and the progress in [0, 1), such as
+        :class:`vqjax.models.transformer.MaskedTransformer` with its variables and classes.
+      key: Random key.
+      tokens: Tokens of images, any where they are masked.
+      masked: Where they are to be drawn; all others stay, so that parts of images can be filled in.
+      num_steps: Number of steps, :math:`T`.
+      schedule: A key of :data:`MASK_SCHEDULES`, :math:`\gamma`.
+      order: Which tokens are kept first: those that are likely, those that lie far from one another by a Halton
+        sequence, or random ones.
+      grid: Rows and columns of the tokens; for ``"halton"``.
+      choice_temperature: :math:`\tau`, of ``"confidence"``.
+      temperature: See :func:`restricted`.
+      top_k: See :func:`restricted`.
+      top_p: See :func:`restricted`.
+
+    Returns:
+      The tokens, none of which is masked.
+
+    Raises:
+      UserError: An argument is out of range.
+
+    Example:
+      >>> uniform = lambda tokens, masked, progress: jnp.zeros((*tokens.shape, 8))
+      >>> tokens, masked = jnp.zeros((2, 6), jnp.int32), jnp.arange(6)[None] >= jnp.array([[0], [4]])
+      >>> filled = sample_masked(uniform, jax.random.key(0), tokens, masked, num_steps=3)
+      >>> filled[1, :4].tolist()
+      [0, 0, 0, 0]
+
+    Source: Chang et al., 2022 (arXiv 2202.04200); Besnier et al., 2025 (arXiv 2503.17076) for Halton sequences.
+    """
+    require_count("num_steps", num_steps)
+    require_choice("schedule", schedule, MASK_SCHEDULES)
+    require_choice("order", order, ("confidence", "halton", "random"))
+    if order == "halton" and (grid is None or grid[0] * grid[1] != tokens.shape[1]):
+        raise UserError(f"grid must be rows and columns of {tokens.shape[1]} tokens for order='halton', got {grid!r}.")
+    ranks = jnp.asarray(np.argsort(halton_order(grid))) if order == "halton" else None
+    wanted = jnp.sum(masked, axis=1)
+
+    def fill(carried: tuple[Tokens, Masked], number: Int[Array, ""]) -> tuple[tuple[Tokens, Masked], None]:
+        tokens, masked = carried
+        draw_key, choice_key = jax.random.split(jax.random.fold_in(key, number))
+        logits = restricted(
+            logits_of(tokens, masked, number / num_steps), temperature=temperature, top_k=top_k, top_p=top_p
+        )
+        drawn = jnp.where(masked, jax.random.categorical(draw_key, logits).astype(tokens.dtype), tokens)
+        done = (number + 1) / num_steps
+        left = jnp.floor(wanted * MASK_SCHEDULES[schedule](done) + _ROUNDING).astype(jnp.int32)
+        # Each step keeps a token where one is left, and the last one keeps all.
+        left = jnp.where(done < 1, jnp.clip(left, 0, jnp.maximum(jnp.sum(masked, axis=1) - 1, 0)), 0)
+        if order == "confidence":
+            log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)[..., 0]
+            merit = log_p + choice_temperature * (1 - done) * jax.random.gumbel(choice_key, masked.shape)
+        elif order == "random":
+            merit = jax.random.uniform(choice_key, masked.shape)
+        else:
+            merit = jnp.broadcast_to(-ranks.astype(jnp.float32), masked.shape)
+        merit = jnp.where(masked, merit, jnp.inf)
+        place = jnp.argsort(jnp.argsort(merit, axis=1), axis=1)
+        return (drawn, place < left[:, None]), None
+
+    (tokens, _), _ = jax.lax.scan(fill, (tokens, masked), jnp.arange(num_steps))
+    return tokens
+
+
+def halton_order(grid: tuple[int, int]) -> Int[np.ndarray, " positions"]:
+    """Return the positions of a grid in the order of a Halton sequence, in which neighbors come late.
+
+    Args:
+      grid: Rows and columns.
+
+    Returns:
+      Each position once, as row times columns plus column.
+
+    Example:
+      >>> halton_order((2, 2)).tolist()
+      [2, 1, 0, 3]
+
+    Source: Besnier et al., 2025 (arXiv 2503.17076): bases 2 and 3, repeated positions left out.
+    """
+    rows, columns = grid
+    found: dict[int, None] = {}
+    number = 1
+    while len(found) < rows * columns:
+        row, column = int(rows * _radical_inverse(number, 2)), int(columns * _radical_inverse(number, 3))
+        found.setdefault(row * columns + column)
+        number += 1
+    return np.fromiter(found, int)
+
+
+def _radical_inverse(number: int, base: int) -> float:
+    """The digits of a number behind the point, in reverse."""
+    value, weight = 0.0, 1.0
+    while number:
+        number, digit = divmod(number, base)
+        weight /= base
+        value += digit * weight
+    return value
