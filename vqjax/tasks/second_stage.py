@@ -1,0 +1,163 @@
+"""What tasks that train a transformer over tokens have in common."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from vqjax.data import Batch
+from vqjax.errors import UserError
+from vqjax.evaluation import ImageCount, Metric
+from vqjax.evaluation.metric import ImageMean, Outputs
+from vqjax.functional.numbers import is_number
+from vqjax.models.transformer import CausalTransformer, MaskedTransformer
+from vqjax.quantizers.validation import is_fraction, require
+from vqjax.tasks.state import TrainState
+from vqjax.tasks.task import Metrics, Task
+
+TRANSFORMER = "transformer"
+"""Key of the network in a training state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondStageTask(Task):
+    """Base class of tasks that train a transformer over the tokens of images.
+
+    Batches have ``tokens``, int32 ``[batch, *grid]``, and ``label`` if the transformer has classes.
+
+    Attributes:
+      model: The transformer.
+      optimizer: Optimizer of its parameters.
+      class_dropout: Share of images whose class the transformer does not see in training, so that it also learns tokens
+        without a class, for guidance.
+      ema_decay: Decay of an exponential moving average of the parameters, which evaluations use; None for none.
+
+    Raises:
+      UserError: An argument is out of range.
+    """
+
+    model: CausalTransformer | MaskedTransformer
+    optimizer: optax.GradientTransformation
+    _: dataclasses.KW_ONLY
+    class_dropout: float = 0.1
+    ema_decay: float | None = None
+
+    reconstructs: ClassVar = False
+
+    def __post_init__(self) -> None:
+        require(is_fraction(self.class_dropout), "class_dropout", self.class_dropout, "a number in [0, 1)")
+        in_range = self.ema_decay is None or is_number(self.ema_decay, lambda decay: 0 < decay < 1)
+        require(in_range, "ema_decay", self.ema_decay, "above 0 and below 1, or None")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Numbers of codes, tokens and classes, for the report's header."""
+        model = self.model
+        return {"num_codes": model.num_codes, "tokens_per_image": model.positions, "num_classes": model.num_classes}
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
+        """Return the state before the first step; see :meth:`Task.init`."""
+        if self.model.num_classes and "label" not in batch:
+            raise UserError(f"batches must have `label` for num_classes={self.model.num_classes}, got {sorted(batch)}.")
+        tokens = self.tokens_of(batch)
+        variables = jax.jit(lambda key: self.initial(key, tokens, self.classes_of(batch)))(key)
+        params = {TRANSFORMER: variables["params"]}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            variables={TRANSFORMER: {}},
+            opt_state={TRANSFORMER: self.optimizer.init(params[TRANSFORMER])},
+            ema_params=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
+        )
+
+    @abc.abstractmethod
+    def initial(
+        self, key: Key[Array, ""], tokens: Int[Array, "batch positions"], classes: Int[Array, " batch"] | None
+    ) -> PyTree:
+        """Return the variables of a new transformer."""
+
+    @abc.abstractmethod
+    def loss(
+        self,
+        params: PyTree,
+        tokens: Int[Array, "batch positions"],
+        classes: Int[Array, " batch"] | None,
+        key: Key[Array, ""],
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Return the loss of a batch, and what is logged besides."""
+
+    def tokens_of(self, batch: Batch) -> Int[Array, "batch positions"]:
+        """Return the tokens of a batch, row by row."""
+        return jnp.asarray(batch["tokens"]).reshape(len(batch["tokens"]), -1)
+
+    def classes_of(self, batch: Batch) -> Int[Array, " batch"] | None:
+        """Return the classes of a batch; None for a transformer without classes."""
+        return jnp.asarray(batch["label"]) if self.model.num_classes else None
+
+    def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        """Take one step; see :meth:`Task.train_step`."""
+        class_key, loss_key = jax.random.split(key)
+        tokens, classes = self.tokens_of(batch), self.classes_of(batch)
+        if classes is not None:
+            unseen = jax.random.bernoulli(class_key, self.class_dropout, classes.shape)
+            classes = jnp.where(unseen, self.model.num_classes, classes)
+        gradient, metrics = jax.grad(self._loss_and_metrics, has_aux=True)(
+            state.params[TRANSFORMER], tokens, classes, loss_key
+        )
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        state = state.apply_gradient(TRANSFORMER, gradient, self.optimizer, {})
+        return state.finish_step(self.ema_decay), metrics
+
+    def _loss_and_metrics(self, params: PyTree, *inputs: Any) -> tuple[Float[Array, ""], Metrics]:
+        loss, metrics = self.loss(params, *inputs)
+        return loss, {"loss": loss, **metrics}
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """Number of images, and what the outputs of ``evaluate`` say of the likelihood of their tokens."""
+        return ImageCount(), self.likelihood
+
+    @property
+    @abc.abstractmethod
+    def likelihood(self) -> "TokenLikelihood":
+        """The metric of the likelihood."""
+
+
+class TokenLikelihood(ImageMean):
+    """Means over images of what the outputs of a second stage say of the likelihood of their tokens.
+
+    Attributes:
+      described: Names of outputs with a value per image, each with how it is measured.
+    """
+
+    described: tuple[tuple[str, str], ...] = flax.struct.field(pytree_node=False)
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return dict(self.described)
+
+    def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
+        return {name: outputs[name] for name, _ in self.described}
+
+
+def bits(
+    logits: Float[Array, "batch positions codes"], tokens: Int[Array, "batch positions"]
+) -> Float[Array, "batch positions"]:
+    """Return the information of each token in bits.
+
+    Args:
+      logits: Logits of the codes.
+      tokens: The tokens.
+
+    Example:
+      >>> bits(jnp.zeros((1, 2, 8)), jnp.array([[0, 7]])).tolist()
+      [[3.0, 3.0]]
+    """
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+    return -log_p / jnp.log(2.0)
