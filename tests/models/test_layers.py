@@ -1,4 +1,4 @@
-"""The folded convolutions are the strided ones: same parameters, same values, same gradients."""
+"""Convolutions that are computed in other ways are those of Flax: same parameters, same values, same gradients."""
 
 import flax.linen as nn
 import jax
@@ -9,11 +9,12 @@ import pytest
 from vqjax.errors import UserError
 from vqjax.models import ResidualEncoder, SonnetEncoder, ViTEncoder, VQGANEncoder
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
-from vqjax.models.layers import DownsamplingConv, UpsamplingConv
+from vqjax.models.layers import DownsamplingConv, UpsamplingConv, pointwise_conv
 
 LAYERS = {
     "down": (DownsamplingConv(5), nn.Conv(5, (4, 4), strides=2, padding=1)),
     "down of 3x3": (DownsamplingConv(5, kernel_size=3), nn.Conv(5, (3, 3), strides=2, padding=1)),
+    "pointwise": (pointwise_conv(5), nn.Conv(5, (1, 1))),
     "up": (UpsamplingConv(5), nn.ConvTranspose(5, (4, 4), strides=(2, 2), padding="SAME")),
 }
 
@@ -26,7 +27,7 @@ def gaussian(*shape, seed=0):
 def test_value_and_gradient_equal_those_of_flax(name):
     layer, reference = LAYERS[name]
     x = gaussian(2, 6, 10, 3)
-    size = 3 if "3x3" in name else 4
+    size = {"down of 3x3": 3, "pointwise": 1}.get(name, 4)
     params = {"kernel": gaussian(size, size, 3, 5, seed=1), "bias": gaussian(5, seed=2)}
 
     def loss(layer, params, x):

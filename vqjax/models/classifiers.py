@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vqjax.errors import UserError, did_you_mean
-from vqjax.models.layers import LARGEST_DIM, DownsamplingConv, Images, check_dtype, check_images
+from vqjax.models.layers import LARGEST_DIM, DownsamplingConv, Images, check_dtype, check_images, pointwise_conv
 from vqjax.models.vit import TransformerBlock, positions, to_tokens
 from vqjax.quantizers.base import QuantizerOutput, register_export, short_repr
 from vqjax.quantizers.validation import is_fraction, require, require_choice, require_count
@@ -211,12 +211,13 @@ class ResNet18(Classifier):
             return nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, scale_init=scale, name=name)(x)
 
         def conv(channels: int, size: int, name: str, strides: int = 1) -> nn.Module:
+            options = {"use_bias": False, "dtype": self.dtype, "name": name}
             if (size, strides) == (3, 2):
-                return DownsamplingConv(channels, dtype=self.dtype, kernel_size=3, use_bias=False, name=name)
-            padding = size // 2
-            return nn.Conv(
-                channels, (size, size), strides, padding, use_bias=False, dtype=self.dtype, name=name, kernel_init=_HE
-            )
+                return DownsamplingConv(channels, kernel_size=3, **options)
+            options["kernel_init"] = _HE
+            if size == 1:
+                return pointwise_conv(channels, **options)
+            return nn.Conv(channels, (size, size), strides, size // 2, **options)
 
         if self.stem == "imagenet":
             x = nn.relu(norm(conv(self.width, 7, "stem_conv", strides=2)(images), "stem_norm"))

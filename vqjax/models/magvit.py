@@ -6,7 +6,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vqjax.models.layers import LARGEST_DIM, NORM_GROUPS, Images, check_dtype, check_images, check_levels, group_norm
+from vqjax.models.layers import (
+    LARGEST_DIM,
+    NORM_GROUPS,
+    Images,
+    check_dtype,
+    check_images,
+    check_levels,
+    group_norm,
+    pointwise_conv,
+)
 from vqjax.quantizers.validation import check_flags, require_choice, require_count
 
 Variant = Literal["maskgit", "open_magvit2"]
@@ -89,7 +98,7 @@ class MAGVITEncoder(_MAGVIT):
                 x = nn.Conv(x.shape[-1], (3, 3), 2, ((1, 1), (1, 1)), dtype=self.dtype, name=name)(x)
         x = self._blocks(x, x.shape[-1], "middle_block")
         # Latents rounded to bfloat16 would have other codes.
-        return nn.Conv(self.latent_dim, (1, 1), name="conv_out")(nn.swish(group_norm(name="norm_out")(x)))
+        return pointwise_conv(self.latent_dim, name="conv_out")(nn.swish(group_norm(name="norm_out")(x)))
 
 
 class MAGVITDecoder(_MAGVIT):
@@ -168,7 +177,7 @@ class _ResidualBlock(nn.Module):
             h = nn.Conv(self.features, (3, 3), use_bias=False, dtype=self.dtype, name=f"conv_{i}")(h)
         if x.shape[-1] != self.features:
             # MaskGIT's shortcut is one of the block's output, and its published weights need it.
-            shortcut = nn.Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="shortcut")
+            shortcut = pointwise_conv(self.features, use_bias=False, dtype=self.dtype, name="shortcut")
             x = shortcut(h if self.shortcut_of_output else x)
         return x + h
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images, check_levels, group_norm
+from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images, check_levels, group_norm, pointwise_conv
 from vqjax.quantizers.validation import check_flags, is_count, is_fraction, require, require_count
 
 
@@ -98,7 +98,7 @@ class VQGANEncoder(_VQGAN):
         x = _middle(x, block, attention if self.middle_attention else None)
         # Latents rounded to bfloat16 would be nearest to other codes.
         x = _conv(self.latent_dim, jnp.float32, name="conv_out")(nn.swish(group_norm(name="norm_out")(x)))
-        x = x if self.code_dim is None else nn.Conv(self.code_dim, (1, 1), name="to_codes")(x)
+        x = x if self.code_dim is None else pointwise_conv(self.code_dim, name="to_codes")(x)
         return nn.LayerNorm(1e-5, use_fast_variance=False, name="norm_codes")(x) if self.code_norm else x
 
 
@@ -148,7 +148,7 @@ class VQGANDecoder(_VQGAN):
         The adaptive weight of the adversarial loss is a ratio of gradients of that layer.
         """
         block, attention = _blocks(self, train)
-        x = codes if self.latent_dim is None else nn.Conv(self.latent_dim, (1, 1), name="from_codes")(codes)
+        x = codes if self.latent_dim is None else pointwise_conv(self.latent_dim, name="from_codes")(codes)
         x = _conv(self.channels * self.multipliers[-1], self.dtype, name="conv_in")(x)
         x = _middle(x, block, attention if self.middle_attention else None)
         for level in reversed(range(len(self.multipliers))):
@@ -178,7 +178,7 @@ class _ResidualBlock(nn.Module):
             h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
         h = _conv(self.features, self.dtype, name="conv_2")(h)
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
+            x = pointwise_conv(self.features, dtype=self.dtype, name="shortcut")(x)
         return x + h
 
 
@@ -193,11 +193,11 @@ class _Attention(nn.Module):
         normed = group_norm(name="norm")(x)
 
         def tokens(name: str) -> Float[Array, "batch positions 1 channels"]:
-            projected = nn.Conv(channels, (1, 1), dtype=self.dtype, name=name)(normed)
+            projected = pointwise_conv(channels, dtype=self.dtype, name=name)(normed)
             return projected.reshape(batch, height * width, 1, channels)
 
         attended = jax.nn.dot_product_attention(tokens("query"), tokens("key"), tokens("value"))
-        return x + nn.Conv(channels, (1, 1), dtype=self.dtype, name="out")(attended.reshape(x.shape))
+        return x + pointwise_conv(channels, dtype=self.dtype, name="out")(attended.reshape(x.shape))
 
 
 class _Downsample(nn.Module):
