@@ -11,6 +11,7 @@ from vqjax.evaluation import MSE, PSNR, SSIM, BestAndWorst, CodeCounts, CodeUsag
 from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.evaluation.metrics import Classification
 from vqjax.evaluation.partial import PartialSums
+from vqjax.tasks.second_stage import TokenLikelihood
 
 COUNT, FIRST, NUM_CODES = 3, 4, 9
 
@@ -98,8 +99,8 @@ def test_every_metric_of_images_orders_them():
     for metric in (MSE, PSNR, SSIM, PerceptualDistance):
         assert metric.higher_is_better
     package = {metric for metric in ImageMean.__subclasses__() if metric.__module__.startswith("vqjax.")}
-    # A classifier has no pictures to show.
-    assert package == {MSE, PSNR, SSIM, PerceptualDistance, Classification}
+    # A classifier and a transformer over tokens have no pictures to show.
+    assert package == {MSE, PSNR, SSIM, PerceptualDistance, Classification, TokenLikelihood}
 
 
 def test_devices_do_not_matter():
