@@ -41,7 +41,7 @@ def batch_of(count=6):
 
 
 def pixels(images):
-    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(images).permute(0, 3, 1, 2).double() / 127.5 - 1
 
 
 def ported(state):
@@ -69,7 +69,8 @@ def networks(quantizer, theirs):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(tree, moved)
-    network = TorchResNet18(WIDTH, CLASSES, theirs).train()
+    # In float32, PyTorch 2.13 was seen to return another gradient of a strided 1x1 kernel in 385 of 1,055 calls.
+    network = TorchResNet18(WIDTH, CLASSES, theirs).train().double()
     loaded = network.load_state_dict(ported(params), strict=False)
     assert not loaded.unexpected_keys
     assert all("running" in key or "num_batches" in key or "quantizer" in key for key in loaded.missing_keys)
