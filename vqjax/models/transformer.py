@@ -48,6 +48,7 @@ class _TokenTransformer(nn.Module):
     dim: int = 384
     depth: int = 6
     heads: int = 6
+    mlp_dim: int | None = None
     dropout: float = 0.0
     remat: bool = False
     dtype: DTypeLike | None = None
@@ -66,6 +67,8 @@ class _TokenTransformer(nn.Module):
             require_count("grid", side, largest=LARGEST_DIM)
         require(is_fraction(self.dropout), "dropout", self.dropout, "a number in [0, 1)")
         require(self.dim % self.heads == 0, "dim", self.dim, f"a multiple of heads={self.heads}")
+        if self.mlp_dim is not None:
+            require_count("mlp_dim", self.mlp_dim, largest=LARGEST_DIM)
 
     @property
     def positions(self) -> int:
@@ -124,14 +127,10 @@ class CausalTransformer(_TokenTransformer):
     Source: Sun et al., 2024 (arXiv 2406.06525).
     """
 
-    mlp_dim: int | None = None
-
     def __post_init__(self) -> None:
         super().__post_init__()
         head_dim = self.dim // self.heads
         require(head_dim % 4 == 0, "dim", self.dim, f"a multiple of 4 for each of heads={self.heads}")
-        if self.mlp_dim is not None:
-            require_count("mlp_dim", self.mlp_dim, largest=LARGEST_DIM)
 
     def setup(self) -> None:
         self.token_table = nn.Embed(self.num_codes, self.dim, embedding_init=_SMALL)
@@ -315,13 +314,6 @@ class MaskedTransformer(_TokenTransformer):
 
     Source: Chang et al., 2022 (arXiv 2202.04200).
     """
-
-    mlp_dim: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mlp_dim is not None:
-            require_count("mlp_dim", self.mlp_dim, largest=LARGEST_DIM)
 
     @nn.compact
     def __call__(

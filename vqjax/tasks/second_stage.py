@@ -1,4 +1,4 @@
-"""What tasks that train a transformer over tokens have in common."""
+"""Base class of tasks that train a transformer over tokens."""
 
 import abc
 import dataclasses
