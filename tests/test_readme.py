@@ -80,6 +80,13 @@ def test_the_speech_model_in_equinox_learns_and_its_codebook_is_state():
     assert error["restored"] < error["coarse"]
 
 
+def test_tokens_are_drawn_from_a_transformer_of_ones_own():
+    names = run_examples("docs/generation.md", 1)
+    assert names["tokens"].shape == (4, 64)
+    # An untrained one draws all codes alike.
+    assert len(set(names["tokens"].ravel().tolist())) > 150
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_it_names_exists(page):
     folder = (ROOT / page).parent

@@ -11,7 +11,7 @@ import pytest
 
 from vqjax import UserError
 from vqjax.checkpointing.checkpoints import load_tokenizer
-from vqjax.evaluation.tokens import load_tokens, save_tokens
+from vqjax.data.token_file import load_tokens, save_tokens
 from vqjax.runtime.remote import local_copy, shown
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train

@@ -17,11 +17,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vqjax.data import UnreadableImage, fingerprint, load_splits, materialize
+from vqjax.data import ImageDataset, UnreadableImage, fingerprint, load_splits, materialize
 from vqjax.data.arrays import ArrayDataset
 from vqjax.data.batches import hold_out
 from vqjax.data.image_folder import some_of
 from vqjax.data.images import decode_image
+from vqjax.data.tokens import TokenDataset, TokenInfo
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
 from vqjax.quantizers.recipes import RECIPES
@@ -93,12 +94,22 @@ _CLASSIFIER = {
     "loss": {"name": "cross_entropy"},
     "quantizer": {"stage_2": {"name": "vq", "num_codes": 16}},
 }
+_TOKENS = {"data": {"source": "tokens", "name": "tokens"}, "quantizer": {}, "loss": None}
+_CAUSAL = _TOKENS | {"model": {"name": "causal_transformer", "dim": 16}, "task": {"name": "autoregressive"}}
+_MASKED = _TOKENS | {"model": {"name": "masked_transformer", "dim": 16}, "task": {"name": "masked_tokens"}}
+for _config in (_CAUSAL, _MASKED):
+    _config["model"] |= {"depth": 1, "heads": 2}
 NEEDS: dict[tuple[str, str], dict[str, Any]] = {
     ("task", "classification"): _CLASSIFIER,
     ("loss", "cross_entropy"): _CLASSIFIER,
     ("model", "resnet18"): _CLASSIFIER,
     ("model", "alexnet"): _CLASSIFIER | {"quantizer": {}},
     ("model", "vit"): _CLASSIFIER | {"quantizer": {}},
+    ("task", "autoregressive"): _CAUSAL,
+    ("model", "causal_transformer"): _CAUSAL,
+    ("data", "tokens"): _CAUSAL,
+    ("task", "masked_tokens"): _MASKED,
+    ("model", "masked_transformer"): _MASKED,
     ("task", "alternating"): {
         "quantizer": {"name": "vq", "num_codes": 16, "codebook": {"name": "gradient", "weight": 0.0}}
     },
@@ -159,13 +170,18 @@ def wrong_configs() -> Iterator[tuple[dict[str, Any], str, Any]]:
         yield from ((config, name, value) for name, value in wrong_values(call, options, f"{group}."))
 
 
+def data_of(config: ConfigDict) -> ImageDataset:
+    labels = np.zeros(2, np.int32)
+    if config.data.source == "tokens":
+        return TokenDataset("zero", [(np.zeros((2, 2, 2), np.uint8), labels)], TokenInfo((16,), (2, 2), 1), ("all",))
+    side = config.data.image_size
+    return ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side, labels=labels)
+
+
 def start_of(config: Any) -> None:
     """The checks of a run before it writes anything; black images stand for those of the sources."""
     config = validate(config)
-    side = config.data.image_size
-    images = ArrayDataset(
-        "black", np.zeros((2, side, side, 3), np.uint8), image_size=side, labels=np.zeros(2, np.int32)
-    )
+    images = data_of(config)
     if "eval_fraction" in config.data:
         hold_out(2, config.data.eval_fraction, name="black")
     if config.data.get("train_images") is not None:

@@ -253,7 +253,19 @@ def load_tokenizer(workdir: str | Path, step: int | None = None, *, best: bool =
     Raises:
       UserError: There is no such checkpoint, it cannot be read, or the run did not train a tokenizer.
     """
-    networks = load_networks(workdir, step, best=best)
+    return tokenizer_of(load_networks(workdir, step, best=best), workdir)
+
+
+def tokenizer_of(networks: SavedNetworks, workdir: str | Path) -> Tokenizer:
+    """Return the tokenizer among the networks of a run.
+
+    Args:
+      networks: The networks.
+      workdir: Directory of the run, for the message of an error.
+
+    Raises:
+      UserError: The run did not train a tokenizer.
+    """
     config, params = networks.info.config, networks.ema_params or networks.params
     if NETWORK not in params or config.get("quantizer") is None:
         raise UserError(

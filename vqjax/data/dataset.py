@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 Example = dict[str, np.ndarray | np.generic]
-"""Element of a dataset: ``image``, uint8 ``[height, width, channels]``, and ``label``, int32 scalar, if it is known."""
+"""Element of a dataset: ``image``, uint8 ``[height, width, channels]``, or its ``tokens``, integers of one shape; and
+``label``, int32 scalar, if it is known."""
 
 Batch = dict[str, Array | np.ndarray]
 """Examples stacked along a leading axis, under the same names; in evaluation also ``valid``, bool ``[batch]``."""

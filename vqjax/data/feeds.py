@@ -78,7 +78,7 @@ class ResidentFeed:
         # Before minutes are spent on decoding, and again without the images that cannot be read.
         check_batch_size(batch_size, len(dataset), mesh)
         examples = materialize(dataset)
-        self.num_images = len(examples["image"])
+        self.num_images = len(next(iter(examples.values())))
         check_batch_size(batch_size, self.num_images, mesh)
         self.batch_spec = _batch_spec(dataset, batch_size)
         self._seed = seed

@@ -182,9 +182,12 @@ def bytes_per_example(dataset: ImageDataset) -> int:
 
 
 def _check_example(dataset: ImageDataset, example: Example) -> None:
-    """Refuse what a source of one's own may return in the place of an image and a label."""
+    """Refuse what a source of one's own may return in the place of an image, or its tokens, and a label."""
     image, label = example.get("image"), example.get("label", np.int32(0))
-    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3:
+    tokens = example.get("tokens")
+    if tokens is not None and not (np.issubdtype(tokens.dtype, np.integer) and tokens.ndim):
+        raise UserError(f"{dataset.name}: `tokens` must be integers, got {tokens.dtype} of shape {tokens.shape}.")
+    if tokens is None and (getattr(image, "dtype", None) != np.uint8 or image.ndim != 3):
         found = f"{image.dtype} of shape {image.shape}" if hasattr(image, "dtype") else type(image).__name__
         raise UserError(f"{dataset.name}: `image` must be uint8 of shape [height, width, channels], got {found}.")
     if not np.issubdtype(getattr(label, "dtype", np.object_), np.integer) or label.shape:
@@ -205,8 +208,8 @@ def materialize(dataset: ImageDataset) -> Example:
       dataset: The examples; all must fit into memory.
 
     Returns:
-      The readable examples in dataset order, stacked: ``image``, uint8 ``[examples, height, width, channels]``, and
-      ``label``, int32 ``[examples]``, if the dataset has labels.
+      The readable examples in dataset order, stacked: ``image``, uint8 ``[examples, height, width, channels]``, or
+      ``tokens``, and ``label``, int32 ``[examples]``, if the dataset has labels.
 
     Raises:
       UserError: No image can be read.

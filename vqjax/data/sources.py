@@ -18,6 +18,7 @@ from vqjax.data.image_folder import image_folder_splits
 from vqjax.data.images import check_channels, height_and_width
 from vqjax.data.photos import photo_splits
 from vqjax.data.tfds import tfds_splits
+from vqjax.data.tokens import token_splits
 from vqjax.errors import UserError, did_you_mean
 from vqjax.runtime.paths import local_path
 from vqjax.runtime.signature import Call, Registry
@@ -39,7 +40,13 @@ class Feeding:
 
 
 SOURCES = Registry(
-    {"tfds": tfds_splits, "photos": photo_splits, "image_folder": image_folder_splits, "arrays": array_splits},
+    {
+        "tfds": tfds_splits,
+        "photos": photo_splits,
+        "image_folder": image_folder_splits,
+        "arrays": array_splits,
+        "tokens": token_splits,
+    },
     key="source",
     shared=Call(Feeding),
 )
@@ -64,7 +71,7 @@ def load_splits(data: ConfigDict) -> Splits:
     """
     if data.source not in SOURCES:
         hint = did_you_mean(str(data.source), SOURCES)
-        raise UserError(f"config.data.source must be a source of images, got {data.source!r}; {hint}")
+        raise UserError(f"config.data.source must be a source of data, got {data.source!r}; {hint}")
     check_image_fields(data)
     open_splits = SOURCES[data.source]
     parameters = inspect.signature(open_splits).parameters
@@ -79,14 +86,22 @@ def load_splits(data: ConfigDict) -> Splits:
 
 
 def check_image_fields(data: ConfigDict) -> None:
-    """Refuse sizes and numbers of channels that images cannot have.
+    """Refuse sizes and numbers of channels that images cannot have, and augmentation of tokens.
 
     Args:
       data: The group ``data`` of a config.
 
     Raises:
-      UserError: ``image_size``, ``channels`` or ``crop_padding`` is out of range.
+      UserError: ``image_size``, ``channels`` or ``crop_padding`` is out of range, or tokens are to be augmented.
     """
+    if data.source == "tokens":
+        for name in ("flip", "crop_padding"):
+            if data.get(name):
+                raise UserError(
+                    f"config.data.{name} must be off for tokens, got {data[name]}; write mirrored and cropped images "
+                    "with vqjax tokens --flip --crops=N."
+                )
+        return
     sides = height_and_width(data.image_size)
     check_channels(data.get("channels", 3))
     if (data.get("crop_padding") or 0) >= min(sides):

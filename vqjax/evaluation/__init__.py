@@ -1,5 +1,6 @@
 """Evaluation of a model on a split: metrics, the report, and the token file."""
 
+from vqjax.data.token_file import Tokens, load_tokens, save_tokens
 from vqjax.evaluation.collectors import BestAndWorst, CodeCounts, Collector, Pictures, Rows
 from vqjax.evaluation.evaluate import EvaluationResult, evaluate
 from vqjax.evaluation.fid import ReconstructionFID
@@ -8,7 +9,6 @@ from vqjax.evaluation.manifold import kernel_distance, precision_and_recall
 from vqjax.evaluation.metric import ImageMean, Metric
 from vqjax.evaluation.metrics import MSE, PSNR, SSIM, CodeUsage, ImageCount, TokenLosses, tokenizer_metrics
 from vqjax.evaluation.report import terminal_table, write_page, write_report
-from vqjax.evaluation.tokens import Tokens, load_tokens, save_tokens
 
 __all__ = [
     "MSE",

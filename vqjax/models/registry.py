@@ -16,11 +16,13 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from vqjax import quantizers
+from vqjax.data.tokens import TokenInfo
 from vqjax.errors import UserError
 from vqjax.models.classifiers import ClassifyingAlexNet, ResNet18, ViT
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.layers import LARGEST_DIM
 from vqjax.models.magvit import MAGVITDecoder, MAGVITEncoder, Variant
+from vqjax.models.transformer import CausalTransformer, MaskedTransformer
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE, PixelsName
@@ -352,13 +354,56 @@ def vit(
     return ViT(num_classes, quantizers, dtype, patch_size, dim, depth, heads, mlp_dim)
 
 
+def causal_transformer(
+    tokens: TokenInfo,
+    *,
+    dim: int = 384,
+    depth: int = 6,
+    heads: int = 6,
+    mlp_dim: int | None = None,
+    dropout: float = 0.0,
+    remat: bool = False,
+    dtype: Dtype = "float32",
+) -> CausalTransformer:
+    """Build :class:`vqjax.models.transformer.CausalTransformer` for the tokens of a data set."""
+    size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+    return CausalTransformer(**_of_tokens(tokens), **size, dropout=dropout, remat=remat, dtype=dtype)
+
+
+def masked_transformer(
+    tokens: TokenInfo,
+    *,
+    dim: int = 384,
+    depth: int = 6,
+    heads: int = 6,
+    mlp_dim: int | None = None,
+    dropout: float = 0.1,
+    remat: bool = False,
+    dtype: Dtype = "float32",
+) -> MaskedTransformer:
+    """Build :class:`vqjax.models.transformer.MaskedTransformer` for the tokens of a data set."""
+    size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+    return MaskedTransformer(**_of_tokens(tokens), **size, dropout=dropout, remat=remat, dtype=dtype)
+
+
+def _of_tokens(tokens: TokenInfo) -> dict[str, Any]:
+    """What the tokens of a data set say about a transformer."""
+    if len(tokens.grid) != 2:
+        raise UserError(f"name must be that of a transformer for tokens of shape {list(tokens.shape)}.")
+    (num_codes,) = tokens.num_codes
+    return {"num_codes": num_codes, "grid": tokens.grid, "num_classes": tokens.num_classes}
+
+
 AUTOENCODERS = {"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan, "magvit": magvit}
 """The autoencoders by name."""
 
 CLASSIFIERS = {"resnet18": resnet18, "alexnet": alexnet, "vit": vit}
 """The classifiers by name."""
 
-MODELS = Registry(AUTOENCODERS | CLASSIFIERS)
+TRANSFORMERS = {"causal_transformer": causal_transformer, "masked_transformer": masked_transformer}
+"""The transformers over tokens by name."""
+
+MODELS = Registry(AUTOENCODERS | CLASSIFIERS | TRANSFORMERS)
 """All networks by name."""
 
 defaults, build = MODELS.defaults, MODELS.build
@@ -397,6 +442,28 @@ def build_model(model: Any, quantizer: Any) -> nn.Module:
             by_place[place] = quantizers.build(**group)
     with within("config.model"):
         return build(**model, quantizers=by_place)
+
+
+def build_transformer(model: Any, tokens: TokenInfo) -> nn.Module:
+    """Build the transformer that a config describes.
+
+    Args:
+      model: The group ``model`` of the config.
+      tokens: What its data are.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A field cannot be used; the message begins with its path in the config.
+
+    Example:
+      >>> tokens = TokenInfo(num_codes=(16,), shape=(4, 4))
+      >>> build_transformer({"name": "causal_transformer", "dim": 64, "heads": 2}, tokens).positions
+      16
+    """
+    with within("config.model"):
+        return build(**model, tokens=tokens)
 
 
 def describe(model: VQVAE) -> dict[str, dict[str, Any]]:

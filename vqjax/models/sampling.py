@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,42 @@ def guided(conditional: Logits, unconditional: Logits, scale: Number | Float[Arr
     Source: Ho and Salimans, 2022 (arXiv 2207.12598), whose weight is :math:`s - 1`.
     """
     return unconditional + scale * (conditional - unconditional)
+
+
+GuidanceSchedule = Literal["constant", "linear"]
+Order = Literal["confidence", "halton", "random"]
+
+
+def guidance_at(
+    progress: Float[Array, ""] | float, scale: Number, schedule: GuidanceSchedule
+) -> Float[Array, ""] | Number:
+    r"""Return the scale of guidance at a time of sampling.
+
+    Args:
+      progress: Share of the tokens or steps before, in [0, 1).
+      scale: Mean scale, :math:`s`.
+      schedule: ``"constant"``, or ``"linear"`` for :math:`1 + 2 (s - 1)` times the progress, which leaves the first
+        tokens varied.
+
+    Example:
+      >>> guidance_at(0.5, 3.0, "constant"), guidance_at(0.25, 3.0, "linear")
+      (3.0, 2.0)
+    """
+    return scale if schedule == "constant" else 1 + 2 * (scale - 1) * progress
+
+
+def with_none(classes: Int[Array, " batch"], num_classes: int) -> Int[Array, " twice"]:
+    """Return classes, and behind them as many of the class that stands for none.
+
+    Args:
+      classes: Classes of images.
+      num_classes: Number of classes, which is the number of that class.
+
+    Example:
+      >>> with_none(jnp.array([3, 1]), 10).tolist()
+      [3, 1, 10, 10]
+    """
+    return jnp.concatenate([classes, jnp.full_like(classes, num_classes)])
 
 
 def restricted(
@@ -146,7 +182,7 @@ def sample_masked(
     *,
     num_steps: int,
     schedule: str = "cosine",
-    order: Literal["confidence", "halton", "random"] = "confidence",
+    order: Order = "confidence",
     grid: tuple[int, int] | None = None,
     choice_temperature: Number = 4.5,
     temperature: Number = 1.0,
@@ -192,7 +228,7 @@ def sample_masked(
     """
     require_count("num_steps", num_steps)
     require_choice("schedule", schedule, MASK_SCHEDULES)
-    require_choice("order", order, ("confidence", "halton", "random"))
+    require_choice("order", order, get_args(Order))
     if order == "halton" and (grid is None or grid[0] * grid[1] != tokens.shape[1]):
         raise UserError(f"grid must be rows and columns of {tokens.shape[1]} tokens for order='halton', got {grid!r}.")
     ranks = jnp.asarray(np.argsort(halton_order(grid))) if order == "halton" else None

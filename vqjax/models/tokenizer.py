@@ -1,5 +1,6 @@
 """Trained tokenizers: images to code indices and back."""
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,15 @@ class Tokenizer:
         if images.ndim != 4:
             raise UserError(f"`indices` must be whole grids, got shape {indices.shape}; {hint}.")
         return images
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the variables in hexadecimal digits, by which tokens know who made them."""
+        found = hashlib.sha256()
+        for path, leaf in jax.tree.leaves_with_path(self.variables):
+            array = np.ascontiguousarray(leaf)
+            found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes())
+        return found.hexdigest()
 
     def _apply(self, method: str, name: str, x: Array | np.ndarray, hint: str) -> Array:
         try:

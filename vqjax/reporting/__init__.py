@@ -1,6 +1,6 @@
 """Reporting of a run: the progress line, metric files, pictures and tables."""
 
-from vqjax.reporting.pictures import comparison_sheet, save_png
+from vqjax.reporting.pictures import comparison_sheet, save_png, sheet
 from vqjax.reporting.progress import Progress
 from vqjax.reporting.tables import markdown_table, metrics_table
 from vqjax.reporting.writers import MetricWriter
@@ -12,4 +12,5 @@ __all__ = [
     "markdown_table",
     "metrics_table",
     "save_png",
+    "sheet",
 ]

@@ -27,6 +27,7 @@ def comparison_sheet(
     *,
     columns: int = 8,
     scale: int | None = None,
+    captions: tuple[str, str] = CAPTIONS,
 ) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     """Draw pairs of rows, originals above reconstructions, with captions at the left.
 
@@ -35,6 +36,7 @@ def comparison_sheet(
       reconstructions: Their reconstructions, in the same order.
       columns: Maximum number of images side by side; large images get fewer, so that the sheet fits a screen.
       scale: Integer factor by which the pixels are enlarged; None chooses one that fits a screen.
+      captions: What the rows are called.
 
     Returns:
       One RGB image, 0 to 255, about 1000 to 1400 pixels wide if the images allow it.
@@ -60,7 +62,32 @@ def comparison_sheet(
     if scale is None:
         widest_cell = min(_LARGEST_CELL, _TARGET_WIDTH / columns)
         scale = max(1, round(widest_cell / image_width))
-    return _draw(np.stack([to_rgb(originals), to_rgb(reconstructions)], axis=1), columns, scale)
+    return _draw(np.stack([to_rgb(originals), to_rgb(reconstructions)], axis=1), columns, scale, captions)
+
+
+def sheet(
+    images: UInt8[np.ndarray, "images height width channels"], columns: int
+) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
+    """Draw images in rows.
+
+    Args:
+      images: Images of 1 (gray), 3 (RGB) or 4 (RGB and opacity) channels, 0 to 255; transparent pixels are white.
+      columns: Number of images side by side.
+
+    Returns:
+      One RGB image, 0 to 255, about 1000 pixels wide if the images allow it.
+
+    Example:
+      >>> sheet(np.zeros([10, 32, 32, 3], np.uint8), columns=5).shape
+      (450, 1128, 3)
+    """
+    scale = max(1, round(min(_LARGEST_CELL, _TARGET_WIDTH / columns) / images.shape[2]))
+    cells = to_rgb(images).repeat(scale, axis=1).repeat(scale, axis=2)
+    blank = -len(cells) % columns
+    cells = np.pad(cells, [(0, blank), (0, _THIN_GAP), (0, _THIN_GAP), (0, 0)], constant_values=_PAPER)
+    height, width = cells.shape[1:3]
+    rows = cells.reshape(-1, columns, height, width, 3).swapaxes(1, 2)
+    return rows.reshape(-1, columns * width, 3)[:-_THIN_GAP, :-_THIN_GAP]
 
 
 def check_pairs(originals: np.ndarray, reconstructions: np.ndarray) -> None:
@@ -110,10 +137,10 @@ def to_rgb(images: UInt8[np.ndarray, "*axes channels"]) -> UInt8[np.ndarray, "*a
 
 
 def _draw(
-    pairs: UInt8[np.ndarray, "images 2 height width 3"], columns: int, scale: int
+    pairs: UInt8[np.ndarray, "images 2 height width 3"], columns: int, scale: int, captions: tuple[str, str]
 ) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     font = ImageFont.load_default(_FONT_SIZE)
-    caption_width = math.ceil(max(font.getlength(caption) for caption in CAPTIONS)) + 2 * _MARGIN
+    caption_width = math.ceil(max(font.getlength(caption) for caption in captions)) + 2 * _MARGIN
     cell_height, cell_width = pairs.shape[2] * scale, pairs.shape[3] * scale
     pair_height = 2 * cell_height + _THIN_GAP
     rows = math.ceil(len(pairs) / columns)
@@ -124,7 +151,7 @@ def _draw(
     sheet = Image.new("RGB", size, (_PAPER,) * 3)
     pen = ImageDraw.Draw(sheet)
     for row in range(rows):
-        for kind, caption in enumerate(CAPTIONS):
+        for kind, caption in enumerate(captions):
             top = _MARGIN + row * (pair_height + _PAIR_GAP) + kind * (cell_height + _THIN_GAP)
             anchor = (caption_width - _MARGIN, top + cell_height // 2)
             pen.text(anchor, caption, fill=(_INK,) * 3, font=font, anchor="rm")

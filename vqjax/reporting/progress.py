@@ -198,11 +198,12 @@ def _number(name: str, value: float) -> str:
     return f"{value:.2g}" if name == "relative_error" else f"{value:.2f}" if name == "psnr" else f"{value:.0f}"
 
 
-def progress_of(total: int) -> Callable[[int], None]:
+def progress_of(total: int, verb: str = "evaluated") -> Callable[[int], None]:
     """Return what prints the number of images done and the time left, every few seconds.
 
     Args:
       total: Number of images.
+      verb: What was done to them.
     """
     started, shown, first = monotonic(), None, None
 
@@ -215,7 +216,7 @@ def progress_of(total: int) -> Callable[[int], None]:
             if shown is not None or now - started > 1:
                 speed = (done - first[1]) / (now - first[0]) if now > first[0] else 0
                 left = f"{(total - done) / speed:.0f} s" if speed else "?"
-                print(f"evaluated {done}/{total} images  ETA {left}", file=sys.stderr, flush=True)
+                print(f"{verb} {done}/{total} images  ETA {left}", file=sys.stderr, flush=True)
             shown = now
 
     return show

@@ -7,7 +7,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vqjax.data import Batch
 from vqjax.errors import UserError
-from vqjax.models.transformer import CausalTransformer
+from vqjax.functional.numbers import Number
+from vqjax.models.sampling import GuidanceSchedule, guidance_at, guided, sample_causal, with_none
+from vqjax.models.transformer import Cache, CausalTransformer
 from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, bits
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
@@ -59,6 +61,48 @@ class AutoregressiveTask(SecondStageTask):
         of_tokens = jnp.mean(bits(logits, tokens))
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == tokens, dtype=jnp.float32)
         return of_tokens * jnp.log(2.0), {"bits_per_token": of_tokens, "accuracy": accuracy}
+
+    def sample(
+        self,
+        variables: PyTree,
+        key: Key[Array, ""],
+        classes: Int[Array, " batch"],
+        *,
+        temperature: Number = 1.0,
+        top_k: int | None = None,
+        top_p: Number | None = None,
+        guidance: Number = 1.0,
+        guidance_schedule: GuidanceSchedule = "constant",
+    ) -> Int[Array, "batch positions"]:
+        """Draw the tokens of images one after another; see :func:`vqjax.models.sampling.sample_causal`.
+
+        Args:
+          variables: Variables of the transformer.
+          key: Random key.
+          classes: Class of each image; ``num_classes`` for none.
+          temperature: See :func:`vqjax.models.sampling.restricted`.
+          top_k: See there.
+          top_p: See there.
+          guidance: Scale of :func:`vqjax.models.sampling.guided`; 1 for none.
+          guidance_schedule: Whether the scale is the same for all tokens, or rises from 1 to twice its excess.
+        """
+        model, positions = self.model, self.model.positions
+        is_guided = guidance != 1
+        seen = with_none(classes, model.num_classes) if is_guided else classes
+
+        def step(
+            previous: Int[Array, " batch"], position: Int[Array, ""], cache: Cache
+        ) -> tuple[Float[Array, "batch codes"], Cache]:
+            if is_guided:
+                previous = jnp.tile(previous, 2)
+            logits, cache = model.apply(variables, previous, seen, position, cache, method="step")
+            if is_guided:
+                logits = guided(*jnp.split(logits, 2), guidance_at(position / positions, guidance, guidance_schedule))
+            return logits, cache
+
+        restriction = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        cache = model.start_cache(len(seen))
+        return sample_causal(step, cache, key, batch=len(classes), positions=positions, **restriction)
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return the information of the tokens of each image; see :meth:`Task.evaluate`."""

@@ -85,6 +85,7 @@ class ClassificationTask(Task):
     codebook_momentum: float = 0.9
     ema_decay: float | None = None
 
+    network: ClassVar = CLASSIFIER
     reconstructs: ClassVar = False
 
     def __post_init__(self) -> None:

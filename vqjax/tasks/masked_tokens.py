@@ -9,7 +9,16 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from vqjax.data import Batch
 from vqjax.errors import UserError
-from vqjax.models.sampling import MASK_SCHEDULES
+from vqjax.functional.numbers import Number
+from vqjax.models.sampling import (
+    MASK_SCHEDULES,
+    GuidanceSchedule,
+    Order,
+    guidance_at,
+    guided,
+    sample_masked,
+    with_none,
+)
 from vqjax.models.transformer import MaskedTransformer
 from vqjax.quantizers.validation import is_fraction, require, require_choice
 from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, bits
@@ -84,6 +93,69 @@ class MaskedTokensTask(SecondStageTask):
             "bits_per_token": jnp.mean(_mean_where(bits(logits, tokens), masked)),
             "accuracy": jnp.mean(_mean_where(right.astype(jnp.float32), masked)),
         }
+
+    def sample(
+        self,
+        variables: PyTree,
+        key: Key[Array, ""],
+        classes: Int[Array, " batch"],
+        *,
+        known: tuple[Int[Array, "batch positions"], Bool[Array, "batch positions"]] | None = None,
+        num_steps: int = 12,
+        order: Order = "confidence",
+        schedule: str | None = None,
+        choice_temperature: Number = 4.5,
+        temperature: Number = 1.0,
+        top_k: int | None = None,
+        top_p: Number | None = None,
+        guidance: Number = 1.0,
+        guidance_schedule: GuidanceSchedule = "linear",
+    ) -> Int[Array, "batch positions"]:
+        """Draw the tokens of images, many at once; see :func:`vqjax.models.sampling.sample_masked`.
+
+        Args:
+          variables: Variables of the transformer.
+          key: Random key.
+          classes: Class of each image; ``num_classes`` for none.
+          known: Tokens of images, and where they are to be drawn anew; None: everywhere.
+          num_steps: Number of steps.
+          order: Which tokens are kept first.
+          schedule: A key of :data:`vqjax.models.sampling.MASK_SCHEDULES`; None: that of training.
+          choice_temperature: See :func:`vqjax.models.sampling.sample_masked`.
+          temperature: See :func:`vqjax.models.sampling.restricted`.
+          top_k: See there.
+          top_p: See there.
+          guidance: Scale of :func:`vqjax.models.sampling.guided`; 1 for none.
+          guidance_schedule: Whether the scale is the same in all steps, or rises from 1 to twice its excess.
+        """
+        model = self.model
+        shape = (len(classes), model.positions)
+        tokens, masked = known or (jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool))
+        is_guided = guidance != 1
+
+        def logits_of(
+            tokens: Int[Array, "batch positions"], masked: Bool[Array, "batch positions"], progress: Float[Array, ""]
+        ) -> Float[Array, "batch positions codes"]:
+            if not is_guided:
+                return model.apply(variables, tokens, masked, classes, train=False)
+            seen = with_none(classes, model.num_classes)
+            logits = model.apply(variables, jnp.tile(tokens, (2, 1)), jnp.tile(masked, (2, 1)), seen, train=False)
+            return guided(*jnp.split(logits, 2), guidance_at(progress, guidance, guidance_schedule))
+
+        return sample_masked(
+            logits_of,
+            key,
+            tokens,
+            masked,
+            num_steps=num_steps,
+            schedule=schedule or self.schedule,
+            order=order,
+            grid=model.grid,
+            choice_temperature=choice_temperature,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return the information of masked tokens of each image; see :meth:`Task.evaluate`."""

@@ -2,6 +2,7 @@
 
 from absl import logging
 
+from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.evaluation.features import FeatureNetwork
 from vqjax.importing.lpips import load_lpips
 from vqjax.losses.perceptual import PerceptualLoss
@@ -9,10 +10,13 @@ from vqjax.models.classifiers import Classifier, FeaturesAtPlaces
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
 from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
 from vqjax.models.lpips import unlearned_lpips
+from vqjax.models.tokenizer import Tokenizer
 from vqjax.runtime.signature import Registry
 from vqjax.tasks.alternating import AlternatingTask
+from vqjax.tasks.autoregressive import AutoregressiveTask
 from vqjax.tasks.classification import ClassificationTask
 from vqjax.tasks.decoder_gradient import DecoderGradientTask
+from vqjax.tasks.masked_tokens import MaskedTokensTask
 from vqjax.tasks.vqgan import VQGANTask
 from vqjax.tasks.vqvae import VQVAETask
 
@@ -50,9 +54,15 @@ def _frozen(file: str) -> tuple[FrozenNetwork, int]:
     return FrozenNetwork(module, variables), found.size or 64
 
 
+def _tokenizer(workdir: str, *, step: int | None = None) -> Tokenizer:
+    """The tokenizer of a run."""
+    return load_tokenizer(workdir, step)
+
+
 _PARTS = {
     "discriminator": Registry({"patchgan": PatchGAN, "stylegan": StyleGANDiscriminator, "features": _features}),
     "perceptual": Registry({"lpips": _lpips, "features": _unlearned}),
+    "tokenizer": Registry({"run": _tokenizer}),
 }
 
 TASKS = Registry(
@@ -62,6 +72,8 @@ TASKS = Registry(
         "decoder_gradient": DecoderGradientTask,
         "vqgan": VQGANTask,
         "classification": ClassificationTask,
+        "autoregressive": AutoregressiveTask,
+        "masked_tokens": MaskedTokensTask,
     },
     _PARTS,
 )

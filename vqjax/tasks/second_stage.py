@@ -2,27 +2,35 @@
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from vqjax.data import Batch
+from vqjax.data import Batch, to_uint8
+from vqjax.data.tokens import TokenInfo
 from vqjax.errors import UserError
 from vqjax.evaluation import ImageCount, Metric
 from vqjax.evaluation.metric import ImageMean, Outputs
 from vqjax.functional.numbers import is_number
+from vqjax.models.tokenizer import Tokenizer
 from vqjax.models.transformer import CausalTransformer, MaskedTransformer
 from vqjax.quantizers.validation import is_fraction, require
+from vqjax.reporting import sheet
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
 
-TRANSFORMER = "transformer"
-"""Key of the network in a training state."""
+TRANSFORMER, TOKENIZER = "transformer", "tokenizer"
+"""Keys of the networks in a training state."""
+
+_SAMPLES = 80
+_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +45,33 @@ class SecondStageTask(Task):
       class_dropout: Share of images whose class the transformer does not see in training, so that it also learns tokens
         without a class, for guidance.
       ema_decay: Decay of an exponential moving average of the parameters, which evaluations use; None for none.
+      tokenizer: What made the tokens, for pictures of samples; None for none.
+      tokens: What the tokens are; None if it is not known.
 
     Raises:
-      UserError: An argument is out of range.
+      UserError: An argument is out of range, or the tokenizer is not that of the tokens.
     """
 
     model: CausalTransformer | MaskedTransformer
     optimizer: optax.GradientTransformation
     _: dataclasses.KW_ONLY
+    tokens: TokenInfo | None = None
     class_dropout: float = 0.1
     ema_decay: float | None = None
+    tokenizer: Tokenizer | None = None
 
+    network: ClassVar = TRANSFORMER
     reconstructs: ClassVar = False
+    mutable_fields: ClassVar = frozenset(
+        {"task.tokenizer", "task.tokenizer.name", "task.tokenizer.workdir", "task.tokenizer.step"}
+    )
 
     def __post_init__(self) -> None:
         require(is_fraction(self.class_dropout), "class_dropout", self.class_dropout, "a number in [0, 1)")
         in_range = self.ema_decay is None or is_number(self.ema_decay, lambda decay: 0 < decay < 1)
         require(in_range, "ema_decay", self.ema_decay, "above 0 and below 1, or None")
+        if self.tokenizer is not None and self.tokens is not None:
+            check_tokenizer(self.tokenizer, self.tokens)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -74,6 +92,7 @@ class SecondStageTask(Task):
             variables={TRANSFORMER: {}},
             opt_state={TRANSFORMER: self.optimizer.init(params[TRANSFORMER])},
             ema_params=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
+            frozen={} if self.tokenizer is None else {TOKENIZER: self.tokenizer.variables},
         )
 
     @abc.abstractmethod
@@ -92,9 +111,46 @@ class SecondStageTask(Task):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Return the loss of a batch, and what is logged besides."""
 
+    @abc.abstractmethod
+    def sample(
+        self, variables: PyTree, key: Key[Array, ""], classes: Int[Array, " batch"], **options: Any
+    ) -> Int[Array, "batch positions"]:
+        """Draw the tokens of images.
+
+        Args:
+          variables: Variables of the transformer.
+          key: Random key.
+          classes: Class of each image; ``num_classes`` for none.
+          **options: How they are drawn.
+        """
+
+    def generate(self, state: TrainState) -> dict[str, np.ndarray]:
+        """Return ``samples`` of all classes in turn, if there is a tokenizer; see :meth:`Task.generate`."""
+        if self.tokenizer is None:
+            return {}
+        return {"samples": np.asarray(self._draw(state.evaluated(TRANSFORMER), state.frozen[TOKENIZER]))}
+
+    @functools.cached_property
+    def _draw(self) -> Callable[[PyTree, PyTree], UInt8[Array, "images height width channels"]]:
+        classes = jnp.arange(_SAMPLES) % max(self.model.num_classes, 1)
+
+        @jax.jit
+        def draw(variables: PyTree, of_tokenizer: PyTree) -> UInt8[Array, "images height width channels"]:
+            tokens = self.sample(variables, jax.random.key(_SEED), classes).reshape(_SAMPLES, *self.model.grid)
+            return to_uint8(self.tokenizer.model.apply(of_tokenizer, tokens, method="decode"))
+
+        return draw
+
+    def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
+        """Return a sheet of the samples; see :meth:`Task.pictures`."""
+        if "samples" not in collected:
+            return {}
+        columns = self.model.num_classes if 4 <= self.model.num_classes <= 16 else 8
+        return {"samples": sheet(collected["samples"], columns)}
+
     def tokens_of(self, batch: Batch) -> Int[Array, "batch positions"]:
         """Return the tokens of a batch, row by row."""
-        return jnp.asarray(batch["tokens"]).reshape(len(batch["tokens"]), -1)
+        return jnp.asarray(batch["tokens"], jnp.int32).reshape(len(batch["tokens"]), -1)
 
     def classes_of(self, batch: Batch) -> Int[Array, " batch"] | None:
         """Return the classes of a batch; None for a transformer without classes."""
@@ -127,6 +183,24 @@ class SecondStageTask(Task):
     @abc.abstractmethod
     def likelihood(self) -> "TokenLikelihood":
         """The metric of the likelihood."""
+
+
+def check_tokenizer(tokenizer: Tokenizer, tokens: TokenInfo) -> None:
+    """Refuse a tokenizer that has not made the tokens.
+
+    Args:
+      tokenizer: The tokenizer.
+      tokens: What the tokens are.
+
+    Raises:
+      UserError: Its checksum is not that which was noted with the tokens.
+    """
+    noted = (tokens.tokenizer or {}).get("checksum")
+    if noted is not None and noted != (checksum := tokenizer.checksum):
+        raise UserError(
+            f"tokenizer must be the one that made the tokens, of checksum {noted[:12]} (from "
+            f"{tokens.tokenizer['workdir']}), got one of {checksum[:12]}; pass that run, or write the tokens anew."
+        )
 
 
 class TokenLikelihood(ImageMean):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vqjax.data import Batch
 from vqjax.evaluation import Metric
+from vqjax.models.tokenizer import NETWORK
 from vqjax.tasks.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -18,14 +19,15 @@ Metrics = dict[str, Float[Array, ""]]
 class Task(abc.ABC):
     """A training recipe: networks, losses and optimizers, and how a step combines them.
 
-    A batch is a dictionary of ``image``, uint8 ``[batch, height, width, channels]``; ``label``, int32 ``[batch]``, if
-    the data have labels; and ``valid``, bool ``[batch]``, during evaluation. Augmentation and conversion to the pixel
-    range of the networks belong to the task.
+    A batch is a dictionary of ``image``, uint8 ``[batch, height, width, channels]``, or ``tokens``; ``label``, int32
+    ``[batch]``, if the data have labels; and ``valid``, bool ``[batch]``, during evaluation. Augmentation and
+    conversion to the pixel range of the networks belong to the task.
 
     Attributes:
       metrics: Metrics of an evaluation, which consume what ``evaluate`` returns.
       facts: Facts about the networks by name, shown in the report's header.
       mesh_axes: Sizes of the axes of the device mesh besides ``data``.
+      network: Name of the network that an optimizer trains which is the only one of a config.
       reconstructs: Whether evaluations have a ``reconstruction`` of each image, and its ``indices``.
       mutable_fields: Dotted names of config fields that may change when a run resumes, because they do not change the
         result of a step by more than rounding.
@@ -34,6 +36,7 @@ class Task(abc.ABC):
     metrics: Sequence[Metric] = ()
     facts: Mapping[str, Any] = {}
     mesh_axes: Mapping[str, int] = {}
+    network: str = NETWORK
     reconstructs: bool = True
     mutable_fields: frozenset[str] = frozenset()
 
@@ -114,11 +117,20 @@ class Task(abc.ABC):
         """
         del metrics
 
+    def generate(self, state: TrainState) -> dict[str, np.ndarray]:
+        """Return what the networks make without data, by name, to join what collectors keep; by default nothing.
+
+        Args:
+          state: State as in :meth:`evaluate`.
+        """
+        del state
+        return {}
+
     def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
         """Return pictures of an evaluation by name.
 
         Args:
-          collected: What the collectors among ``metrics`` kept.
+          collected: What the collectors among ``metrics`` kept, and :meth:`generate` made.
         """
         del collected
         return {}

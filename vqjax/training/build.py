@@ -14,13 +14,15 @@ from ml_collections import ConfigDict
 from vqjax.data import Batch, ImageDataset, augment
 from vqjax.data.batches import first_epoch_batches
 from vqjax.data.reading import example_spec
+from vqjax.data.tokens import TokenDataset
 from vqjax.errors import UserError, did_you_mean
 from vqjax.losses.registry import LOSSES
 from vqjax.models.classifiers import Classifier
-from vqjax.models.registry import build_model
+from vqjax.models.registry import TRANSFORMERS, build_model, build_transformer
 from vqjax.models.tokenizer import NETWORK
 from vqjax.runtime.signature import within
 from vqjax.tasks.registry import TASKS
+from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.optimizer import OPTIMIZERS, build_optimizer
@@ -43,19 +45,26 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
     Raises:
       UserError: A constructor refuses its arguments; the message begins with the group.
     """
-    model = build_model(config.model, config.quantizer)
-    with within("config.loss"):
-        loss = LOSSES.build(images=images, **config.loss)
+    is_of_tokens = config.model.name in TRANSFORMERS
+    if is_of_tokens:
+        _check_tokens(config, images)
+        model, loss = build_transformer(config.model, images.info), None
+    elif isinstance(images, TokenDataset):
+        raise UserError(f"config.model.name must be {' or '.join(TRANSFORMERS)} for tokens, got {config.model.name!r}.")
+    else:
+        model = build_model(config.model, config.quantizer)
+        with within("config.loss"):
+            loss = LOSSES.build(images=images, **config.loss)
     with within("config.optimizer"):
         optimizer = _build_optimizers(config.optimizer, config.num_steps)
     # A task takes the parts that it needs.
     wanted = TASKS.call(config.task.name).others
     if config.schedules and "schedules" not in wanted:
         raise UserError(f"config.schedules must be empty for the task {config.task.name!r}, which has no schedules.")
+    schedules = {}
     if isinstance(model, Classifier):
         _check_classifier(model, config, images)
-        schedules = {}
-    else:
+    elif not is_of_tokens:
         with within("config.schedules"):
             schedules = build_schedules(config.schedules, model.quantizer)
         model = model.clone(microbatches=config.gradient_accumulation or 1)
@@ -64,6 +73,7 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
         "model": model,
         "loss": loss,
         "optimizer": optimizer,
+        "tokens": getattr(images, "info", None),
         "augment": partial(augment, flip=config.data.flip, crop_padding=config.data.crop_padding),
     }
     with within("config.task"):
@@ -96,6 +106,24 @@ def _check_classifier(model: Classifier, config: ConfigDict, images: ImageDatase
         )
 
 
+def _check_tokens(config: ConfigDict, images: ImageDataset) -> None:
+    """Refuse what models of tokens do not have, and data of images."""
+    if not isinstance(images, TokenDataset):
+        raise UserError(
+            f"config.data.source must be tokens for the model {config.model.name!r}, got {config.data.source!r}; write "
+            "them with vqjax tokens."
+        )
+    if not issubclass(TASKS[config.task.name], SecondStageTask):
+        raise UserError(
+            f"config.task.name must be that of a model of tokens for {config.model.name!r}, got {config.task.name!r}."
+        )
+    unused = {"quantizer": config.quantizer, "loss": config.loss, "gradient_accumulation": config.gradient_accumulation}
+    for name, value in unused.items():
+        if value:
+            off = "{}" if name == "quantizer" else None
+            raise UserError(f"config.{name} must be {off} for the model {config.model.name!r}, which has none.")
+
+
 def _build_optimizers(
     config: Mapping[str, Any] | ConfigDict, num_steps: int
 ) -> optax.GradientTransformation | dict[str, optax.GradientTransformation]:
@@ -109,12 +137,15 @@ def _build_optimizers(
     return optimizers
 
 
-def learning_rates(config: Mapping[str, Any] | ConfigDict, num_steps: int) -> dict[str, optax.Schedule]:
+def learning_rates(
+    config: Mapping[str, Any] | ConfigDict, num_steps: int, network: str = NETWORK
+) -> dict[str, optax.Schedule]:
     """Return the schedules of the optimizers in a config, by the network that each trains.
 
     Args:
       config: The group ``optimizer``.
       num_steps: Length of the run.
+      network: What a single optimizer trains.
 
     Returns:
       Learning rates as functions of the number of updates.
@@ -124,7 +155,7 @@ def learning_rates(config: Mapping[str, Any] | ConfigDict, num_steps: int) -> di
       >>> float(rates["generator"](5))
       0.25
     """
-    groups = {NETWORK: config} if "name" in config else config
+    groups = {network: config} if "name" in config else config
     return {network: OPTIMIZERS.build(**group).learning_rates(num_steps) for network, group in groups.items()}
 
 
@@ -142,10 +173,12 @@ def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> TrainState:
     Raises:
       UserError: The images do not fit the networks, or the networks the memory.
     """
-    height, width = batch["image"].shape[1:3]
     try:
         state = jax.eval_shape(task.init, key, batch)
     except UserError as error:
+        if "image" not in batch:
+            raise
+        height, width = batch["image"].shape[1:3]
         raise UserError(
             f"config.model and config.quantizer must fit images of {height} x {width} pixels (config.data.image_size): "
             f"{error}"

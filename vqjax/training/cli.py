@@ -85,6 +85,16 @@ COMMANDS = {
         "Write the weights of LPIPS into a file for the trainer.",
         "vgg16-397923af.pth --heads=vgg.pth --output=lpips-vgg.safetensors",
     ),
+    "tokens": Command(
+        "vqjax.training.tokens:write_tokens",
+        "Write the tokens of a data set, to train a generator on.",
+        "--workdir=runs/cifar10 --out=tokens/cifar10 --flip",
+    ),
+    "sample": Command(
+        "vqjax.training.sample:sample_images",
+        "Draw images from a model of tokens.",
+        "--workdir=runs/generator --num=10000 --guidance=2",
+    ),
     "plot": Command(
         "vqjax.training.plot:plot_run",
         "Draw the codebook of a run beside the vectors that it quantizes.",

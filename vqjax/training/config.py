@@ -52,11 +52,11 @@ class Run:
     wandb: bool = False  # the same to Weights & Biases
 
     task: Group  # the training recipe: vqjax/tasks/registry.py
-    data: Group  # the images: vqjax/data/sources.py, and the fields of Feeding
-    model: Group  # encoder and decoder: vqjax/models/registry.py
-    quantizer: Group  # vqjax/quantizers/registry.py; a dictionary of such groups by place in a classifier
+    data: Group  # the images or tokens: vqjax/data/sources.py, and the fields of Feeding
+    model: Group  # the networks: vqjax/models/registry.py
+    quantizer: Group  # vqjax/quantizers/registry.py; a dictionary of such groups by place in a classifier, or of none
     schedules: Group = dataclasses.field(default_factory=dict)  # of the quantizer: vqjax/training/schedules.py
-    loss: Group  # of the reconstruction: vqjax/losses/registry.py
+    loss: Group | None  # of the reconstruction: vqjax/losses/registry.py; None for models of tokens
     optimizer: Group  # vqjax/training/optimizer.py; a dictionary of such groups if several networks are trained
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Evaluation of a state, and of the checkpoint of a run."""
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks
+from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks, tokenizer_of
 from vqjax.checkpointing.discovery import CheckpointInfo
 from vqjax.data import Batch, ImageDataset, Joined, Splits, evaluation_batches, fingerprint, load_splits, origin
 from vqjax.data.reading import example_spec
@@ -83,7 +84,7 @@ def evaluate_state(
       The numbers, and what was collected.
     """
     networks = state.replace(opt_state={}, log_sums={})
-    return evaluate(
+    result = evaluate(
         # Compared by its function: repeated evaluations share one compilation.
         jax.tree_util.Partial(task.evaluate, networks),
         evaluation_batches(dataset, min(batch_size, len(dataset)), 0 if partial is None else partial.next_index),
@@ -93,6 +94,7 @@ def evaluate_state(
         intervals=intervals,
         partial=partial,
     )
+    return dataclasses.replace(result, collected=result.collected | task.generate(networks))
 
 
 def report(
@@ -124,7 +126,7 @@ def report(
     context = {
         "dataset": dataset.name,
         "split": config.data.get(f"{split}_split", split),
-        "image_size": config.data.image_size,
+        **({"image_size": config.data.image_size} if "image_size" in config.data else {}),
         **({"crop": config.data.crop} if "crop" in config.data else {}),
         "checkpoint_step": step,
         **{name: group.name for name, group in groups.items() if "name" in group},
@@ -227,7 +229,7 @@ def evaluate_workdir(
             elif is_main_process():
                 print("note: these images are not those that the run has seen.", file=sys.stderr, flush=True)
         mesh = _mesh(task)
-        state = _restored_state(networks, task, example_batch(dataset))
+        state = restored_state(networks, task, example_batch(dataset))
         if mesh is not None:
             state = jax.device_put(state, state_sharding(state, mesh, task))
         batch_size = batch_size or config.batch_size
@@ -266,12 +268,14 @@ def evaluate_workdir(
             write_page(directory, result, context=context, caption=functools.partial(_caption, dataset))
             print(f"page:    {shown(directory / 'report.html')}", flush=True)
         if export_tokens is not None and is_main_process():
-            rows = result.collected
+            rows, tokenizer = result.collected, tokenizer_of(networks, workdir)
             save_tokens(
                 export_tokens,
                 rows["indices"],
                 num_codes=task.facts["num_codes"],
-                context=context,
+                context=context
+                | {"tokenizer": {"checksum": tokenizer.checksum, "workdir": str(workdir.absolute())}}
+                | {"codes_of_position": tokenizer.model.quantizer.codebook_sizes},
                 labels=rows.get("label"),
                 class_names=dataset.class_names,
                 origins=[origin(dataset, index) for index in rows["index"].tolist()],
@@ -331,8 +335,14 @@ def _are_images_of_run(info: CheckpointInfo, splits: Splits, split: str) -> bool
     return all(known[name] == fingerprint(getattr(splits, name)) for name in wanted)
 
 
-def _restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainState:
-    """The state of a checkpoint without its optimizers."""
+def restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainState:
+    """Return the state of a checkpoint without its optimizers.
+
+    Args:
+      networks: Networks of the checkpoint.
+      task: Task of its config.
+      batch: Batch of one row.
+    """
     key = jax.random.key(0)
     # Frozen networks are not in checkpoints; initial values are computed only if there are some.
     frozen = jax.eval_shape(task.init, key, batch).frozen

@@ -142,7 +142,7 @@ def _train(
                 images_of=lambda step: batch_indices(step=step, num_images=feed.num_images, **order),
                 workdir=workdir,
             ),
-            learning_rates=learning_rates(config.optimizer, config.num_steps),
+            learning_rates=learning_rates(config.optimizer, config.num_steps, task.network),
             checkpoints=checkpoints,
             writer=MetricWriter(
                 workdir,

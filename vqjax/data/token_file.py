@@ -88,7 +88,6 @@ def save_tokens(
     for name, rows in (("labels", labels), ("origins", origins)):
         if rows is not None and len(rows) != len(indices):
             raise UserError(f"{name} must be one for each of the {len(indices)} images, got {len(rows)}.")
-    narrowest = next(width for width in _WIDTHS if num_codes - 1 <= np.iinfo(width).max)
     known = {
         "labels": None if labels is None else np.asarray(labels, np.int32),
         "class_names": None if class_names is None else np.array(class_names, np.str_),
@@ -98,13 +97,26 @@ def save_tokens(
         with local_file(path, "path") as place, atomic_file(place) as file:
             np.savez_compressed(
                 file,
-                indices=indices.astype(narrowest),
+                indices=indices.astype(narrowest(num_codes)),
                 num_codes=np.int64(num_codes),
                 context=np.array(strict_json(context)),
                 **{name: array for name, array in known.items() if array is not None},
             )
     except OSError as error:
         raise UserError(f"path={str(path)!r} could not be written ({error.strerror}); use another path.") from error
+
+
+def narrowest(num_codes: int) -> type[np.unsignedinteger]:
+    """Return the narrowest of uint8, uint16 and uint32 that can hold every code.
+
+    Args:
+      num_codes: Number of codes.
+
+    Example:
+      >>> narrowest(256).__name__, narrowest(257).__name__
+      ('uint8', 'uint16')
+    """
+    return next(width for width in _WIDTHS if num_codes - 1 <= np.iinfo(width).max)
 
 
 def load_tokens(path: str | os.PathLike[str]) -> Tokens:

@@ -1,0 +1,257 @@
+"""From a tokenizer to samples: tokens of a data set, a model of them, and its images."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from helpers.configs import load
+from vqjax.checkpointing.checkpoints import load_networks, load_tokenizer
+from vqjax.data.tokens import INDEX_FILE, TokenDataset, TokenInfo, token_splits
+from vqjax.data.whole_images import whole_images
+from vqjax.errors import UserError
+from vqjax.training.build import build_task, check_fits, example_batch
+from vqjax.training.config import base_config
+from vqjax.training.evaluate import evaluate_workdir
+from vqjax.training.loop import train
+from vqjax.training.sample import sample_images
+from vqjax.training.tokens import write_tokens
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def labelled(images_file, tmp_path_factory):
+    """The images of the runs, with classes."""
+    images, labels = dict(np.load(images_file)), {}
+    for split, pixels in images.items():
+        labels[f"{split}_labels"] = np.arange(len(pixels), dtype=np.int32) % CLASSES
+    path = tmp_path_factory.mktemp("labelled") / "labelled.npz"
+    np.savez(path, **images, **labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokens(finished, labelled, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokens") / "written"
+    write(finished, labelled, directory)
+    return directory
+
+
+def write(run, images, directory, **options):
+    options = {"flip": True, "crops": 2, "shard_size": 20} | options
+    write_tokens(run, f"--config.data.name={images}", out=directory, **options)
+
+
+def contents(directory):
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def model_config(tokens, tokenizer=None, *, masked=False, num_steps=4):
+    config = base_config()
+    config.num_steps, config.batch_size, config.tensorboard = num_steps, 8, False
+    config.log_every = config.eval_every = config.checkpoint_every = 2
+    config.data = {"source": "tokens", "name": str(tokens)}
+    name = "masked_transformer" if masked else "causal_transformer"
+    config.model = {"name": name, "dim": 16, "depth": 1, "heads": 2}
+    config.quantizer, config.loss = {}, None
+    config.task = {"name": "masked_tokens" if masked else "autoregressive"}
+    if tokenizer is not None:
+        config.task.tokenizer = {"workdir": str(tokenizer)}
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-2}
+    return config
+
+
+@pytest.fixture(scope="module")
+def models(finished, tokens, tmp_path_factory):
+    """Directories of a causal and of a masked model."""
+    place = tmp_path_factory.mktemp("models")
+    for masked in (False, True):
+        train(model_config(tokens, finished, masked=masked), place / str(masked), devices=jax.devices()[:1])
+    return place / "False", place / "True"
+
+
+def test_the_tokens_are_those_of_each_image_of_its_mirror_image_and_of_its_crops(finished, labelled, tokens):
+    tokenizer, images = load_tokenizer(finished), np.load(labelled)
+    splits = token_splits(tokens)
+    held_out = np.stack([splits.eval[i]["tokens"] for i in range(20)])
+    np.testing.assert_array_equal(held_out, tokenizer.encode(images["test"]))
+    rows = [splits.train[i] for i in range(len(splits.train))]
+    whole, cropped, mirrored, _ = np.split(np.stack([row["tokens"] for row in rows]), 4)
+    np.testing.assert_array_equal(whole, tokenizer.encode(images["train"]))
+    np.testing.assert_array_equal(mirrored, tokenizer.encode(images["train"][:, :, ::-1]))
+    assert np.any(cropped != whole)
+    np.testing.assert_array_equal([row["label"] for row in rows], np.tile(images["train_labels"], 4))
+    assert splits.train.info.num_codes == (16,)
+    assert splits.train.info.num_classes == len(splits.eval.class_names) == CLASSES
+
+
+def test_what_is_written_depends_neither_on_interruptions_nor_on_the_batches(finished, labelled, tokens, tmp_path):
+    write(finished, labelled, tmp_path, batch_size=24)
+    assert contents(tmp_path) == contents(tokens)
+    # As if it had been killed in the third shard.
+    index = json.loads((tmp_path / INDEX_FILE).read_text())
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index | {"complete": False, "splits": {}}))
+    (tmp_path / "train-00002.npy").unlink()
+    with pytest.raises(UserError, match=r"tokens that are not complete; run vqjax tokens"):
+        token_splits(tmp_path)
+    write(finished, labelled, tmp_path)
+    assert contents(tmp_path) == contents(tokens)
+
+
+def test_a_damaged_shard_is_named_and_written_anew(finished, labelled, tokens, tmp_path):
+    write(finished, labelled, tmp_path)
+    shard = tmp_path / "train-00001.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-00001.npy is not the shard that was written \(its checksum is"):
+        token_splits(tmp_path)
+    write(finished, labelled, tmp_path)
+    assert contents(tmp_path) == contents(tokens)
+
+
+def test_a_directory_of_other_tokens_is_not_touched(finished, labelled, tokens):
+    before = contents(tokens)
+    with pytest.raises(UserError, match=r"--out must be a new directory, .* whose `crops` is 2 instead of 1"):
+        write(finished, labelled, tokens, crops=1)
+    assert contents(tokens) == before
+
+
+def test_a_tokenizer_that_has_not_made_the_tokens_is_refused(finished, tokens, tmp_path):
+    index = json.loads((tokens / INDEX_FILE).read_text())
+    for name, content in contents(tokens).items():
+        (tmp_path / name).write_bytes(content)
+    index["tokenizer"]["checksum"] = 64 * "0"
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"config.task.tokenizer must be the one that made the tokens"):
+        train(model_config(tmp_path, finished), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_model_that_was_interrupted_ends_as_one_that_was_not(models, finished, tokens, tmp_path, masked):
+    # Without pictures, and from elsewhere: neither belongs to the run.
+    train(model_config(tokens, masked=masked, num_steps=2), tmp_path, devices=jax.devices()[:1])
+    train(model_config(tokens, finished, masked=masked), tmp_path, devices=jax.devices()[:1])
+    whole, resumed = (load_networks(run).params for run in (models[masked], tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_pictures_of_samples_join_the_evaluations(models):
+    for run in models:
+        assert (run / "samples.png").exists()
+        assert (run / "eval" / "samples.png").exists()
+
+
+def test_an_evaluation_from_outside_measures_the_same(models):
+    logged = [json.loads(line) for line in (models[0] / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in logged if "eval/bits_per_token" in line][-1]
+    found = evaluate_workdir(models[0]).metrics
+    assert found["bits_per_token"] == pytest.approx(last["eval/bits_per_token"], rel=1e-5)
+
+
+def test_samples_are_files_that_evaluations_read(models, finished, tmp_path):
+    file = tmp_path / "samples.npz"
+    sample_images(models[0], out=file, num=30, batch_size=16, guidance=2.0, top_k=8)
+    arrays = np.load(file)
+    assert arrays["arr_0"].shape == (30, 16, 16, 3)
+    assert arrays["arr_1"].tolist() == [0, 1, 2] * 10
+    tokenizer = load_tokenizer(finished)
+    decoded = np.asarray(tokenizer.decode(arrays["tokens"].astype(np.int32)))
+    np.testing.assert_allclose(arrays["arr_0"], np.clip((decoded + 1) * 127.5, 0, 255), atol=0.51)
+    assert len(whole_images(file)) == 30
+    assert file.with_suffix(".png").exists()
+    sample_images(models[0], out=tmp_path / "again.npz", num=30, batch_size=16, guidance=2.0, top_k=8)
+    assert (tmp_path / "again.npz").read_bytes() == file.read_bytes()
+
+
+def test_a_box_of_an_image_is_drawn_anew(models, labelled, tokens, tmp_path):
+    file = tmp_path / "box.npz"
+    sample_images(models[1], out=file, num=20, box=(1, 0, 2, 3), num_steps=3)
+    drawn, splits = np.load(file), token_splits(tokens)
+    before = np.stack([splits.eval[i]["tokens"] for i in range(20)])
+    inside = np.zeros((4, 4), bool)
+    inside[1:3, :3] = True
+    np.testing.assert_array_equal(drawn["tokens"][:, ~inside], before[:, ~inside])
+    assert np.any(drawn["tokens"][:, inside] != before[:, inside])
+    np.testing.assert_array_equal(drawn["arr_1"], np.load(labelled)["test_labels"])
+    sample_images(models[1], out=file, num=20, box=(1, 0, 2, 3), num_steps=3, classes=("2",))
+    assert set(np.load(file)["arr_1"]) == {2}
+
+
+@pytest.mark.parametrize(
+    ("masked", "options", "message"),
+    [
+        (False, {"num_steps": 4}, "--num_steps must be left out for the task 'autoregressive'"),
+        (False, {"box": (0, 0, 1, 1)}, "--box must be left out for the task 'autoregressive'"),
+        (True, {"box": (3, 0, 2, 1)}, r"--box must be FIRST_ROW,FIRST_COLUMN,ROWS,COLUMNS within 4 x 4 tokens"),
+        (False, {"classes": ("cat",)}, "--classes=cat is unknown; use one of '0', '1', '2', 'none'"),
+        (False, {"num": 0}, "--num must be a positive integer, got 0"),
+        (False, {"out": "samples.png"}, "--out must end in .npz, got 'samples.png'"),
+        (False, {"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
+        (False, {"tokenizer": "/nowhere"}, "config.task.tokenizer: /nowhere contains no checkpoint"),
+    ],
+)
+def test_mistakes_are_refused(models, tmp_path, masked, options, message):
+    with pytest.raises(UserError, match=message):
+        sample_images(models[masked], **{"out": tmp_path / "samples.npz", "num": 4} | options)
+    assert not (tmp_path / "samples.npz").exists()
+
+
+def test_the_run_of_a_tokenizer_has_no_samples(finished, tmp_path):
+    with pytest.raises(UserError, match="--workdir must be the run of a model of tokens, got one of the task 'vqvae'"):
+        sample_images(finished, out=tmp_path / "samples.npz")
+
+
+def test_a_file_of_exported_tokens_is_a_source(finished, labelled, tmp_path):
+    file = tmp_path / "tokens.npz"
+    evaluate_workdir(finished, f"--config.data.name={labelled}", split="train", export_tokens=file)
+    splits = token_splits(file, eval_fraction=0.25)
+    assert (len(splits.train), len(splits.eval)) == (36, 12)
+    assert splits.train.info.tokenizer["checksum"] == load_tokenizer(finished).checksum
+    config = model_config(file, finished)
+    config.data.eval_fraction = 0.25
+    assert train(config, tmp_path / "run", devices=jax.devices()[:1]).metrics["images"] == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": {"name": "sonnet"}},
+            "config.model.name must be causal_transformer or masked_transformer for tokens",
+        ),
+        ({"task": {"name": "vqvae"}}, "config.task.name must be that of a model of tokens for 'causal_transformer'"),
+        ({"task": {"name": "masked_tokens"}}, "The task 'masked_tokens' needs a MaskedTransformer"),
+        ({"loss": {"name": "mse"}}, "config.loss must be None for the model 'causal_transformer'"),
+        ({"gradient_accumulation": 2}, "config.gradient_accumulation must be None for the model"),
+        ({"data": {"source": "photos", "image_size": 32}}, "config.data.source must be tokens for the model"),
+    ],
+)
+def test_what_does_not_go_with_tokens_is_refused(tokens, tmp_path, changes, message):
+    config = model_config(tokens)
+    for name, value in changes.items():
+        config[name] = value
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("size", ["", "tiny"])
+@pytest.mark.parametrize("masked", ["", "masked"])
+def test_the_config_builds_at_its_full_size(finished, size, masked):
+    config = load(f"generate:{','.join(filter(None, (size, masked, f'tokenizer={finished}')))}")
+    info = TokenInfo(num_codes=(512,), shape=(8, 8), num_classes=10)
+    rows = [(np.zeros((2, 8, 8), np.uint16), np.zeros(2, np.int32))]
+    dataset = TokenDataset("zero", rows, info, tuple("abcdefghij"))
+    state = check_fits(build_task(config, dataset), jax.random.key(0), example_batch(dataset))
+    millions = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
+    assert millions == pytest.approx({"": 86, "tiny": 3.1}[size], rel=0.1)
+
+
+def test_tokens_are_augmented_when_they_are_written(tokens, tmp_path):
+    config = model_config(tokens)
+    config.data.flip = True
+    with pytest.raises(UserError, match=r"config.data.flip must be off for tokens, got True; .*vqjax tokens --flip"):
+        train(config, tmp_path / "run")

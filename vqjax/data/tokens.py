@@ -1,0 +1,216 @@
+"""Source ``tokens``: the tokens of a data set's images, which ``vqjax tokens`` writes once for all runs over them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Integer, Shaped
+
+from vqjax.data.batches import hold_out
+from vqjax.data.dataset import Example, Splits
+from vqjax.data.token_file import load_tokens, narrowest
+from vqjax.errors import UserError, one_line
+from vqjax.runtime.files import atomic_file, file_checksum, strict_json
+from vqjax.runtime.paths import local_path
+
+INDEX_FILE = "tokens.json"
+FORMAT = 1
+"""Version of the index."""
+
+
+class TokenInfo(NamedTuple):
+    """What all tokens of a data set have in common.
+
+    Attributes:
+      num_codes: Number of codes, one for each token of a position.
+      shape: Shape of an image's tokens: rows, columns and, if there are several, the tokens of a position.
+      num_classes: Number of classes of the images; 0 if they have none.
+      tokenizer: Checksum of the tokenizer that made them, under ``checksum``, and where it was, under ``workdir``; None
+        if neither is known.
+    """
+
+    num_codes: tuple[int, ...]
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    tokenizer: dict[str, Any] | None = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of an image's positions."""
+        return self.shape[:-1] if len(self.num_codes) > 1 else self.shape
+
+
+class TokenDataset:
+    """Tokens of images, an :class:`vqjax.data.ImageDataset` of ``tokens`` in the place of ``image``.
+
+    Args:
+      name: Name in reports.
+      parts: Tokens, and classes or None, of consecutive examples.
+      info: What they have in common.
+      class_names: The class that each label stands for; None if the examples have none.
+
+    Example:
+      >>> info = TokenInfo(num_codes=(16,), shape=(2, 2))
+      >>> dataset = TokenDataset("toy", [(np.arange(8, dtype=np.uint8).reshape(2, 2, 2), None)], info)
+      >>> len(dataset), dataset[1]["tokens"].tolist()
+      (2, [[4, 5], [6, 7]])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[tuple[Integer[np.ndarray, " examples *shape"], Integer[np.ndarray, " examples"] | None]],
+        info: TokenInfo,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.name, self.info, self.class_names = name, info, class_names
+        self._parts = parts
+        self._ends = np.cumsum([len(tokens) for tokens, _ in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        tokens, labels = self._parts[part]
+        row = index - int(self._ends[part]) + len(tokens)
+        example = {"tokens": np.array(tokens[row])}
+        return example if labels is None else example | {"label": np.int32(labels[row])}
+
+
+def token_splits(name: str | Path, eval_fraction: float = 0.1) -> Splits:
+    """Open a directory of ``vqjax tokens``, whose shards are read as needed, or a file of ``--export_tokens``.
+
+    Args:
+      name: The directory, or the .npz file, of which a part is held out at random.
+      eval_fraction: Share held out from a file, in (0, 1).
+
+    Returns:
+      Both splits.
+
+    Raises:
+      UserError: There are no such tokens, or a shard is damaged.
+    """
+    path = local_path(name, "config.data.name")
+    return _directory_splits(path) if path.is_dir() else _file_splits(path, eval_fraction)
+
+
+def _file_splits(path: Path, eval_fraction: float) -> Splits:
+    saved = load_tokens(path)
+    levels = saved.context.get("codes_of_position", [saved.num_codes])
+    info = TokenInfo(
+        tuple(levels), saved.indices.shape[1:], len(saved.class_names or ()), saved.context.get("tokenizer")
+    )
+
+    def part(name: str, rows: Int[np.ndarray, " rows"]) -> TokenDataset:
+        labels = None if saved.labels is None else saved.labels[rows]
+        return TokenDataset(f"{path.name}/{name}", [(saved.indices[rows], labels)], info, saved.class_names)
+
+    train, evaluation = hold_out(len(saved.indices), eval_fraction, name=str(path))
+    return Splits(part("train", train), part("eval", evaluation))
+
+
+def _directory_splits(directory: Path) -> Splits:
+    index = read_index(directory)
+    if index is None or not index["complete"]:
+        state = "no tokens" if index is None else "tokens that are not complete"
+        raise UserError(
+            f"config.data.name must be a directory of vqjax tokens, got {str(directory)!r} with {state}; run vqjax "
+            "tokens --workdir=TOKENIZER --out=DIR."
+        )
+    classes = len(index["class_names"] or ())
+    info = TokenInfo(tuple(index["num_codes"]), tuple(index["shape"]), classes, index["tokenizer"])
+    datasets = []
+    for split in Splits._fields:
+        parts = [_read(directory / shard["file"], info, shard) for shard in index["splits"][split]]
+        datasets.append(TokenDataset(f"{directory.name}/{split}", parts, info, index["class_names"]))
+    return Splits(*datasets)
+
+
+def read_index(directory: Path) -> dict[str, Any] | None:
+    """Return what the index of a directory of tokens says; None without one.
+
+    Args:
+      directory: The directory.
+
+    Raises:
+      UserError: The index cannot be read.
+    """
+    file = directory / INDEX_FILE
+    if not file.is_file():
+        return None
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise ValueError(f"it has the format {index['format']!r} instead of {FORMAT}")
+        for name in ("complete", "num_codes", "shape", "tokenizer", "class_names", "splits"):
+            index[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is not a valid index of tokens ({one_line(error)}); write the tokens again with vqjax tokens."
+        ) from error
+    return index
+
+
+def write_index(directory: Path, index: Mapping[str, Any]) -> None:
+    """Write the index of a directory of tokens.
+
+    Args:
+      directory: The directory.
+      index: Its contents, without the number of the format.
+    """
+    with atomic_file(directory / INDEX_FILE) as file:
+        file.write((strict_json({"format": FORMAT} | dict(index), indent=2) + "\n").encode())
+
+
+def write_shard(
+    file: Path,
+    tokens: Integer[np.ndarray, " examples *shape"],
+    labels: Integer[np.ndarray, " examples"] | None,
+    num_codes: int,
+) -> None:
+    """Write a shard: a .npy file of records with ``tokens`` and, if there are classes, ``label``.
+
+    Args:
+      file: The file; it appears when it is complete.
+      tokens: Tokens of the examples.
+      labels: Their classes.
+      num_codes: Largest number of codes, for the width of the integers.
+    """
+    fields = [("tokens", narrowest(num_codes), tokens.shape[1:])]
+    records = np.zeros(len(tokens), fields if labels is None else [*fields, ("label", np.int32)])
+    records["tokens"] = tokens
+    if labels is not None:
+        records["label"] = labels
+    with atomic_file(file) as stream:
+        np.save(stream, records, allow_pickle=False)
+
+
+def described_shards(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield what the index says of each shard: its name, its number of examples and its checksum.
+
+    Args:
+      files: The shards in order.
+    """
+    for file in files:
+        rows = len(np.load(file, mmap_mode="r", allow_pickle=False))
+        yield {"file": file.name, "rows": rows, "sha256": file_checksum(file)}
+
+
+def _read(
+    file: Path, info: TokenInfo, shard: Mapping[str, Any]
+) -> tuple[Shaped[np.ndarray, " examples *shape"], Shaped[np.ndarray, " examples"] | None]:
+    """The tokens and classes of a shard, which is compared with its checksum first."""
+    try:
+        if (found := file_checksum(file)) != shard["sha256"]:
+            raise ValueError(f"its checksum is {found[:12]} instead of {shard['sha256'][:12]}")
+        records = np.load(file, mmap_mode="r", allow_pickle=False)
+        if records.shape != (shard["rows"],) or records["tokens"].shape[1:] != info.shape:
+            raise ValueError(f"it holds {records.dtype} of shape {list(records.shape)}")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{file} is not the shard that was written ({one_line(error)}); vqjax tokens writes it anew."
+        ) from error
+    return records["tokens"], records["label"] if "label" in records.dtype.names else None

@@ -1,0 +1,260 @@
+"""Images from a model of tokens."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int, Int32, Key, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from vqjax.checkpointing.checkpoints import load_networks
+from vqjax.data import load_splits, to_uint8
+from vqjax.data.tokens import TokenDataset, TokenInfo
+from vqjax.data.whole_images import SAMPLES
+from vqjax.errors import UserError, did_you_mean
+from vqjax.models.sampling import GuidanceSchedule, Order
+from vqjax.reporting import comparison_sheet, save_png
+from vqjax.reporting.progress import progress_of
+from vqjax.runtime.files import atomic_file
+from vqjax.runtime.paths import local_path
+from vqjax.tasks.second_stage import TOKENIZER, TRANSFORMER, SecondStageTask
+from vqjax.tasks.state import TrainState
+from vqjax.training.build import build_task, example_batch
+from vqjax.training.config import complete, override_all
+from vqjax.training.devices import make_mesh, without_mesh
+from vqjax.training.evaluate import restored_state
+
+LABELS = "arr_1"
+"""Name of the array of classes in a file of samples, as guided diffusion writes it."""
+
+_SHOWN = 80
+
+
+def sample_images(
+    workdir: str | Path,
+    *overrides: str,
+    out: str | Path | None = None,
+    num: int = 80,
+    step: int | None = None,
+    best: bool = False,
+    tokenizer: str | None = None,
+    classes: Sequence[str] | None = None,
+    box: Sequence[int] | None = None,
+    batch_size: int = 80,
+    seed: int = 0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance: float | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
+    num_steps: int | None = None,
+    order: Order | None = None,
+    schedule: str | None = None,
+    choice_temperature: float | None = None,
+) -> None:
+    """Draw images from a model of tokens, and write them into a file that vqjax eval --fake=FILE measures.
+
+    Args:
+      workdir: Directory of the run that trained the model, or its URL.
+      *overrides: Where the tokens of the run are now, as ``--config.data.name=DIR``.
+      out: File of samples (``.npz``: images, classes and tokens), beside which a picture of the first ones is written;
+        WORKDIR/samples.npz by default.
+      num: Number of images.
+      step: Step of the checkpoint; the newest by default.
+      best: The checkpoint with the best value of the metric config.keep_best instead.
+      tokenizer: Directory of the run that trained the tokenizer, if it has moved since the tokens were written.
+      classes: Names or numbers of classes, with commas, of which the images are in turn; all by default, and ``none``
+        for no class.
+      box: FIRST_ROW,FIRST_COLUMN,ROWS,COLUMNS of the tokens that a masked transformer draws anew in held-out images,
+        whose other tokens stay. The classes are those of the images unless others are given.
+      batch_size: Images at once.
+      seed: Of the random numbers.
+      temperature: Below 1, likely tokens become likelier; 1 by default.
+      top_k: Number of the likeliest tokens that are drawn from; all by default.
+      top_p: Probability that the likeliest tokens which are drawn from add up to; 1 by default.
+      guidance: Scale by which logits move away from those without a class; 1, which is none, by default.
+      guidance_schedule: ``constant``, or ``linear``, from 1 to twice the excess.
+      num_steps: Number of steps of a masked transformer; 12 by default.
+      order: What a masked transformer keeps first: ``confidence``, ``halton`` or ``random``.
+      schedule: Share of tokens that are masked by step: ``cosine``, ``arccos``, ``linear`` or ``square``; that of the
+        training by default.
+      choice_temperature: Noise on the confidence, which falls to 0 over the steps; 4.5 by default.
+
+    Raises:
+      UserError: There is no such model, its tokenizer is not found, or an argument is out of range.
+    """
+    for name, value in (("num", num), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"--{name} must be a positive integer, got {value}.")
+    for flag in (override.partition("=")[0] for override in overrides):
+        if not flag.startswith("--config.data."):
+            raise UserError(f"{flag} is unknown to sampling, which takes --config.data.FIELD; train anew with it.")
+    file = local_path(Path(workdir) / "samples.npz" if out is None else out, "--out")
+    if file.suffix != ".npz":
+        raise UserError(f"--out must end in .npz, got {str(file)!r}.")
+    options = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "guidance": guidance,
+        "guidance_schedule": guidance_schedule,
+        "num_steps": num_steps,
+        "order": order,
+        "schedule": schedule,
+        "choice_temperature": choice_temperature,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    with without_mesh():
+        networks = load_networks(workdir, step, best=best)
+        config = override_all(complete(networks.info.config), overrides)
+        if config.data.source != "tokens":
+            raise UserError(
+                f"--workdir must be the run of a model of tokens, got one of the task {config.task.name!r}."
+            )
+        splits = load_splits(config.data)
+        _set_tokenizer(config, tokenizer, splits.train.info)
+        task = build_task(config, splits.train)
+        _check_options(task, config.task.name, options, box)
+        state = restored_state(networks, task, example_batch(splits.train))
+        known = None
+        if box is not None:
+            num = min(num, len(splits.eval))
+            known = np.stack([splits.eval[index]["tokens"] for index in range(num)]).reshape(num, -1)
+        labels = _labels(classes, splits.eval, num, of_images=box is not None)
+        sampler = _Sampler(task, state, None if box is None else _within(box, task.model.grid), options)
+        tokens, images = sampler.draw(labels, known, batch_size=min(batch_size, num), seed=seed)
+        _write(file, task, images, tokens, labels)
+        picture = file.with_suffix(".png")
+        if known is None:
+            save_png(picture, task.pictures({"samples": images[:_SHOWN]})["samples"])
+        else:
+            before = sampler.decode(known[:_SHOWN])
+            save_png(picture, comparison_sheet(before, images[:_SHOWN], captions=("tokens of an image", "drawn anew")))
+    print(f"samples: {file}: {len(images):,} images\npicture: {picture}", flush=True)
+
+
+def _set_tokenizer(config: ConfigDict, given: str | None, tokens: TokenInfo) -> None:
+    """Name the tokenizer in the config: the one given, that of the run, or what is noted with the tokens."""
+    noted = (tokens.tokenizer or {}).get("workdir")
+    place = given or (config.task.tokenizer or {}).get("workdir") or noted
+    if place is None:
+        raise UserError("--tokenizer must be the directory of the run that made the tokens, got none; pass it.")
+    config.task.tokenizer = {"name": "run", "workdir": place, "step": (tokens.tokenizer or {}).get("step")}
+
+
+def _check_options(task: SecondStageTask, name: str, options: Mapping[str, Any], box: Sequence[int] | None) -> None:
+    """Refuse options that the task does not have."""
+    fields = inspect.signature(task.sample).parameters
+    given = [*options, *(["box"] if box is not None else [])]
+    for option in given:
+        if ("known" if option == "box" else option) not in fields:
+            raise UserError(f"--{option} must be left out for the task {name!r}, which samples without it.")
+
+
+def _labels(
+    classes: Sequence[str] | None, dataset: TokenDataset, num: int, *, of_images: bool
+) -> Int32[np.ndarray, " {num}"]:
+    """The class of each image: of the given ones in turn, by default all, or those of the images that are there."""
+    names = list(dataset.class_names or ())
+    if classes is None and of_images and names:
+        return np.array([dataset[index]["label"] for index in range(num)], np.int32)
+    if classes is None:
+        chosen = list(range(len(names))) or [0]
+    else:
+        choices = [*names, "none"]
+        for text in classes:
+            if text not in choices and not (text.isdecimal() and int(text) < len(names)):
+                raise UserError(f"--classes={text} is unknown; {did_you_mean(text, choices)}")
+        chosen = [choices.index(text) if text in choices else int(text) for text in classes]
+    return np.resize(np.array(chosen, np.int32), num)
+
+
+def _within(box: Sequence[int], grid: tuple[int, int]) -> Bool[np.ndarray, " positions"]:
+    """Which tokens a box holds."""
+    rows, columns = grid
+    if len(box) != 4 or min(box) < 0 or box[0] + box[2] > rows or box[1] + box[3] > columns or 0 in box[2:]:
+        raise UserError(
+            f"--box must be FIRST_ROW,FIRST_COLUMN,ROWS,COLUMNS within {rows} x {columns} tokens, got {tuple(box)}."
+        )
+    inside = np.zeros(grid, bool)
+    inside[box[0] : box[0] + box[2], box[1] : box[1] + box[3]] = True
+    return inside.reshape(-1)
+
+
+class _Sampler:
+    """The images of a model of tokens and its tokenizer, which all devices share."""
+
+    def __init__(
+        self,
+        task: SecondStageTask,
+        state: TrainState,
+        inside: Bool[np.ndarray, " positions"] | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        mesh = make_mesh(None, {})
+        self._rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+        self._devices, self._grid = mesh.size, task.model.grid
+        self._networks = jax.device_put((state.evaluated(TRANSFORMER), state.frozen[TOKENIZER]), whole)
+
+        @jax.jit
+        def decode(networks: PyTree, tokens: Int[Array, "batch positions"]) -> UInt8[Array, "batch height width c"]:
+            grids = tokens.reshape(len(tokens), *task.model.grid)
+            return to_uint8(task.tokenizer.model.apply(networks[1], grids, method="decode"))
+
+        @jax.jit
+        def draw(
+            networks: PyTree,
+            key: Key[Array, ""],
+            classes: Int[Array, " batch"],
+            known: Int[Array, "batch positions"] | None,
+        ) -> tuple[Int[Array, "batch positions"], UInt8[Array, "batch height width c"]]:
+            of_images = {}
+            if known is not None:
+                of_images = {"known": (known, jnp.broadcast_to(jnp.asarray(inside), known.shape))}
+            tokens = task.sample(networks[0], key, classes, **of_images, **options)
+            return tokens, decode(networks, tokens)
+
+        self._decode, self._draw = decode, draw
+
+    def decode(self, tokens: Int[np.ndarray, "images positions"]) -> UInt8[np.ndarray, "images height width channels"]:
+        """Return the images of tokens."""
+        return np.asarray(self._decode(self._networks, jnp.asarray(tokens, jnp.int32)))
+
+    def draw(
+        self,
+        labels: Int32[np.ndarray, " images"],
+        known: Int[np.ndarray, "images positions"] | None,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> tuple[Int[np.ndarray, "images positions"], UInt8[np.ndarray, "images height width channels"]]:
+        """Return tokens and images of classes, of which a batch depends on its number alone."""
+        size, show, drawn = batch_size + -batch_size % self._devices, progress_of(len(labels), "drew"), []
+        for number, start in enumerate(range(0, len(labels), size)):
+            rows = np.arange(start, start + size) % len(labels)
+            given = jax.device_put((labels[rows], None if known is None else known[rows].astype(np.int32)), self._rows)
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            drawn.append(jax.device_get(self._draw(self._networks, key, *given)))
+            show(min(start + size, len(labels)))
+        tokens, images = (np.concatenate(parts)[: len(labels)] for parts in zip(*drawn, strict=True))
+        return tokens, images
+
+
+def _write(
+    file: Path,
+    task: SecondStageTask,
+    images: UInt8[np.ndarray, "images height width channels"],
+    tokens: Int[np.ndarray, "images positions"],
+    labels: Int32[np.ndarray, " images"],
+) -> None:
+    """Write a file of samples."""
+    classes = {LABELS: labels} if task.model.num_classes else {}
+    arrays = {SAMPLES: images, "tokens": tokens.reshape(-1, *task.model.grid), **classes}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as stream:
+        np.savez_compressed(stream, **arrays)
