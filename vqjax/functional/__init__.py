@@ -57,6 +57,8 @@ from vqjax.functional.metrics import index_statistics as index_statistics
 from vqjax.functional.metrics import masked_mean as masked_mean
 from vqjax.functional.metrics import perplexity as perplexity
 from vqjax.functional.metrics import usage as usage
+from vqjax.functional.mixed_radix import from_digits as from_digits
+from vqjax.functional.mixed_radix import to_digits as to_digits
 from vqjax.functional.mixed_radix import to_index as to_index
 from vqjax.functional.mixed_radix import to_levels as to_levels
 from vqjax.functional.norms import length_and_direction as length_and_direction

@@ -1,10 +1,13 @@
-"""Mixed-radix encoding of per-feature levels as one index."""
+"""Mixed-radix encoding of per-feature levels, or of digits, as one index."""
 
 import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Integer
+
+from vqjax.errors import UserError
 
 
 def to_index(levels: Int[Array, "*batch features"], radices: Sequence[int]) -> Int[Array, "*batch"]:
@@ -49,6 +52,55 @@ def to_levels(index: Integer[Array, "*batch"], radices: Sequence[int]) -> Int[Ar
     place_values = jnp.broadcast_to(_place_values(radices), shape)
     radix = jnp.broadcast_to(jnp.asarray(radices, jnp.int32), shape)
     return jnp.broadcast_to(index.astype(jnp.int32)[..., None], shape) // place_values % radix
+
+
+def to_digits(index: Integer[Array | np.ndarray, "*batch"], sizes: Sequence[int]) -> Int[Array, "*batch digits"]:
+    r"""Split an index of a large vocabulary into digits, the most significant first.
+
+    A transformer that gives each digit a distribution needs :math:`\sum_j L_j` outputs instead of
+    :math:`\prod_j L_j`: 1,024 for the 262,144 codes of two digits of 512.
+
+    Args:
+      index: Indices in ``[0, prod(sizes))``, of any integer dtype.
+      sizes: :math:`L_j`, the number of values of each digit; the product is below 2^31.
+
+    Returns:
+      int32 digits along a new last axis.
+
+    Example:
+      >>> to_digits(np.array([0, 513, 262_143]), (512, 512)).tolist()
+      [[0, 0], [1, 1], [511, 511]]
+      >>> to_digits(np.array(123), (10, 10, 10)).tolist()
+      [1, 2, 3]
+
+    Source: Luo et al., 2024 (arXiv 2409.04410), who call digits subtokens.
+    """
+    return to_levels(jnp.asarray(index), sizes[::-1])[..., ::-1]
+
+
+def from_digits(digits: Integer[Array | np.ndarray, "*batch digits"], sizes: Sequence[int]) -> Int[Array, "*batch"]:
+    """Join digits, the most significant first, into one index; the inverse of :func:`to_digits`.
+
+    Args:
+      digits: Digits along the last axis, each in ``[0, sizes[j])``.
+      sizes: The number of values of each digit.
+
+    Returns:
+      int32 indices in ``[0, prod(sizes))``.
+
+    Raises:
+      UserError: The last axis does not have as many digits as there are sizes.
+
+    Example:
+      >>> from_digits(np.array([[0, 0], [1, 1], [511, 511]]), (512, 512)).tolist()
+      [0, 513, 262143]
+    """
+    if digits.shape[-1:] != (len(sizes),):
+        raise UserError(
+            f"digits must be {len(sizes)} along the last axis for sizes={tuple(sizes)}, got shape "
+            f"{list(digits.shape)}; give one size for each digit."
+        )
+    return to_index(jnp.asarray(digits)[..., ::-1], sizes[::-1])
 
 
 def _place_values(radices: Sequence[int]) -> Int[Array, " features"]:
