@@ -97,6 +97,54 @@ def test_one_step_draws_tokens_apart_and_one_token_a_step_draws_them_together(nu
     assert_drawn_from(drawn, expected)
 
 
+# Of a code of two, and one of three that depends on it.
+OF_LEVELS = np.array([[0.30, 0.10, 0.20], [0.05, 0.30, 0.05]])
+
+
+def test_levels_are_drawn_together_with_those_before_them():
+    """Two positions, the second of which begins with what the first has ended with, but for the missing code."""
+
+    def step(previous, position, cache, level):
+        if level == 1:
+            return jnp.log(jnp.asarray(OF_LEVELS))[previous], cache
+        return jnp.where(position == 0, jnp.log(OF_LEVELS.sum(1)), jnp.log(jnp.eye(2))[previous % 2]), cache
+
+    tokens = sample_causal(step, None, KEY, batch=DRAWS, positions=2, levels=2)
+    assert tokens.shape == (DRAWS, 2, 2)
+    assert_drawn_from(tokens[:, 0], OF_LEVELS)
+    np.testing.assert_array_equal(tokens[:, 1, 0], tokens[:, 0, 1] % 2)
+    # The first code of a second position is 0 for the codes 0 and 2 before it.
+    assert_drawn_from(tokens[tokens[:, 1, 0] == 0][:, 1, 1:], OF_LEVELS[0] / OF_LEVELS[0].sum())
+
+
+FIRST, SECOND = np.array([0.5, 0.5]), np.array([0.6, 0.3, 0.1])
+
+
+def logits_of_levels(tokens, masked, progress):
+    """Of two levels of two positions; the second level of the first position equals that of the second, once known."""
+    of_first = jnp.log(jnp.array([FIRST, [1, 1e-30]]))
+    known = jnp.log(jnp.eye(3))[tokens[:, 1, 1]]
+    of_second = jnp.where(masked[:, 1:], jnp.log(jnp.asarray(SECOND))[None], known)
+    uniform = jnp.zeros_like(of_second)
+    return jnp.tile(of_first[None], (len(tokens), 1, 1)), jnp.stack([of_second, uniform], axis=1)
+
+
+def test_one_step_draws_levels_apart():
+    tokens, masked = jnp.full((DRAWS, 2, 2), -1), jnp.ones((DRAWS, 2), bool)
+    drawn = sample_masked(logits_of_levels, KEY, tokens, masked, num_steps=1)
+    assert_drawn_from(drawn[:, 0], FIRST[:, None] * SECOND[None])
+    assert_drawn_from(drawn[:, :, 1], SECOND[:, None] * np.full((1, 3), 1 / 3))
+
+
+def test_a_position_is_kept_with_all_its_levels_by_their_product():
+    """At most 0.5 x 0.6 for the first position, 1 x 1/3 for the second, which is kept although 0.6 is above 1/3."""
+    tokens, masked = jnp.full((DRAWS, 2, 2), -1), jnp.ones((DRAWS, 2), bool)
+    options = {"num_steps": 2, "schedule": "linear", "choice_temperature": 0.0}
+    drawn = sample_masked(logits_of_levels, KEY, tokens, masked, **options)
+    np.testing.assert_array_equal(drawn[:, 0, 1], drawn[:, 1, 1])
+    assert_drawn_from(drawn[:, 0], FIRST[:, None] * np.full((1, 3), 1 / 3))
+
+
 def test_the_likeliest_token_is_kept_first_without_noise():
     """The kept token is that of the larger probability, so that the other is drawn given it."""
     tokens, masked = jnp.zeros((DRAWS, 2), jnp.int32), jnp.ones((DRAWS, 2), bool)
@@ -177,6 +225,16 @@ def test_guidance_of_one_is_none_and_of_zero_has_no_class():
                 conditionals, KEY, jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool), num_steps=1, schedule="cos"
             ),
             "schedule must be one of 'cosine', 'arccos', 'linear', 'square', got 'cos'",
+        ),
+        (
+            lambda: sample_masked(
+                logits_of_levels, KEY, jnp.zeros((1, 2, 3), jnp.int32), jnp.ones((1, 2), bool), num_steps=1
+            ),
+            r"tokens must be of shape \[1, 2, 2\] for the logits of logits_of, got \[1, 2, 3\]; a tuple of logits",
+        ),
+        (
+            lambda: sample_causal(conditionals, None, KEY, batch=1, positions=1, levels=0),
+            "levels must be a positive integer, got 0",
         ),
     ],
 )

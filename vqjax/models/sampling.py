@@ -13,7 +13,7 @@ from vqjax.errors import UserError
 from vqjax.functional.numbers import Number
 from vqjax.quantizers.validation import require, require_choice, require_count
 
-Tokens = Int[Array, "batch positions"]
+Tokens = Int[Array, "batch positions *levels"]
 Masked = Bool[Array, "batch positions"]
 Logits = Float[Array, "*batch codes"]
 # So that a whole number of tokens is not a hair less.
@@ -128,27 +128,31 @@ def restricted(
 
 
 def sample_causal(
-    step: Callable[[Int[Array, " batch"], Int[Array, ""], Any], tuple[Float[Array, "batch codes"], Any]],
+    step: Callable[..., tuple[Float[Array, "batch codes"], Any]],
     cache: Any,
     key: Key[Array, ""],
     *,
     batch: int,
     positions: int,
+    levels: int | None = None,
     temperature: Number = 1.0,
     top_k: int | None = None,
     top_p: Number | None = None,
 ) -> Tokens:
-    """Draw tokens one after another.
+    """Draw tokens one after another, the levels of a position before the next position.
 
-    The token at position ``i`` is drawn with the key ``fold_in(key, i)``.
+    Draw number ``i`` has the key ``fold_in(key, i)``.
 
     Args:
       step: Function ``(previous, position, cache) -> (logits, cache)``, such as
-        :meth:`vqjax.models.transformer.CausalTransformer.step` with its variables and classes.
+        :meth:`vqjax.models.transformer.CausalTransformer.step` with its variables and classes; ``previous`` are the
+        codes of the draw before. With levels ``(previous, position, cache, level) -> (logits, cache)``.
       cache: Cache of images without tokens.
       key: Random key.
       batch: Number of images.
-      positions: Number of tokens of an image.
+      positions: Number of positions of an image.
+      levels: Number of codes at each position, such as ``levels`` of the transformer; they are the last axis of the
+        tokens. None: one, and no such axis.
       temperature: See :func:`restricted`.
       top_k: See :func:`restricted`.
       top_p: See :func:`restricted`.
@@ -156,26 +160,42 @@ def sample_causal(
     Returns:
       The tokens.
 
+    Raises:
+      UserError: An argument is out of range.
+
     Example:
       >>> uniform = lambda previous, position, cache: (jnp.zeros((2, 8)), cache)
       >>> sample_causal(uniform, None, jax.random.key(0), batch=2, positions=4).shape
       (2, 4)
+      >>> uniform = lambda previous, position, cache, level: (jnp.zeros((2, [8, 16][level])), cache)
+      >>> sample_causal(uniform, None, jax.random.key(0), batch=2, positions=4, levels=2).shape
+      (2, 4, 2)
     """
+    if levels is not None:
+        require_count("levels", levels)
+    which = [()] if levels is None else [(level,) for level in range(levels)]
 
-    def draw(carried: tuple[Int[Array, " batch"], Any], position: Int[Array, ""]) -> tuple[tuple, Int[Array, " batch"]]:
+    def draw(
+        carried: tuple[Int[Array, " batch"], Any], position: Int[Array, ""]
+    ) -> tuple[tuple, Int[Array, "all_levels batch"]]:
         previous, cache = carried
-        logits, cache = step(previous, position, cache)
-        logits = restricted(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-        drawn = jax.random.categorical(jax.random.fold_in(key, position), logits).astype(jnp.int32)
-        return (drawn, cache), drawn
+        codes = []
+        for number, level in enumerate(which):
+            logits, cache = step(previous, position, cache, *level)
+            logits = restricted(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+            draw_key = jax.random.fold_in(key, position * len(which) + number)
+            previous = jax.random.categorical(draw_key, logits).astype(jnp.int32)
+            codes.append(previous)
+        return (previous, cache), jnp.stack(codes)
 
     first = jnp.zeros(batch, jnp.int32)
     _, tokens = jax.lax.scan(draw, (first, cache), jnp.arange(positions))
-    return tokens.T
+    tokens = tokens.transpose(2, 0, 1)
+    return tokens[..., 0] if levels is None else tokens
 
 
 def sample_masked(
-    logits_of: Callable[[Tokens, Masked, Float[Array, ""]], Float[Array, "batch positions codes"]],
+    logits_of: Callable[[Tokens, Masked, Float[Array, ""]], Logits | tuple[Logits, ...]],
     key: Key[Array, ""],
     tokens: Tokens,
     masked: Masked,
@@ -193,13 +213,15 @@ def sample_masked(
 
     After step :math:`t` of :math:`T`, :math:`\lfloor n\, \gamma(t / T) \rfloor` of the :math:`n` tokens that were
     masked at the start are masked again, at least one fewer each time. With ``"confidence"`` the kept ones have the
-    largest :math:`\log p + \tau (1 - t / T)\, G`, with Gumbel noise :math:`G`.
+    largest :math:`\log p + \tau (1 - t / T)\, G`, with Gumbel noise :math:`G`; :math:`p` is the product over the
+    levels of a position, which are kept together.
 
     Args:
       logits_of: Function of tokens, masks and the progress in [0, 1), such as
-        :class:`vqjax.models.transformer.MaskedTransformer` with its variables and classes.
+        :class:`vqjax.models.transformer.MaskedTransformer` with its variables and classes; it returns logits, or a
+        tuple of those of each level.
       key: Random key.
-      tokens: Tokens of images, any where they are masked.
+      tokens: Tokens of images, with levels along a last axis if there are any, and any where they are masked.
       masked: Where they are to be drawn; all others stay, so that parts of images can be filled in.
       num_steps: Number of steps, :math:`T`.
       schedule: A key of :data:`MASK_SCHEDULES`, :math:`\gamma`.
@@ -237,16 +259,27 @@ def sample_masked(
     def fill(carried: tuple[Tokens, Masked], number: Int[Array, ""]) -> tuple[tuple[Tokens, Masked], None]:
         tokens, masked = carried
         draw_key, choice_key = jax.random.split(jax.random.fold_in(key, number))
-        logits = restricted(
-            logits_of(tokens, masked, number / num_steps), temperature=temperature, top_k=top_k, top_p=top_p
-        )
-        drawn = jnp.where(masked, jax.random.categorical(draw_key, logits).astype(tokens.dtype), tokens)
+        logits = logits_of(tokens, masked, number / num_steps)
+        levels = (len(logits),) if isinstance(logits, tuple) else ()
+        if tokens.shape[2:] != levels:
+            raise UserError(
+                f"tokens must be of shape {[*masked.shape, *levels]} for the logits of logits_of, got "
+                f"{list(tokens.shape)}; a tuple of logits is for tokens with levels."
+            )
+        keys = jax.random.split(draw_key, levels) if levels else [draw_key]
+        drawn, log_p = [], jnp.zeros(masked.shape)
+        for level_key, of_level in zip(keys, logits if levels else [logits], strict=True):
+            of_level = restricted(of_level, temperature=temperature, top_k=top_k, top_p=top_p)
+            drawn.append(jax.random.categorical(level_key, of_level).astype(tokens.dtype))
+            of_drawn = jnp.take_along_axis(jax.nn.log_softmax(of_level), drawn[-1][..., None], axis=-1)
+            log_p += of_drawn[..., 0]
+        of_all = masked.reshape(*masked.shape, *(1 for _ in levels))
+        tokens = jnp.where(of_all, jnp.stack(drawn, axis=-1).reshape(tokens.shape), tokens)
         done = (number + 1) / num_steps
         left = jnp.floor(wanted * MASK_SCHEDULES[schedule](done) + _ROUNDING).astype(jnp.int32)
         # Each step keeps a token where one is left, and the last one keeps all.
         left = jnp.where(done < 1, jnp.clip(left, 0, jnp.maximum(jnp.sum(masked, axis=1) - 1, 0)), 0)
         if order == "confidence":
-            log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)[..., 0]
             merit = log_p + choice_temperature * (1 - done) * jax.random.gumbel(choice_key, masked.shape)
         elif order == "random":
             merit = jax.random.uniform(choice_key, masked.shape)
@@ -254,7 +287,7 @@ def sample_masked(
             merit = jnp.broadcast_to(-ranks.astype(jnp.float32), masked.shape)
         merit = jnp.where(masked, merit, jnp.inf)
         place = jnp.argsort(jnp.argsort(merit, axis=1), axis=1)
-        return (drawn, place < left[:, None]), None
+        return (tokens, place < left[:, None]), None
 
     (tokens, _), _ = jax.lax.scan(fill, (tokens, masked), jnp.arange(num_steps))
     return tokens

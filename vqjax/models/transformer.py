@@ -1,5 +1,6 @@
 """Transformers over the tokens of an image: one that is causal, and one that fills in what is masked."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -11,14 +12,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.errors import UserError
 from vqjax.models.layers import LARGEST_DIM, check_dtype
-from vqjax.quantizers.validation import check_flags, is_fraction, require, require_count
+from vqjax.quantizers.validation import check_flags, is_fraction, require, require_count, require_counts
 
-Tokens = Int[Array, "batch positions"]
+Tokens = Int[Array, "batch positions *levels"]
 Classes = Int[Array, " images"]
-Logits = Float[Array, "batch positions codes"]
+Logits = Float[Array, "batch positions codes"] | tuple[Float[Array, "batch positions _codes"], ...]
 Vectors = Float[Array, "batch positions dim"]
 Heads = Float[Array, "batch positions heads head_dim"]
 Seen = Float[Array, "batch all_positions heads head_dim"]
+SeenByAll = Float[Array, "depth batch all_positions heads head_dim"]
+KeysAndValues = tuple[SeenByAll, SeenByAll]
 
 LARGEST_VOCABULARY = 2**20
 _RMS_EPSILON, _BERT_EPSILON = 1e-5, 1e-12
@@ -28,21 +31,23 @@ _TRUNCATED = nn.initializers.truncated_normal(0.02)
 
 
 class Cache(NamedTuple):
-    """Keys and values of the positions that a causal transformer has seen, of all its blocks.
+    """What a causal transformer has seen; zero at first.
 
     Attributes:
-      keys: Zero where nothing was seen yet.
-      values: Likewise.
+      positions: Keys and values of the positions, of all blocks.
+      levels: Those of the levels of one position, of all blocks of the depth head.
+      codes: Sum of the vectors of the codes that were given at the position.
     """
 
-    keys: Float[Array, "depth batch positions heads head_dim"]
-    values: Float[Array, "depth batch positions heads head_dim"]
+    positions: KeysAndValues
+    levels: KeysAndValues
+    codes: Float[Array, "batch dim"]
 
 
 class _TokenTransformer(nn.Module):
     """Size and options that both transformers share; see :class:`CausalTransformer`."""
 
-    num_codes: int
+    num_codes: int | tuple[int, ...]
     grid: tuple[int, int]
     num_classes: int = 0
     dim: int = 384
@@ -57,7 +62,10 @@ class _TokenTransformer(nn.Module):
         super().__post_init__()
         check_flags(self)
         check_dtype(self.dtype)
-        require_count("num_codes", self.num_codes, largest=LARGEST_VOCABULARY)
+        if isinstance(self.num_codes, tuple | list):
+            require_counts("num_codes", self.num_codes, LARGEST_VOCABULARY, "give one for each level")
+        else:
+            require_count("num_codes", self.num_codes, largest=LARGEST_VOCABULARY)
         require_count("num_classes", self.num_classes, largest=LARGEST_VOCABULARY, smallest=0)
         for name in ("dim", "depth", "heads"):
             require_count(name, getattr(self, name), largest=LARGEST_DIM)
@@ -72,15 +80,32 @@ class _TokenTransformer(nn.Module):
 
     @property
     def positions(self) -> int:
-        """Number of tokens of an image."""
+        """Number of positions of an image."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def levels(self) -> int | None:
+        """Number of codes at each position, along the last axis of the tokens; None for tokens without that axis."""
+        return len(self.num_codes) if isinstance(self.num_codes, tuple | list) else None
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """Number of codes of each level."""
+        return (self.num_codes,) if self.levels is None else tuple(self.num_codes)
+
+    def _words(self, tokens: Tokens) -> Int[Array, "batch positions all_levels"]:
+        """Rows of the table of all levels, in which those of a level lie behind those of the levels before."""
+        tokens = tokens.astype(jnp.int32).reshape(*tokens.shape[:2], len(self._sizes))
+        return tokens + jnp.broadcast_to(jnp.asarray(_starts(self._sizes), jnp.int32), tokens.shape)
+
     def _check(self, tokens: Tokens, classes: Classes | None, train: bool | None) -> bool:
-        if tokens.ndim != 2 or tokens.shape[1] != self.positions or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            rows, columns = self.grid
+        shape = (self.positions,) if self.levels is None else (self.positions, self.levels)
+        if tokens.shape[1:] != shape or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            (rows, columns), sizes = self.grid, ", ".join(map(str, shape))
             raise UserError(
-                f"tokens must be integers of shape [batch, {self.positions}], row by row of grid={rows} x {columns}, "
-                f"got {tokens.dtype} of shape {list(tokens.shape)}."
+                f"tokens must be integers of shape [batch, {sizes}], row by row of grid={rows} x {columns}, got "
+                f"{tokens.dtype} of shape {list(tokens.shape)}; give num_codes as a tuple for tokens with levels, "
+                "and as one number for others."
             )
         if classes is not None and classes.shape != tokens.shape[:1]:
             raise UserError(f"classes must be one for each of {len(tokens)} images, got shape {list(classes.shape)}.")
@@ -102,8 +127,13 @@ class CausalTransformer(_TokenTransformer):
     class stands in front of the tokens; as in LlamaGen its own query and key are zero, so that no token attends to it
     by what it is. The last layer starts at zero, that is with uniform distributions.
 
+    Where a position has several codes, those of a residual quantizer or digits of one index, it is the sum of their
+    vectors, and a depth head gives each level :math:`d` a distribution from those before it, :math:`p(x_{id} \mid c,
+    x_{<i}, x_{i,<d})`: a causal transformer over the features of the position and then the sums of the vectors of the
+    codes so far, with a last layer for each level.
+
     Attributes:
-      num_codes: Number of codes.
+      num_codes: Number of codes; a tuple of them for several codes at each position, one number for each level.
       grid: Rows and columns of the tokens.
       num_classes: Number of classes; 0 for none. Class number ``num_classes`` stands for no class.
       dim: Features of a token.
@@ -113,6 +143,7 @@ class CausalTransformer(_TokenTransformer):
       dropout: Rate of dropout behind tokens, attention and hidden features.
       remat: Compute each block again in the backward pass, instead of keeping its activations.
       dtype: Dtype of the layers, such as ``"bfloat16"``; parameters, norms and logits are float32.
+      head_depth: Number of blocks of the depth head; of no effect without levels.
 
     Raises:
       UserError: A size is out of range.
@@ -124,41 +155,78 @@ class CausalTransformer(_TokenTransformer):
       >>> logits.shape
       (4, 6, 16)
 
-    Source: Sun et al., 2024 (arXiv 2406.06525).
+      A code of 16 and one of 8 at each position:
+
+      >>> model = CausalTransformer(num_codes=(16, 8), grid=(2, 3), num_classes=10, dim=16, depth=1, heads=2)
+      >>> logits, variables = model.init_with_output(jax.random.key(0), jnp.zeros((4, 6, 2), jnp.int32), classes)
+      >>> [of_level.shape for of_level in logits]
+      [(4, 6, 16), (4, 6, 8)]
+
+    Source: Sun et al., 2024 (arXiv 2406.06525); Lee et al., 2022 (arXiv 2203.01941) for the depth head.
     """
+
+    head_depth: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_count("head_depth", self.head_depth, largest=LARGEST_DIM)
         head_dim = self.dim // self.heads
         require(head_dim % 4 == 0, "dim", self.dim, f"a multiple of 4 for each of heads={self.heads}")
 
     def setup(self) -> None:
-        self.token_table = nn.Embed(self.num_codes, self.dim, embedding_init=_SMALL)
-        self.class_table = nn.Embed(self.num_classes + 1, self.dim, embedding_init=_SMALL)
         hidden = self.mlp_dim or -(-int(8 * self.dim / 3) // 256) * 256
         block = nn.remat(_CausalBlock, static_argnums=(3,)) if self.remat else _CausalBlock
-        self.blocks = [block(self.dim, self.heads, hidden, self.dropout, self.dtype) for _ in range(self.depth)]
-        self.drop, self.norm = nn.Dropout(self.dropout), _rms_norm()
-        self.head = nn.Dense(self.num_codes, use_bias=False, kernel_init=nn.initializers.zeros)
+
+        def blocks(depth: int) -> list[_CausalBlock]:
+            return [block(self.dim, self.heads, hidden, self.dropout, self.dtype) for _ in range(depth)]
+
+        def last_layer(num_codes: int) -> nn.Dense:
+            return nn.Dense(num_codes, use_bias=False, kernel_init=nn.initializers.zeros)
+
+        self.token_table = nn.Embed(sum(self._sizes), self.dim, embedding_init=_SMALL)
+        self.class_table = nn.Embed(self.num_classes + 1, self.dim, embedding_init=_SMALL)
+        self.blocks, self.drop, self.norm = blocks(self.depth), nn.Dropout(self.dropout), _rms_norm()
+        if self.levels is None:
+            self.head, self.level_blocks = last_layer(self.num_codes), []
+        else:
+            self.head, self.level_blocks = list(map(last_layer, self._sizes)), blocks(self.head_depth)
 
     def __call__(self, tokens: Tokens, classes: Classes | None = None, *, train: bool | None = None) -> Logits:
         """Return the logits of each token by the class and the tokens before it.
 
         Args:
-          tokens: Codes in [0, num_codes), row by row.
+          tokens: Codes in [0, num_codes), row by row, with levels along a last axis.
           classes: Class of each image; ``num_classes``, and None, stand for no class.
           train: Whether there is dropout, by the stream ``dropout``.
+
+        Returns:
+          The logits; a tuple of those of each level if there are levels.
 
         Raises:
           UserError: The tokens do not fit the grid, or ``train`` is not given.
         """
         train = self._check(tokens, classes, train)
+        codes = self.token_table(self._words(tokens))
         before = self.class_table(self._classes_of(tokens, classes))[:, None]
-        x = self.drop(jnp.concatenate([before, self.token_table(tokens[:, :-1])], axis=1), deterministic=not train)
-        table = jnp.asarray(rotary_table(self.grid, self.dim // self.heads))
+        x = self.drop(jnp.concatenate([before, jnp.sum(codes, axis=2)[:, :-1]], axis=1), deterministic=not train)
+        table, level_table = self._tables()
         for block in self.blocks:
             x = block(x, table, train)
-        return self.head(self.norm(x))
+        x = jnp.concatenate([x[:, :, None], jnp.cumsum(codes, axis=2)[:, :, :-1]], axis=2)
+        of_levels = x.reshape(-1, *x.shape[2:])
+        for block in self.level_blocks:
+            of_levels = block(of_levels, level_table, train)
+        x = self.norm(of_levels.reshape(x.shape))
+        if self.levels is None:
+            return self.head(x[:, :, 0])
+        return tuple(head(x[:, :, level]) for level, head in enumerate(self.head))
+
+    def _tables(self) -> tuple[Float[Array, "positions pairs 2"], Float[Array, "levels pairs 2"]]:
+        """Rotations by position, and by level."""
+        head_dim = self.dim // self.heads
+        # Levels have no class in front of them.
+        of_levels = rotary_table((1, len(self._sizes) + 1), head_dim)[1:]
+        return jnp.asarray(rotary_table(self.grid, head_dim)), jnp.asarray(of_levels)
 
     def start_cache(self, batch: int) -> Cache:
         """Return the cache of images without tokens.
@@ -166,31 +234,51 @@ class CausalTransformer(_TokenTransformer):
         Args:
           batch: Number of images.
         """
-        shape = (self.depth, batch, self.positions, self.heads, self.dim // self.heads)
-        dtype = jnp.dtype(self.dtype or jnp.float32)
-        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+        def empty(depth: int, places: int) -> KeysAndValues:
+            shape = (depth, batch, places, self.heads, self.dim // self.heads)
+            dtype = jnp.dtype(self.dtype or jnp.float32)
+            return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
+        head_depth = 0 if self.levels is None else self.head_depth
+        codes = jnp.zeros((batch, self.dim), jnp.float32)
+        return Cache(empty(self.depth, self.positions), empty(head_depth, len(self._sizes)), codes)
 
     def step(
-        self, previous: Classes, classes: Classes | None, position: Int[Array, ""] | int, cache: Cache
+        self,
+        previous: Classes,
+        classes: Classes | None,
+        position: Int[Array, ""] | int,
+        cache: Cache,
+        level: int = 0,
     ) -> tuple[Float[Array, "batch codes"], Cache]:
-        """Return the logits of the tokens at one position, and the cache with it; the same as those of a whole pass.
+        """Return the logits of the codes at one position and level, and the cache with it.
+
+        They are those of a whole pass. Levels follow one another, then positions; each code is given in the next step.
 
         Args:
-          previous: The tokens at the position before; any at the first.
+          previous: The codes of the step before; any at the first.
           classes: Class of each image, as in a whole pass.
           position: The position, from 0.
-          cache: Cache of the positions before.
+          cache: Cache of the steps before.
+          level: The level, from 0.
+
+        Raises:
+          UserError: There is no such level.
         """
-        of_class = self.class_table(self._classes_of(previous[:, None], classes))
-        x = jnp.where(position == 0, of_class, self.token_table(previous))[:, None]
-        table = jnp.asarray(rotary_table(self.grid, self.dim // self.heads))
-        table = jax.lax.dynamic_slice_in_dim(table, position, 1)
-        keys, values = [], []
-        for block, of_keys, of_values in zip(self.blocks, *cache, strict=True):
-            x, of_keys, of_values = block.step(x, table, position, of_keys, of_values)
-            keys.append(of_keys)
-            values.append(of_values)
-        return self.head(self.norm(x))[:, 0], Cache(jnp.stack(keys), jnp.stack(values))
+        require_count("level", level, largest=len(self._sizes) - 1, smallest=0)
+        table, level_table = self._tables()
+        # The first level comes behind the last one of the position before.
+        codes = cache.codes + self.token_table(previous + _starts(self._sizes)[level - 1])
+        if level == 0:
+            of_class = self.class_table(self._classes_of(previous[:, None], classes))
+            x, codes = jnp.where(position == 0, of_class, codes)[:, None], jnp.zeros_like(codes)
+            x, of_positions = _step(self.blocks, x, table, position, cache.positions)
+        else:
+            x, of_positions = codes[:, None], cache.positions
+        x, of_levels = _step(self.level_blocks, x, level_table, level, cache.levels)
+        head = self.head if self.levels is None else self.head[level]
+        return head(self.norm(x))[:, 0], Cache(of_positions, of_levels, codes)
 
 
 class _CausalBlock(nn.Module):
@@ -238,6 +326,27 @@ class _CausalBlock(nn.Module):
         y = self.mlp_norm(x)
         y = self.down(nn.silu(self.gate(y)) * self.up(y))
         return x + self.drop(y, deterministic=not train)
+
+
+def _step(
+    blocks: Sequence[_CausalBlock],
+    x: Vectors,
+    table: Float[Array, "places pairs 2"],
+    place: Int[Array, ""] | int,
+    seen: KeysAndValues,
+) -> tuple[Vectors, KeysAndValues]:
+    """One place through all blocks, with the keys and values of those before, which it joins."""
+    keys, values = seen
+    table = jax.lax.dynamic_slice_in_dim(table, place, 1)
+    for number, block in enumerate(blocks):
+        x, of_keys, of_values = block.step(x, table, place, keys[number], values[number])
+        keys, values = keys.at[number].set(of_keys), values.at[number].set(of_values)
+    return x, (keys, values)
+
+
+def _starts(sizes: tuple[int, ...]) -> list[int]:
+    """First row of each level in a table of all levels."""
+    return [sum(sizes[:level]) for level in range(len(sizes))]
 
 
 def rotary_table(grid: tuple[int, int], head_dim: int) -> Float[np.ndarray, "positions pairs 2"]:
@@ -290,8 +399,11 @@ class MaskedTransformer(_TokenTransformer):
     A layer norm stands behind each sum, as in BERT, and the last layer is the table of the tokens. What is masked is an
     argument of its own, so that no code can be taken for the mask.
 
+    Where a position has several codes, those of a residual quantizer or digits of one index, it is the sum of their
+    vectors. All of them are masked together, and are independent of one another by what is known.
+
     Attributes:
-      num_codes: Number of codes.
+      num_codes: Number of codes; a tuple of them for several codes at each position, one number for each level.
       grid: Rows and columns of the tokens.
       num_classes: Number of classes; 0 for none. Class number ``num_classes`` stands for no class.
       dim: Features of a token.
@@ -312,14 +424,14 @@ class MaskedTransformer(_TokenTransformer):
       >>> logits.shape
       (4, 6, 16)
 
-    Source: Chang et al., 2022 (arXiv 2202.04200).
+    Source: Chang et al., 2022 (arXiv 2202.04200); Yu et al., 2023 (arXiv 2310.05737) for several codes.
     """
 
     @nn.compact
     def __call__(
         self,
         tokens: Tokens,
-        masked: Bool[Array, "batch positions"],
+        masked: Bool[Array, "..."],
         classes: Classes | None = None,
         *,
         train: bool | None = None,
@@ -327,32 +439,43 @@ class MaskedTransformer(_TokenTransformer):
         """Return the logits of each token by the class and the tokens that are not masked.
 
         Args:
-          tokens: Codes in [0, num_codes), row by row; any where they are masked.
-          masked: Where they are.
+          tokens: Codes in [0, num_codes), row by row, with levels along a last axis; any where they are masked.
+          masked: Where they are, ``[batch, positions]``.
           classes: Class of each image; ``num_classes``, and None, stand for no class.
           train: Whether there is dropout, by the stream ``dropout``.
 
+        Returns:
+          The logits; a tuple of those of each level if there are levels.
+
         Raises:
-          UserError: The tokens do not fit the grid, or ``train`` is not given.
+          UserError: The tokens do not fit the grid, nor the masks the tokens, or ``train`` is not given.
         """
         train = self._check(tokens, classes, train)
-        # Codes, then the mask, then the classes.
-        words = jnp.where(masked, self.num_codes, tokens)
-        of_class = self.num_codes + 1 + self._classes_of(tokens, classes)
-        words = jnp.concatenate([of_class[:, None], words], axis=1)
-        size = self.num_codes + 2 + self.num_classes
+        if masked.shape != tokens.shape[:2]:
+            raise UserError(
+                f"masked must be of shape {list(tokens.shape[:2])}, got {list(masked.shape)}; all codes of a position "
+                "are masked together."
+            )
+        # Codes, then a mask for each level, then the classes.
+        num_codes, levels = sum(self._sizes), len(self._sizes)
+        of_mask = num_codes + jnp.arange(levels, dtype=jnp.int32)
+        words = jnp.where(masked[..., None], of_mask[None, None], self._words(tokens))
+        of_class = num_codes + levels + self._classes_of(tokens, classes)
+        size = num_codes + levels + self.num_classes + 1
         table = nn.Embed(size, self.dim, embedding_init=_TRUNCATED, name="token_table")
+        x = jnp.concatenate([table(of_class)[:, None], jnp.sum(table(words), axis=2)], axis=1)
         places = self.param("positions", _TRUNCATED, (1 + self.positions, self.dim), jnp.float32)
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x = drop(_bert_norm("norm")(table(words) + places[None]))
+        x = drop(_bert_norm("norm")(x + places[None]))
         block = nn.remat(_BertBlock, static_argnums=(2,)) if self.remat else _BertBlock
         hidden = self.mlp_dim or 4 * self.dim
         for number in range(self.depth):
             x = block(self.heads, hidden, self.dropout, self.dtype, name=f"blocks_{number}")(x, train)
         x = _bert_dense(self.dim, None, "head")(x[:, 1:])
         x = _bert_norm("head_norm")(nn.gelu(x))
-        bias = self.param("bias", nn.initializers.zeros, (self.num_codes,), jnp.float32)
-        return x @ table.embedding[: self.num_codes].T + bias[None, None]
+        bias = self.param("bias", nn.initializers.zeros, (num_codes,), jnp.float32)
+        logits = x @ table.embedding[:num_codes].T + bias[None, None]
+        return logits if self.levels is None else tuple(jnp.split(logits, _starts(self._sizes)[1:], axis=-1))
 
 
 class _BertBlock(nn.Module):
