@@ -74,6 +74,25 @@ def test_evaluations_do_not_depend_on_the_batches(kind):
             assert whole[name] == pytest.approx(parts[name], rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [AutoregressiveTask, MaskedTokensTask])
+def test_the_information_of_a_position_is_that_of_all_its_levels(kind):
+    """A new model is uniform over 4 and 8 codes, or nearly so: 5 bits a position."""
+    model = {AutoregressiveTask: CausalTransformer, MaskedTokensTask: MaskedTransformer}[kind]
+    task = kind(model(**SIZE | {"num_codes": (4, 8), "dim": 16, "depth": 1}), optax.adam(1e-2))
+    batch = images(2) | {"index": np.arange(2)}
+    batch["tokens"] = np.stack([batch["tokens"] % 4, batch["tokens"]], axis=-1)
+    state = task.init(jax.random.key(0), batch)
+    step = jax.jit(task.train_step)
+    outputs = task.evaluate(state, batch)
+    of_token = outputs["bits_per_token" if kind is AutoregressiveTask else "bits_per_token_all"]
+    np.testing.assert_allclose(of_token, [5.0, 5.0], rtol=0.01)
+    for number in range(30):
+        state, metrics = step(state, batch, jax.random.key(number))
+    assert metrics["loss"] < 0.8 * 5 * np.log(2)
+    assert metrics["bits_per_token"] < 4
+    assert 0.4 < metrics["accuracy"] <= 1
+
+
 def share_of_such_images(tokens, classes):
     steady = jnp.all((tokens[:, 1:] - tokens[:, :-1]) % CODES == 1, axis=1)
     return float(jnp.mean(steady & ((tokens[:, 0] - classes) % CODES < 2)))

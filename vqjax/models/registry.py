@@ -10,6 +10,7 @@ Example:
 """
 
 import contextlib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE, PixelsName
 from vqjax.quantizers.registry import QUANTIZERS
-from vqjax.quantizers.validation import require_count
+from vqjax.quantizers.validation import require, require_count
 from vqjax.runtime.signature import Registry, within
 
 Dtype = Literal["float32", "bfloat16"]
@@ -361,13 +362,19 @@ def causal_transformer(
     depth: int = 6,
     heads: int = 6,
     mlp_dim: int | None = None,
+    factors: tuple[int, ...] | None = None,
+    head_depth: int = 2,
     dropout: float = 0.0,
     remat: bool = False,
     dtype: Dtype = "float32",
 ) -> CausalTransformer:
-    """Build :class:`vqjax.models.transformer.CausalTransformer` for the tokens of a data set."""
+    """Build :class:`vqjax.models.transformer.CausalTransformer` for the tokens of a data set.
+
+    ``factors=(512, 512)`` divides codes of 262,144 into two digits, which it draws one after the other.
+    """
     size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
-    return CausalTransformer(**_of_tokens(tokens), **size, dropout=dropout, remat=remat, dtype=dtype)
+    size["head_depth"] = head_depth
+    return CausalTransformer(**_of_tokens(tokens, factors), **size, dropout=dropout, remat=remat, dtype=dtype)
 
 
 def masked_transformer(
@@ -377,21 +384,27 @@ def masked_transformer(
     depth: int = 6,
     heads: int = 6,
     mlp_dim: int | None = None,
+    factors: tuple[int, ...] | None = None,
     dropout: float = 0.1,
     remat: bool = False,
     dtype: Dtype = "float32",
 ) -> MaskedTransformer:
-    """Build :class:`vqjax.models.transformer.MaskedTransformer` for the tokens of a data set."""
+    """Build :class:`vqjax.models.transformer.MaskedTransformer` for the tokens of a data set.
+
+    ``factors=(512, 512)`` divides codes of 262,144 into two digits, which it draws independently.
+    """
     size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
-    return MaskedTransformer(**_of_tokens(tokens), **size, dropout=dropout, remat=remat, dtype=dtype)
+    return MaskedTransformer(**_of_tokens(tokens, factors), **size, dropout=dropout, remat=remat, dtype=dtype)
 
 
-def _of_tokens(tokens: TokenInfo) -> dict[str, Any]:
+def _of_tokens(tokens: TokenInfo, factors: tuple[int, ...] | None) -> dict[str, Any]:
     """What the tokens of a data set say about a transformer."""
     if len(tokens.grid) != 2:
         raise UserError(f"name must be that of a transformer for tokens of shape {list(tokens.shape)}.")
-    (num_codes,) = tokens.num_codes
-    return {"num_codes": num_codes, "grid": tokens.grid, "num_classes": tokens.num_classes}
+    num_codes = tokens.num_codes if len(tokens.num_codes) > 1 else tokens.num_codes[0]
+    if factors is not None:
+        require(math.prod(factors) == num_codes, "factors", factors, f"numbers whose product is {num_codes}, or None")
+    return {"num_codes": factors or num_codes, "grid": tokens.grid, "num_classes": tokens.num_classes}
 
 
 AUTOENCODERS = {"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan, "magvit": magvit}

@@ -10,7 +10,7 @@ from vqjax.errors import UserError
 from vqjax.functional.numbers import Number
 from vqjax.models.sampling import GuidanceSchedule, guidance_at, guided, sample_causal, with_none
 from vqjax.models.transformer import Cache, CausalTransformer
-from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, bits
+from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, accuracy, bits
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 
@@ -46,21 +46,21 @@ class AutoregressiveTask(SecondStageTask):
             raise UserError(f"The task 'autoregressive' needs a CausalTransformer, got {name}.")
 
     def initial(
-        self, key: Key[Array, ""], tokens: Int[Array, "batch positions"], classes: Int[Array, " batch"] | None
+        self, key: Key[Array, ""], tokens: Int[Array, "batch positions *levels"], classes: Int[Array, " batch"] | None
     ) -> PyTree:
         return self.model.init(key, tokens, classes)
 
     def loss(
         self,
         params: PyTree,
-        tokens: Int[Array, "batch positions"],
+        tokens: Int[Array, "batch positions *levels"],
         classes: Int[Array, " batch"] | None,
         key: Key[Array, ""],
     ) -> tuple[Float[Array, ""], Metrics]:
         logits = self.model.apply({"params": params}, tokens, classes, train=True, rngs={"dropout": key})
         of_tokens = jnp.mean(bits(logits, tokens))
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == tokens, dtype=jnp.float32)
-        return of_tokens * jnp.log(2.0), {"bits_per_token": of_tokens, "accuracy": accuracy}
+        metrics = {"bits_per_token": of_tokens, "accuracy": jnp.mean(accuracy(logits, tokens))}
+        return of_tokens * jnp.log(2.0), metrics
 
     def sample(
         self,
@@ -73,7 +73,7 @@ class AutoregressiveTask(SecondStageTask):
         top_p: Number | None = None,
         guidance: Number = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
-    ) -> Int[Array, "batch positions"]:
+    ) -> Int[Array, "batch positions *levels"]:
         """Draw the tokens of images one after another; see :func:`vqjax.models.sampling.sample_causal`.
 
         Args:
@@ -91,18 +91,18 @@ class AutoregressiveTask(SecondStageTask):
         seen = with_none(classes, model.num_classes) if is_guided else classes
 
         def step(
-            previous: Int[Array, " batch"], position: Int[Array, ""], cache: Cache
+            previous: Int[Array, " batch"], position: Int[Array, ""], cache: Cache, level: int = 0
         ) -> tuple[Float[Array, "batch codes"], Cache]:
             if is_guided:
                 previous = jnp.tile(previous, 2)
-            logits, cache = model.apply(variables, previous, seen, position, cache, method="step")
+            logits, cache = model.apply(variables, previous, seen, position, cache, level, method="step")
             if is_guided:
                 logits = guided(*jnp.split(logits, 2), guidance_at(position / positions, guidance, guidance_schedule))
             return logits, cache
 
+        size = {"batch": len(classes), "positions": positions, "levels": model.levels}
         restriction = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        cache = model.start_cache(len(seen))
-        return sample_causal(step, cache, key, batch=len(classes), positions=positions, **restriction)
+        return sample_causal(step, model.start_cache(len(seen)), key, **size, **restriction)
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return the information of the tokens of each image; see :meth:`Task.evaluate`."""

@@ -19,9 +19,9 @@ from vqjax.models.sampling import (
     sample_masked,
     with_none,
 )
-from vqjax.models.transformer import MaskedTransformer
+from vqjax.models.transformer import Logits, MaskedTransformer
 from vqjax.quantizers.validation import is_fraction, require, require_choice
-from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, bits
+from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, accuracy, bits, by_level
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 
@@ -34,7 +34,7 @@ class MaskedTokensTask(SecondStageTask):
     r"""Task that trains a transformer with the cross-entropy of masked tokens by those that are known.
 
     Of an image, :math:`\lceil N\, \gamma(r) \rceil` of the :math:`N` tokens are masked, with :math:`r` uniform in
-    [0, 1); the loss is the mean over them, then over images.
+    [0, 1); the loss is the mean over them, then over images. Levels of a token are masked together, and added.
 
     The other attributes are those of :class:`vqjax.tasks.second_stage.SecondStageTask`.
 
@@ -69,14 +69,14 @@ class MaskedTokensTask(SecondStageTask):
         require(is_fraction(self.label_smoothing), "label_smoothing", self.label_smoothing, "a number in [0, 1)")
 
     def initial(
-        self, key: Key[Array, ""], tokens: Int[Array, "batch positions"], classes: Int[Array, " batch"] | None
+        self, key: Key[Array, ""], tokens: Int[Array, "batch positions *levels"], classes: Int[Array, " batch"] | None
     ) -> PyTree:
-        return self.model.init(key, tokens, jnp.ones_like(tokens, bool), classes)
+        return self.model.init(key, tokens, jnp.ones(tokens.shape[:2], bool), classes)
 
     def loss(
         self,
         params: PyTree,
-        tokens: Int[Array, "batch positions"],
+        tokens: Int[Array, "batch positions *levels"],
         classes: Int[Array, " batch"] | None,
         key: Key[Array, ""],
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -86,12 +86,15 @@ class MaskedTokensTask(SecondStageTask):
         logits = self.model.apply(
             {"params": params}, tokens, masked, classes, train=True, rngs={"dropout": dropout_key}
         )
-        shares = optax.smooth_labels(jax.nn.one_hot(tokens, self.model.num_codes), self.label_smoothing)
-        loss = jnp.mean(_mean_where(optax.softmax_cross_entropy(logits, shares), masked))
-        right = jnp.argmax(logits, axis=-1) == tokens
-        return loss, {
+        cross_entropy = sum(
+            optax.softmax_cross_entropy(
+                of_level, optax.smooth_labels(jax.nn.one_hot(codes, of_level.shape[-1]), self.label_smoothing)
+            )
+            for of_level, codes in by_level(logits, tokens)
+        )
+        return jnp.mean(_mean_where(cross_entropy, masked)), {
             "bits_per_token": jnp.mean(_mean_where(bits(logits, tokens), masked)),
-            "accuracy": jnp.mean(_mean_where(right.astype(jnp.float32), masked)),
+            "accuracy": jnp.mean(_mean_where(accuracy(logits, tokens), masked)),
         }
 
     def sample(
@@ -100,7 +103,7 @@ class MaskedTokensTask(SecondStageTask):
         key: Key[Array, ""],
         classes: Int[Array, " batch"],
         *,
-        known: tuple[Int[Array, "batch positions"], Bool[Array, "batch positions"]] | None = None,
+        known: tuple[Int[Array, "batch positions *levels"], Bool[Array, "batch positions"]] | None = None,
         num_steps: int = 12,
         order: Order = "confidence",
         schedule: str | None = None,
@@ -110,7 +113,7 @@ class MaskedTokensTask(SecondStageTask):
         top_p: Number | None = None,
         guidance: Number = 1.0,
         guidance_schedule: GuidanceSchedule = "linear",
-    ) -> Int[Array, "batch positions"]:
+    ) -> Int[Array, "batch positions *levels"]:
         """Draw the tokens of images, many at once; see :func:`vqjax.models.sampling.sample_masked`.
 
         Args:
@@ -129,18 +132,22 @@ class MaskedTokensTask(SecondStageTask):
           guidance_schedule: Whether the scale is the same in all steps, or rises from 1 to twice its excess.
         """
         model = self.model
-        shape = (len(classes), model.positions)
-        tokens, masked = known or (jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool))
+        masked = jnp.ones((len(classes), model.positions), bool)
+        tokens = jnp.zeros((*masked.shape, *(() if model.levels is None else (model.levels,))), jnp.int32)
+        tokens, masked = known or (tokens, masked)
         is_guided = guidance != 1
 
         def logits_of(
-            tokens: Int[Array, "batch positions"], masked: Bool[Array, "batch positions"], progress: Float[Array, ""]
-        ) -> Float[Array, "batch positions codes"]:
+            tokens: Int[Array, "batch positions *levels"],
+            masked: Bool[Array, "batch positions"],
+            progress: Float[Array, ""],
+        ) -> Logits:
             if not is_guided:
                 return model.apply(variables, tokens, masked, classes, train=False)
-            seen = with_none(classes, model.num_classes)
-            logits = model.apply(variables, jnp.tile(tokens, (2, 1)), jnp.tile(masked, (2, 1)), seen, train=False)
-            return guided(*jnp.split(logits, 2), guidance_at(progress, guidance, guidance_schedule))
+            twice = [jnp.concatenate([x, x]) for x in (tokens, masked)]
+            logits = model.apply(variables, *twice, with_none(classes, model.num_classes), train=False)
+            scale = guidance_at(progress, guidance, guidance_schedule)
+            return jax.tree.map(lambda of_level: guided(*jnp.split(of_level, 2), scale), logits)
 
         return sample_masked(
             logits_of,

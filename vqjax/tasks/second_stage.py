@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.struct
@@ -18,9 +18,10 @@ from vqjax.data.tokens import TokenInfo
 from vqjax.errors import UserError
 from vqjax.evaluation import ImageCount, Metric
 from vqjax.evaluation.metric import ImageMean, Outputs
+from vqjax.functional.mixed_radix import from_digits, to_digits
 from vqjax.functional.numbers import is_number
 from vqjax.models.tokenizer import Tokenizer
-from vqjax.models.transformer import CausalTransformer, MaskedTransformer
+from vqjax.models.transformer import CausalTransformer, Logits, MaskedTransformer
 from vqjax.quantizers.validation import is_fraction, require
 from vqjax.reporting import sheet
 from vqjax.tasks.state import TrainState
@@ -37,7 +38,8 @@ _SEED = 0
 class SecondStageTask(Task):
     """Base class of tasks that train a transformer over the tokens of images.
 
-    Batches have ``tokens``, int32 ``[batch, *grid]``, and ``label`` if the transformer has classes.
+    Batches have ``tokens``, int32 ``[batch, *grid]``, or ``[batch, *grid, levels]`` if the transformer has levels, and
+    ``label`` if it has classes.
 
     Attributes:
       model: The transformer.
@@ -97,7 +99,7 @@ class SecondStageTask(Task):
 
     @abc.abstractmethod
     def initial(
-        self, key: Key[Array, ""], tokens: Int[Array, "batch positions"], classes: Int[Array, " batch"] | None
+        self, key: Key[Array, ""], tokens: Int[Array, "batch positions *levels"], classes: Int[Array, " batch"] | None
     ) -> PyTree:
         """Return the variables of a new transformer."""
 
@@ -105,7 +107,7 @@ class SecondStageTask(Task):
     def loss(
         self,
         params: PyTree,
-        tokens: Int[Array, "batch positions"],
+        tokens: Int[Array, "batch positions *levels"],
         classes: Int[Array, " batch"] | None,
         key: Key[Array, ""],
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -114,7 +116,7 @@ class SecondStageTask(Task):
     @abc.abstractmethod
     def sample(
         self, variables: PyTree, key: Key[Array, ""], classes: Int[Array, " batch"], **options: Any
-    ) -> Int[Array, "batch positions"]:
+    ) -> Int[Array, "batch positions *levels"]:
         """Draw the tokens of images.
 
         Args:
@@ -136,10 +138,36 @@ class SecondStageTask(Task):
 
         @jax.jit
         def draw(variables: PyTree, of_tokenizer: PyTree) -> UInt8[Array, "images height width channels"]:
-            tokens = self.sample(variables, jax.random.key(_SEED), classes).reshape(_SAMPLES, *self.model.grid)
-            return to_uint8(self.tokenizer.model.apply(of_tokenizer, tokens, method="decode"))
+            tokens = self.sample(variables, jax.random.key(_SEED), classes)
+            return self.decoded(of_tokenizer, self.grids(tokens))
 
         return draw
+
+    def grids(self, tokens: Int[Array, "batch positions *levels"]) -> Int[Array, " batch *shape"]:
+        """Return tokens in the shape that data sets have; the inverse of :meth:`tokens_of`.
+
+        Args:
+          tokens: Tokens, row by row, with levels if the transformer has them.
+        """
+        if self._has_digits:
+            tokens = from_digits(tokens, self.model.num_codes)
+        return tokens.reshape(len(tokens), *self.model.grid, *tokens.shape[2:])
+
+    @property
+    def _has_digits(self) -> bool:
+        """Whether the levels of the transformer are digits of a code."""
+        return self.model.levels is not None and self.tokens is not None and len(self.tokens.num_codes) == 1
+
+    def decoded(
+        self, of_tokenizer: PyTree, grids: Int[Array, " batch *shape"]
+    ) -> UInt8[Array, "batch height width channels"]:
+        """Return the images of tokens.
+
+        Args:
+          of_tokenizer: Variables of the tokenizer.
+          grids: Tokens in the shape that data sets have.
+        """
+        return to_uint8(self.tokenizer.model.apply(of_tokenizer, grids, method="decode"))
 
     def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
         """Return a sheet of the samples; see :meth:`Task.pictures`."""
@@ -148,9 +176,12 @@ class SecondStageTask(Task):
         columns = self.model.num_classes if 4 <= self.model.num_classes <= 16 else 8
         return {"samples": sheet(collected["samples"], columns)}
 
-    def tokens_of(self, batch: Batch) -> Int[Array, "batch positions"]:
+    def tokens_of(self, batch: Batch) -> Int[Array, "batch positions *levels"]:
         """Return the tokens of a batch, row by row."""
-        return jnp.asarray(batch["tokens"], jnp.int32).reshape(len(batch["tokens"]), -1)
+        tokens = jnp.asarray(batch["tokens"], jnp.int32)
+        if self._has_digits:
+            tokens = to_digits(tokens, self.model.num_codes)
+        return tokens.reshape(len(tokens), -1, *(() if self.model.levels is None else tokens.shape[-1:]))
 
     def classes_of(self, batch: Batch) -> Int[Array, " batch"] | None:
         """Return the classes of a batch; None for a transformer without classes."""
@@ -220,18 +251,54 @@ class TokenLikelihood(ImageMean):
         return {name: outputs[name] for name, _ in self.described}
 
 
-def bits(
-    logits: Float[Array, "batch positions codes"], tokens: Int[Array, "batch positions"]
-) -> Float[Array, "batch positions"]:
-    """Return the information of each token in bits.
+def bits(logits: Logits, tokens: Int[Array, "batch positions *levels"]) -> Float[Array, "batch positions"]:
+    """Return the information of each token in bits, all of its levels together.
 
     Args:
-      logits: Logits of the codes.
+      logits: Logits of the codes, or a tuple of those of each level.
       tokens: The tokens.
 
     Example:
       >>> bits(jnp.zeros((1, 2, 8)), jnp.array([[0, 7]])).tolist()
       [[3.0, 3.0]]
+      >>> bits((jnp.zeros((1, 2, 8)), jnp.zeros((1, 2, 4))), jnp.array([[[0, 0], [7, 3]]])).tolist()
+      [[5.0, 5.0]]
     """
-    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+    log_p = sum(
+        jnp.take_along_axis(jax.nn.log_softmax(of_level), codes[..., None], axis=-1)[..., 0]
+        for of_level, codes in by_level(logits, tokens)
+    )
     return -log_p / jnp.log(2.0)
+
+
+def accuracy(logits: Logits, tokens: Int[Array, "batch positions *levels"]) -> Float[Array, "batch positions"]:
+    """Return the share of the levels of each token whose code is the likeliest.
+
+    Args:
+      logits: Logits of the codes, or a tuple of those of each level.
+      tokens: The tokens.
+
+    Example:
+      >>> accuracy(jnp.array([[[0.0, 1.0], [0.0, 1.0]]]), jnp.array([[0, 1]])).tolist()
+      [[0.0, 1.0]]
+    """
+    right = [jnp.argmax(of_level, axis=-1) == codes for of_level, codes in by_level(logits, tokens)]
+    return jnp.mean(jnp.stack(right), axis=0, dtype=jnp.float32)
+
+
+def by_level(
+    logits: Logits, tokens: Int[Array, "batch positions *levels"]
+) -> Iterator[tuple[Float[Array, "batch positions _codes"], Int[Array, "batch positions"]]]:
+    """Return logits and codes of each level; of the only one for tokens without levels.
+
+    Args:
+      logits: Logits of the codes, or a tuple of those of each level.
+      tokens: The tokens.
+
+    Example:
+      >>> [codes.tolist() for _, codes in by_level((jnp.zeros((1, 2, 8)),) * 2, jnp.array([[[0, 1], [7, 3]]]))]
+      [[[0, 7]], [[1, 3]]]
+    """
+    if not isinstance(logits, tuple):
+        logits, tokens = (logits,), tokens[..., None]
+    return zip(logits, jnp.moveaxis(tokens, -1, 0), strict=True)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, Int32, Key, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import load_networks
-from vqjax.data import load_splits, to_uint8
+from vqjax.data import load_splits
 from vqjax.data.tokens import TokenDataset, TokenInfo
 from vqjax.data.whole_images import SAMPLES
 from vqjax.errors import UserError, did_you_mean
@@ -124,7 +124,7 @@ def sample_images(
         known = None
         if box is not None:
             num = min(num, len(splits.eval))
-            known = np.stack([splits.eval[index]["tokens"] for index in range(num)]).reshape(num, -1)
+            known = np.stack([splits.eval[index]["tokens"] for index in range(num)]).astype(np.int32)
         labels = _labels(classes, splits.eval, num, of_images=box is not None)
         sampler = _Sampler(task, state, None if box is None else _within(box, task.model.grid), options)
         tokens, images = sampler.draw(labels, known, batch_size=min(batch_size, num), seed=seed)
@@ -202,42 +202,42 @@ class _Sampler:
         self._networks = jax.device_put((state.evaluated(TRANSFORMER), state.frozen[TOKENIZER]), whole)
 
         @jax.jit
-        def decode(networks: PyTree, tokens: Int[Array, "batch positions"]) -> UInt8[Array, "batch height width c"]:
-            grids = tokens.reshape(len(tokens), *task.model.grid)
-            return to_uint8(task.tokenizer.model.apply(networks[1], grids, method="decode"))
+        def decode(networks: PyTree, grids: Int[Array, " batch *shape"]) -> UInt8[Array, "batch height width c"]:
+            return task.decoded(networks[1], grids)
 
         @jax.jit
         def draw(
             networks: PyTree,
             key: Key[Array, ""],
             classes: Int[Array, " batch"],
-            known: Int[Array, "batch positions"] | None,
-        ) -> tuple[Int[Array, "batch positions"], UInt8[Array, "batch height width c"]]:
+            known: Int[Array, " batch *shape"] | None,
+        ) -> tuple[Int[Array, " batch *shape"], UInt8[Array, "batch height width c"]]:
             of_images = {}
             if known is not None:
-                of_images = {"known": (known, jnp.broadcast_to(jnp.asarray(inside), known.shape))}
-            tokens = task.sample(networks[0], key, classes, **of_images, **options)
-            return tokens, decode(networks, tokens)
+                tokens = task.tokens_of({"tokens": known})
+                of_images = {"known": (tokens, jnp.broadcast_to(jnp.asarray(inside), tokens.shape[:2]))}
+            grids = task.grids(task.sample(networks[0], key, classes, **of_images, **options))
+            return grids, decode(networks, grids)
 
         self._decode, self._draw = decode, draw
 
-    def decode(self, tokens: Int[np.ndarray, "images positions"]) -> UInt8[np.ndarray, "images height width channels"]:
+    def decode(self, tokens: Int[np.ndarray, " images *shape"]) -> UInt8[np.ndarray, "images height width channels"]:
         """Return the images of tokens."""
-        return np.asarray(self._decode(self._networks, jnp.asarray(tokens, jnp.int32)))
+        return np.asarray(self._decode(self._networks, jnp.asarray(tokens)))
 
     def draw(
         self,
         labels: Int32[np.ndarray, " images"],
-        known: Int[np.ndarray, "images positions"] | None,
+        known: Int[np.ndarray, " images *shape"] | None,
         *,
         batch_size: int,
         seed: int,
-    ) -> tuple[Int[np.ndarray, "images positions"], UInt8[np.ndarray, "images height width channels"]]:
+    ) -> tuple[Int[np.ndarray, " images *shape"], UInt8[np.ndarray, "images height width channels"]]:
         """Return tokens and images of classes, of which a batch depends on its number alone."""
         size, show, drawn = batch_size + -batch_size % self._devices, progress_of(len(labels), "drew"), []
         for number, start in enumerate(range(0, len(labels), size)):
             rows = np.arange(start, start + size) % len(labels)
-            given = jax.device_put((labels[rows], None if known is None else known[rows].astype(np.int32)), self._rows)
+            given = jax.device_put((labels[rows], None if known is None else known[rows]), self._rows)
             key = jax.random.fold_in(jax.random.key(seed), number)
             drawn.append(jax.device_get(self._draw(self._networks, key, *given)))
             show(min(start + size, len(labels)))
@@ -249,12 +249,12 @@ def _write(
     file: Path,
     task: SecondStageTask,
     images: UInt8[np.ndarray, "images height width channels"],
-    tokens: Int[np.ndarray, "images positions"],
+    tokens: Int[np.ndarray, " images *shape"],
     labels: Int32[np.ndarray, " images"],
 ) -> None:
     """Write a file of samples."""
     classes = {LABELS: labels} if task.model.num_classes else {}
-    arrays = {SAMPLES: images, "tokens": tokens.reshape(-1, *task.model.grid), **classes}
+    arrays = {SAMPLES: images, "tokens": tokens, **classes}
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as stream:
         np.savez_compressed(stream, **arrays)
