@@ -137,6 +137,14 @@ def test_tokens_are_one_sequence_and_its_beginning_decodes_coarsely():
     assert errors == sorted(errors, reverse=True)
 
 
+def test_the_map_of_the_first_scales_is_that_of_their_tokens():
+    vq, variables = make()
+    indices = encode(vq, variables, Z)
+    maps = vq.apply(variables, indices, (6, 5), method="decode_scales")
+    for count, of_scales in zip((1, 5, TOKENS), maps, strict=True):
+        np.testing.assert_array_equal(of_scales, decode(vq, variables, indices[:, :count], (6, 5)))
+
+
 def test_no_token_is_zero_and_a_wrong_one_shows():
     vq, variables = make()
     indices = jnp.full((4, TOKENS), -1).at[1:].set(3).at[2, 0].set(CODES)

@@ -110,6 +110,7 @@ class MultiScaleVQ(StagedQuantizer):
     Source: Tian et al., 2024 (arXiv 2404.02905), Algorithms 1 and 2.
     """
 
+    automatic_methods = (*StagedQuantizer.automatic_methods, "decode_scales")
     quantizes_maps = True
 
     quantizer: VectorQuantizer
@@ -270,11 +271,26 @@ class MultiScaleVQ(StagedQuantizer):
         Returns:
           Vectors in float32.
         """
+        return self.decode_scales(indices, shape)[-1]
+
+    def decode_scales(
+        self, indices: Integer[Array | np.ndarray, "*batch tokens"], shape: int | Sequence[int] | None = None
+    ) -> tuple[Map, ...]:
+        """Return the maps of the first scale alone, of the first two and so on; the last is that of ``decode``.
+
+        Args:
+          indices: As in ``decode``.
+          shape: As in ``decode``.
+
+        Returns:
+          A map in float32 for each scale that is there.
+        """
         indices = int32_indices(indices, self.num_codes)
         shape = self.shapes[-1] if shape is None else shape
         self._check_shape("shape", shape)
         space, parts = self._sizes(shape), enumerate(self.split(indices))
-        return reduce(add, [self._spread(s, self._quantizer_at(s).decode(part), part, space) for s, part in parts])
+        spread = (self._spread(s, self._quantizer_at(s).decode(part), part, space) for s, part in parts)
+        return tuple(itertools.accumulate(spread))
 
     def split(self, indices: Integer[Array, "*batch tokens"]) -> tuple[Integer[Array, "..."], ...]:
         """Split the sequence of tokens by scale, also that of the first scales only.
