@@ -14,9 +14,11 @@ from helpers.arrays import gaussian
 from vqjax import MultiScaleVQ, VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.evaluation import evaluate
-from vqjax.models.next_scale import NextScaleTransformer, guided_step, sample_scales
-from vqjax.tasks.next_scale import QUANTIZER, NextScaleTask
-from vqjax.tasks.second_stage import TRANSFORMER
+from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
+from vqjax.models.next_scale import NextScaleTransformer
+from vqjax.models.tokenizer import Tokenizer
+from vqjax.tasks.next_scale import NextScaleTask
+from vqjax.tasks.second_stage import TOKENIZER, TRANSFORMER
 
 CODES, SCALES, CLASSES, DIM, TOKENS = 5, (1, 2), 2, 4, 5
 STEPS = 150
@@ -37,14 +39,15 @@ def model_of(**options):
 
 
 @functools.cache
-def quantizer_and_variables():
-    vq = MultiScaleVQ(VectorQuantizer(CODES), SCALES)
-    variables = jax.jit(vq.init)(jax.random.key(3), gaussian(2, 2, 2, DIM))
-    return vq, jax.tree.map(lambda x: gaussian(*x.shape, seed=1), variables)
+def tokenizer_of(quantizer):
+    model = VQVAE(SonnetEncoder(width=8, latent_dim=DIM), quantizer, SonnetDecoder(width=8))
+    variables = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 8, 8, 3)))
+    return Tokenizer(model, jax.tree.map(lambda x: gaussian(*x.shape, seed=1), variables), config={}, step=0)
 
 
-def task_of(model=None, **options):
-    return NextScaleTask(model or model_of(), optax.adam(1e-2), *quantizer_and_variables(), **options)
+def task_of(model=None, quantizer=None, **options):
+    quantizer = quantizer or MultiScaleVQ(VectorQuantizer(CODES), SCALES)
+    return NextScaleTask(model or model_of(), optax.adam(1e-2), tokenizer=tokenizer_of(quantizer), **options)
 
 
 @functools.cache
@@ -69,8 +72,7 @@ def test_the_likelihood_approaches_the_entropy_of_the_images():
 def test_samples_are_such_images():
     task, state, _ = trained()
     classes = jnp.arange(200) % CLASSES
-    step = guided_step(task.model, state.evaluated(TRANSFORMER), *quantizer_and_variables(), classes)
-    tokens = jax.jit(lambda key: sample_scales(step, key, batch=200, num_scales=2))(jax.random.key(1))
+    tokens = jax.jit(task.sample)(task.networks(state), jax.random.key(1), classes)
     steady = jnp.all((tokens[:, 1:] - tokens[:, :-1]) % CODES == 1, axis=1)
     assert float(jnp.mean(steady & ((tokens[:, 0] - classes) % CODES < 2))) > 0.8
     # Both tokens that a class may start with.
@@ -79,10 +81,11 @@ def test_samples_are_such_images():
 
 def test_a_step_takes_the_quantizer_from_the_state_and_leaves_it_alone():
     task, state, _ = trained()
-    _, variables = quantizer_and_variables()
-    chex.assert_trees_all_equal(state.frozen[QUANTIZER], variables)
+    tokenizer = task.tokenizer
+    chex.assert_trees_all_equal(state.frozen[TOKENIZER], tokenizer.variables)
     assert set(state.params) == {TRANSFORMER}
-    other = dataclasses.replace(task, quantizer_variables=jax.tree.map(jnp.zeros_like, variables))
+    zeros = jax.tree.map(jnp.zeros_like, tokenizer.variables)
+    other = dataclasses.replace(task, tokenizer=dataclasses.replace(tokenizer, variables=zeros))
     batch, key = images(32), jax.random.key(0)
     one, two = (jax.jit(each.train_step)(state, batch, key)[1] for each in (task, other))
     np.testing.assert_array_equal(one["loss"], two["loss"])
@@ -105,6 +108,11 @@ def test_a_new_transformer_is_uniform():
             "`num_codes` of the transformer must be 5, as its quantizer has, got 6",
         ),
         (lambda: task_of(model_of(scales=(1, 3))), r"`shapes` of the transformer must be \(\(1, 1\), \(2, 2\)\)"),
+        (
+            lambda: task_of(quantizer=VectorQuantizer(CODES)),
+            "tokenizer must be one with MultiScaleVQ .* VectorQuantizer",
+        ),
+        (lambda: NextScaleTask(model_of(), optax.adam(1e-2)), "tokenizer must be one with MultiScaleVQ .*, got none"),
         (lambda: task_of(class_dropout=1.0), r"class_dropout must be a number in \[0, 1\)"),
         (
             lambda: task_of().init(

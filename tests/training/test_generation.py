@@ -216,12 +216,42 @@ def test_a_file_of_exported_tokens_is_a_source(finished, labelled, tmp_path):
     assert train(config, tmp_path / "run", devices=jax.devices()[:1]).metrics["images"] == 12
 
 
+RESIDUAL = {"name": "residual", "quantizer": {"name": "vq", "num_codes": 8}, "num_quantizers": 3}
+MULTI_SCALE = {"name": "multi_scale_vq", "quantizer": {"name": "vq", "num_codes": 8}, "scales": (1, 2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "shape", "task", "model"),
+    [
+        (RESIDUAL, (4, 4, 3), "autoregressive", {"name": "causal_transformer"}),
+        (RESIDUAL, (4, 4, 3), "masked_tokens", {"name": "masked_transformer"}),
+        (MULTI_SCALE, (21,), "next_scale", {"name": "next_scale_transformer"}),
+        (None, (4, 4), "autoregressive", {"name": "causal_transformer", "factors": (4, 4)}),
+        (None, (4, 4), "masked_tokens", {"name": "masked_transformer", "factors": (2, 8)}),
+    ],
+)
+def test_tokens_of_any_shape_have_a_model(finished, config, labelled, tmp_path, quantizer, shape, task, model):
+    run = finished
+    if quantizer is not None:
+        run, config.quantizer, config.num_steps = tmp_path / "tokenizer", quantizer, 2
+        train(config, run, devices=jax.devices()[:1])
+    write(run, labelled, tmp_path / "tokens", flip=False, crops=1)
+    generator = model_config(tmp_path / "tokens", run, num_steps=2)
+    generator.task.name, generator.model = task, {"dim": 16, "depth": 1, "heads": 2} | model
+    train(generator, tmp_path / "model", devices=jax.devices()[:1])
+    sample_images(tmp_path / "model", num=6, batch_size=8, guidance=1.5)
+    samples = np.load(tmp_path / "model" / "samples.npz")
+    assert samples["tokens"].shape == (6, *shape)
+    assert samples["arr_0"].shape == (6, 16, 16, 3)
+    assert samples["arr_0"].std() > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
             {"model": {"name": "sonnet"}},
-            "config.model.name must be causal_transformer or masked_transformer for tokens",
+            "config.model.name must be one of causal_transformer, masked_transformer, ",
         ),
         ({"task": {"name": "vqvae"}}, "config.task.name must be that of a model of tokens for 'causal_transformer'"),
         ({"task": {"name": "masked_tokens"}}, "The task 'masked_tokens' needs a MaskedTransformer"),

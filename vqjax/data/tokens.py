@@ -27,6 +27,8 @@ class TokenInfo(NamedTuple):
       num_codes: Number of codes, one for each token of a position.
       shape: Shape of an image's tokens: rows, columns and, if there are several, the tokens of a position.
       num_classes: Number of classes of the images; 0 if they have none.
+      scales: Rows and columns of each scale of a multi-scale quantizer, whose tokens have one axis; None for others.
+      code_dim: Features of the quantizer's map; None if they are not known.
       tokenizer: Checksum of the tokenizer that made them, under ``checksum``, and where it was, under ``workdir``; None
         if neither is known.
     """
@@ -34,6 +36,8 @@ class TokenInfo(NamedTuple):
     num_codes: tuple[int, ...]
     shape: tuple[int, ...]
     num_classes: int = 0
+    scales: tuple[tuple[int, int], ...] | None = None
+    code_dim: int | None = None
     tokenizer: dict[str, Any] | None = None
 
     @property
@@ -61,7 +65,7 @@ class TokenDataset:
     def __init__(
         self,
         name: str,
-        parts: Sequence[tuple[Integer[np.ndarray, " examples *shape"], Integer[np.ndarray, " examples"] | None]],
+        parts: Sequence[tuple[Integer[np.ndarray, "..."], Integer[np.ndarray, "..."] | None]],
         info: TokenInfo,
         class_names: Sequence[str] | None = None,
     ) -> None:
@@ -101,7 +105,10 @@ def _file_splits(path: Path, eval_fraction: float) -> Splits:
     saved = load_tokens(path)
     levels = saved.context.get("codes_of_position", [saved.num_codes])
     info = TokenInfo(
-        tuple(levels), saved.indices.shape[1:], len(saved.class_names or ()), saved.context.get("tokenizer")
+        tuple(levels),
+        saved.indices.shape[1:],
+        len(saved.class_names or ()),
+        tokenizer=saved.context.get("tokenizer"),
     )
 
     def part(name: str, rows: Int[np.ndarray, " rows"]) -> TokenDataset:
@@ -120,8 +127,14 @@ def _directory_splits(directory: Path) -> Splits:
             f"config.data.name must be a directory of vqjax tokens, got {str(directory)!r} with {state}; run vqjax "
             "tokens --workdir=TOKENIZER --out=DIR."
         )
-    classes = len(index["class_names"] or ())
-    info = TokenInfo(tuple(index["num_codes"]), tuple(index["shape"]), classes, index["tokenizer"])
+    info = TokenInfo(
+        tuple(index["num_codes"]),
+        tuple(index["shape"]),
+        len(index["class_names"] or ()),
+        None if index["scales"] is None else tuple(map(tuple, index["scales"])),
+        index["code_dim"],
+        index["tokenizer"],
+    )
     datasets = []
     for split in Splits._fields:
         parts = [_read(directory / shard["file"], info, shard) for shard in index["splits"][split]]
@@ -145,7 +158,7 @@ def read_index(directory: Path) -> dict[str, Any] | None:
         index = json.loads(file.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise ValueError(f"it has the format {index['format']!r} instead of {FORMAT}")
-        for name in ("complete", "num_codes", "shape", "tokenizer", "class_names", "splits"):
+        for name in ("complete", "num_codes", "shape", "scales", "code_dim", "tokenizer", "class_names", "splits"):
             index[name]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -23,6 +23,7 @@ from vqjax.models.classifiers import ClassifyingAlexNet, ResNet18, ViT
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.layers import LARGEST_DIM
 from vqjax.models.magvit import MAGVITDecoder, MAGVITEncoder, Variant
+from vqjax.models.next_scale import NextScaleTransformer
 from vqjax.models.transformer import CausalTransformer, MaskedTransformer
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
@@ -397,6 +398,26 @@ def masked_transformer(
     return MaskedTransformer(**_of_tokens(tokens, factors), **size, dropout=dropout, remat=remat, dtype=dtype)
 
 
+def next_scale_transformer(
+    tokens: TokenInfo,
+    *,
+    dim: int = 384,
+    depth: int = 6,
+    heads: int = 6,
+    mlp_dim: int | None = None,
+    dropout: float = 0.0,
+    remat: bool = False,
+    dtype: Dtype = "float32",
+) -> NextScaleTransformer:
+    """Build :class:`vqjax.models.next_scale.NextScaleTransformer` for the tokens of a data set."""
+    if tokens.scales is None:
+        raise UserError("name must be that of a transformer for a grid of tokens, as these are not of MultiScaleVQ.")
+    of_tokens = {"num_codes": tokens.num_codes[0], "scales": tokens.scales, "code_dim": tokens.code_dim}
+    size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+    size |= {"dropout": dropout, "remat": remat, "dtype": dtype}
+    return NextScaleTransformer(**of_tokens, num_classes=tokens.num_classes, **size)
+
+
 def _of_tokens(tokens: TokenInfo, factors: tuple[int, ...] | None) -> dict[str, Any]:
     """What the tokens of a data set say about a transformer."""
     if len(tokens.grid) != 2:
@@ -413,7 +434,11 @@ AUTOENCODERS = {"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqg
 CLASSIFIERS = {"resnet18": resnet18, "alexnet": alexnet, "vit": vit}
 """The classifiers by name."""
 
-TRANSFORMERS = {"causal_transformer": causal_transformer, "masked_transformer": masked_transformer}
+TRANSFORMERS = {
+    "causal_transformer": causal_transformer,
+    "masked_transformer": masked_transformer,
+    "next_scale_transformer": next_scale_transformer,
+}
 """The transformers over tokens by name."""
 
 MODELS = Registry(AUTOENCODERS | CLASSIFIERS | TRANSFORMERS)

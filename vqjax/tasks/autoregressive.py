@@ -1,6 +1,7 @@
 """Training of a transformer that gives the tokens of an image one after another."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -64,7 +65,7 @@ class AutoregressiveTask(SecondStageTask):
 
     def sample(
         self,
-        variables: PyTree,
+        networks: Mapping[str, PyTree],
         key: Key[Array, ""],
         classes: Int[Array, " batch"],
         *,
@@ -77,7 +78,7 @@ class AutoregressiveTask(SecondStageTask):
         """Draw the tokens of images one after another; see :func:`vqjax.models.sampling.sample_causal`.
 
         Args:
-          variables: Variables of the transformer.
+          networks: What :meth:`networks` returns.
           key: Random key.
           classes: Class of each image; ``num_classes`` for none.
           temperature: See :func:`vqjax.models.sampling.restricted`.
@@ -95,7 +96,7 @@ class AutoregressiveTask(SecondStageTask):
         ) -> tuple[Float[Array, "batch codes"], Cache]:
             if is_guided:
                 previous = jnp.tile(previous, 2)
-            logits, cache = model.apply(variables, previous, seen, position, cache, level, method="step")
+            logits, cache = model.apply(networks[TRANSFORMER], previous, seen, position, cache, level, method="step")
             if is_guided:
                 logits = guided(*jnp.split(logits, 2), guidance_at(position / positions, guidance, guidance_schedule))
             return logits, cache

@@ -1,6 +1,7 @@
 """Training of a transformer that fills in masked tokens of an image."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ class MaskedTokensTask(SecondStageTask):
 
     def sample(
         self,
-        variables: PyTree,
+        networks: Mapping[str, PyTree],
         key: Key[Array, ""],
         classes: Int[Array, " batch"],
         *,
@@ -117,7 +118,7 @@ class MaskedTokensTask(SecondStageTask):
         """Draw the tokens of images, many at once; see :func:`vqjax.models.sampling.sample_masked`.
 
         Args:
-          variables: Variables of the transformer.
+          networks: What :meth:`networks` returns.
           key: Random key.
           classes: Class of each image; ``num_classes`` for none.
           known: Tokens of images, and where they are to be drawn anew; None: everywhere.
@@ -143,9 +144,9 @@ class MaskedTokensTask(SecondStageTask):
             progress: Float[Array, ""],
         ) -> Logits:
             if not is_guided:
-                return model.apply(variables, tokens, masked, classes, train=False)
+                return model.apply(networks[TRANSFORMER], tokens, masked, classes, train=False)
             twice = [jnp.concatenate([x, x]) for x in (tokens, masked)]
-            logits = model.apply(variables, *twice, with_none(classes, model.num_classes), train=False)
+            logits = model.apply(networks[TRANSFORMER], *twice, with_none(classes, model.num_classes), train=False)
             scale = guidance_at(progress, guidance, guidance_schedule)
             return jax.tree.map(lambda of_level: guided(*jnp.split(of_level, 2), scale), logits)
 

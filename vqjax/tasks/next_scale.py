@@ -1,21 +1,21 @@
 """Training of a transformer that gives the tokens of an image scale by scale."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vqjax.data import Batch
-from vqjax.models.next_scale import NextScaleTransformer, scale_inputs
+from vqjax.errors import UserError
+from vqjax.functional.numbers import Number
+from vqjax.models.next_scale import NextScaleTransformer, guided_step, sample_scales, scale_inputs
 from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.quantizers.validation import require
-from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, bits
+from vqjax.tasks.second_stage import TOKENIZER, TRANSFORMER, SecondStageTask, TokenLikelihood, bits
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
-
-QUANTIZER = "quantizer"
-"""Key of the frozen quantizer in a training state."""
 
 _DESCRIBED = (
     ("bits_per_token", "negative logarithm to base 2 of the probability of a token, by class and coarser scales"),
@@ -32,21 +32,23 @@ class NextScaleTask(SecondStageTask):
 
     The other attributes are those of :class:`vqjax.tasks.second_stage.SecondStageTask`.
 
-    Attributes:
-      quantizer: The quantizer of the tokens, which makes the inputs of a scale from those of coarser ones.
-      quantizer_variables: Its variables; ``frozen`` in the state.
+    The tokenizer, whose quantizer makes the inputs of a scale from those of coarser ones, is always needed.
 
     Raises:
-      UserError: An argument is out of range, or the quantizer has other codes or scales than the transformer.
+      UserError: An argument is out of range, there is no tokenizer, or its quantizer has other codes or scales than the
+        transformer.
 
     Example:
       >>> import jax, optax
-      >>> from vqjax import VectorQuantizer
+      >>> from vqjax import Tokenizer, VectorQuantizer
+      >>> from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
       >>> vq = MultiScaleVQ(VectorQuantizer(num_codes=16), scales=(1, 2))
-      >>> variables = jax.jit(vq.init)(jax.random.key(0), jnp.ones((1, 2, 2, 3)))
+      >>> autoencoder = VQVAE(SonnetEncoder(width=8, latent_dim=3), vq, SonnetDecoder(width=8))
+      >>> variables = jax.jit(autoencoder.init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+      >>> tokenizer = Tokenizer(autoencoder, variables, config={}, step=0)
       >>> sizes = {"num_codes": 16, "scales": (1, 2), "code_dim": 3, "num_classes": 3}
       >>> model = NextScaleTransformer(**sizes, dim=16, depth=1, heads=2)
-      >>> task = NextScaleTask(model, optax.adam(1e-3), vq, variables)
+      >>> task = NextScaleTask(model, optax.adam(1e-3), tokenizer=tokenizer)
       >>> batch = {"tokens": jnp.zeros((4, 5), jnp.int32), "label": jnp.array([0, 1, 2, 0])}
       >>> state = task.init(jax.random.key(1), batch)
       >>> state, metrics = jax.jit(task.train_step)(state, batch, jax.random.key(2))
@@ -57,37 +59,47 @@ class NextScaleTask(SecondStageTask):
     """
 
     model: NextScaleTransformer
-    quantizer: MultiScaleVQ
-    quantizer_variables: PyTree[Any] = dataclasses.field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.model, NextScaleTransformer):
+            name = type(self.model).__name__
+            raise UserError(f"The task 'next_scale' needs a NextScaleTransformer, got {name}.")
+        if self.tokenizer is None or not isinstance(self.quantizer, MultiScaleVQ):
+            found = "none" if self.tokenizer is None else f"one with {type(self.quantizer).__name__}"
+            raise UserError(f"tokenizer must be one with MultiScaleVQ for the task 'next_scale', got {found}.")
         for name in ("num_codes", "shapes"):
             of_model, of_quantizer = getattr(self.model, name), getattr(self.quantizer, name)
             expected = f"{of_quantizer}, as its quantizer has"
             require(of_model == of_quantizer, f"`{name}` of the transformer", of_model, expected, "make both alike")
 
-    def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
-        """Return the state before the first step; see :meth:`Task.init`."""
-        return super().init(key, batch).replace(frozen={QUANTIZER: self.quantizer_variables})
+    @property
+    def quantizer(self) -> nn.Module:
+        """The quantizer of the tokens."""
+        return self.tokenizer.model.quantizer
 
     def initial(
         self, key: Key[Array, ""], tokens: Int[Array, "batch positions"], classes: Int[Array, " batch"] | None
     ) -> PyTree:
-        return self.model.init(key, self._inputs(self.quantizer_variables, tokens), classes)
+        return self.model.init(key, self._inputs(self.tokenizer.variables, tokens), classes)
 
     def tokens_of(self, batch: Batch) -> Int[Array, "batch positions"]:
         """Return the tokens of a batch, coarse to fine."""
-        tokens = super().tokens_of(batch)
+        tokens = jnp.asarray(batch["tokens"], jnp.int32).reshape(len(batch["tokens"]), -1)
         shape, positions = list(tokens.shape), self.model.positions
         expected = f"[batch, {positions}], those of the scales {self.model.scales}"
         require(shape[1] == positions, "`tokens`", shape, expected, "pass what `encode` of the quantizer returns")
         return tokens
 
+    def grids(self, tokens: Int[Array, "batch positions"]) -> Int[Array, "batch positions"]:
+        """Return tokens in the shape that data sets have: as they are."""
+        return tokens
+
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         """Take one step; see :meth:`Task.train_step`."""
-        # Those of the state, so that the compiled program takes them as an argument, not as constants.
-        of_state = dataclasses.replace(self, quantizer_variables=state.frozen[QUANTIZER])
+        # Its variables in the state, so that the compiled program takes them as an argument, not as constants.
+        tokenizer = dataclasses.replace(self.tokenizer, variables=state.frozen[TOKENIZER])
+        of_state = dataclasses.replace(self, tokenizer=tokenizer, tokens=None)
         return super(NextScaleTask, of_state).train_step(state, batch, key)
 
     def loss(
@@ -97,16 +109,43 @@ class NextScaleTask(SecondStageTask):
         classes: Int[Array, " batch"] | None,
         key: Key[Array, ""],
     ) -> tuple[Float[Array, ""], Metrics]:
-        inputs = self._inputs(self.quantizer_variables, tokens)
+        inputs = self._inputs(self.tokenizer.variables, tokens)
         logits = self.model.apply({"params": params}, inputs, classes, train=True, rngs={"dropout": key})
         of_tokens = jnp.mean(bits(logits, tokens))
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == tokens, dtype=jnp.float32)
         return of_tokens * jnp.log(2.0), {"bits_per_token": of_tokens, "accuracy": accuracy}
 
+    def sample(
+        self,
+        networks: Mapping[str, PyTree],
+        key: Key[Array, ""],
+        classes: Int[Array, " batch"],
+        *,
+        temperature: Number = 1.0,
+        top_k: int | None = None,
+        top_p: Number | None = None,
+        guidance: Number = 1.0,
+    ) -> Int[Array, "batch positions"]:
+        """Draw the tokens of images scale by scale; see :func:`vqjax.models.next_scale.sample_scales`.
+
+        Args:
+          networks: What :meth:`networks` returns.
+          key: Random key.
+          classes: Class of each image; ``num_classes`` for none.
+          temperature: See :func:`vqjax.models.sampling.restricted`.
+          top_k: See there.
+          top_p: See there.
+          guidance: Guidance at the last scale, see :func:`vqjax.models.next_scale.scale_guidance`.
+        """
+        of_quantizer = _of_quantizer(networks[TOKENIZER])
+        step = guided_step(self.model, networks[TRANSFORMER], self.quantizer, of_quantizer, classes, guidance)
+        restriction = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        return sample_scales(step, key, batch=len(classes), num_scales=len(self.model.scales), **restriction)
+
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return the information of the tokens of each image; see :meth:`Task.evaluate`."""
         tokens = self.tokens_of(batch)
-        inputs = self._inputs(state.frozen[QUANTIZER], tokens)
+        inputs = self._inputs(state.frozen[TOKENIZER], tokens)
         logits = self.model.apply(state.evaluated(TRANSFORMER), inputs, self.classes_of(batch), train=False)
         of_image = jnp.sum(bits(logits, tokens), axis=1)
         return {"bits_per_token": of_image / tokens.shape[1], "bits_per_image": of_image}
@@ -116,6 +155,11 @@ class NextScaleTask(SecondStageTask):
         return TokenLikelihood(_DESCRIBED)
 
     def _inputs(
-        self, quantizer_variables: PyTree[Any], tokens: Int[Array, "batch positions"]
+        self, of_tokenizer: PyTree, tokens: Int[Array, "batch positions"]
     ) -> Float[Array, "batch inputs code_dim"]:
-        return scale_inputs(self.quantizer, quantizer_variables, tokens)
+        return scale_inputs(self.quantizer, _of_quantizer(of_tokenizer), tokens)
+
+
+def _of_quantizer(of_tokenizer: PyTree) -> PyTree:
+    """The variables of the quantizer among those of a tokenizer."""
+    return {name: tree["quantizer"] for name, tree in of_tokenizer.items() if "quantizer" in tree}

@@ -17,6 +17,7 @@ from vqjax.tasks.autoregressive import AutoregressiveTask
 from vqjax.tasks.classification import ClassificationTask
 from vqjax.tasks.decoder_gradient import DecoderGradientTask
 from vqjax.tasks.masked_tokens import MaskedTokensTask
+from vqjax.tasks.next_scale import NextScaleTask
 from vqjax.tasks.vqgan import VQGANTask
 from vqjax.tasks.vqvae import VQVAETask
 
@@ -74,6 +75,7 @@ TASKS = Registry(
         "classification": ClassificationTask,
         "autoregressive": AutoregressiveTask,
         "masked_tokens": MaskedTokensTask,
+        "next_scale": NextScaleTask,
     },
     _PARTS,
 )

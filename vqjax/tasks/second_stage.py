@@ -20,6 +20,7 @@ from vqjax.evaluation import ImageCount, Metric
 from vqjax.evaluation.metric import ImageMean, Outputs
 from vqjax.functional.mixed_radix import from_digits, to_digits
 from vqjax.functional.numbers import is_number
+from vqjax.models.next_scale import NextScaleTransformer
 from vqjax.models.tokenizer import Tokenizer
 from vqjax.models.transformer import CausalTransformer, Logits, MaskedTransformer
 from vqjax.quantizers.validation import is_fraction, require
@@ -54,7 +55,7 @@ class SecondStageTask(Task):
       UserError: An argument is out of range, or the tokenizer is not that of the tokens.
     """
 
-    model: CausalTransformer | MaskedTransformer
+    model: CausalTransformer | MaskedTransformer | NextScaleTransformer
     optimizer: optax.GradientTransformation
     _: dataclasses.KW_ONLY
     tokens: TokenInfo | None = None
@@ -115,12 +116,12 @@ class SecondStageTask(Task):
 
     @abc.abstractmethod
     def sample(
-        self, variables: PyTree, key: Key[Array, ""], classes: Int[Array, " batch"], **options: Any
+        self, networks: Mapping[str, PyTree], key: Key[Array, ""], classes: Int[Array, " batch"], **options: Any
     ) -> Int[Array, "batch positions *levels"]:
         """Draw the tokens of images.
 
         Args:
-          variables: Variables of the transformer.
+          networks: What :meth:`networks` returns.
           key: Random key.
           classes: Class of each image; ``num_classes`` for none.
           **options: How they are drawn.
@@ -130,16 +131,24 @@ class SecondStageTask(Task):
         """Return ``samples`` of all classes in turn, if there is a tokenizer; see :meth:`Task.generate`."""
         if self.tokenizer is None:
             return {}
-        return {"samples": np.asarray(self._draw(state.evaluated(TRANSFORMER), state.frozen[TOKENIZER]))}
+        return {"samples": np.asarray(self._draw(self.networks(state)))}
+
+    def networks(self, state: TrainState) -> dict[str, PyTree]:
+        """Return the variables of transformer and tokenizer, by name.
+
+        Args:
+          state: State as in :meth:`evaluate`.
+        """
+        return {TRANSFORMER: state.evaluated(TRANSFORMER), **state.frozen}
 
     @functools.cached_property
-    def _draw(self) -> Callable[[PyTree, PyTree], UInt8[Array, "images height width channels"]]:
+    def _draw(self) -> Callable[[dict[str, PyTree]], UInt8[Array, "images height width channels"]]:
         classes = jnp.arange(_SAMPLES) % max(self.model.num_classes, 1)
 
         @jax.jit
-        def draw(variables: PyTree, of_tokenizer: PyTree) -> UInt8[Array, "images height width channels"]:
-            tokens = self.sample(variables, jax.random.key(_SEED), classes)
-            return self.decoded(of_tokenizer, self.grids(tokens))
+        def draw(networks: dict[str, PyTree]) -> UInt8[Array, "images height width channels"]:
+            tokens = self.sample(networks, jax.random.key(_SEED), classes)
+            return self.decoded(networks, self.grids(tokens))
 
         return draw
 
@@ -159,15 +168,15 @@ class SecondStageTask(Task):
         return self.model.levels is not None and self.tokens is not None and len(self.tokens.num_codes) == 1
 
     def decoded(
-        self, of_tokenizer: PyTree, grids: Int[Array, " batch *shape"]
+        self, networks: Mapping[str, PyTree], grids: Int[Array, " batch *shape"]
     ) -> UInt8[Array, "batch height width channels"]:
         """Return the images of tokens.
 
         Args:
-          of_tokenizer: Variables of the tokenizer.
+          networks: What :meth:`networks` returns.
           grids: Tokens in the shape that data sets have.
         """
-        return to_uint8(self.tokenizer.model.apply(of_tokenizer, grids, method="decode"))
+        return to_uint8(self.tokenizer.model.apply(networks[TOKENIZER], grids, method="decode"))
 
     def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
         """Return a sheet of the samples; see :meth:`Task.pictures`."""

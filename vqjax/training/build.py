@@ -50,7 +50,9 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
         _check_tokens(config, images)
         model, loss = build_transformer(config.model, images.info), None
     elif isinstance(images, TokenDataset):
-        raise UserError(f"config.model.name must be {' or '.join(TRANSFORMERS)} for tokens, got {config.model.name!r}.")
+        raise UserError(
+            f"config.model.name must be one of {', '.join(TRANSFORMERS)} for tokens, got {config.model.name!r}."
+        )
     else:
         model = build_model(config.model, config.quantizer)
         with within("config.loss"):

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from vqjax.data.sources import SOURCES, Feeding, check_image_fields
 from vqjax.errors import UserError, did_you_mean
 from vqjax.losses.registry import LOSSES
-from vqjax.models.registry import MODELS
+from vqjax.models.registry import MODELS, TRANSFORMERS
 from vqjax.quantizers.registry import QUANTIZERS
 from vqjax.runtime.paths import local_path
 from vqjax.runtime.signature import Call, Registry, within
@@ -253,6 +253,8 @@ def validate(config: Any) -> ConfigDict:
     config = complete(config)
     with within("config"):
         _CONFIG.check_given(config)
+        if config.loss is None and config.model.name not in TRANSFORMERS:
+            raise UserError(f"loss is missing; it must be {LOSSES}.")
         Run(**config.to_dict())
         with within("data"):
             Feeding(**{field.name: config.data[field.name] for field in dataclasses.fields(Feeding)})

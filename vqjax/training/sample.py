@@ -22,7 +22,7 @@ from vqjax.reporting import comparison_sheet, save_png
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.files import atomic_file
 from vqjax.runtime.paths import local_path
-from vqjax.tasks.second_stage import TOKENIZER, TRANSFORMER, SecondStageTask
+from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
 from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import complete, override_all
@@ -198,12 +198,12 @@ class _Sampler:
     ) -> None:
         mesh = make_mesh(None, {})
         self._rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-        self._devices, self._grid = mesh.size, task.model.grid
-        self._networks = jax.device_put((state.evaluated(TRANSFORMER), state.frozen[TOKENIZER]), whole)
+        self._devices = mesh.size
+        self._networks = jax.device_put(task.networks(state), whole)
 
         @jax.jit
         def decode(networks: PyTree, grids: Int[Array, " batch *shape"]) -> UInt8[Array, "batch height width c"]:
-            return task.decoded(networks[1], grids)
+            return task.decoded(networks, grids)
 
         @jax.jit
         def draw(
@@ -216,7 +216,7 @@ class _Sampler:
             if known is not None:
                 tokens = task.tokens_of({"tokens": known})
                 of_images = {"known": (tokens, jnp.broadcast_to(jnp.asarray(inside), tokens.shape[:2]))}
-            grids = task.grids(task.sample(networks[0], key, classes, **of_images, **options))
+            grids = task.grids(task.sample(networks, key, classes, **of_images, **options))
             return grids, decode(networks, grids)
 
         self._decode, self._draw = decode, draw

@@ -21,6 +21,7 @@ from vqjax.data.reading import READING_THREADS, UnreadableReport, example_spec, 
 from vqjax.data.tokens import described_shards, read_index, write_index, write_shard
 from vqjax.errors import UserError
 from vqjax.models.tokenizer import Tokenizer
+from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.files import file_checksum
 from vqjax.runtime.paths import is_url, local_path
@@ -90,9 +91,12 @@ def write_tokens(
                 "--config.data.crop_padding=PIXELS, or config.data.random_crop of a folder."
             )
         encode = _Encoder(tokenizer, config.data.crop_padding, batch_size or config.batch_size)
+        shape, quantizer = encode.shape(splits.train), tokenizer.model.quantizer
         index = {
-            "num_codes": list(tokenizer.model.quantizer.codebook_sizes),
-            "shape": encode.shape(splits.train),
+            "num_codes": list(quantizer.codebook_sizes),
+            "shape": shape,
+            "scales": [list(scale) for scale in quantizer.shapes] if isinstance(quantizer, MultiScaleVQ) else None,
+            "code_dim": encode.code_dim(shape),
             "tokenizer": {
                 "checksum": tokenizer.checksum,
                 "workdir": str(workdir) if is_url(workdir) else str(local_path(workdir).absolute()),
@@ -226,6 +230,7 @@ class _Encoder:
         self.batch_size = batch_size + -batch_size % mesh.size
         self.most_codes = max(tokenizer.model.quantizer.codebook_sizes)
         self._rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+        self._model = tokenizer.model
         self._variables = jax.device_put(tokenizer.variables, whole)
         self._encode = functools.partial(jax.jit(_encode, static_argnums=(0, 4, 5)), tokenizer.model)
         self._crop_padding = crop_padding
@@ -236,6 +241,14 @@ class _Encoder:
         images, crops = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype), jax.ShapeDtypeStruct((1, 2), jnp.uint32)
         tokens = jax.eval_shape(lambda *given: self._encode(*given, False, None), self._variables, images, crops)
         return list(tokens.shape[1:])
+
+    def code_dim(self, shape: Sequence[int]) -> int:
+        """Return the features of the map that the tokens of an image stand for."""
+
+        def decode(variables: PyTree, tokens: Int[Array, " batch *tokens"]) -> Array:
+            return self._model.apply(variables, tokens, method=lambda model, tokens: model.quantizer.decode(tokens))
+
+        return jax.eval_shape(decode, self._variables, jax.ShapeDtypeStruct((1, *shape), jnp.int32)).shape[-1]
 
     def __call__(self, examples: Sequence[Example], mirrored: int) -> Int[np.ndarray, " images *tokens"]:
         """Return the tokens of at most a batch of images."""
