@@ -194,8 +194,8 @@ def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
         (["trian"], "'trian' is not a command of vqjax; did you mean 'train'?"),
         (
             ["--workdir=x"],
-            "'--workdir=x' is not a command of vqjax; use one of 'convert', 'eval', 'import', 'plot', 'sample', 'stats', "
-            "'tokens', 'train'.",
+            "'--workdir=x' is not a command of vqjax; "
+            "use one of 'convert', 'eval', 'import', 'plot', 'sample', 'stats', 'tokens', 'train'.",
         ),
         (["eval"], "--workdir is missing; it must be a string."),
         (["eval", "--real=photographs"], "--fake is missing; it must be a string."),
