@@ -1,0 +1,209 @@
+"""Runs of the study: a tokenizer, its tokens, a model of them, and samples."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from studies.common.records import Run
+from studies.common.trainings import Setting, config_of
+from studies.generation import measures
+from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.checkpointing.discovery import find_checkpoint
+from vqjax.data import load_splits, materialize, to_uint8
+from vqjax.data.tokens import token_splits
+from vqjax.evaluation.features import FeatureNetwork
+from vqjax.reporting import comparison_sheet, save_png
+from vqjax.training.loop import train
+from vqjax.training.sample import sample_images
+from vqjax.training.tokens import write_tokens
+
+TOKENIZERS = {
+    "sonnet": (),
+    "affine and alternating": (
+        "quantizer.codebook.name=gradient",
+        "quantizer.codebook.weight=0",
+        "quantizer.codebook.transform.name=learned_affine",
+        "task.name=alternating",
+    ),
+}
+"""Changes of configs/cifar10.py:sonnet by the name of a tokenizer."""
+
+MODELS = {"causal": "", "masked": "masked"}
+"""Arguments of configs/generate.py by the name of a model."""
+
+STEPS = {"cpu": "tiny", "full": "steps=50000"}
+"""Arguments of configs/generate.py by scale."""
+
+_SAMPLES = {"causal": {}, "masked": {"num_steps": 16}}
+_GUIDANCE = 1.5
+_COMPARED = 500
+_SHOWN = 16
+
+
+class Pipeline(NamedTuple):
+    """Configs of the trainings, and the directories of those that several runs share.
+
+    Attributes:
+      tokenizer: Config of the tokenizer.
+      classifier: Config of the classifier that looks at samples.
+      model: Config of the model of tokens.
+      shared: Directory of tokenizers, tokens and the classifier.
+      name: Name of the tokenizer.
+    """
+
+    tokenizer: ConfigDict
+    classifier: ConfigDict
+    model: ConfigDict
+    shared: Path
+    name: str
+
+
+def study_runs(tokenizers: list[str], models: list[str], scale: str) -> list[Run]:
+    """List the runs.
+
+    Args:
+      tokenizers: Keys of ``TOKENIZERS``.
+      models: Keys of ``MODELS``.
+      scale: A key of ``STEPS``.
+    """
+    return [
+        Run(f"{scale}/{model}--{tokenizer}", {"scale": scale, "model": model, "tokenizer": tokenizer})
+        for tokenizer in tokenizers
+        for model in models
+    ]
+
+
+def pipeline_of(run: Run, directory: Path) -> Pipeline:
+    """Return the configs of a run.
+
+    Args:
+      run: The run.
+      directory: Its directory; what it shares with others lies beside it.
+    """
+    of, shared = run.settings, directory.parent / "shared"
+    tokenizer = Setting("configs/cifar10.py:sonnet", changes=TOKENIZERS[of["tokenizer"]])
+    small = "small,epochs=10" if of["scale"] == "cpu" else "epochs=50"
+    classifier = Setting(f"configs/classify_cifar10.py:{small}")
+    name = of["tokenizer"]
+    places = f"tokens={_tokens(shared, name)},tokenizer={_tokenizer(shared, name)}"
+    model = Setting(f"configs/generate.py:{','.join(filter(None, (STEPS[of['scale']], MODELS[of['model']], places)))}")
+    configs = [config_of(setting, [], steps=setting.length, seed=0) for setting in (tokenizer, classifier, model)]
+    # For the curve.
+    configs[2].eval_every = configs[2].checkpoint_every = configs[2].num_steps // 8
+    return Pipeline(*configs, shared, name)
+
+
+def _tokenizer(shared: Path, name: str) -> Path:
+    return shared / f"tokenizer_{name.replace(' ', '_')}"
+
+
+def _tokens(shared: Path, name: str) -> Path:
+    return shared / f"tokens_{name.replace(' ', '_')}"
+
+
+def measure_run(run: Run, directory: Path) -> dict[str, Any]:
+    """Train what a run needs, draw samples, and measure them."""
+    return measure(pipeline_of(run, directory), directory, _SAMPLES[run.settings["model"]])
+
+
+def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num: int = 10_000) -> dict[str, Any]:
+    """Train what a pipeline needs, draw samples, and measure them.
+
+    Args:
+      pipeline: The configs.
+      directory: Directory of the model of tokens.
+      options: Options of :func:`vqjax.training.sample.sample_images`.
+      num: Most images of each set.
+
+    Returns:
+      Numbers by name, and the curve of the held-out bits per token.
+    """
+    shared, name = pipeline.shared, pipeline.name
+    tokenizer, tokens, classifier = _tokenizer(shared, name), _tokens(shared, name), shared / "classifier"
+    _trained(pipeline.tokenizer, tokenizer)
+    _trained(pipeline.classifier, classifier)
+    write_tokens(tokenizer, out=tokens, flip=True)
+    _trained(pipeline.model, directory)
+    sample_images(directory, num=num, guidance=_GUIDANCE, batch_size=250, **options)
+    (shared / "pictures").mkdir(parents=True, exist_ok=True)
+    shutil.copy(directory / "samples.png", shared / "pictures" / f"{directory.name}_samples.png")
+    samples, splits = np.load(directory / "samples.npz"), token_splits(tokens)
+    rows = [_rows(dataset) for dataset in splits]
+    num_codes = splits.train.info.num_codes[0]
+    of_tokens = {
+        "unigram_bits": measures.unigram_bits(*rows, num_codes),
+        "bigram_bits": measures.bigram_bits(*rows, num_codes),
+        "curve": _curve(directory),
+    }
+    grid = splits.train.info.shape
+    unigram = measures.unigram_samples(rows[0], num, num_codes).reshape(-1, *grid)
+    originals = materialize(load_splits(pipeline.tokenizer.data).eval)
+    held_out, labels = originals["image"][:num], originals["label"][:num]
+    sets = {
+        "samples": (samples["arr_0"], samples["arr_1"]),
+        "unigram": (_decoded(tokenizer, unigram), None),
+        "reconstructions": (_decoded(tokenizer, rows[1][:num].reshape(-1, *grid)), labels),
+        "originals": (held_out, labels),
+    }
+    of_images = _of_images(pipeline, classifier, sets, directory)
+    return of_tokens | {"bits": of_tokens["curve"][-1][1]} | of_images
+
+
+def _trained(config: ConfigDict, directory: Path) -> None:
+    """Train, unless that is done."""
+    found = find_checkpoint(directory)
+    if found is None or found.step < config.num_steps:
+        train(config, directory)
+
+
+def _rows(dataset: Any) -> measures.Tokens:
+    return np.stack([dataset[index]["tokens"].reshape(-1) for index in range(len(dataset))]).astype(np.int32)
+
+
+def _curve(directory: Path) -> list[tuple[int, float]]:
+    """Steps, and bits per token of held-out images; where all is masked, of a masked model."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    names = ("eval/bits_per_token", "eval/bits_per_token_all")
+    return [(line["step"], line[name]) for line in lines for name in names if name in line]
+
+
+def _decoded(workdir: Path, tokens: np.ndarray) -> measures.Images:
+    tokenizer = load_tokenizer(workdir)
+    parts = np.array_split(tokens, max(1, len(tokens) // 250))
+    return np.concatenate([np.asarray(to_uint8(tokenizer.decode(part))) for part in parts])
+
+
+def _of_images(
+    pipeline: Pipeline,
+    classifier: Path,
+    sets: Mapping[str, tuple[measures.Images, np.ndarray | None]],
+    directory: Path,
+) -> dict[str, float]:
+    """Distances from the originals, shares of images that are recognized, and how near training images are."""
+    gallery = measures.Gallery(FeatureNetwork.from_file(classifier))
+    vectors, numbers = {}, {}
+    for name, (images, labels) in sets.items():
+        vectors[name], logits = gallery.measure(images)
+        if labels is not None:
+            numbers[f"recognized_{name}"] = float(np.mean(np.argmax(logits, axis=1) == labels))
+    distances = {
+        name: measures.distance(of, vectors["originals"]) for name, of in vectors.items() if name != "originals"
+    }
+    numbers |= {f"distance_{name}": value for name, value in distances.items()}
+    gap = distances["unigram"] - distances["reconstructions"]
+    numbers["gap_closed"] = (distances["unigram"] - distances["samples"]) / gap
+    training = materialize(load_splits(pipeline.tokenizer.data).train)["image"]
+    of_training, _ = gallery.measure(training)
+    for name in ("samples", "originals"):
+        index, length = measures.nearest(vectors[name][:_COMPARED], of_training)
+        numbers[f"nearest_{name}"] = float(np.median(length))
+        if name == "samples":
+            pairs = sets[name][0][:_SHOWN], training[index[:_SHOWN]]
+            picture = comparison_sheet(*pairs, captions=("sample", "nearest image"))
+            save_png(pipeline.shared / "pictures" / f"{directory.name}_nearest.png", picture)
+    return numbers
