@@ -253,7 +253,8 @@ def validate(config: Any) -> ConfigDict:
     config = complete(config)
     with within("config"):
         _CONFIG.check_given(config)
-        if config.loss is None and config.model.name not in TRANSFORMERS:
+        # What else does not go with tokens, the task refuses.
+        if config.loss is None and config.model.name not in TRANSFORMERS and config.data.source != "tokens":
             raise UserError(f"loss is missing; it must be {LOSSES}.")
         Run(**config.to_dict())
         with within("data"):
