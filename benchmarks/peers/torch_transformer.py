@@ -23,15 +23,23 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(
-        self, x: torch.Tensor, angles: torch.Tensor, position: int, keys: torch.Tensor, values: torch.Tensor
+        self,
+        x: torch.Tensor,
+        angles: torch.Tensor,
+        position: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """One position of each image, whose keys and values join those before, ``[batch, heads, positions, dim]``."""
+        """One position of each image, whose keys and values join those before, ``[batch, heads, positions, dim]``.
+
+        Without a mask over all positions, the last of those that are given is this one.
+        """
         query, key, value = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, -1).unbind(1)
-        keys[:, :, position], values[:, :, position] = _rotated(key, angles), value
-        seen = slice(0, position + 1)
-        attended = F.scaled_dot_product_attention(
-            _rotated(query, angles)[:, :, None], keys[:, :, seen], values[:, :, seen]
-        )
+        keys.index_copy_(2, position, _rotated(key, angles)[:, :, None])
+        values.index_copy_(2, position, value[:, :, None])
+        query = _rotated(query, angles)[:, :, None]
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         x = x + self.out(attended.reshape(len(x), -1))
         y = self.mlp_norm(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
@@ -59,14 +67,24 @@ class Transformer(nn.Module):
         self.norm, self.head = nn.RMSNorm(dim, 1e-5), nn.Linear(dim, like.num_codes, bias=False)
         self.register_buffer("table", torch.from_numpy(rotary_table(like.grid, dim // like.heads)))
 
-    def draw(self, classes: torch.Tensor, *, greedy: bool = False) -> torch.Tensor:
-        """Draw the tokens of images one after another."""
+    def draw(self, classes: torch.Tensor, *, greedy: bool = False, static: bool = False) -> torch.Tensor:
+        """Draw the tokens of images one after another.
+
+        Args:
+          classes: Class of each image.
+          greedy: The likeliest ones.
+          static: With shapes that are the same at each position, as compiled blocks need them.
+        """
         like = self.like
         shape = (like.depth, 2, len(classes), like.heads, like.positions, like.dim // like.heads)
         seen, x, tokens = self.table.new_zeros(shape), self.class_table(classes), []
+        numbers = torch.arange(like.positions, device=classes.device)
         for position in range(like.positions):
+            place, mask = numbers[position : position + 1], (numbers <= position)[None] if static else None
             for block, (keys, values) in zip(self.blocks, seen, strict=True):
-                x = block(x, self.table[position], position, keys, values)
+                if not static:
+                    keys, values = keys[:, :, : position + 1], values[:, :, : position + 1]
+                x = block(x, self.table[position], place, keys, values, mask)
             logits = self.head(self.norm(x))
             drawn = logits.argmax(-1) if greedy else torch.multinomial(logits.softmax(-1), 1)[:, 0]
             tokens.append(drawn)
@@ -113,10 +131,10 @@ def torch_sampler(like: CausalTransformer, params: Mapping[str, Any], classes: n
     network, given = network.to(device), torch.from_numpy(classes).to(device)
     if compiled:
         for block in network.blocks:
-            block.compile(dynamic=True)
+            block.compile()
 
     def run() -> None:
         with torch.inference_mode():
-            network.draw(given).cpu()
+            network.draw(given, static=compiled).cpu()
 
     return run

@@ -26,6 +26,10 @@ def test_the_likeliest_tokens_are_those_of_pytorch():
     draw = jax.jit(lambda key: sample_causal(step, model.start_cache(4), key, batch=4, positions=12, top_k=1))
     with torch.inference_mode():
         network = torch_transformer(model, variables["params"])
-        expected = network.draw(torch.from_numpy(np.asarray(classes)).long(), greedy=True)
+        expected, static = (
+            network.draw(torch.from_numpy(np.asarray(classes)).long(), greedy=True, static=static)
+            for static in (False, True)
+        )
+    np.testing.assert_array_equal(expected, static)
     np.testing.assert_array_equal(draw(jax.random.key(0)), expected.numpy())
     assert len(np.unique(expected)) > 5

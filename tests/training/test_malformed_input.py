@@ -87,6 +87,9 @@ RIGHT: dict[str, list[Any]] = {"model.attention_resolutions": [()]}
 WRONG_PARTS = [3, "nonsense", [1], {"name": "nonsense"}, {"nonsense": 1}]
 FREE_TEXT = {"data.name", "data.train_split", "data.eval_split"}
 
+# Arguments without which a choice cannot run.
+GIVEN = {"sum": {"l1": 1.0}}
+
 # Groups that a choice of another group needs, in a small size.
 _CLASSIFIER = {
     "task": {"name": "classification"},
@@ -138,7 +141,7 @@ def choices() -> Iterator[tuple[str, dict[str, Any]]]:
         names = [name for name, function in GROUPS[group].items() if function.__module__.startswith("vqjax.")]
         # Next-scale prediction takes the run of a tokenizer: test_generation.py.
         names = [name for name in names if not name.startswith("next_scale")]
-        yield from ((group, GROUPS[group].defaults(name)) for name in names)
+        yield from ((group, GROUPS[group].defaults(name, **GIVEN.get(name, {}))) for name in names)
     yield "task", GROUPS["task"].defaults("vqgan", discriminator={"name": "stylegan", "channels": (8, 8, 16, 16)})
 
 
