@@ -19,9 +19,11 @@ from vqjax.data.whole_images import SAMPLES
 from vqjax.errors import UserError, did_you_mean
 from vqjax.models.sampling import GuidanceSchedule, Order
 from vqjax.reporting import comparison_sheet, save_png
+from vqjax.reporting.pictures import to_rgb
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.files import atomic_file
 from vqjax.runtime.paths import local_path
+from vqjax.runtime.remote import local_copy, shown
 from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
 from vqjax.training.build import build_task, example_batch
@@ -94,9 +96,8 @@ def sample_images(
     for flag in (override.partition("=")[0] for override in overrides):
         if not flag.startswith("--config.data."):
             raise UserError(f"{flag} is unknown to sampling, which takes --config.data.FIELD; train anew with it.")
-    file = local_path(Path(workdir) / "samples.npz" if out is None else out, "--out")
-    if file.suffix != ".npz":
-        raise UserError(f"--out must end in .npz, got {str(file)!r}.")
+    if out is not None and local_path(out, "--out").suffix != ".npz":
+        raise UserError(f"--out must end in .npz, got {str(out)!r}.")
     options = {
         "temperature": temperature,
         "top_k": top_k,
@@ -109,8 +110,9 @@ def sample_images(
         "choice_temperature": choice_temperature,
     }
     options = {name: value for name, value in options.items() if value is not None}
-    with without_mesh():
-        networks = load_networks(workdir, step, best=best)
+    with without_mesh(), local_copy(workdir, "--workdir") as (directory, _):
+        file = Path(directory) / "samples.npz" if out is None else local_path(out, "--out")
+        networks = load_networks(directory, step, best=best)
         config = override_all(complete(networks.info.config), overrides)
         if config.data.source != "tokens":
             raise UserError(
@@ -135,7 +137,7 @@ def sample_images(
         else:
             before = sampler.decode(known[:_SHOWN])
             save_png(picture, comparison_sheet(before, images[:_SHOWN], captions=("tokens of an image", "drawn anew")))
-    print(f"samples: {file}: {len(images):,} images\npicture: {picture}", flush=True)
+        print(f"samples: {shown(file)}: {len(images):,} images\npicture: {shown(picture)}", flush=True)
 
 
 def _set_tokenizer(config: ConfigDict, given: str | None, tokens: TokenInfo) -> None:
@@ -252,9 +254,9 @@ def _write(
     tokens: Int[np.ndarray, " images *shape"],
     labels: Int32[np.ndarray, " images"],
 ) -> None:
-    """Write a file of samples."""
+    """Write a file of samples, whose images have three channels for those who read it."""
     classes = {LABELS: labels} if task.model.num_classes else {}
-    arrays = {SAMPLES: images, "tokens": tokens, **classes}
+    arrays = {SAMPLES: to_rgb(images), "tokens": tokens, **classes}
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as stream:
         np.savez_compressed(stream, **arrays)
