@@ -25,7 +25,18 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, NamedTuple
 
-from benchmarks import backends, epoch, quantizer, scaling, search, startup, statistics, tokenizers, train_step
+from benchmarks import (
+    backends,
+    epoch,
+    quantizer,
+    sampling,
+    scaling,
+    search,
+    startup,
+    statistics,
+    tokenizers,
+    train_step,
+)
 from benchmarks.measure import RESULTS, machine
 from benchmarks.peers.available import installed
 from benchmarks.trainer import ROOT, fields, start, train
@@ -474,6 +485,19 @@ def _study(name: str, flags: Sequence[str], toy: bool) -> Rows:
     return [{"output": str(docs.relative_to(ROOT))}]
 
 
+def _sampled(toy: bool) -> Rows:
+    sizes = {"batch": 8, "dim": 64, "depth": 1, "seconds": 1.0} if toy else {"batch": 256, "dim": 768, "depth": 12}
+    return sampling.measure(**sizes)
+
+
+def _decide_sampled(rows: Rows) -> Verdict:
+    ours, peers = rows[0], [row["ours is faster by"] for row in rows[1:]]
+    text = f"{ours['tokens/s']:.0f} tokens/s with {ours['programs']} program"
+    if not peers:
+        return Verdict(None, text)
+    return Verdict(min(peers) >= 1 and ours["programs"] == 1, f"{text}, {min(peers):.2f} times as many as PyTorch")
+
+
 def _decide_study(rows: Rows) -> Verdict:
     return Verdict(None, f"written below {rows[0]['output']}")
 
@@ -542,6 +566,7 @@ PARTS: dict[str, Part] = {
         _decide_train_step,
         ("vector_quantize_pytorch",),
     ),
+    "sampling": Part("Are tokens drawn as fast as in a compiled PyTorch loop?", 5, _sampled, _decide_sampled),
     "dispatch": Part("How many steps per dispatch are best?", 4, _dispatches, _decide_dispatches, ("cifar10",)),
     "accumulation": Part("What do batches in parts cost?", 4, _accumulated, _decide_accumulated, ("cifar10",)),
     "startup": Part("Is the second start under 10 s?", 4, _startups, _decide_startups, ("cifar10",)),

@@ -55,6 +55,15 @@ def test_other_indices_of_a_few_tokens_are_rounding_and_of_many_are_not():
     assert not PARTS["backends"].decide([row, {"name": "fsq", "error": "X"}]).passed
 
 
+def test_drawing_tokens_is_compared_with_the_faster_loop_and_compiles_once():
+    ours = {"contender": "vqjax", "tokens/s": 5000.0, "programs": 1}
+    peers = [{"contender": name, "ours is faster by": faster} for name, faster in (("a", 2.0), ("b", 1.1))]
+    assert PARTS["sampling"].decide([ours, *peers]).passed
+    assert not PARTS["sampling"].decide([ours, peers[0], {"contender": "b", "ours is faster by": 0.9}]).passed
+    assert not PARTS["sampling"].decide([ours | {"programs": 2}, *peers]).passed
+    assert PARTS["sampling"].decide([ours]).passed is None
+
+
 def test_the_slowest_tokenizer_decides():
     rows = [{"case": name, "contender": "vqjax", "images/s": 100.0} for name in ("vqgan", "vit_vqgan")]
     assert PARTS["vqgan"].decide(rows).passed is None
