@@ -26,6 +26,7 @@ from vqjax.evaluation import load_tokens
 from vqjax.evaluation.features import FeatureNetwork
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
+from vqjax.training.tokens import write_tokens
 
 ONE_DEVICE = jax.devices()[:1]
 
@@ -221,6 +222,18 @@ def test_processes_evaluate_like_one(finished, tmp_path, number):
     assert together.pop(f"rkd_{name}_val_deviation") is alone.pop(f"rkd_{name}_val_deviation") is None
     assert together == pytest.approx(alone, rel=1e-5, abs=1e-9)
     assert together["images"] == len(load_tokens(tokens).indices) == 20
+
+
+def test_processes_write_the_tokens_that_one_writes(finished, tmp_path):
+    """Shards of which each process writes every second one."""
+    flags = [f"--workdir={finished}", "--flip", "--crops=2", "--shard_size=10", "--batch_size=8"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    write_tokens(finished, out=alone, flip=True, crops=2, shard_size=10, batch_size=8)
+    processes = joined("-m", "vqjax", "tokens", flags=2 * [[*flags, f"--out={together}"]])
+    assert [status for status, _ in end(processes)] == [0, 0]
+    one, both = ({file.name: file.read_bytes() for file in place.iterdir()} for place in (alone, together))
+    assert one == both
+    assert len(both) == 1 + 4 * 5 + 2
 
 
 @pytest.mark.full

@@ -25,7 +25,12 @@ from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.files import file_checksum
 from vqjax.runtime.paths import is_url, local_path
-from vqjax.runtime.processes import is_main_process, join_processes, main_process_first
+from vqjax.runtime.processes import (
+    assert_same_on_all_processes,
+    is_main_process,
+    join_processes,
+    main_process_first,
+)
 from vqjax.training.config import complete, override_all
 from vqjax.training.devices import make_mesh, without_mesh
 
@@ -113,6 +118,9 @@ def write_tokens(
         parts = list(_parts("train", splits.train, versions, shard_size))
         parts += _parts("eval", splits.eval, versions[:1], shard_size)
         _write_parts(directory, parts, before, encode)
+        # Not before all of them are there.
+        files = [part.file for part in parts]
+        assert_same_on_all_processes("list of shards", files, "Start all of them with the same arguments.")
         with main_process_first("complete tokens"):
             if is_main_process():
                 shards = {
