@@ -8,9 +8,10 @@ import pytest
 
 from helpers.configs import load
 from vqjax.checkpointing.checkpoints import load_networks, load_tokenizer
-from vqjax.data.tokens import INDEX_FILE, TokenDataset, TokenInfo, token_splits
+from vqjax.data.tokens import INDEX_FILE, TokenDataset, token_splits
 from vqjax.data.whole_images import whole_images
 from vqjax.errors import UserError
+from vqjax.functional.tokens import TokenInfo
 from vqjax.training.build import build_task, check_fits, example_batch
 from vqjax.training.config import base_config
 from vqjax.training.evaluate import evaluate_workdir

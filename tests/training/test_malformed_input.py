@@ -22,9 +22,10 @@ from vqjax.data.arrays import ArrayDataset
 from vqjax.data.batches import hold_out
 from vqjax.data.image_folder import some_of
 from vqjax.data.images import decode_image
-from vqjax.data.tokens import TokenDataset, TokenInfo
+from vqjax.data.tokens import TokenDataset
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
+from vqjax.functional.tokens import TokenInfo
 from vqjax.quantizers.recipes import RECIPES
 from vqjax.runtime.signature import Call
 from vqjax.training.build import build_task, check_fits, example_batch

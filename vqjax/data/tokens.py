@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer, Shaped
@@ -12,38 +12,13 @@ from vqjax.data.batches import hold_out
 from vqjax.data.dataset import Example, Splits
 from vqjax.data.token_file import load_tokens, narrowest
 from vqjax.errors import UserError, one_line
+from vqjax.functional.tokens import TokenInfo
 from vqjax.runtime.files import atomic_file, file_checksum, strict_json
 from vqjax.runtime.paths import local_path
 
 INDEX_FILE = "tokens.json"
 FORMAT = 1
 """Version of the index."""
-
-
-class TokenInfo(NamedTuple):
-    """What all tokens of a data set have in common.
-
-    Attributes:
-      num_codes: Number of codes, one for each token of a position.
-      shape: Shape of an image's tokens: rows, columns and, if there are several, the tokens of a position.
-      num_classes: Number of classes of the images; 0 if they have none.
-      scales: Rows and columns of each scale of a multi-scale quantizer, whose tokens have one axis; None for others.
-      code_dim: Features of the quantizer's map; None if they are not known.
-      tokenizer: Checksum of the tokenizer that made them, under ``checksum``, and where it was, under ``workdir``; None
-        if neither is known.
-    """
-
-    num_codes: tuple[int, ...]
-    shape: tuple[int, ...]
-    num_classes: int = 0
-    scales: tuple[tuple[int, int], ...] | None = None
-    code_dim: int | None = None
-    tokenizer: dict[str, Any] | None = None
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Shape of an image's positions."""
-        return self.shape[:-1] if len(self.num_codes) > 1 else self.shape
 
 
 class TokenDataset:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from vqjax import quantizers
-from vqjax.data.tokens import TokenInfo
 from vqjax.errors import UserError
+from vqjax.functional.tokens import TokenInfo
 from vqjax.models.classifiers import ClassifyingAlexNet, ResNet18, ViT
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.layers import LARGEST_DIM

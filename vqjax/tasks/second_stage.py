@@ -14,12 +14,12 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vqjax.data import Batch, to_uint8
-from vqjax.data.tokens import TokenInfo
 from vqjax.errors import UserError
 from vqjax.evaluation import ImageCount, Metric
 from vqjax.evaluation.metric import ImageMean, Outputs
 from vqjax.functional.mixed_radix import from_digits, to_digits
 from vqjax.functional.numbers import is_number
+from vqjax.functional.tokens import TokenInfo
 from vqjax.models.next_scale import NextScaleTransformer
 from vqjax.models.tokenizer import Tokenizer
 from vqjax.models.transformer import CausalTransformer, Logits, MaskedTransformer

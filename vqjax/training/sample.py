@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import load_networks
 from vqjax.data import load_splits
-from vqjax.data.tokens import TokenDataset, TokenInfo
+from vqjax.data.tokens import TokenDataset
 from vqjax.data.whole_images import SAMPLES
 from vqjax.errors import UserError, did_you_mean
+from vqjax.functional.tokens import TokenInfo
 from vqjax.models.sampling import GuidanceSchedule, Order
 from vqjax.reporting import comparison_sheet, save_png
 from vqjax.reporting.pictures import to_rgb

@@ -1,0 +1,29 @@
+"""What the tokens of a data set have in common."""
+
+from typing import Any, NamedTuple
+
+
+class TokenInfo(NamedTuple):
+    """What all tokens of a data set have in common.
+
+    Attributes:
+      num_codes: Number of codes, one for each token of a position.
+      shape: Shape of an image's tokens: rows, columns and, if there are several, the tokens of a position.
+      num_classes: Number of classes of the images; 0 if they have none.
+      scales: Rows and columns of each scale of a multi-scale quantizer, whose tokens have one axis; None for others.
+      code_dim: Features of the quantizer's map; None if they are not known.
+      tokenizer: Checksum of the tokenizer that made them, under ``checksum``, and where it was, under ``workdir``; None
+        if neither is known.
+    """
+
+    num_codes: tuple[int, ...]
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    scales: tuple[tuple[int, int], ...] | None = None
+    code_dim: int | None = None
+    tokenizer: dict[str, Any] | None = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of an image's positions."""
+        return self.shape[:-1] if len(self.num_codes) > 1 else self.shape
