@@ -1,6 +1,7 @@
 """From a tokenizer to samples: tokens of a data set, a model of them, and its images."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -207,8 +208,9 @@ def test_the_run_of_a_tokenizer_has_no_samples(finished, tmp_path):
 
 
 def test_a_file_of_exported_tokens_is_a_source(finished, labelled, tmp_path):
-    file = tmp_path / "tokens.npz"
-    evaluate_workdir(finished, f"--config.data.name={labelled}", split="train", export_tokens=file)
+    # The directory of the run belongs to all tests.
+    run, file = shutil.copytree(finished, tmp_path / "tokenizer"), tmp_path / "tokens.npz"
+    evaluate_workdir(run, f"--config.data.name={labelled}", split="train", export_tokens=file)
     splits = token_splits(file, eval_fraction=0.25)
     assert (len(splits.train), len(splits.eval)) == (36, 12)
     assert splits.train.info.tokenizer["checksum"] == load_tokenizer(finished).checksum
