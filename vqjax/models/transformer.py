@@ -20,8 +20,7 @@ Logits = Float[Array, "batch positions codes"] | tuple[Float[Array, "batch posit
 Vectors = Float[Array, "batch positions dim"]
 Heads = Float[Array, "batch positions heads head_dim"]
 Seen = Float[Array, "batch all_positions heads head_dim"]
-SeenByAll = Float[Array, "depth batch all_positions heads head_dim"]
-KeysAndValues = tuple[SeenByAll, SeenByAll]
+KeysAndValues = tuple[tuple[Seen, Seen], ...]
 
 LARGEST_VOCABULARY = 2**20
 _RMS_EPSILON, _BERT_EPSILON = 1e-5, 1e-12
@@ -34,7 +33,7 @@ class Cache(NamedTuple):
     """What a causal transformer has seen; zero at first.
 
     Attributes:
-      positions: Keys and values of the positions, of all blocks.
+      positions: Keys and values of the positions, of each block its own: updates of one array would copy all of it.
       levels: Those of the levels of one position, of all blocks of the depth head.
       codes: Sum of the vectors of the codes that were given at the position.
     """
@@ -236,9 +235,9 @@ class CausalTransformer(_TokenTransformer):
         """
 
         def empty(depth: int, places: int) -> KeysAndValues:
-            shape = (depth, batch, places, self.heads, self.dim // self.heads)
+            shape = (batch, places, self.heads, self.dim // self.heads)
             dtype = jnp.dtype(self.dtype or jnp.float32)
-            return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+            return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(depth))
 
         head_depth = 0 if self.levels is None else self.head_depth
         codes = jnp.zeros((batch, self.dim), jnp.float32)
@@ -336,12 +335,11 @@ def _step(
     seen: KeysAndValues,
 ) -> tuple[Vectors, KeysAndValues]:
     """One place through all blocks, with the keys and values of those before, which it joins."""
-    keys, values = seen
-    table = jax.lax.dynamic_slice_in_dim(table, place, 1)
-    for number, block in enumerate(blocks):
-        x, of_keys, of_values = block.step(x, table, place, keys[number], values[number])
-        keys, values = keys.at[number].set(of_keys), values.at[number].set(of_values)
-    return x, (keys, values)
+    table, joined = jax.lax.dynamic_slice_in_dim(table, place, 1), []
+    for block, (keys, values) in zip(blocks, seen, strict=True):
+        x, *of_block = block.step(x, table, place, keys, values)
+        joined.append(tuple(of_block))
+    return x, tuple(joined)
 
 
 def _starts(sizes: tuple[int, ...]) -> list[int]:
