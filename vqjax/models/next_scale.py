@@ -15,11 +15,11 @@ from vqjax.errors import UserError
 from vqjax.functional.norms import normalize
 from vqjax.functional.numbers import Number, is_zero
 from vqjax.functional.resampling import adaptive_average_pool
-from vqjax.models.layers import LARGEST_DIM, check_dtype
-from vqjax.models.sampling import guided, restricted
-from vqjax.models.transformer import LARGEST_VOCABULARY, Classes, Heads, Logits, Tokens, Vectors
+from vqjax.models.layers import LARGEST_DIM
+from vqjax.models.sampling import guided, restricted, with_none
+from vqjax.models.transformer import LARGEST_VOCABULARY, Classes, Heads, Logits, Tokens, Vectors, check_sizes
 from vqjax.quantizers.multi_scale import MultiScaleVQ, join_scales
-from vqjax.quantizers.validation import check_flags, is_count, is_fraction, require, require_count
+from vqjax.quantizers.validation import is_count, require, require_count
 
 Inputs = Float[Array, "batch inputs code_dim"]
 Condition = Float[Array, "batch dim"]
@@ -87,16 +87,9 @@ class NextScaleTransformer(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_flags(self)
-        check_dtype(self.dtype)
+        check_sizes(self)
         require_count("num_codes", self.num_codes, largest=LARGEST_VOCABULARY)
-        require_count("num_classes", self.num_classes, largest=LARGEST_VOCABULARY, smallest=0)
-        for name in ("code_dim", "dim", "depth", "heads"):
-            require_count(name, getattr(self, name), largest=LARGEST_DIM)
-        if self.mlp_dim is not None:
-            require_count("mlp_dim", self.mlp_dim, largest=LARGEST_DIM)
-        require(is_fraction(self.dropout), "dropout", self.dropout, "a number in [0, 1)")
-        require(self.dim % self.heads == 0, "dim", self.dim, f"a multiple of heads={self.heads}")
+        require_count("code_dim", self.code_dim, largest=LARGEST_DIM)
         several = isinstance(self.scales, Sequence) and len(self.scales) > 1 and all(map(_is_scale, self.scales))
         expected = "two or more sides, or rows and columns, such as (1, 2, (4, 3))"
         require(several, "scales", self.scales, expected, "pass those of the quantizer")
@@ -332,7 +325,7 @@ def guided_step(
 
     guides = not is_zero(guidance - 1)
     if guides:
-        classes = jnp.concatenate([classes, jnp.full_like(classes, model.num_classes)])
+        classes = with_none(classes, model.num_classes)
 
     def step(scale: int, tokens: Tokens, cache: Any) -> tuple[LogitsOfScale, Any]:
         inputs = None

@@ -373,8 +373,7 @@ def causal_transformer(
 
     ``factors=(512, 512)`` divides codes of 262,144 into two digits, which it draws one after the other.
     """
-    size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
-    size["head_depth"] = head_depth
+    size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim, "head_depth": head_depth}
     return CausalTransformer(**_of_tokens(tokens, factors), **size, dropout=dropout, remat=remat, dtype=dtype)
 
 

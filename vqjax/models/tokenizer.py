@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
-from jaxtyping import Array, Float, Int, Integer, UInt8
+from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
 from vqjax.errors import UserError
 from vqjax.functional.pixels import check_pixels, value_range
@@ -128,6 +128,19 @@ class Tokenizer:
             # Layers raise what they like about shapes that they cannot take.
             reason = f" ({error})" if isinstance(error, UserError) else ""
             raise UserError(f"`{name}` must fit the model, got shape {x.shape}{reason}; {hint}.") from error
+
+
+def quantizer_variables(variables: PyTree) -> dict[str, PyTree]:
+    """Return the variables of the quantizer among those of an autoencoder.
+
+    Args:
+      variables: Variables by collection.
+
+    Example:
+      >>> quantizer_variables({"params": {"encoder": 1}, "codebook": {"quantizer": {"codes": 2}}})
+      {'codebook': {'codes': 2}}
+    """
+    return {collection: tree["quantizer"] for collection, tree in variables.items() if "quantizer" in tree}
 
 
 def _array(values: Any) -> Array | np.ndarray:

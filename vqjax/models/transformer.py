@@ -43,6 +43,26 @@ class Cache(NamedTuple):
     codes: Float[Array, "batch dim"]
 
 
+def check_sizes(model: nn.Module) -> None:
+    """Refuse sizes and options that no transformer over tokens can have.
+
+    Args:
+      model: A module with ``num_classes``, ``dim``, ``depth``, ``heads``, ``mlp_dim``, ``dropout`` and ``dtype``.
+
+    Raises:
+      UserError: One of them is out of range.
+    """
+    check_flags(model)
+    check_dtype(model.dtype)
+    require_count("num_classes", model.num_classes, largest=LARGEST_VOCABULARY, smallest=0)
+    for name in ("dim", "depth", "heads"):
+        require_count(name, getattr(model, name), largest=LARGEST_DIM)
+    if model.mlp_dim is not None:
+        require_count("mlp_dim", model.mlp_dim, largest=LARGEST_DIM)
+    require(is_fraction(model.dropout), "dropout", model.dropout, "a number in [0, 1)")
+    require(model.dim % model.heads == 0, "dim", model.dim, f"a multiple of heads={model.heads}")
+
+
 class _TokenTransformer(nn.Module):
     """Size and options that both transformers share; see :class:`CausalTransformer`."""
 
@@ -59,23 +79,15 @@ class _TokenTransformer(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_flags(self)
-        check_dtype(self.dtype)
+        check_sizes(self)
         if isinstance(self.num_codes, tuple | list):
             require_counts("num_codes", self.num_codes, LARGEST_VOCABULARY, "give one for each level")
         else:
             require_count("num_codes", self.num_codes, largest=LARGEST_VOCABULARY)
-        require_count("num_classes", self.num_classes, largest=LARGEST_VOCABULARY, smallest=0)
-        for name in ("dim", "depth", "heads"):
-            require_count(name, getattr(self, name), largest=LARGEST_DIM)
         if len(self.grid) != 2:
             raise UserError(f"grid must be rows and columns such as (16, 16), got {self.grid!r}.")
         for side in self.grid:
             require_count("grid", side, largest=LARGEST_DIM)
-        require(is_fraction(self.dropout), "dropout", self.dropout, "a number in [0, 1)")
-        require(self.dim % self.heads == 0, "dim", self.dim, f"a multiple of heads={self.heads}")
-        if self.mlp_dim is not None:
-            require_count("mlp_dim", self.mlp_dim, largest=LARGEST_DIM)
 
     @property
     def positions(self) -> int:

@@ -8,10 +8,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vqjax.data import Batch
 from vqjax.errors import UserError
-from vqjax.functional.numbers import Number
+from vqjax.functional.numbers import Number, is_zero
 from vqjax.models.sampling import GuidanceSchedule, guidance_at, guided, sample_causal, with_none
 from vqjax.models.transformer import Cache, CausalTransformer
-from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, accuracy, bits
+from vqjax.tasks.second_stage import TRANSFORMER, SecondStageTask, TokenLikelihood, cross_entropy, image_bits
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 
@@ -59,9 +59,7 @@ class AutoregressiveTask(SecondStageTask):
         key: Key[Array, ""],
     ) -> tuple[Float[Array, ""], Metrics]:
         logits = self.model.apply({"params": params}, tokens, classes, train=True, rngs={"dropout": key})
-        of_tokens = jnp.mean(bits(logits, tokens))
-        metrics = {"bits_per_token": of_tokens, "accuracy": jnp.mean(accuracy(logits, tokens))}
-        return of_tokens * jnp.log(2.0), metrics
+        return cross_entropy(logits, tokens)
 
     def sample(
         self,
@@ -88,7 +86,7 @@ class AutoregressiveTask(SecondStageTask):
           guidance_schedule: Whether the scale is the same for all tokens, or rises from 1 to twice its excess.
         """
         model, positions = self.model, self.model.positions
-        is_guided = guidance != 1
+        is_guided = not is_zero(guidance - 1)
         seen = with_none(classes, model.num_classes) if is_guided else classes
 
         def step(
@@ -109,8 +107,7 @@ class AutoregressiveTask(SecondStageTask):
         """Return the information of the tokens of each image; see :meth:`Task.evaluate`."""
         tokens = self.tokens_of(batch)
         logits = self.model.apply(state.evaluated(TRANSFORMER), tokens, self.classes_of(batch), train=False)
-        of_image = jnp.sum(bits(logits, tokens), axis=1)
-        return {"bits_per_token": of_image / tokens.shape[1], "bits_per_image": of_image}
+        return image_bits(logits, tokens)
 
     @property
     def likelihood(self) -> TokenLikelihood:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from vqjax.data import Batch
 from vqjax.errors import UserError
-from vqjax.functional.numbers import Number
+from vqjax.functional.numbers import Number, is_zero
 from vqjax.models.sampling import (
     MASK_SCHEDULES,
     GuidanceSchedule,
@@ -136,7 +136,7 @@ class MaskedTokensTask(SecondStageTask):
         masked = jnp.ones((len(classes), model.positions), bool)
         tokens = jnp.zeros((*masked.shape, *(() if model.levels is None else (model.levels,))), jnp.int32)
         tokens, masked = known or (tokens, masked)
-        is_guided = guidance != 1
+        is_guided = not is_zero(guidance - 1)
 
         def logits_of(
             tokens: Int[Array, "batch positions *levels"],

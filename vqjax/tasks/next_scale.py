@@ -11,9 +11,10 @@ from vqjax.data import Batch
 from vqjax.errors import UserError
 from vqjax.functional.numbers import Number
 from vqjax.models.next_scale import NextScaleTransformer, guided_step, sample_scales, scale_inputs
+from vqjax.models.tokenizer import quantizer_variables
 from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.quantizers.validation import require
-from vqjax.tasks.second_stage import TOKENIZER, TRANSFORMER, SecondStageTask, TokenLikelihood, bits
+from vqjax.tasks.second_stage import TOKENIZER, TRANSFORMER, SecondStageTask, TokenLikelihood, cross_entropy, image_bits
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics
 
@@ -111,9 +112,7 @@ class NextScaleTask(SecondStageTask):
     ) -> tuple[Float[Array, ""], Metrics]:
         inputs = self._inputs(self.tokenizer.variables, tokens)
         logits = self.model.apply({"params": params}, inputs, classes, train=True, rngs={"dropout": key})
-        of_tokens = jnp.mean(bits(logits, tokens))
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == tokens, dtype=jnp.float32)
-        return of_tokens * jnp.log(2.0), {"bits_per_token": of_tokens, "accuracy": accuracy}
+        return cross_entropy(logits, tokens)
 
     def sample(
         self,
@@ -137,7 +136,7 @@ class NextScaleTask(SecondStageTask):
           top_p: See there.
           guidance: Guidance at the last scale, see :func:`vqjax.models.next_scale.scale_guidance`.
         """
-        of_quantizer = _of_quantizer(networks[TOKENIZER])
+        of_quantizer = quantizer_variables(networks[TOKENIZER])
         step = guided_step(self.model, networks[TRANSFORMER], self.quantizer, of_quantizer, classes, guidance)
         restriction = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         return sample_scales(step, key, batch=len(classes), num_scales=len(self.model.scales), **restriction)
@@ -147,8 +146,7 @@ class NextScaleTask(SecondStageTask):
         tokens = self.tokens_of(batch)
         inputs = self._inputs(state.frozen[TOKENIZER], tokens)
         logits = self.model.apply(state.evaluated(TRANSFORMER), inputs, self.classes_of(batch), train=False)
-        of_image = jnp.sum(bits(logits, tokens), axis=1)
-        return {"bits_per_token": of_image / tokens.shape[1], "bits_per_image": of_image}
+        return image_bits(logits, tokens)
 
     @property
     def likelihood(self) -> TokenLikelihood:
@@ -157,9 +155,4 @@ class NextScaleTask(SecondStageTask):
     def _inputs(
         self, of_tokenizer: PyTree, tokens: Int[Array, "batch positions"]
     ) -> Float[Array, "batch inputs code_dim"]:
-        return scale_inputs(self.quantizer, _of_quantizer(of_tokenizer), tokens)
-
-
-def _of_quantizer(of_tokenizer: PyTree) -> PyTree:
-    """The variables of the quantizer among those of a tokenizer."""
-    return {name: tree["quantizer"] for name, tree in of_tokenizer.items() if "quantizer" in tree}
+        return scale_inputs(self.quantizer, quantizer_variables(of_tokenizer), tokens)

@@ -295,6 +295,41 @@ def accuracy(logits: Logits, tokens: Int[Array, "batch positions *levels"]) -> F
     return jnp.mean(jnp.stack(right), axis=0, dtype=jnp.float32)
 
 
+def cross_entropy(
+    logits: Logits, tokens: Int[Array, "batch positions *levels"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Return the mean cross-entropy of all tokens in nats, and what is logged of it.
+
+    Args:
+      logits: Logits of the codes, or a tuple of those of each level.
+      tokens: The tokens.
+
+    Example:
+      >>> loss, metrics = cross_entropy(jnp.zeros((1, 2, 8)), jnp.array([[0, 7]]))
+      >>> float(metrics["bits_per_token"]), float(metrics["accuracy"])
+      (3.0, 0.5)
+    """
+    of_tokens = jnp.mean(bits(logits, tokens))
+    metrics = {"bits_per_token": of_tokens, "accuracy": jnp.mean(accuracy(logits, tokens))}
+    return of_tokens * jnp.log(2.0), metrics
+
+
+def image_bits(logits: Logits, tokens: Int[Array, "batch positions *levels"]) -> dict[str, Float[Array, " batch"]]:
+    """Return the information of each image in bits: of a token on average, and of all.
+
+    Args:
+      logits: Logits of the codes, or a tuple of those of each level.
+      tokens: The tokens.
+
+    Example:
+      >>> found = image_bits(jnp.zeros((1, 2, 8)), jnp.array([[0, 7]]))
+      >>> found["bits_per_token"].tolist(), found["bits_per_image"].tolist()
+      ([3.0], [6.0])
+    """
+    of_image = jnp.sum(bits(logits, tokens), axis=1)
+    return {"bits_per_token": of_image / tokens.shape[1], "bits_per_image": of_image}
+
+
 def by_level(
     logits: Logits, tokens: Int[Array, "batch positions *levels"]
 ) -> Iterator[tuple[Float[Array, "batch positions _codes"], Int[Array, "batch positions"]]]:

@@ -16,7 +16,7 @@ from vqjax.data import evaluation_batches, load_splits, to_model_range
 from vqjax.errors import UserError
 from vqjax.models.classifiers import Classifier
 from vqjax.models.registry import build_model
-from vqjax.models.tokenizer import NETWORK
+from vqjax.models.tokenizer import NETWORK, quantizer_variables
 from vqjax.quantizers.base import Quantizer
 from vqjax.reporting.codebook_figure import Snapshot, codebook_figure
 from vqjax.reporting.figures import save_figure
@@ -85,8 +85,7 @@ def _snapshots(networks: SavedNetworks, images: int) -> Iterator[tuple[str, Snap
         parts = {place: model.quantizer_at(place, variables) for place in model.quantizers}
     else:
         latents = {"": jax.jit(lambda v, x: model.apply(v, x, train=False, method="latents"))(variables, pixels)}
-        own = {collection: tree["quantizer"] for collection, tree in variables.items() if "quantizer" in tree}
-        parts = {"": (model.quantizer.clone(parent=None, name=None), own)}
+        parts = {"": (model.quantizer.clone(parent=None, name=None), quantizer_variables(variables))}
     for place, (quantizer, own) in parts.items():
         vectors = latents[place].reshape(-1, latents[place].shape[-1])[:_MOST_VECTORS]
         yield place, _snapshot(networks.info.step, quantizer, own, vectors)
