@@ -25,6 +25,22 @@ _SECONDS_FOR_LAST_WORDS = 1.0
 _SIGNS_OF_A_LOST_PROCESS = ("gloo", "nccl", "coordination", "barrier", "heartbeat", "unavailable", "connection ")
 
 
+def join_if_asked(
+    distributed: bool, coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Join the other processes if flags ask for it; see :func:`join_processes`.
+
+    Args:
+      distributed: Whether JAX is to find the others by itself.
+      coordinator_address: ``host:port`` of process 0, or None.
+      num_processes: Number of processes, or None.
+      process_id: Number of this process, or None.
+    """
+    address = (coordinator_address, num_processes, process_id)
+    if distributed or any(value is not None for value in address):
+        join_processes(*address)
+
+
 def join_processes(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None, seconds: int = 300
 ) -> None:

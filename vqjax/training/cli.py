@@ -313,16 +313,14 @@ def train_command(
     """
     # The trainer loads in seconds, which help and mistakes in flags need not wait for.
     from vqjax.checkpointing.discovery import find_checkpoint
-    from vqjax.runtime.processes import join_processes
+    from vqjax.runtime.processes import join_if_asked
     from vqjax.runtime.remote import local_copy
     from vqjax.runtime.workdir import usable_workdir
     from vqjax.training.config import complete, load_config, override_all
     from vqjax.training.loop import train
 
     run = None if config is None else load_config(config, overrides)
-    address = (coordinator_address, num_processes, process_id)
-    if distributed or any(value is not None for value in address):
-        join_processes(*address)
+    join_if_asked(distributed, coordinator_address, num_processes, process_id)
     # Around both, so that storage elsewhere is copied once.
     with local_copy(workdir, "--workdir") as (directory, _):
         if run is None:

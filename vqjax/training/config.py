@@ -317,6 +317,26 @@ def override_all(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
+def check_only_data(overrides: Sequence[str], use: str) -> None:
+    """Refuse changes of a trained run's config other than of its data.
+
+    Args:
+      overrides: Arguments such as ``"--config.data.name=DIR"``.
+      use: What the run is loaded for, in the message.
+
+    Raises:
+      UserError: An argument is not one of ``--config.data``.
+
+    Example:
+      >>> check_only_data(["--config.seed=3"], "an evaluation")
+      Traceback (most recent call last):
+      vqjax.errors.UserError: --config.seed is unknown to an evaluation, which takes --config.data.FIELD; train anew ...
+    """
+    for flag in (override.partition("=")[0] for override in overrides):
+        if not flag.startswith("--config.data."):
+            raise UserError(f"{flag} is unknown to {use}, which takes --config.data.FIELD; train anew with it.")
+
+
 def _split(path: str) -> tuple[Path, str]:
     """A config file and the text of its arguments; the colon between them is the first behind an existing file."""
     for place in [match.start() for match in re.finditer(":|$", path)]:

@@ -42,13 +42,13 @@ from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.evaluation.partial import PartialSums
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.paths import is_url, local_path
-from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process, join_processes
+from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process, join_if_asked
 from vqjax.runtime.remote import check_storage, local_copy, shown
 from vqjax.runtime.workdir import usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
-from vqjax.training.config import complete, override_all
+from vqjax.training.config import check_only_data, complete, override_all
 from vqjax.training.devices import make_mesh, state_sharding, without_mesh
 from vqjax.training.protocols import Protocols, note_few_images
 
@@ -201,12 +201,8 @@ def evaluate_workdir(
         raise UserError(f"--step must be left out with --best, got {step}; give one of the two.")
     if export_tokens is not None:
         export_tokens = _tokens_file(export_tokens)
-    for flag in (override.partition("=")[0] for override in overrides):
-        if not flag.startswith("--config.data."):
-            raise UserError(f"{flag} is unknown to an evaluation, which takes --config.data.FIELD; train anew with it.")
-    address = (coordinator_address, num_processes, process_id)
-    if distributed or any(value is not None for value in address):
-        join_processes(*address)
+    check_only_data(overrides, "an evaluation")
+    join_if_asked(distributed, coordinator_address, num_processes, process_id)
     # From here on there are arrays, which are on the devices of all processes.
     measures = Protocols(features, split=split, scaling=scaling, protocols=protocols, statistics=statistics)
     extra: list[Metric] = [PerceptualDistance.from_file(file) for file in lpips]

@@ -28,7 +28,7 @@ from vqjax.runtime.remote import local_copy, shown
 from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
 from vqjax.training.build import build_task, example_batch
-from vqjax.training.config import complete, override_all
+from vqjax.training.config import check_only_data, complete, override_all
 from vqjax.training.devices import make_mesh, without_mesh
 from vqjax.training.evaluate import restored_state
 
@@ -94,9 +94,7 @@ def sample_images(
     for name, value in (("num", num), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"--{name} must be a positive integer, got {value}.")
-    for flag in (override.partition("=")[0] for override in overrides):
-        if not flag.startswith("--config.data."):
-            raise UserError(f"{flag} is unknown to sampling, which takes --config.data.FIELD; train anew with it.")
+    check_only_data(overrides, "sampling")
     if out is not None and local_path(out, "--out").suffix != ".npz":
         raise UserError(f"--out must end in .npz, got {str(out)!r}.")
     options = {

@@ -28,10 +28,10 @@ from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.processes import (
     assert_same_on_all_processes,
     is_main_process,
-    join_processes,
+    join_if_asked,
     main_process_first,
 )
-from vqjax.training.config import complete, override_all
+from vqjax.training.config import check_only_data, complete, override_all
 from vqjax.training.devices import make_mesh, without_mesh
 
 _SEED = 0
@@ -78,12 +78,8 @@ def write_tokens(
     for name, value in (("crops", crops), ("shard_size", shard_size), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise UserError(f"--{name} must be a positive integer, got {value}.")
-    for flag in (override.partition("=")[0] for override in overrides):
-        if not flag.startswith("--config.data."):
-            raise UserError(f"{flag} is unknown to the writing of tokens, which takes --config.data.FIELD.")
-    address = (coordinator_address, num_processes, process_id)
-    if distributed or any(value is not None for value in address):
-        join_processes(*address)
+    check_only_data(overrides, "the writing of tokens")
+    join_if_asked(distributed, coordinator_address, num_processes, process_id)
     directory = local_path(out, "--out")
     with without_mesh():
         tokenizer = load_tokenizer(workdir, step, best=best)
