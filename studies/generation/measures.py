@@ -1,4 +1,4 @@
-"""What samples of a model of tokens are worth: likelihoods beside simple models, distances, classes, and memory."""
+"""Measures of tokens and samples: likelihood, Fréchet distance, recognized classes, nearest training images."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from vqjax.evaluation import Moments, frechet_distance
 from vqjax.evaluation.features import FeatureNetwork
-from vqjax.evaluation.fid import ImageSet
-from vqjax.evaluation.frechet import frechet_distance
 
 Images = UInt8[np.ndarray, "images height width channels"]
 Tokens = Int[np.ndarray, "images positions"]
@@ -114,7 +113,7 @@ def distance(one: Float[np.ndarray, "_ dim"], other: Float[np.ndarray, "_ dim"])
       >>> round(distance(np.eye(4)[:, :2], 1 + np.eye(4)[:, :2]), 6)
       2.0
     """
-    return frechet_distance(*(ImageSet().pool.including(vectors.astype(np.float64)) for vectors in (one, other)))
+    return frechet_distance(*(Moments.none().including(vectors.astype(np.float64)) for vectors in (one, other)))
 
 
 def nearest(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from studies.common.records import Run
+from studies.common.records import Run, slug
 from studies.common.trainings import Setting, config_of
 from studies.generation import measures
 from vqjax.checkpointing.checkpoints import load_tokenizer
@@ -17,6 +17,7 @@ from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import load_splits, materialize, to_uint8
 from vqjax.data.tokens import token_splits
 from vqjax.evaluation.features import FeatureNetwork
+from vqjax.models.tokenizer import Tokenizer
 from vqjax.reporting import comparison_sheet, save_png
 from vqjax.training.loop import train
 from vqjax.training.sample import sample_images
@@ -99,11 +100,11 @@ def pipeline_of(run: Run, directory: Path) -> Pipeline:
 
 
 def _tokenizer(shared: Path, name: str) -> Path:
-    return shared / f"tokenizer_{name.replace(' ', '_')}"
+    return shared / f"tokenizer_{slug(name)}"
 
 
 def _tokens(shared: Path, name: str) -> Path:
-    return shared / f"tokens_{name.replace(' ', '_')}"
+    return shared / f"tokens_{slug(name)}"
 
 
 def measure_run(run: Run, directory: Path) -> dict[str, Any]:
@@ -124,10 +125,10 @@ def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num
       Numbers by name, and the curve of the held-out bits per token.
     """
     shared, name = pipeline.shared, pipeline.name
-    tokenizer, tokens, classifier = _tokenizer(shared, name), _tokens(shared, name), shared / "classifier"
-    _trained(pipeline.tokenizer, tokenizer)
+    of_tokenizer, tokens, classifier = _tokenizer(shared, name), _tokens(shared, name), shared / "classifier"
+    _trained(pipeline.tokenizer, of_tokenizer)
     _trained(pipeline.classifier, classifier)
-    write_tokens(tokenizer, out=tokens, flip=True)
+    write_tokens(of_tokenizer, out=tokens, flip=True)
     _trained(pipeline.model, directory)
     sample_images(directory, num=num, guidance=_GUIDANCE, batch_size=250, **options)
     (shared / "pictures").mkdir(parents=True, exist_ok=True)
@@ -142,7 +143,8 @@ def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num
     }
     grid = splits.train.info.shape
     unigram = measures.unigram_samples(rows[0], num, num_codes).reshape(-1, *grid)
-    originals = materialize(load_splits(pipeline.tokenizer.data).eval)
+    images, tokenizer = load_splits(pipeline.tokenizer.data), load_tokenizer(of_tokenizer)
+    originals = materialize(images.eval)
     held_out, labels = originals["image"][:num], originals["label"][:num]
     sets = {
         "samples": (samples["arr_0"], samples["arr_1"]),
@@ -150,7 +152,8 @@ def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num
         "reconstructions": (_decoded(tokenizer, rows[1][:num].reshape(-1, *grid)), labels),
         "originals": (held_out, labels),
     }
-    of_images = _of_images(pipeline, classifier, sets, directory)
+    picture = shared / "pictures" / f"{directory.name}_nearest.png"
+    of_images = _of_images(sets, materialize(images.train)["image"], classifier, picture)
     return of_tokens | {"bits": of_tokens["curve"][-1][1]} | of_images
 
 
@@ -172,17 +175,16 @@ def _curve(directory: Path) -> list[tuple[int, float]]:
     return [(line["step"], line[name]) for line in lines for name in names if name in line]
 
 
-def _decoded(workdir: Path, tokens: np.ndarray) -> measures.Images:
-    tokenizer = load_tokenizer(workdir)
+def _decoded(tokenizer: Tokenizer, tokens: np.ndarray) -> measures.Images:
     parts = np.array_split(tokens, max(1, len(tokens) // 250))
     return np.concatenate([np.asarray(to_uint8(tokenizer.decode(part))) for part in parts])
 
 
 def _of_images(
-    pipeline: Pipeline,
-    classifier: Path,
     sets: Mapping[str, tuple[measures.Images, np.ndarray | None]],
-    directory: Path,
+    training: measures.Images,
+    classifier: Path,
+    picture: Path,
 ) -> dict[str, float]:
     """Distances from the originals, shares of images that are recognized, and how near training images are."""
     gallery = measures.Gallery(FeatureNetwork.from_file(classifier))
@@ -197,13 +199,11 @@ def _of_images(
     numbers |= {f"distance_{name}": value for name, value in distances.items()}
     gap = distances["unigram"] - distances["reconstructions"]
     numbers["gap_closed"] = (distances["unigram"] - distances["samples"]) / gap
-    training = materialize(load_splits(pipeline.tokenizer.data).train)["image"]
     of_training, _ = gallery.measure(training)
     for name in ("samples", "originals"):
         index, length = measures.nearest(vectors[name][:_COMPARED], of_training)
         numbers[f"nearest_{name}"] = float(np.median(length))
         if name == "samples":
             pairs = sets[name][0][:_SHOWN], training[index[:_SHOWN]]
-            picture = comparison_sheet(*pairs, captions=("sample", "nearest image"))
-            save_png(pipeline.shared / "pictures" / f"{directory.name}_nearest.png", picture)
+            save_png(picture, comparison_sheet(*pairs, captions=("sample", "nearest image")))
     return numbers
