@@ -56,6 +56,7 @@ class Transformer(nn.Module):
 
     Args:
       like: The model whose sizes it has.
+      hidden: Hidden features of a block.
     """
 
     def __init__(self, like: CausalTransformer, hidden: int) -> None:

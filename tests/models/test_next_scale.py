@@ -98,7 +98,7 @@ def test_sampling_meets_the_logits_that_training_has_for_its_tokens():
 
 
 def test_inputs_in_sampling_are_those_in_training():
-    """What a scale sees does not depend on whether its own tokens are known yet, to the last bit."""
+    """The inputs of a scale have the same bits whether or not its own tokens are known."""
     tokens = jax.random.randint(jax.random.key(0), (5, 11), 0, CODES)
     vq, variables = quantizer_and_variables()
     inputs_of = jax.jit(lambda tokens: scale_inputs(vq, variables, tokens))

@@ -96,7 +96,7 @@ def changed_code(place, level):
 
 
 def moved(logits, others):
-    """Whether there is a difference, by position and level."""
+    """True where logits differ, by position and level."""
     return np.stack([jnp.any(jnp.abs(x - y) > 1e-5, axis=(0, 2)) for x, y in zip(logits, others, strict=True)], axis=1)
 
 

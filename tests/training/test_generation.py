@@ -102,7 +102,7 @@ def test_what_is_written_depends_neither_on_interruptions_nor_on_the_batches(fin
     assert contents(tmp_path) == contents(tokens)
 
 
-def test_a_damaged_shard_is_named_and_written_anew(finished, labelled, tokens, tmp_path):
+def test_a_damaged_shard_is_named_and_rewritten(finished, labelled, tokens, tmp_path):
     write(finished, labelled, tmp_path)
     shard = tmp_path / "train-00001.npy"
     content = bytearray(shard.read_bytes())
@@ -169,7 +169,7 @@ def test_samples_are_files_that_evaluations_read(models, finished, tmp_path):
     assert (tmp_path / "again.npz").read_bytes() == file.read_bytes()
 
 
-def test_a_box_of_an_image_is_drawn_anew(models, labelled, tokens, tmp_path):
+def test_a_box_of_an_image_is_redrawn(models, labelled, tokens, tmp_path):
     file = tmp_path / "box.npz"
     sample_images(models[1], out=file, num=20, box=(1, 0, 2, 3), num_steps=3)
     drawn, splits = np.load(file), token_splits(tokens)

@@ -199,6 +199,6 @@ def _read(
             raise ValueError(f"it holds {records.dtype} of shape {list(records.shape)}")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{file} is not the shard that was written ({one_line(error)}); vqjax tokens writes it anew."
+            f"{file} is not the shard that was written ({one_line(error)}); vqjax tokens rewrites it."
         ) from error
     return records["tokens"], records["label"] if "label" in records.dtype.names else None

@@ -121,7 +121,7 @@ class MaskedTokensTask(SecondStageTask):
           networks: What :meth:`networks` returns.
           key: Random key.
           classes: Class of each image; ``num_classes`` for none.
-          known: Tokens of images, and where they are to be drawn anew; None: everywhere.
+          known: Tokens of images, and which of them are drawn; None: everywhere.
           num_steps: Number of steps.
           order: Which tokens are kept first.
           schedule: A key of :data:`vqjax.models.sampling.MASK_SCHEDULES`; None: that of training.

@@ -239,7 +239,7 @@ def check_tokenizer(tokenizer: Tokenizer, tokens: TokenInfo) -> None:
     if noted is not None and noted != (checksum := tokenizer.checksum):
         raise UserError(
             f"tokenizer must be the one that made the tokens, of checksum {noted[:12]} (from "
-            f"{tokens.tokenizer['workdir']}), got one of {checksum[:12]}; pass that run, or write the tokens anew."
+            f"{tokens.tokenizer['workdir']}), got one of {checksum[:12]}; pass that run, or write the tokens again."
         )
 
 

@@ -73,7 +73,7 @@ def sample_images(
       tokenizer: Directory of the run that trained the tokenizer, if it has moved since the tokens were written.
       classes: Names or numbers of classes, with commas, of which the images are in turn; all by default, and ``none``
         for no class.
-      box: FIRST_ROW,FIRST_COLUMN,ROWS,COLUMNS of the tokens that a masked transformer draws anew in held-out images,
+      box: FIRST_ROW,FIRST_COLUMN,ROWS,COLUMNS of the tokens that a masked transformer redraws in held-out images,
         whose other tokens stay. The classes are those of the images unless others are given.
       batch_size: Images at once.
       seed: Of the random numbers.
@@ -135,7 +135,7 @@ def sample_images(
             save_png(picture, task.pictures({"samples": images[:_SHOWN]})["samples"])
         else:
             before = sampler.decode(known[:_SHOWN])
-            save_png(picture, comparison_sheet(before, images[:_SHOWN], captions=("tokens of an image", "drawn anew")))
+            save_png(picture, comparison_sheet(before, images[:_SHOWN], captions=("tokens of an image", "redrawn")))
         print(f"samples: {shown(file)}: {len(images):,} images\npicture: {shown(picture)}", flush=True)
 
 
