@@ -74,17 +74,18 @@ def test_a_run_nobody_listens_to_goes_on(finished, images_file, tmp_path):
     assert load_tokenizer(tmp_path / "run").step == 61
 
 
-def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstructions(finished, images_file):
-    before = (finished / "eval" / "metrics.json").read_text()
-    tokens_file = finished / "tokens.npz"
-    status, out, err = call("eval.py", f"--workdir={finished}", f"--export_tokens={tokens_file}")
+def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstructions(finished, images_file, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = (run / "eval" / "metrics.json").read_text()
+    tokens_file = run / "tokens.npz"
+    status, out, err = call("eval.py", f"--workdir={run}", f"--export_tokens={tokens_file}")
     assert status == 0, err
     assert {"psnr", "ssim", "perplexity_split", "bits_per_image"} <= {line.split(" ")[0] for line in out.splitlines()}
     # Evaluating a checkpoint gives what training reported of it.
-    assert json.loads((finished / "eval" / "metrics.json").read_text())["metrics"] == pytest.approx(
+    assert json.loads((run / "eval" / "metrics.json").read_text())["metrics"] == pytest.approx(
         json.loads(before)["metrics"], rel=1e-5
     )
-    tokenizer, tokens = load_tokenizer(finished), load_tokens(tokens_file)
+    tokenizer, tokens = load_tokenizer(run), load_tokens(tokens_file)
     images = to_model_range(np.load(images_file)["test"])
     np.testing.assert_array_equal(tokens.indices, tokenizer.encode(images))
     reconstruction = tokenizer.model.apply(tokenizer.variables, images, train=False).reconstruction

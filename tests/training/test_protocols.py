@@ -1,5 +1,7 @@
 """Protocols of rFID: what the command line refuses, and what is compared with what."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,8 @@ def test_training_images_are_measured_once_and_have_their_name(network, finished
     data = [flag for flag in data if flag.partition("=")[0] in _DATA]
     write_statistics(*data, features=network, output=tmp_path / "training.npz")
     options = {"features": network, "protocols": ("rfid_val", "rfid_train", "rfid_rotation_trick")}
-    first = evaluate_workdir(finished, **options, statistics=str(tmp_path / "training.npz"))
+    run = shutil.copytree(finished, tmp_path / "run")
+    first = evaluate_workdir(run, **options, statistics=str(tmp_path / "training.npz"))
     shown = capsys.readouterr().err
     assert "measuring the 48 images of" in shown
     assert "far too large" not in shown
@@ -39,7 +42,7 @@ def test_training_images_are_measured_once_and_have_their_name(network, finished
     assert numbers[f"{name}_rotation_trick"] > 0
     assert "the 48 images of" in first.protocol[f"{name}_train"]
     assert "ris" not in numbers
-    assert evaluate_workdir(finished, **options).metrics[f"{name}_train"] == numbers[f"{name}_train"]
+    assert evaluate_workdir(run, **options).metrics[f"{name}_train"] == numbers[f"{name}_train"]
     assert "measuring" not in capsys.readouterr().err
 
 
