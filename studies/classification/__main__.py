@@ -1,4 +1,4 @@
-"""Study of docs/classification.md: python -m studies.classification [--models=NAMES] [--seeds=N] [--scale=cpu|full]
+"""Study of docs/classification.md: python -m studies.classification [--models=NAMES] [--seeds=N] [--scale=NAME]
 
 Trains classifiers of CIFAR-10 without a quantizer, and with one in their middle under the remedies of vqtorch, and lets
 points of the plane descend with these. Finished trainings are not repeated: the same command again continues an
@@ -31,7 +31,7 @@ def main(
     report_only: bool = False,
     models: Sequence[str] = MODELS,
     seeds: int = 3,
-    scale: Literal["cpu", "full"] = "cpu",
+    scale: Literal["cpu", "short", "full"] = "cpu",
     jobs: int = 1,
 ) -> None:
     """Run the study of docs/classification.md, and write the tables of the document.
@@ -43,7 +43,7 @@ def main(
       report_only: Run nothing; rebuild the document from the records.
       models: resnet18, alexnet and vit.
       seeds: Trainings of ResNet-18 with each remedy; the others have one.
-      scale: cpu, for two cores; full, for a GPU.
+      scale: cpu, for two cores; short (20 epochs) and full, for a GPU.
       jobs: Trainings at once, each in a process of its own; on a GPU with XLA_PYTHON_CLIENT_PREALLOCATE=false.
     """
     records, docs, workdir = local_paths(records=records, docs=docs, workdir=workdir)

@@ -7,8 +7,10 @@ from studies.common.trainings import Setting
 
 MODELS = ("resnet18", "alexnet", "vit")
 
-SCALES = {"cpu": "epochs=10", "full": "epochs=100"}
-"""Length of the trainings, by scale."""
+SCALES = {"cpu": "small,epochs=10", "short": "epochs=20", "full": "epochs=100"}
+"""Size of the networks and length of the trainings, by scale: for two CPU cores, a GPU for an hour, and a GPU."""
+
+_ON_GPU = ("model.dtype=bfloat16",)
 
 # A gradient codebook without remedies, as vqtorch's own.
 _NAIVE = "vq,estimator=straight_through"
@@ -38,5 +40,5 @@ def setting_of(model: str, quantizer: str, scale: str) -> Setting:
       >>> setting_of("resnet18", "none", "full").config
       'configs/classify_cifar10.py:model=resnet18,epochs=100'
     """
-    arguments = [f"model={model}", SCALES[scale], QUANTIZERS[quantizer], "small" if scale == "cpu" else ""]
-    return Setting(f"configs/classify_cifar10.py:{','.join(filter(None, arguments))}")
+    arguments = ",".join(filter(None, (f"model={model}", SCALES[scale], QUANTIZERS[quantizer])))
+    return Setting(f"configs/classify_cifar10.py:{arguments}", changes=() if scale == "cpu" else _ON_GPU)

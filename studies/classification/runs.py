@@ -22,7 +22,7 @@ def study_runs(models: Sequence[str], seeds: int, scale: str) -> list[Run]:
     Args:
       models: Keys of ``MODELS``.
       seeds: Trainings of ResNet-18 with each quantizer; the other networks have one.
-      scale: ``"cpu"`` or ``"full"``.
+      scale: A key of ``SCALES``.
 
     Returns:
       The runs, one seed after another, so that an unfinished study compares all rows.
