@@ -33,7 +33,7 @@ def get_config(
     config.eval_every = config.checkpoint_every = config.num_steps // 8
     config.data = dict(source="tokens", name=tokens)
     config.quantizer, config.loss = {}, None
-    size = dict(dim=192, depth=6, heads=6) if tiny else dict(dim=768, depth=12, heads=12, dtype="bfloat16")
+    size = dict(dim=128, depth=4, heads=4) if tiny else dict(dim=768, depth=12, heads=12, dtype="bfloat16")
     config.model = dict(name="masked_transformer" if masked else "causal_transformer", dropout=0.1) | size
     config.task = dict(name="masked_tokens" if masked else "autoregressive", tokenizer=dict(workdir=tokenizer))
     config.task.ema_decay = 0.999

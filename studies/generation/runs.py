@@ -25,6 +25,7 @@ from vqjax.training.tokens import write_tokens
 
 TOKENIZERS = {
     "sonnet": (),
+    "learned codes": ("quantizer.codebook.name=gradient",),
     "affine and alternating": (
         "quantizer.codebook.name=gradient",
         "quantizer.codebook.weight=0",
@@ -37,8 +38,13 @@ TOKENIZERS = {
 MODELS = {"causal": "", "masked": "masked"}
 """Arguments of configs/generate.py by the name of a model."""
 
-STEPS = {"cpu": "tiny", "full": "steps=50000"}
-"""Arguments of configs/generate.py by scale."""
+_LARGER = ("model.dim=192", "model.depth=6", "model.heads=6")
+SCALES = {
+    "cpu": Setting("configs/generate.py:tiny"),
+    "short": Setting("configs/generate.py:tiny", changes=_LARGER),
+    "full": Setting("configs/generate.py:steps=50000"),
+}
+"""The model of tokens by scale: for two CPU cores, for ten minutes of a GPU, and for a GPU."""
 
 _SAMPLES = {"causal": {}, "masked": {"num_steps": 16}}
 _GUIDANCE = 1.5
@@ -70,7 +76,7 @@ def study_runs(tokenizers: list[str], models: list[str], scale: str) -> list[Run
     Args:
       tokenizers: Keys of ``TOKENIZERS``.
       models: Keys of ``MODELS``.
-      scale: A key of ``STEPS``.
+      scale: A key of ``SCALES``.
     """
     return [
         Run(f"{scale}/{model}--{tokenizer}", {"scale": scale, "model": model, "tokenizer": tokenizer})
@@ -88,11 +94,12 @@ def pipeline_of(run: Run, directory: Path) -> Pipeline:
     """
     of, shared = run.settings, directory.parent / "shared"
     tokenizer = Setting("configs/cifar10.py:sonnet", changes=TOKENIZERS[of["tokenizer"]])
-    small = "small,epochs=10" if of["scale"] == "cpu" else "epochs=50"
+    small = "epochs=50" if of["scale"] == "full" else "small,epochs=10"
     classifier = Setting(f"configs/classify_cifar10.py:{small}")
     name = of["tokenizer"]
     places = f"tokens={_tokens(shared, name)},tokenizer={_tokenizer(shared, name)}"
-    model = Setting(f"configs/generate.py:{','.join(filter(None, (STEPS[of['scale']], MODELS[of['model']], places)))}")
+    scale = SCALES[of["scale"]]
+    model = scale._replace(config=",".join(filter(None, (scale.config, MODELS[of["model"]], places))))
     configs = [config_of(setting, [], steps=setting.length, seed=0) for setting in (tokenizer, classifier, model)]
     # For the curve.
     configs[2].eval_every = configs[2].checkpoint_every = configs[2].num_steps // 8

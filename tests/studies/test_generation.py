@@ -1,5 +1,7 @@
 """The study of models of tokens: its runs can be built, and a small one goes from images to numbers."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -7,12 +9,12 @@ import pytest
 from studies.common.records import Results
 from studies.generation import measures
 from studies.generation.report import document_parts
-from studies.generation.runs import MODELS, STEPS, TOKENIZERS, Pipeline, measure, pipeline_of, study_runs
+from studies.generation.runs import MODELS, SCALES, TOKENIZERS, Pipeline, measure, pipeline_of, study_runs
 from vqjax.models.registry import build_model
 from vqjax.training.config import base_config
 
 
-@pytest.mark.parametrize("scale", STEPS)
+@pytest.mark.parametrize("scale", SCALES)
 def test_every_run_can_be_built(scale, tmp_path):
     runs = study_runs(list(TOKENIZERS), list(MODELS), scale)
     assert len(runs) == len(TOKENIZERS) * len(MODELS)
@@ -79,8 +81,13 @@ def test_a_small_pipeline_is_measured(tmp_path):
         "run_nearest.png",
     }
     results = Results(tmp_path / "results.jsonl")
-    assert document_parts(results)["cpu"].startswith("Not measured yet")
+    assert document_parts(results, tmp_path)["cpu"].startswith("Not measured yet")
     results.add(run, measured, seconds=1.0)
-    table = document_parts(results)["cpu"]
+    table = document_parts(results, tmp_path)["cpu"]
     assert "| sonnet | causal |" in table
+    picture = "generation/cpu_causal_sonnet_samples.png"
+    assert picture not in table
+    (tmp_path / "generation").mkdir()
+    shutil.copy(tmp_path / "shared" / "pictures" / "run_samples.png", tmp_path / picture)
+    assert picture in document_parts(results, tmp_path)["cpu"]
     assert jax.tree.all(jax.tree.map(np.isfinite, {name: value for name, value in measured.items()}))
