@@ -6,10 +6,12 @@ Arguments: model (resnet18, alexnet, vit), small (for two CPU cores), vq (a quan
 Data:      CIFAR-10 as tensorflow-datasets prepares it (array_record), found through TFDS_DATA_DIR.
 
 Command:   python train.py --config=configs/classify_cifar10.py --workdir=runs/resnet18
-Time:      for one GPU; not run yet
+Time:      for one GPU; epochs=20 in bfloat16 took 150 s of an H200, beside other trainings
+Result:    epochs=20: 69.3, 83.3, 87.1, 91.0 and 92.3 % of the test images after 4, 8, 12, 16 and 20 epochs
 
 Command:   python train.py --config=configs/classify_cifar10.py:small,epochs=10 --workdir=runs/resnet18_small
-Time:      for two CPU cores; not run yet
+Time:      for two CPU cores, whose time was not measured
+Result:    85.6 % of the test images, trained on an H200
 """
 
 from typing import Any, Literal

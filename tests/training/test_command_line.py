@@ -107,7 +107,11 @@ def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstruct
         ),
         ("train.py", ["--config.quantizer.num_codes=0"], "config.quantizer.num_codes"),
         ("train.py", ["--config.quantizer=vq"], "config.quantizer is a group"),
-        ("train.py", ["--config=configs/nowhere.py"], "--config=configs/nowhere.py is not a file"),
+        (
+            "train.py",
+            ["--config=configs/nowhere.py"],
+            "got 'configs/nowhere.py'; use one of 'cifar10', ",
+        ),
         ("train.py", [f"--config={ROOT}/configs/cifar10.py:cods=3"], "did you mean 'codes'?"),
         ("train.py", [f"--config={ROOT}/configs/cifar10.py"], "TFDS_DATA_DIR"),
         ("train.py", ["--config.data.source=image_folder", "--config.data.name=EMPTY"], "EMPTY without any .jpeg"),
@@ -189,6 +193,34 @@ def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
     ]
 
 
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory) -> Path:
+    status, script, err = call("vqjax", "completion")
+    assert (status, err) == (0, "")
+    file = tmp_path_factory.mktemp("completion") / "vqjax"
+    file.write_text(script)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["to"], ["tokens"]),
+        (["sample", "--num"], ["--num=", "--num_steps="]),
+        (["plot", ""], ["--workdir=", "--output=", "--images="]),
+        (["train", "--config", "=", "quick"], ["quickstart"]),
+        (["train", "--config=quick"], ["--config=quickstart"]),  # zsh
+        (["train", "--workdir", "="], []),  # files
+        (["import", "--config", "=", "quick"], []),
+    ],
+)
+def test_commands_flags_and_configs_are_completed(completion, words, completed):
+    quoted = " ".join(f"'{word}'" for word in ["vqjax", *words])
+    shown = f"source {completion}; COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _vqjax; echo ${{COMPREPLY[@]}}"
+    process = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == completed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -196,7 +228,7 @@ def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
         (
             ["--workdir=x"],
             "'--workdir=x' is not a command of vqjax; "
-            "use one of 'convert', 'eval', 'import', 'plot', 'sample', 'stats', 'tokens', 'train'.",
+            "use one of 'completion', 'convert', 'eval', 'import', 'plot', 'sample', 'stats', 'tokens', 'train'.",
         ),
         (["eval"], "--workdir is missing; it must be a string."),
         (["eval", "--real=photographs"], "--fake is missing; it must be a string."),

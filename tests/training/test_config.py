@@ -71,6 +71,14 @@ def test_arguments_of_a_config_file_are_checked(argument, message):
         load(f"cifar10:{argument}")
 
 
+def test_configs_of_the_package_go_by_name(tmp_path, monkeypatch):
+    of_file = load("cifar10:sonnet,codes=64")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("cifar10:sonnet,codes=64") == of_file
+    with pytest.raises(UserError, match=r"one of the package, .*, got 'cifar01:sonnet'; did you mean 'cifar10'\?"):
+        load_config("cifar01:sonnet")
+
+
 def test_a_config_function_of_one_text_gets_what_follows_the_colon(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(

@@ -11,12 +11,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-import vqjax
 from vqjax.errors import UserError, did_you_mean
 from vqjax.runtime.compilation import enable_compilation_cache
 from vqjax.runtime.processes import hard_exit, is_distributed, is_lost_process
@@ -27,9 +25,6 @@ from vqjax.runtime.streams import LastingStream
 USER_ERROR_STATUS = 2
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-QUICKSTART = Path(vqjax.__file__).parents[1] / "configs" / "quickstart.py"
-"""The config of a run without ``--config``, if the package lies in the repository."""
 
 
 class Command(NamedTuple):
@@ -57,7 +52,7 @@ COMMANDS = {
     "train": Command(
         "vqjax.training.cli:train_command",
         "Train a model, or continue a run.",
-        "--config=configs/cifar10.py --workdir=runs/cifar10 --config.optimizer.learning_rate=1e-4",
+        "--config=cifar10 --workdir=runs/cifar10 --config.optimizer.learning_rate=1e-4",
     ),
     "eval": Command(
         "vqjax.training.evaluate:evaluate_workdir",
@@ -99,6 +94,11 @@ COMMANDS = {
         "vqjax.training.plot:plot_run",
         "Draw the codebook of a run beside the vectors that it quantizes.",
         "codebook --workdir=runs/quickstart",
+    ),
+    "completion": Command(
+        "vqjax.training.completion:print_completion",
+        "Print the completion of these commands for bash and zsh.",
+        "> ~/.local/share/bash-completion/completions/vqjax",
     ),
 }
 """The subcommands by name."""
@@ -214,8 +214,8 @@ def _command(name: str = "--help", *flags: str) -> None:
 def _overview() -> str:
     lines = ["usage: vqjax COMMAND [--flag=value ...]", "", "commands:"]
     for name, command in COMMANDS.items():
-        lines.append(f"  {name:<8} {command.summary}")
-        lines += [f"           vqjax {name} {use.example}" for use in (command, command.other) if use]
+        lines.append(f"  {name:<10} {command.summary}")
+        lines += [f"             vqjax {name} {use.example}" for use in (command, command.other) if use]
     return "\n".join([*lines, "", "vqjax COMMAND --help lists the flags of a command."])
 
 
@@ -303,8 +303,8 @@ def train_command(
 
     Args:
       *overrides: Changes of the config, as ``--config.field=value``.
-      config: Config file, with its arguments after a colon; by default the config of the run in ``workdir``, and
-        configs/quickstart.py for a new run.
+      config: Config file, or the name of one that comes with the package (cifar10, imagenette, ...), with its arguments
+        after a colon; by default the config of the run in ``workdir``, and quickstart for a new run.
       workdir: Directory of checkpoints, metrics and pictures, or its URL; runs/quickstart by default.
       distributed: Join the other processes that Slurm, Open MPI or Kubernetes has started (docs/long-runs.md).
       coordinator_address: Elsewhere, to join others: HOST:PORT of process 0.
@@ -326,7 +326,7 @@ def train_command(
         if run is None:
             # Only now, as all processes must find the same checkpoint.
             found = find_checkpoint(usable_workdir(directory))
-            run = override_all(complete(found.config), overrides) if found else load_config(str(QUICKSTART), overrides)
+            run = override_all(complete(found.config), overrides) if found else load_config("quickstart", overrides)
         train(run, workdir)
 
 

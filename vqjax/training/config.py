@@ -6,6 +6,7 @@ signature. ``config.quantizer = quantizers.defaults("fsq", levels=(8, 5, 5))`` t
 """
 
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import re
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+import vqjax
 from vqjax.data.sources import SOURCES, Feeding, check_image_fields
 from vqjax.errors import UserError, did_you_mean
 from vqjax.losses.registry import LOSSES
@@ -268,8 +270,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Load a config file, and change fields as the command line asks.
 
     Args:
-      path: A file with a function ``get_config``. What follows a colon are its keyword arguments, ``codes=512,sonnet``
-        (a boolean alone is turned on); a function of one positional argument gets the text as it is.
+      path: A file with a function ``get_config``, or the name of one that comes with the package. What follows a colon
+        are its keyword arguments, ``codes=512,sonnet`` (a boolean alone is turned on); a function of one positional
+        argument gets the text as it is.
       overrides: Arguments such as ``"--config.quantizer.num_codes=512"``, in any order.
 
     Returns:
@@ -279,7 +282,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       UserError: The file cannot be used, a name is unknown, or a value is of the wrong type.
 
     Example:
-      >>> load_config("configs/quickstart.py:quantizer=fsq", ["--config.seed=1"]).quantizer.levels
+      >>> load_config("quickstart:quantizer=fsq", ["--config.seed=1"]).quantizer.levels
       (8, 6, 5)
     """
     file, argument = _split(path)
@@ -342,7 +345,24 @@ def _split(path: str) -> tuple[Path, str]:
     for place in [match.start() for match in re.finditer(":|$", path)]:
         if place and (file := local_path(path[:place], "--config")).is_file():
             return file, path[place + 1 :]
-    raise UserError(f"--config={path} is not a file; pass a config file, with its arguments after a colon.")
+    name, _, arguments = path.partition(":")
+    if name not in recipes():
+        raise UserError(
+            f"--config must be a config file or one of the package, with arguments after a colon, got {path!r}; "
+            f"{did_you_mean(name, recipes())}"
+        )
+    return recipes()[name], arguments
+
+
+@functools.cache
+def recipes() -> dict[str, Path]:
+    """Return the config files that come with the package by their names, such as ``"quickstart"``."""
+    package = Path(vqjax.__file__).parent
+    # They lie in an installed package, and beside that of a clone.
+    places = [
+        place for place in (package / "configs", package.parent / "configs") if (place / "quickstart.py").exists()
+    ]
+    return {file.stem: file for place in places[:1] for file in sorted(place.glob("*.py"))}
 
 
 def _call(get_config: Callable[..., Any], text: str) -> Any:
