@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 import vqjax
 import vqjax.importing
 import vqjax.nnx
+from vqjax.models.registry import build_model
 
 assert "site-packages" in vqjax.__file__
 for absent in ("grain", "ml_collections", "tensorflow_datasets", "skimage", "tensorboardX", "torch"):
@@ -38,4 +39,10 @@ save_file(
 arguments = {"dim": 4, "codebook_size": 32}
 _, imported = vqjax.importing.vector_quantize_pytorch("quantizer.safetensors", arguments)
 np.testing.assert_array_equal(imported["codebook"]["codes"], codes)
+model = build_model({"name": "sonnet", "width": 8, "latent_dim": 4}, {"name": "vq", "num_codes": 8})
+variables = jax.jit(model.init)({"params": jax.random.key(3)}, np.ones((1, 8, 8, 3)))
+vqjax.Tokenizer(model, variables, config={}, step=0).save_pretrained("shared")
+images = np.zeros((2, 8, 8, 3), np.uint8)
+assert vqjax.Tokenizer.from_pretrained("shared").encode(images).shape == (2, 2, 2)
+
 print("the package works with its own dependencies")

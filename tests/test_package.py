@@ -18,9 +18,9 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} - befor
 """
 # What `pip install vqjax` leaves out, by the names of its modules; flax itself brings optax, orbax and absl.
 ABSENT = {"PIL", "grain", "importlib_resources", "matplotlib", "ml_collections", "skimage", "tensorboardX"}
-ABSENT |= {"tensorflow", "tensorflow_datasets", "torch", "tqdm", "wandb"}
+ABSENT |= {"huggingface_hub", "tensorflow", "tensorflow_datasets", "torch", "tqdm", "wandb"}
 BORROWER = f"""
-import sys
+import sys, tempfile
 sys.modules.update(dict.fromkeys({sorted(ABSENT)}))  # importing any of them raises an ImportError
 import jax, numpy
 import vqjax, vqjax.importing, vqjax.nnx
@@ -28,6 +28,12 @@ from flax import nnx
 z = jax.numpy.ones((2, 4))
 quantizer = vqjax.nnx.Quantizer(vqjax.VectorQuantizer(num_codes=8), dim=4, rngs=nnx.Rngs(0))
 assert quantizer(z, train=True).indices.shape == (2,)
+from vqjax.models.registry import build_model
+model = build_model({{"name": "sonnet", "width": 8, "latent_dim": 4}}, {{"name": "vq", "num_codes": 8}})
+variables = jax.jit(model.init)({{"params": jax.random.key(0)}}, jax.numpy.ones((1, 8, 8, 3)))
+with tempfile.TemporaryDirectory() as directory:
+    vqjax.Tokenizer(model, variables, config={{}}, step=0).save_pretrained(directory)
+    assert vqjax.Tokenizer.from_pretrained(directory).encode(numpy.zeros((1, 8, 8, 3), "uint8")).shape == (1, 2, 2)
 """
 
 
@@ -49,7 +55,7 @@ def test_the_core_depends_on_jax_flax_and_array_libraries_alone():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {requirement.partition(">")[0] for requirement in project["dependencies"]}
     assert names == {"flax", "jax", "jaxtyping", "numpy", "safetensors"}
-    assert "vqjax[train,plots]" in project["optional-dependencies"]["test"]
+    assert "vqjax[train,plots,hub]" in project["optional-dependencies"]["test"]
 
 
 def test_the_public_names_exist():
@@ -67,7 +73,7 @@ def test_type_checkers_read_its_annotations():
 def test_the_oldest_pinned_versions_are_the_lower_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["train"], *extras["plots"], *extras["test"]]
+    requirements = [*project["dependencies"], *extras["train"], *extras["plots"], *extras["hub"], *extras["test"]]
     bounds = dict(requirement.split(">=") for requirement in requirements if ">=" in requirement)
     pins = dict(line.split("==") for line in (ROOT / "constraints-oldest.txt").read_text().split())
     for name, bound in bounds.items():

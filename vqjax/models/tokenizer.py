@@ -1,9 +1,13 @@
 """Trained tokenizers: images to code indices and back."""
 
 import hashlib
+import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +19,7 @@ from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 from vqjax.errors import UserError
 from vqjax.functional.pixels import check_pixels, value_range
 from vqjax.models.layers import Images
+from vqjax.models.pretrained import export_program, located, read_pretrained, upload, write_pretrained
 
 NETWORK = "generator"
 """Key of the tokenizer among the networks of a training state; adversarial tasks train it as their generator."""
@@ -112,6 +117,113 @@ class Tokenizer:
             raise UserError(f"`indices` must be whole grids, got shape {indices.shape}; {hint}.")
         return images
 
+    def save_pretrained(self, directory: str | Path, *, card: str = "An image tokenizer.") -> Path:
+        """Write the tokenizer into a directory to share: ``model.safetensors``, ``config.json`` and a card.
+
+        Args:
+          directory: The directory, created if it does not exist; files of the same names are replaced.
+          card: Text of ``README.md``, in Markdown; ``vqjax share`` writes one with the evaluation of the run.
+
+        Returns:
+          The directory.
+
+        Raises:
+          UserError: No config can hold the model.
+
+        Example:
+          >>> import tempfile
+          >>> from vqjax.models.registry import build_model
+          >>> model = build_model({"name": "sonnet", "width": 8, "latent_dim": 4}, {"name": "vq", "num_codes": 16})
+          >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+          >>> directory = Tokenizer(model, variables, config={}, step=0).save_pretrained(tempfile.mkdtemp())
+          >>> Tokenizer.from_pretrained(directory).model == model
+          True
+        """
+        return self._save(directory, card, name=None)
+
+    def _save(self, directory: str | Path, card: str, name: str | None) -> Path:
+        facts = {"step": self.step, "checksum": self.checksum}
+        return write_pretrained(directory, self.model, self.variables, facts=facts, card=card, name=name)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> "Tokenizer":
+        """Load a tokenizer from a directory of :meth:`save_pretrained`, or from the hub.
+
+        Nothing in the files is executed. The hub needs ``pip install "vqjax[hub]"``.
+
+        Args:
+          name: The directory, or ``OWNER/NAME`` on the hub.
+          revision: Branch, tag or commit on the hub; its main branch by default.
+
+        Returns:
+          The tokenizer, whose ``config`` has the groups ``model`` and ``quantizer``.
+
+        Raises:
+          UserError: There is no such tokenizer, or its files are damaged.
+        """
+        directory = located(name, revision)
+        model, variables, config = read_pretrained(directory)
+        tokenizer = cls(
+            model, variables, config={key: config[key] for key in ("model", "quantizer")}, step=config["step"]
+        )
+        if tokenizer.checksum != config["checksum"]:
+            raise UserError(
+                f"{directory} must hold files of one tokenizer, got weights that are not those of its config; load or "
+                "save them again."
+            )
+        return tokenizer
+
+    def push_to_hub(self, name: str, *, private: bool = False, card: str = "An image tokenizer.") -> str:
+        """Upload what :meth:`save_pretrained` writes to the hub; needs ``pip install "vqjax[hub]"``.
+
+        Args:
+          name: ``OWNER/NAME``; created if it does not exist.
+          private: Whether a new one is private.
+          card: Text of its card, in Markdown.
+
+        Returns:
+          The address of the tokenizer.
+
+        Raises:
+          UserError: The name cannot be used, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as directory:
+            return upload(self._save(directory, card, name), name, private=private)
+
+    def export(
+        self,
+        method: Literal["encode", "decode"],
+        shape: Sequence[int],
+        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    ) -> bytes:
+        """Export a method with the weights as a StableHLO program, which runs without this package.
+
+        ``jax.export.deserialize(program).call(batch)`` takes batches of any size: float32 images in [-1, 1] to
+        encode, int32 indices to decode.
+
+        Args:
+          method: ``"encode"`` or ``"decode"``.
+          shape: Shape of one image, or of the indices of one.
+          platforms: Platforms to run on.
+
+        Returns:
+          The program, to be written into a file.
+
+        Raises:
+          UserError: The shape does not fit the model.
+
+        Example:
+          >>> from vqjax.models.registry import build_model
+          >>> model = build_model({"name": "sonnet", "width": 8, "latent_dim": 4}, {"name": "vq", "num_codes": 16})
+          >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+          >>> program = Tokenizer(model, variables, config={}, step=0).export("decode", (4, 4))
+          >>> jax.export.deserialize(program).call(np.zeros((5, 4, 4), np.int32)).shape
+          (5, 16, 16, 3)
+        """
+        example = jax.ShapeDtypeStruct(tuple(shape), np.float32 if method == "encode" else np.int32)
+        with _fitting("shape", example.shape, "pass that of one image, or of the indices of one"):
+            return export_program(self.model, self.variables, method, example, tuple(platforms))
+
     @property
     def checksum(self) -> str:
         """SHA-256 of the variables in hexadecimal digits, by which tokens know who made them."""
@@ -122,12 +234,18 @@ class Tokenizer:
         return found.hexdigest()
 
     def _apply(self, method: str, name: str, x: Array | np.ndarray, hint: str) -> Array:
-        try:
+        with _fitting(name, x.shape, hint):
             return _apply(self.model, self.variables, jnp.asarray(x), method)
-        except (FlaxError, TypeError, ValueError) as error:
-            # Layers raise what they like about shapes that they cannot take.
-            reason = f" ({error})" if isinstance(error, UserError) else ""
-            raise UserError(f"`{name}` must fit the model, got shape {x.shape}{reason}; {hint}.") from error
+
+
+@contextmanager
+def _fitting(name: str, shape: tuple[int, ...], hint: str) -> Iterator[None]:
+    try:
+        yield
+    except (FlaxError, TypeError, ValueError) as error:
+        # Layers raise what they like about shapes that they cannot take.
+        reason = f" ({error})" if isinstance(error, UserError) else ""
+        raise UserError(f"`{name}` must fit the model, got shape {shape}{reason}; {hint}.") from error
 
 
 def quantizer_variables(variables: PyTree) -> dict[str, PyTree]:

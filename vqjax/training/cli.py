@@ -90,6 +90,11 @@ COMMANDS = {
         "Draw images from a model of tokens.",
         "--workdir=runs/generator --num=10000 --guidance=2",
     ),
+    "share": Command(
+        "vqjax.training.share:share_tokenizer",
+        "Write the tokenizer of a run for others, or upload it.",
+        "--workdir=runs/cifar10 --out=tokenizer",
+    ),
     "plot": Command(
         "vqjax.training.plot:plot_run",
         "Draw the codebook of a run beside the vectors that it quantizes.",

@@ -1,0 +1,39 @@
+"""The tokenizer of a run in a form to share, with its evaluation."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from vqjax import Tokenizer, load_tokenizer
+from vqjax.errors import UserError
+from vqjax.evaluation.report import METRICS_FILE
+from vqjax.training.share import share_tokenizer
+
+
+def test_a_run_is_shared_with_the_evaluation_of_the_same_checkpoint(finished, tmp_path, capsys):
+    share_tokenizer(workdir=finished, out=tmp_path / "shared")
+    assert f"tokenizer: {tmp_path / 'shared'}, " in capsys.readouterr().out
+    ours, again = load_tokenizer(finished), Tokenizer.from_pretrained(tmp_path / "shared")
+    assert (again.step, again.checksum) == (ours.step, ours.checksum)
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert f"trained for {ours.step:,} steps" in card
+    assert "## Evaluation" in card
+    assert "| psnr |" in card
+    assert "![" not in card
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(again.encode(images), ours.encode(images))
+
+
+def test_an_evaluation_of_another_checkpoint_is_left_out(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    file = run / "eval" / METRICS_FILE
+    step = load_tokenizer(run).step
+    file.write_text(file.read_text().replace(f'"checkpoint_step": {step}', '"checkpoint_step": 1'))
+    share_tokenizer(workdir=run, out=tmp_path / "shared")
+    assert "psnr" not in (tmp_path / "shared" / "README.md").read_text()
+
+
+def test_a_place_is_asked_for(finished):
+    with pytest.raises(UserError, match="--out must be a directory unless --hub is given"):
+        share_tokenizer(workdir=finished)
