@@ -58,6 +58,13 @@ def test_the_core_depends_on_jax_flax_and_array_libraries_alone():
     assert "vqjax[train,plots,hub]" in project["optional-dependencies"]["test"]
 
 
+def test_the_version_stands_in_one_place():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert vqjax.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_the_public_names_exist():
     names = "BSQ EMACodebook FSP FSQ FrozenCodebook GradientCodebook Grouped IBQ LFQ MultiScaleVQ ProductVQ Replacement"
     names += " Residual ResidualVQ SimVQ Tokenizer VectorQuantizer estimators functional load_tokenizer"

@@ -1,6 +1,7 @@
 """Vector quantization for JAX: quantizers for Flax models, trained through a repaired rotation trick."""
 
 import importlib
+import importlib.metadata
 
 from vqjax import estimators as estimators
 from vqjax import functional as functional
@@ -38,4 +39,6 @@ _LAZY = {"Tokenizer": "vqjax.models.tokenizer", "load_tokenizer": "vqjax.checkpo
 def __getattr__(name: str) -> object:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "__version__":
+        return importlib.metadata.version("vqjax")
     raise AttributeError(f"module 'vqjax' has no attribute {name!r}")

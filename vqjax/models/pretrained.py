@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+import vqjax
 from vqjax.errors import UserError, one_line
 from vqjax.models.registry import build_model, describe
 from vqjax.runtime.files import atomic_file, strict_json
@@ -65,7 +65,7 @@ def write_pretrained(
       UserError: No config holds such a model, or the directory is elsewhere.
     """
     directory = local_path(directory, "directory")
-    config = {"format": _FORMAT, "vqjax": metadata.version("vqjax"), **facts, **describe(model)}
+    config = {"format": _FORMAT, "vqjax": vqjax.__version__, **facts, **describe(model)}
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flatten_dict(variables, sep="/").items()}
     for file, content in (
         (WEIGHTS, save(arrays)),
