@@ -184,7 +184,7 @@ def test_a_codebook_per_scale_starts_from_what_the_clusters_before_leave():
 
 def test_the_estimator_crosses_once_and_convolutions_have_the_gradient_of_the_reconstruction():
     weights = gaussian(*Z.shape, seed=2)
-    vq, variables = make()
+    vq, variables = make(VectorQuantizer(CODES, estimator="rotation"))
     of_z, of_params, expected, out = gradients(vq, variables, Z, weights)
     pull = jax.vjp(lambda z: rotation(z, out.quantized), Z)[1]
     np.testing.assert_allclose(of_z, pull(weights)[0], rtol=1e-5, atol=1e-6)
