@@ -335,7 +335,7 @@ class Residual(StagedQuantizer):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """The number of codes of each codebook for which usage is counted: of each stage, for each of its indices."""
+        """The number of codes of each codebook for which usage is counted, which is each stage for each index of it."""
         if self.stage_sizes is None:
             return super().codebook_sizes
         return self.stage_sizes * math.prod(self.quantizer.index_shape)
