@@ -43,7 +43,7 @@ def main(
       report_only: Run nothing; rebuild the document from the records.
       models: resnet18, alexnet and vit.
       seeds: Trainings of ResNet-18 with each remedy; the others have one.
-      scale: cpu, for two cores; short (20 epochs) and full, for a GPU.
+      scale: cpu, for two cores; short (30 epochs) and full, for a GPU.
       jobs: Trainings at once, each in a process of its own; on a GPU with XLA_PYTHON_CLIENT_PREALLOCATE=false.
     """
     records, docs, workdir = local_paths(records=records, docs=docs, workdir=workdir)

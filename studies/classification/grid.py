@@ -7,7 +7,7 @@ from studies.common.trainings import Setting
 
 MODELS = ("resnet18", "alexnet", "vit")
 
-SCALES = {"cpu": "small,epochs=10", "short": "epochs=20", "full": "epochs=100"}
+SCALES = {"cpu": "small,epochs=10", "short": "epochs=30", "full": "epochs=100"}
 """Size of the networks and length of the trainings, by scale: for two CPU cores, a GPU for an hour, and a GPU."""
 
 _ON_GPU = ("model.dtype=bfloat16",)
