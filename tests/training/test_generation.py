@@ -280,7 +280,7 @@ def test_the_config_builds_at_its_full_size(finished, size, masked):
     dataset = TokenDataset("zero", rows, info, tuple("abcdefghij"))
     state = check_fits(build_task(config, dataset), jax.random.key(0), example_batch(dataset))
     millions = sum(leaf.size for leaf in jax.tree.leaves(state.params)) / 1e6
-    assert millions == pytest.approx({"": 86, "tiny": 3.1}[size], rel=0.1)
+    assert millions == pytest.approx({"": 86, "tiny": 0.89 if masked else 1.18}[size], rel=0.1)
 
 
 def test_tokens_are_augmented_when_they_are_written(tokens, tmp_path):
