@@ -37,7 +37,7 @@ def main(
       docs: Directory of the document.
       workdir: Directory of the trainings.
       report_only: Run nothing; rebuild the document from the records.
-      tokenizers: sonnet, or "affine and alternating".
+      tokenizers: sonnet, "learned codes" or "affine and alternating".
       models: causal and masked.
       scale: cpu, for two cores; short, for ten minutes of a GPU; full, for a GPU.
       jobs: Trainings at once, each in a process of its own; of one tokenizer.

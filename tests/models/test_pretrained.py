@@ -135,7 +135,7 @@ def test_a_tokenizer_goes_to_the_hub_and_comes_back(saved, tmp_path):
     assert process.returncode == 0, process.stderr
     pushed, refused = process.stdout.splitlines()
     assert pushed == f"{address}/owner/small"
-    assert refused.startswith("'owner/nothing' is no directory, and cannot be loaded from the hub (404")
+    assert refused.startswith("'owner/nothing' is not a directory, and cannot be loaded from the hub (404")
     assert repositories["owner/small"]["model.safetensors"] == (saved / "model.safetensors").read_bytes()
     assert b'from_pretrained("owner/small")' in repositories["owner/small"]["README.md"]
 

@@ -122,13 +122,13 @@ def located(name: str | Path, revision: str | None) -> Path:
         return directory
     if not _HUB_NAME.fullmatch(str(name)):
         raise UserError(f"name must be a directory, or OWNER/NAME on the hub, got {str(name)!r}, which is neither.")
-    hub = hub_library()
+    hub = _hub_library()
     try:
         files = [hub.hf_hub_download(str(name), file, revision=revision) for file in (CONFIG, WEIGHTS)]
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         raise UserError(
-            f"{str(name)!r} is no directory, and cannot be loaded from the hub ({one_line(error)}); check the name and "
-            "the connection, and log in with `hf auth login` for one that is not public."
+            f"{str(name)!r} is not a directory, and cannot be loaded from the hub ({one_line(error)}); check the name "
+            "and the connection, and log in with `hf auth login` for one that is not public."
         ) from error
     return Path(files[0]).parent
 
@@ -146,7 +146,7 @@ def upload(directory: Path, name: str, *, private: bool) -> str:
     """
     if not _HUB_NAME.fullmatch(name):
         raise UserError(f"name must be OWNER/NAME on the hub, got {name!r}.")
-    hub = hub_library()
+    hub = _hub_library()
     try:
         address = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=directory, allow_patterns=[CONFIG, WEIGHTS, CARD])
@@ -157,7 +157,7 @@ def upload(directory: Path, name: str, *, private: bool) -> str:
     return str(address)
 
 
-def hub_library() -> Any:
+def _hub_library() -> Any:
     """Import huggingface_hub, which is an extra.
 
     Raises:

@@ -333,11 +333,11 @@ def check_only_data(overrides: Sequence[str], use: str) -> None:
     Example:
       >>> check_only_data(["--config.seed=3"], "an evaluation")
       Traceback (most recent call last):
-      vqjax.errors.UserError: --config.seed is unknown to an evaluation, which takes --config.data.FIELD; train anew ...
+      vqjax.errors.UserError: --config.seed is unknown to an evaluation, which takes --config.data.FIELD; train ...
     """
     for flag in (override.partition("=")[0] for override in overrides):
         if not flag.startswith("--config.data."):
-            raise UserError(f"{flag} is unknown to {use}, which takes --config.data.FIELD; train anew with it.")
+            raise UserError(f"{flag} is unknown to {use}, which takes --config.data.FIELD; train again with it.")
 
 
 def _split(path: str) -> tuple[Path, str]:
