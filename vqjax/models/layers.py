@@ -198,11 +198,54 @@ def pointwise_conv(features: int, **options: Any) -> nn.Conv:
     return nn.Conv(features, (1, 1), conv_general_dilated=_product, **options)
 
 
-@with_automatic_axes(like="images")
 def _product(images: Images, kernel: Float[Array, "1 1 channels features"], *_: Any, **options: Any) -> Images:
-    pixels = images.reshape(-1, images.shape[-1])
-    product = jnp.matmul(pixels, kernel[0, 0], precision=options["precision"])
-    return product.reshape(*images.shape[:-1], kernel.shape[-1])
+    return rows_product(images, kernel[0, 0], options["precision"])
+
+
+def dense(features: int, **options: Any) -> nn.Dense:
+    """Return a linear layer that multiplies the rows of all leading axes as one matrix.
+
+    The gradient of a kernel with several leading axes copies what it sums over on CPUs, a quarter of the time of a
+    transformer's training step.
+
+    Args:
+      features: Number of output features.
+      **options: Further arguments of ``nn.Dense``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> y, variables = dense(5).init_with_output(jax.random.key(0), jnp.ones((2, 4, 3)))
+      >>> y.shape, variables["params"]["kernel"].shape
+      ((2, 4, 5), (3, 5))
+    """
+    return nn.Dense(features, dot_general=_dot_general, **options)
+
+
+def _dot_general(
+    x: Float[Array, "*axes channels"], kernel: Float[Array, "channels features"], *_: Any, **options: Any
+) -> Float[Array, "*axes features"]:
+    return rows_product(x, kernel, options["precision"])
+
+
+@with_automatic_axes(like="x")
+def rows_product(
+    x: Float[Array, "*axes channels"],
+    kernel: Float[Array, "channels features"],
+    precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "*axes features"]:
+    """Multiply the rows of all leading axes by a matrix.
+
+    Args:
+      x: Rows.
+      kernel: The matrix.
+      precision: See ``jax.lax.dot_general``.
+
+    Example:
+      >>> rows_product(jnp.ones((2, 4, 3)), jnp.ones((3, 5))).shape
+      (2, 4, 5)
+    """
+    product = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _check_rank(x: Images) -> None:

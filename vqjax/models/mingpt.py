@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vqjax.errors import UserError
-from vqjax.models.layers import LARGEST_DIM, check_dtype
+from vqjax.models.layers import LARGEST_DIM, check_dtype, dense
 from vqjax.models.transformer import LARGEST_VOCABULARY
 from vqjax.quantizers.validation import require, require_count
 
@@ -74,7 +74,7 @@ class MinGPT(nn.Module):
         x = table(tokens) + places[None, : tokens.shape[1]]
         for number in range(self.depth):
             x = _Block(self.heads, self.dtype, name=f"blocks_{number}")(x)
-        return nn.Dense(self.num_tokens, use_bias=False, kernel_init=_SMALL, name="head")(_norm("norm")(x))
+        return dense(self.num_tokens, use_bias=False, kernel_init=_SMALL, name="head")(_norm("norm")(x))
 
 
 class _Block(nn.Module):
@@ -86,7 +86,7 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         def linear(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=_SMALL, name=name)
+            return dense(features, dtype=self.dtype, kernel_init=_SMALL, name=name)
 
         dim, y = x.shape[-1], _norm("attention_norm")(x)
         query, key, value = (

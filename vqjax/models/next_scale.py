@@ -15,7 +15,7 @@ from vqjax.errors import UserError
 from vqjax.functional.norms import normalize
 from vqjax.functional.numbers import Number, is_zero
 from vqjax.functional.resampling import adaptive_average_pool
-from vqjax.models.layers import LARGEST_DIM
+from vqjax.models.layers import LARGEST_DIM, dense
 from vqjax.models.sampling import guided, restricted, with_none
 from vqjax.models.transformer import LARGEST_VOCABULARY, Classes, Heads, Logits, Tokens, Vectors, check_sizes
 from vqjax.quantizers.multi_scale import MultiScaleVQ, join_scales
@@ -117,14 +117,14 @@ class NextScaleTransformer(nn.Module):
         self.class_table = nn.Embed(self.num_classes + 1, self.dim, embedding_init=normal)
         self.scale_table = nn.Embed(len(self.scales), self.dim, embedding_init=normal)
         self.position_table = self.param("position_table", normal, (self.positions, self.dim), jnp.float32)
-        self.map_in = nn.Dense(self.dim, kernel_init=normal)
+        self.map_in = dense(self.dim, kernel_init=normal)
         block = nn.remat(_Block, static_argnums=(5,)) if self.remat else _Block
         hidden = self.mlp_dim or 4 * self.dim
         std_out = std / math.sqrt(2 * self.depth)
         options = {"std": std, "std_out": std_out, "dropout": self.dropout, "dtype": self.dtype}
         self.blocks = [block(self.heads, hidden, **options) for _ in range(self.depth)]
         self.modulation = nn.Dense(2 * self.dim, kernel_init=nn.initializers.normal(std / 2))
-        self.head = nn.Dense(self.num_codes, kernel_init=nn.initializers.zeros)
+        self.head = dense(self.num_codes, kernel_init=nn.initializers.zeros)
 
     def __call__(self, inputs: Inputs, classes: Classes | None = None, *, train: bool | None = None) -> Logits:
         """Return the logits of the tokens of all scales, each by the class and the tokens of coarser scales.
@@ -226,7 +226,7 @@ class _Block(nn.Module):
 
         def linear(features: int, name: str, std: float = self.std, use_bias: bool = True) -> nn.Dense:
             kernel_init = nn.initializers.normal(std)
-            return nn.Dense(features, use_bias, dtype=self.dtype, kernel_init=kernel_init, name=name)
+            return dense(features, use_bias=use_bias, dtype=self.dtype, kernel_init=kernel_init, name=name)
 
         def heads(y: Vectors) -> Heads:
             return y.reshape(*y.shape[:2], self.heads, -1)

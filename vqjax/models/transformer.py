@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.errors import UserError
-from vqjax.models.layers import LARGEST_DIM, check_dtype
+from vqjax.models.layers import LARGEST_DIM, check_dtype, dense, rows_product
 from vqjax.quantizers.validation import check_flags, is_fraction, require, require_count, require_counts
 
 Tokens = Int[Array, "batch positions *levels"]
@@ -192,7 +192,7 @@ class CausalTransformer(_TokenTransformer):
             return [block(self.dim, self.heads, hidden, self.dropout, self.dtype) for _ in range(depth)]
 
         def last_layer(num_codes: int) -> nn.Dense:
-            return nn.Dense(num_codes, use_bias=False, kernel_init=nn.initializers.zeros)
+            return dense(num_codes, use_bias=False, kernel_init=nn.initializers.zeros)
 
         self.token_table = nn.Embed(sum(self._sizes), self.dim, embedding_init=_SMALL)
         self.class_table = nn.Embed(self.num_classes + 1, self.dim, embedding_init=_SMALL)
@@ -303,7 +303,7 @@ class _CausalBlock(nn.Module):
 
     def setup(self) -> None:
         def linear(features: int) -> nn.Dense:
-            return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=_SMALL)
+            return dense(features, use_bias=False, dtype=self.dtype, kernel_init=_SMALL)
 
         self.attention_norm, self.mlp_norm = _rms_norm(), _rms_norm()
         self.qkv, self.out = linear(3 * self.dim), linear(self.dim)
@@ -484,7 +484,7 @@ class MaskedTransformer(_TokenTransformer):
         x = _bert_dense(self.dim, None, "head")(x[:, 1:])
         x = _bert_norm("head_norm")(nn.gelu(x))
         bias = self.param("bias", nn.initializers.zeros, (num_codes,), jnp.float32)
-        logits = x @ table.embedding[:num_codes].T + bias[None, None]
+        logits = rows_product(x, table.embedding[:num_codes].T) + bias[None, None]
         return logits if self.levels is None else tuple(jnp.split(logits, _starts(self._sizes)[1:], axis=-1))
 
 
@@ -518,4 +518,4 @@ def _bert_norm(name: str) -> nn.LayerNorm:
 
 
 def _bert_dense(features: int, dtype: DTypeLike | None, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=_TRUNCATED, name=name)
+    return dense(features, dtype=dtype, kernel_init=_TRUNCATED, name=name)

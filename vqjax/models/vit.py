@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
-from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
+from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images, dense
 from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import check_flags, require_count
 
@@ -75,7 +75,7 @@ class ViTEncoder(_ViT):
     def __call__(self, images: Images) -> Tokens:
         x = to_tokens(images, self.patch_size, self.dim, self.dtype)
         x = _transformer(self)(x)
-        return x if self.code_dim is None else nn.Dense(self.code_dim, name="to_codes")(x)
+        return x if self.code_dim is None else dense(self.code_dim, name="to_codes")(x)
 
 
 class ViTDecoder(_ViT):
@@ -112,7 +112,7 @@ class ViTDecoder(_ViT):
     @nn.compact
     def features(self, codes: Tokens) -> Tokens:
         """Return the float32 input of the last layer, ``conv_out``; see :meth:`VQGANDecoder.features`."""
-        x = nn.Dense(self.dim, dtype=self.dtype, name="from_codes")(codes)
+        x = dense(self.dim, dtype=self.dtype, name="from_codes")(codes)
         return _transformer(self)(x)
 
     def to_images(self, features: Tokens) -> Images:
@@ -202,16 +202,16 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch positions dim"]) -> Float[Array, "batch positions dim"]:
         inner = self.heads * HEAD_DIM
-        projected = nn.Dense(3 * inner, use_bias=False, dtype=self.dtype, name="qkv")(_norm("norm_1")(x))
+        projected = dense(3 * inner, use_bias=False, dtype=self.dtype, name="qkv")(_norm("norm_1")(x))
         query, key, value = (
             part.reshape(*x.shape[:2], self.heads, HEAD_DIM) for part in jnp.split(projected, 3, axis=-1)
         )
         attended = jax.nn.dot_product_attention(query, key, value).reshape(*x.shape[:2], inner)
         if (self.heads, HEAD_DIM) != (1, x.shape[-1]):
-            attended = nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attended)
+            attended = dense(x.shape[-1], dtype=self.dtype, name="out")(attended)
         x = x + attended
-        hidden = self.activation(nn.Dense(self.mlp_dim, dtype=self.dtype, name="mlp_1")(_norm("norm_2")(x)))
-        return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_2")(hidden)
+        hidden = self.activation(dense(self.mlp_dim, dtype=self.dtype, name="mlp_1")(_norm("norm_2")(x)))
+        return x + dense(x.shape[-1], dtype=self.dtype, name="mlp_2")(hidden)
 
 
 def positions(rows: int, columns: int, dim: int) -> Float[np.ndarray, "rows columns dim"]:
