@@ -285,6 +285,8 @@ def test_one_of_several_parts_is_turned_off_by_none():
         (["keep_every=150"], "config.keep_every must be a multiple of checkpoint_every=1000 or None, got 150."),
         (["keep_best=psnr", "eval_every=300"], "config.eval_every must be a divisor of checkpoint_every=1000"),
         (["keep_best=psnt"], "config.keep_best='psnt' is no metric of an evaluation; did you mean 'psnr'?"),
+        (["patience=3"], "config.keep_best must be a metric such as psnr where patience=3, got None"),
+        (["keep_best=psnr", "patience=0"], "config.patience must be at least 1, got 0"),
         (["keep_best_mode=most"], "config.keep_best_mode='most' is unknown; use one of 'max', 'min'"),
         (["data.image_size=8,8,8"], "config.data.image_size must be one number, or height and width, got (8, 8, 8)."),
         (["data.image_size=8,0"], "config.data.image_size must be at least 1, got (8, 0)"),

@@ -165,6 +165,27 @@ def test_the_best_checkpoint_and_every_so_many_are_kept(config, tmp_path, mode):
         load_tokenizer(tmp_path, best=True)
 
 
+def test_a_run_ends_when_checkpoints_are_no_longer_better_and_goes_on_with_more_patience(config, tmp_path, capfd):
+    config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = 12, 2, 2, 2
+    with config.ignore_type():
+        # Of this run it falls from the first checkpoint on.
+        config.keep_best, config.patience = "perplexity_split", 2
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    result = train(config, whole, devices=ONE_DEVICE)
+    assert lines(whole)[-1]["step"] == 6
+    assert "not better in perplexity_split, so the run ended at step 6" in capfd.readouterr().err
+    again = train(config, whole, devices=ONE_DEVICE)
+    assert again.metrics == result.metrics
+    config.num_steps = 4
+    train(config, interrupted, devices=ONE_DEVICE)
+    config.num_steps = 12
+    assert train(config, interrupted, devices=ONE_DEVICE).metrics == result.metrics
+    assert load_tokenizer(interrupted).step == 6
+    config.patience = 3
+    train(config, whole, devices=ONE_DEVICE)
+    assert (load_tokenizer(whole).step, load_tokenizer(whole, best=True).step) == (8, 2)
+
+
 def test_the_best_checkpoint_is_that_of_a_run_that_keeps_it(finished):
     with pytest.raises(UserError, match=r"must be the directory of a run with config.keep_best for --best"):
         load_tokenizer(finished, best=True)

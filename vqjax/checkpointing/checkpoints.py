@@ -18,6 +18,7 @@ from vqjax.checkpointing.discovery import (
     CHECKPOINTS,
     FORMAT,
     CheckpointInfo,
+    best_of,
     best_step,
     directory_of,
     find_checkpoint,
@@ -86,7 +87,7 @@ class Checkpoints:
             if self.found is not None and is_main_process():
                 set_aside(workdir, self.found)
         preservation_policies = ocp.training.preservation_policies
-        self._has_metrics = keep_best is not None
+        self._keep_best, self._keep_best_mode = keep_best, keep_best_mode
         policies = [preservation_policies.LatestN(keep)]
         if keep_every is not None:
             policies.append(preservation_policies.EveryNSteps(interval_steps=keep_every))
@@ -108,6 +109,13 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else Path(self._checkpointer.directory) / str(latest.step)
 
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint with the best metric, the latest of equal ones; None without any."""
+        if self._keep_best is None:
+            return None
+        return best_of(self._checkpointer, self._keep_best, self._keep_best_mode)
+
     def save(self, step: int, state: Mapping[str, PyTree], metrics: Mapping[str, float] | None = None) -> None:
         """Write a checkpoint, unless one already exists for this step or a later one.
 
@@ -128,7 +136,7 @@ class Checkpoints:
                 dict(state),
                 force=True,
                 # Where they are damaged, Orbax opens no checkpoint at all: written only where somebody asks for them.
-                metrics=dict(metrics) if self._has_metrics and metrics is not None else None,
+                metrics=dict(metrics) if self._keep_best is not None and metrics is not None else None,
                 custom_metadata=self._metadata,
             )
             if is_main_process():

@@ -116,16 +116,26 @@ def best_step(workdir: Path) -> int:
         )
     try:
         with contextlib.closing(ocp.training.Checkpointer((workdir / CHECKPOINTS).resolve())) as checkpointer:
-            metrics = {found.step: found.metrics for found in checkpointer.checkpoints if found.metrics is not None}
+            best = best_of(checkpointer, config["keep_best"], config["keep_best_mode"])
     except Exception as error:  # Orbax raises many types for damaged files
         raise UserError(
             f"The metrics of the checkpoints in --workdir={workdir} cannot be read ({one_line(error)}); give --step."
         ) from error
-    name, mode = config["keep_best"], config["keep_best_mode"]
-    scores = {step: score(numbers, name, mode) for step, numbers in metrics.items()}
-    if not scores:
+    if best is None:
         raise UserError(f"--workdir must hold an evaluated checkpoint for --best, got {workdir}; give --step.")
-    return max(scores, key=lambda step: (scores[step], step))
+    return best
+
+
+def best_of(checkpointer: ocp.training.Checkpointer, name: str, mode: Literal["max", "min"]) -> int | None:
+    """Return the step of the checkpoint with the best value of a metric, the latest of equal ones; None without any.
+
+    Args:
+      checkpointer: The checkpoints.
+      name: The metric.
+      mode: Whether its best value is the largest or the smallest.
+    """
+    found = {saved.step: score(saved.metrics, name, mode) for saved in checkpointer.checkpoints if saved.metrics}
+    return max(found, key=lambda step: (found[step], step), default=None)
 
 
 def score(metrics: Mapping[str, Any], name: str, mode: Literal["max", "min"]) -> float:

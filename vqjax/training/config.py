@@ -48,6 +48,7 @@ class Run:
     keep_every: int | None = None  # steps; checkpoints at their multiples are kept besides
     keep_best: str | None = None  # metric of evaluations, such as psnr, whose best checkpoint is kept besides
     keep_best_mode: Literal["max", "min"] = "max"  # whether the best value of that metric is the largest
+    patience: int | None = None  # checkpoints in a row without a better keep_best, after which the run ends
     nonfinite: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; skip omits that step
     steps_per_dispatch: int | None = None  # steps per call of the compiled program; None: 1 on CPUs, 20 elsewhere
     tensorboard: bool = True  # scalars and pictures under WORKDIR/tensorboard
@@ -78,6 +79,9 @@ class Run:
                 f"eval_every must be a divisor of checkpoint_every={self.checkpoint_every}, as keep_best needs an "
                 f"evaluation at each checkpoint, got {self.eval_every}."
             )
+        _check_range("patience", self.patience, 1)
+        if self.patience is not None and self.keep_best is None:
+            raise UserError(f"keep_best must be a metric such as psnr where patience={self.patience}, got None.")
         if self.batch_size % (self.gradient_accumulation or 1):
             raise UserError(
                 f"gradient_accumulation must be a divisor of batch_size={self.batch_size} or None, "

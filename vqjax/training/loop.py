@@ -89,6 +89,7 @@ def _train(
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
         steps_per_dispatch=config.steps_per_dispatch or (1 if platform_of(mesh) == "cpu" else 20),
+        patience=config.patience,
     )
     order = {"seed": config.seed, "batch_size": config.batch_size}
     feed = make_feed(
@@ -165,6 +166,11 @@ def _train(
             report(task, result, config, splits.eval, split="eval", step=trainer.step, directory=workdir / "eval")
             if is_main_process():
                 print(f"checkpoint: {shown(checkpoints.newest)}", flush=True)
+            if trainer.step < config.num_steps:
+                log(
+                    f"the last {config.patience} checkpoints were not better in {config.keep_best}, so the run ended "
+                    f"at step {trainer.step}; vqjax eval --best takes that of step {checkpoints.best}"
+                )
             if (advice := task.advice(result.metrics)) is not None:
                 log(advice)
             return result
@@ -206,6 +212,7 @@ class _Schedule(NamedTuple):
     eval_every: int
     checkpoint_every: int
     steps_per_dispatch: int
+    patience: int | None
 
     def steps_to_next_event(self, step: int) -> int:
         """Steps from ``step`` that one dispatch may take."""
@@ -217,6 +224,11 @@ class _Schedule(NamedTuple):
     def is_due(self, period: int, step: int) -> bool:
         """Whether ``step`` ends a period, or the run."""
         return step % period == 0 or step == self.num_steps
+
+    def is_over(self, step: int, best: int | None) -> bool:
+        """Whether a run ends whose best checkpoint is that of step ``best``."""
+        waited = 0 if best is None else (step - best) // self.checkpoint_every
+        return step >= self.num_steps or (self.patience is not None and waited >= self.patience)
 
 
 class _LogLine(NamedTuple):
@@ -256,6 +268,7 @@ class _Trainer:
         self.losses: list[tuple[int, Any]] = []
         self.unwritten: _LogLine | None = None
         self.final_result: EvaluationResult | None = None
+        self.is_over = schedule.is_over(self.step, checkpoints.best)
 
     @property
     def full_state(self) -> TrainState:
@@ -265,7 +278,7 @@ class _Trainer:
     def run(self, stop_request: StopRequest, progress: Progress) -> None:
         """Take the remaining steps."""
         losses, dispatches = None, 0
-        while self.step < self.schedule.num_steps:
+        while not self.is_over:
             count = self.schedule.steps_to_next_event(self.step)
             staged = self.feed.stage(self.step, count)
             # Waiting for the previous dispatch keeps the device busy and the progress line honest.
@@ -305,14 +318,17 @@ class _Trainer:
             self.state = self.state.replace(log_sums=zeros)
         if evaluates or saves:
             self._flush(progress)
-        metrics = None
+        result = metrics = None
         if evaluates:
-            measured = self._evaluate_and_log().metrics
-            metrics = {name: float(x) for name, x in measured.items() if x is not None and isfinite(x)}
-            progress.say(f"step {step}: {self.task.headline(measured)}")
+            result = self._evaluate_and_log()
+            metrics = {name: float(x) for name, x in result.metrics.items() if x is not None and isfinite(x)}
+            progress.say(f"step {step}: {self.task.headline(result.metrics)}")
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if saves:
             self.checkpoints.save(step, self.state.saved(), metrics)
+            self.is_over = schedule.is_over(step, self.checkpoints.best)
+            if self.is_over:
+                self.final_result = result
         if evaluates or saves:
             self.upload()
 
@@ -353,6 +369,4 @@ class _Trainer:
             self.writer.image(self.step, name, picture)
             if is_main_process():
                 save_png(self.workdir / f"{name}.png", picture)
-        if self.step == self.schedule.num_steps:
-            self.final_result = result
         return result
