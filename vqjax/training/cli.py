@@ -95,6 +95,11 @@ COMMANDS = {
         "Write the tokenizer of a run for others, or upload it.",
         "--workdir=runs/cifar10 --out=tokenizer",
     ),
+    "reconstruct": Command(
+        "vqjax.training.reconstruct:reconstruct_image",
+        "Show what a tokenizer keeps of a photograph.",
+        "photograph.jpg --tokenizer=runs/quickstart",
+    ),
     "plot": Command(
         "vqjax.training.plot:plot_run",
         "Draw the codebook of a run beside the vectors that it quantizes.",
