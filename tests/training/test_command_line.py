@@ -228,8 +228,8 @@ def test_commands_flags_and_configs_are_completed(completion, words, completed):
         (
             ["--workdir=x"],
             "'--workdir=x' is not a command of vqjax; "
-            "use one of 'completion', 'convert', 'eval', 'import', 'plot', 'sample', 'share', 'stats', 'tokens', "
-            "'train'.",
+            "use one of 'completion', 'convert', 'eval', 'import', 'plot', 'reconstruct', 'sample', 'share', 'stats', "
+            "'tokens', 'train'.",
         ),
         (["eval"], "--workdir is missing; it must be a string."),
         (["eval", "--real=photographs"], "--fake is missing; it must be a string."),

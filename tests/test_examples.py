@@ -1,0 +1,26 @@
+"""The programs in examples/."""
+
+import importlib.util
+from pathlib import Path
+
+from vqjax import load_tokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_sweep_trains_all_combinations_once_and_ranks_them(config, tmp_path, capfd):
+    spec = importlib.util.spec_from_file_location("sweep", ROOT / "examples" / "sweep.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    fixed = {f"data.{name}": config.data[name] for name in ("source", "name", "image_size")}
+    fixed |= {"num_steps": 1, "batch_size": 8, "model.width": 8, "optimizer.schedule": "constant"}
+    grid, metrics = {"quantizer.num_codes": [4, 8]}, ("psnr", "usage_split")
+    table = example.sweep("quickstart", grid, fixed, metrics, tmp_path)
+    assert "quantizer.num_codes" in table
+    rows = [line.split("|")[1:-1] for line in table.splitlines()[2:]]
+    assert sorted(row[0].strip() for row in rows) == ["4", "8"]
+    assert float(rows[0][1]) >= float(rows[1][1])
+    assert load_tokenizer(tmp_path / "num_codes=4").model.quantizer.num_codes == 4
+    capfd.readouterr()
+    assert example.sweep("quickstart", grid, fixed, metrics, tmp_path) == table
+    assert "resuming at step 1" in capfd.readouterr().err
