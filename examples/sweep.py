@@ -1,7 +1,8 @@
 """A sweep over fields of a config: python examples/sweep.py
 
-Every combination is a run of its own, in a directory that is named after it. The same command again continues where it was
-interrupted, does not repeat what is finished, and trains what is new in the grid. Change the lines below, or call `sweep`.
+Every combination is a run of its own, in a directory that is named after it. The same command again continues where it
+was interrupted, does not repeat what is finished, and trains what is new in the grid. Change the lines below, or call
+`sweep`.
 """
 
 import itertools
