@@ -1,7 +1,10 @@
 """The commands, run as their users run them."""
 
+import functools
+import inspect
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +21,7 @@ from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import to_model_range
 from vqjax.evaluation import load_tokens
 from vqjax.runtime.signature import Call
-from vqjax.training.cli import COMMANDS
+from vqjax.training.cli import COMMANDS, _call
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +185,22 @@ def test_help_of_a_command_describes_every_flag(name):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_is_a_call_of_its_function(name):
+    """Bug: functions with arguments by place alone, as those of plot and convert, were called with names."""
+    for use in filter(None, (COMMANDS[name], COMMANDS[name].other)):
+        function = use.imported()
+
+        @functools.wraps(function)
+        def recorded(*args, function=function, **kwargs):
+            inspect.signature(function).bind(*args, **kwargs)
+            calls.append(function)
+
+        calls = []
+        _call(recorded, f"vqjax {name}", use.example, shlex.split(use.example.partition(">")[0]))
+        assert calls == [function]
+
+
 def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
     run = [*run_of(images_file), "--config.num_steps=2"]
     status, out, err = call("vqjax", "train", f"--workdir={tmp_path}/run", *run)

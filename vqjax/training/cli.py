@@ -283,10 +283,11 @@ def _call(function: Callable[..., Any], program: str, example: str, flags: Seque
     except UserError as error:
         raise UserError(f"--{error}") from error
     enable_compilation_cache()
-    # What stands before ``*args`` can only be given by its place.
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    places = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    leading = [values.pop(name) for name in places] if takes_others else []
+    kinds = {inspect.Parameter.POSITIONAL_ONLY}
+    if takes_others:
+        # What stands before ``*args`` can only be given by its place.
+        kinds.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    leading = [values.pop(parameter.name) for parameter in parameters if parameter.kind in kinds]
     function(*leading, *others, **values)
 
 
