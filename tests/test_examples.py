@@ -1,9 +1,13 @@
-"""The programs in examples/."""
+"""The programs and the tokenizer in examples/."""
 
 import importlib.util
 from pathlib import Path
 
-from vqjax import load_tokenizer
+import jax.numpy as jnp
+from skimage import data
+
+from vqjax import Tokenizer, load_tokenizer
+from vqjax.evaluation.metrics import psnr
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,3 +28,12 @@ def test_a_sweep_trains_all_combinations_once_and_ranks_them(config, tmp_path, c
     capfd.readouterr()
     assert example.sweep("quickstart", grid, fixed, metrics, tmp_path) == table
     assert "resuming at step 1" in capfd.readouterr().err
+
+
+def test_the_tokenizer_of_the_quickstart_reconstructs_a_photograph_that_it_has_not_seen():
+    tokenizer = Tokenizer.from_pretrained(ROOT / "examples" / "quickstart")
+    photograph = data.cat()[None, 44:300, 100:356]
+    tokens = tokenizer.encode(photograph)
+    assert tokens.shape == (1, 64, 64)
+    reconstruction = (tokenizer.decode(tokens).clip(-1, 1) + 1) / 2
+    assert psnr(jnp.asarray(photograph, jnp.float32) / 255, reconstruction)[0] > 28

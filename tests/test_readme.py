@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from vqjax.training.config import GROUPS
 from vqjax.training.loop import train
 
 ROOT = Path(__file__).parents[1]
-PAGES = [str(page.relative_to(ROOT)) for place in ("", "docs/", "benchmarks/") for page in ROOT.glob(f"{place}*.md")]
+PAGES = [str(page.relative_to(ROOT)) for place in ("", "docs/", "docs/tutorials/", "benchmarks/") for page in ROOT.glob(f"{place}*.md")]
 
 
 def run_examples(page, number):
@@ -36,6 +37,17 @@ def test_the_examples_of_the_readme_run_and_keep_their_promises():
     assert (names["vectors"] == names["evaluated"].quantized).all()
     assert names["losses"][-1] < names["losses"][0]
     assert names["out"].indices.shape == (8, 16, 16)
+
+
+@pytest.mark.full
+def test_the_model_of_the_linen_tutorial_learns_and_keeps_its_codes_in_use():
+    names = run_examples("docs/tutorials/linen.md", 5)
+    first, last = names["history"][0], names["history"][-1]
+    assert last["error"] < 0.25 * first["error"]
+    assert last["usage"] > 0.8
+    assert names["tokens"].shape == (8, 4, 4)
+    np.testing.assert_allclose(names["restored"], names["evaluated"], atol=1e-6)
+    chex.assert_trees_all_equal(names["loaded"], names["trained"])
 
 
 @pytest.mark.full
