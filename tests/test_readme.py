@@ -20,7 +20,8 @@ from vqjax.training.config import GROUPS
 from vqjax.training.loop import train
 
 ROOT = Path(__file__).parents[1]
-PAGES = [str(page.relative_to(ROOT)) for place in ("", "docs/", "docs/tutorials/", "benchmarks/") for page in ROOT.glob(f"{place}*.md")]
+PLACES = ("", "docs/", "docs/tutorials/", "benchmarks/")
+PAGES = [str(page.relative_to(ROOT)) for place in PLACES for page in ROOT.glob(f"{place}*.md")]
 
 
 def run_examples(page, number):

@@ -189,14 +189,13 @@ def test_help_of_a_command_describes_every_flag(name):
 def test_the_example_of_a_command_is_a_call_of_its_function(name):
     """Bug: functions with arguments by place alone, as those of plot and convert, were called with names."""
     for use in filter(None, (COMMANDS[name], COMMANDS[name].other)):
-        function = use.imported()
+        function, calls = use.imported(), []
 
         @functools.wraps(function)
-        def recorded(*args, function=function, **kwargs):
+        def recorded(*args, function=function, calls=calls, **kwargs):
             inspect.signature(function).bind(*args, **kwargs)
             calls.append(function)
 
-        calls = []
         _call(recorded, f"vqjax {name}", use.example, shlex.split(use.example.partition(">")[0]))
         assert calls == [function]
 
