@@ -34,7 +34,7 @@ def run_examples(page, number):
 
 
 def test_the_examples_of_the_readme_run_and_keep_their_promises():
-    names = run_examples("README.md", 4)
+    names = run_examples("README.md", 5)
     assert (names["vectors"] == names["evaluated"].quantized).all()
     assert names["losses"][-1] < names["losses"][0]
     assert names["out"].indices.shape == (8, 16, 16)
@@ -101,10 +101,18 @@ def test_tokens_are_drawn_from_a_transformer_of_ones_own():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_file_it_names_exists(page):
-    folder = (ROOT / page).parent
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
-        assert (folder / link).exists(), link
+def test_every_file_and_heading_it_names_exists(page):
+    text = (ROOT / page).read_text()
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#:]*)(?:#([^)]*))?\)", text):
+        file = (ROOT / page).parent / link if link else ROOT / page
+        assert file.exists(), link
+        assert not anchor or anchor in headings(file), f"{link}#{anchor}"
+
+
+def headings(page):
+    """The anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_examples_for_contributors_train_a_model(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 import jax
 from fsspec.implementations.memory import MemoryFileSystem
+from tqdm import tqdm
 
 from vqjax.errors import UserError, one_line
 from vqjax.runtime.paths import is_url
@@ -166,7 +167,7 @@ class _Remote:
             if self.exists and not self.files.isdir(self.root):
                 raise NotADirectoryError("it is a file")
             places = self.files.find(self.root) if self.exists else []
-        for place in places:
+        for place in tqdm(places, f"downloading {self.url}", unit="file", disable=None, leave=False):
             name = place.removeprefix(self.root).lstrip("/")
             self.known[name] = self.get(place, directory / name)
 
