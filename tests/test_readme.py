@@ -9,14 +9,20 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from helpers.tokenizers import state_dict
+from helpers.torch_files import write_archive
+from studies.features.weights import load_network
+from vqjax.data.arrays import ArrayDataset
 from vqjax.data.sources import SOURCES
+from vqjax.losses.reconstruction import MeanSquaredError
 from vqjax.losses.registry import LOSSES
-from vqjax.models.registry import MODELS
+from vqjax.models.registry import MODELS, build_model
 from vqjax.quantizers.registry import QUANTIZERS
 from vqjax.tasks.registry import TASKS
-from vqjax.training.config import GROUPS
+from vqjax.training.config import GROUPS, base_config, complete
 from vqjax.training.loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +30,8 @@ PLACES = ("", "docs/", "docs/tutorials/", "benchmarks/")
 PAGES = [str(page.relative_to(ROOT)) for place in PLACES for page in ROOT.glob(f"{place}*.md")]
 
 
-def run_examples(page, number):
-    names = {"__name__": page}
+def run_examples(page, number, **names):
+    names |= {"__name__": page}
     examples = re.findall(r"<!-- tested -->\n```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert len(examples) == number
     for code in examples:
@@ -52,8 +58,10 @@ def test_the_model_of_the_linen_tutorial_learns_and_keeps_its_codes_in_use():
 
 
 @pytest.mark.full
-def test_the_examples_of_other_libraries_settings_are_those_settings():
-    names = run_examples("docs/coming-from.md", 5)
+def test_the_examples_of_other_libraries_settings_are_those_settings(tmp_path, monkeypatch):
+    write_archive(tmp_path / "vqgan_imagenet_f16_1024.ckpt", {"state_dict": state_dict()})
+    monkeypatch.chdir(tmp_path)
+    names = run_examples("docs/coming-from.md", 6, images=jnp.zeros((2, 16, 16, 3)))
     vqgan = names["vqgan"]
     assert (vqgan.commitment_weight, vqgan.codebook.weight) == (1.0, 0.25)
     z = jax.random.normal(jax.random.key(0), (12, 8))
@@ -91,6 +99,45 @@ def test_the_speech_model_in_equinox_learns_and_its_codebook_is_state():
     assert unchanged is state
     error = {name: float(jnp.mean((names[name] - frames) ** 2)) for name in ("coarse", "restored")}
     assert error["restored"] < error["coarse"]
+
+
+@pytest.mark.full
+def test_frozen_networks_are_discriminators_and_distances():
+    images, network = jnp.zeros((2, 32, 32, 3)), load_network("cifar10")
+    names = run_examples(
+        "docs/options.md",
+        2,
+        images=images,
+        reconstructions=images + 0.1,
+        vision_transformer=network.module,
+        its_variables=network.variables,
+        model=build_model({"name": "sonnet", "width": 8}, {"name": "vq", "num_codes": 8}),
+        optimizer={"generator": optax.adam(1e-3), "discriminator": optax.adam(1e-3)},
+        loss=MeanSquaredError(ArrayDataset("gray", np.zeros((2, 32, 32, 3), np.uint8), 32)),
+    )
+    assert names["distances"].shape == (2,)
+
+
+def test_the_example_of_the_site_runs():
+    assert run_examples("docs/index.md", 1)["out"].indices.shape == (8, 16, 16)
+
+
+@pytest.mark.parametrize(("page", "number"), [("docs/options.md", 2), ("docs/classification.md", 1)])
+def test_parts_of_configs_have_fields_that_exist(page, number):
+    parts = re.findall(r"<!-- config -->\n```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert len(parts) == number
+    for code in parts:
+        config = base_config().unlock()
+        config.num_steps = 1
+        exec(compile(code, page, "exec"), {"config": config})
+        complete(config)
+
+
+def test_no_example_is_left_out():
+    for page in PAGES:
+        found = re.findall(r"(.*)\n```python\n", (ROOT / page).read_text())
+        marked = r"<!-- (tested|run|config|file: [\w.]+) -->"
+        assert all(re.fullmatch(marked, before) for before in found), page
 
 
 def test_tokens_are_drawn_from_a_transformer_of_ones_own():

@@ -1,7 +1,8 @@
-"""The tutorials run as printed: files are written, commands and programs run one after another in a directory."""
+"""The tutorials and the README run as printed: commands and programs one after another, in a directory."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ BLOCK = re.compile(r"<!-- (?:(run)|file: ([\w.]+)) -->\n```(python|bash)\n(.*?)`
 
 def follow(page: str, place: Path) -> str:
     """Does what a page says, in a directory, and returns what its commands print."""
-    blocks = BLOCK.findall((ROOT / "docs/tutorials" / page).read_text())
+    blocks = BLOCK.findall((ROOT / page).read_text())
     assert blocks, page
     # As from a clone, whose programs lie beside the reader's files.
     for script in ("train.py", "eval.py"):
@@ -48,7 +49,7 @@ def test_a_tokenizer_of_ones_own_photographs(tmp_path):
         save_png(tmp_path / f"photographs/{name}.png", photograph)
         for number, part in enumerate(np.array_split(photograph, 3)):
             save_png(tmp_path / f"photographs/{name}-{number}.png", part)
-    printed = follow("train.md", tmp_path)
+    printed = follow("docs/tutorials/train.md", tmp_path)
     assert "psnr_gain" in printed
     assert "tokens of 128 codes" in printed
     assert {"model.safetensors", "config.json", "README.md"} == {file.name for file in tmp_path.glob("my-tokenizer/*")}
@@ -56,6 +57,11 @@ def test_a_tokenizer_of_ones_own_photographs(tmp_path):
 
 @pytest.mark.full
 def test_a_network_of_ones_own_in_the_trainer(tmp_path):
-    printed = follow("own-parts.md", tmp_path)
+    printed = follow("docs/tutorials/own-parts.md", tmp_path)
     assert re.search(r"loss\W+charbonnier", (tmp_path / "runs/patches/eval/report.md").read_text())
     assert "psnr" in printed
+
+
+def test_the_readme_evaluates_uses_and_shares_a_tokenizer(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "runs/quickstart")
+    assert "weights" in follow("README.md", tmp_path)
