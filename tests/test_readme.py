@@ -111,7 +111,7 @@ def test_frozen_networks_are_discriminators_and_distances():
         reconstructions=images + 0.1,
         vision_transformer=network.module,
         its_variables=network.variables,
-        model=build_model({"name": "sonnet", "width": 8}, {"name": "vq", "num_codes": 8}),
+        model=build_model({"name": "vqgan", "channels": 32, "multipliers": (1, 1)}, {"name": "vq", "num_codes": 8}),
         optimizer={"generator": optax.adam(1e-3), "discriminator": optax.adam(1e-3)},
         loss=MeanSquaredError(ArrayDataset("gray", np.zeros((2, 32, 32, 3), np.uint8), 32)),
     )
