@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 
-def with_automatic_axes(like: str | None = None) -> Callable[[Callable], Callable]:
+def with_automatic_axes[**P, R](like: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a pure function to leave the division of its work over devices to the compiler.
 
     Args:
@@ -37,7 +37,7 @@ def with_automatic_axes(like: str | None = None) -> Callable[[Callable], Callabl
       True
     """
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
 
         @functools.wraps(function)

@@ -36,7 +36,7 @@ class AutomaticAxes(nn.Module):
         super().__init_subclass__(**options)
 
 
-def automatic_axes(method: Callable) -> Callable:
+def automatic_axes[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     """Decorate a method of a module, or a function of a module, to leave the division of its work to the compiler.
 
     Results are divided over devices as the leading axes of the first argument are, variables as they were before, and
@@ -53,7 +53,7 @@ def automatic_axes(method: Callable) -> Callable:
     def decorated(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         mesh = None if module.scope is None else explicit_mesh(args, kwargs, module.variables)
         if mesh is None:
-            return method(module, *args, **kwargs)
+            return method(module, *args, **kwargs)  # pyright: ignore[reportCallIssue]
         return nn.transforms.lift_direct_transform(functools.partial(_apply, mesh), (method,), module, *args, **kwargs)
 
     return decorated
