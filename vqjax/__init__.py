@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+from typing import TYPE_CHECKING
 
 from vqjax import estimators as estimators
 from vqjax import functional as functional
@@ -33,12 +34,17 @@ from vqjax.quantizers import VectorQuantizer as VectorQuantizer
 from vqjax.quantizers import VQBridge as VQBridge
 
 # Loaded where they are used: they need Orbax and the configs of the trainer, which `import vqjax` does without.
-_LAZY = {"Tokenizer": "vqjax.models.tokenizer", "load_tokenizer": "vqjax.checkpointing.checkpoints"}
+if TYPE_CHECKING:
+    from vqjax.checkpointing.checkpoints import load_tokenizer as load_tokenizer
+    from vqjax.models.tokenizer import Tokenizer as Tokenizer
 
+    __version__: str
+else:
+    _LAZY = {"Tokenizer": "vqjax.models.tokenizer", "load_tokenizer": "vqjax.checkpointing.checkpoints"}
 
-def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name == "__version__":
-        return importlib.metadata.version("vqjax")
-    raise AttributeError(f"module 'vqjax' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in _LAZY:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        if name == "__version__":
+            return importlib.metadata.version("vqjax")
+        raise AttributeError(f"module 'vqjax' has no attribute {name!r}")
