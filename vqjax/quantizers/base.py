@@ -4,15 +4,17 @@ import abc
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.core
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from flax.core.scope import CollectionFilter
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
@@ -125,6 +127,53 @@ class Quantizer(AutomaticAxes, abc.ABC):
     estimator = "straight_through"
     fits_residual = True
     quantizes_maps = False
+
+    if TYPE_CHECKING:
+        # Flax has to say that the results of any method may come with variables or without, and that those of init may
+        # be frozen, which they are only if it is configured so.
+        def init(self, rngs: Array | dict[str, Array], *args: Any, **kwargs: Any) -> dict[str, Any]: ...
+
+        @overload
+        def apply(
+            self,
+            variables: Mapping[str, Any],
+            *args: Any,
+            method: None = None,
+            mutable: Literal[False] = False,
+            **kwargs: Any,
+        ) -> QuantizerOutput: ...
+
+        @overload
+        def apply(
+            self,
+            variables: Mapping[str, Any],
+            *args: Any,
+            method: None = None,
+            mutable: CollectionFilter,
+            **kwargs: Any,
+        ) -> tuple[QuantizerOutput, dict[str, Any]]: ...
+
+        @overload
+        def apply(
+            self,
+            variables: Mapping[str, Any],
+            *args: Any,
+            method: Literal["encode", "decode"],
+            mutable: Literal[False] = False,
+            **kwargs: Any,
+        ) -> Array: ...
+
+        @overload
+        def apply(
+            self,
+            variables: Mapping[str, Any],
+            *args: Any,
+            method: str | Callable[..., Any],
+            mutable: CollectionFilter = False,
+            **kwargs: Any,
+        ) -> Any: ...
+
+        def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any: ...
 
     @abc.abstractmethod
     def __call__(
