@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array
@@ -36,8 +36,17 @@ class ImageDataset(Protocol):
       class_names: The class that each label stands for; None if the examples have no ``label``.
     """
 
-    name: str
-    class_names: Sequence[str] | None
+    if TYPE_CHECKING:
+        # Whatever can be read will do: a field, a property, or None for all instances.
+        @property
+        def name(self) -> str: ...
+
+        @property
+        def class_names(self) -> Sequence[str] | None: ...
+
+    else:
+        name: str
+        class_names: Sequence[str] | None
 
     def __len__(self) -> int: ...
 

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -216,7 +216,14 @@ class Regularizer(Protocol):
       needs_learned_codes: Whether the gradient of the term reaches nothing but the codes.
     """
 
-    weight: Number
+    if TYPE_CHECKING:
+        # Those of frozen dataclasses are read-only.
+        @property
+        def weight(self) -> Number: ...
+
+    else:
+        weight: Number
+
     name: ClassVar[str]
     needs_learned_codes: ClassVar[bool]
 
@@ -242,6 +249,7 @@ class Regularizer(Protocol):
         Returns:
           A scalar.
         """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
