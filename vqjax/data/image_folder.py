@@ -120,6 +120,7 @@ def image_folder_splits(
     if not root.is_dir():
         found = "a file" if root.exists() else "a path that does not exist"
         raise UserError(f"config.data.name must be a directory of images, got {name!r}, {found}; correct the path.")
+    splits: list[tuple[Any, list[_ImageFile]]]
     if _has_split_directories(root, train_split, eval_split):
         splits = [(split, _image_files(root, split)) for split in (train_split, eval_split)]
     else:

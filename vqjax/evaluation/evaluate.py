@@ -120,7 +120,7 @@ def _shared_by_rows(batch: Batch, mesh: Mesh) -> Batch:
     """Divide the rows of a batch over the devices, padded with zeros to a multiple of their number."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
-    def shared(array: np.ndarray) -> Array:
+    def shared(array: Array | np.ndarray) -> Array:
         missing = -len(array) % mesh.shape["data"]
         padded = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
         return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])

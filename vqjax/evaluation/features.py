@@ -41,9 +41,9 @@ class Features(NamedTuple):
       spatial: Features with a place in the image, for sFID; None if the network defines none.
     """
 
-    pool: Float[Array, "batch dim"]
-    logits: Float[Array, "batch classes"] | None = None
-    spatial: Float[Array, "batch places"] | None = None
+    pool: Float[Array | np.ndarray, "batch dim"]
+    logits: Float[Array | np.ndarray, "batch classes"] | None = None
+    spatial: Float[Array | np.ndarray, "batch places"] | None = None
 
 
 _CHECKSUM = re.compile(r"-([0-9a-f]{8})\.\w+$")

@@ -1,6 +1,7 @@
 """Ranges of pixels: what is certainly not in the range that a function expects is refused."""
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array

@@ -46,7 +46,7 @@ _LAYERS = {
 }
 
 
-def load_dinov2(arrays: Mapping[str, Any] | str | os.PathLike) -> tuple[DINOv2, dict[str, Any]]:
+def load_dinov2(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[DINOv2, dict[str, Any]]:
     """Turn the small, base or large network of DINOv2, with registers or without, into a module and its variables.
 
     The embeddings of positions, which are those of 37 x 37 patches, become those of 16 x 16 by the publishers' own

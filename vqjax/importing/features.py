@@ -21,7 +21,7 @@ _SLICE = re.compile(r"^net\.slice\d\.(\d+)\.(weight|bias)$")
 _FEATURES = re.compile(r"^features\.\d+\.(weight|bias)$")
 
 
-def load_features(arrays: Mapping[str, Any] | str | os.PathLike) -> tuple[VGG16 | AlexNet, dict[str, Any]]:
+def load_features(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[VGG16 | AlexNet, dict[str, Any]]:
     """Turn torchvision's ``vgg16`` or ``alexnet`` into a module and its variables.
 
     Args:
@@ -51,7 +51,7 @@ def load_features(arrays: Mapping[str, Any] | str | os.PathLike) -> tuple[VGG16 
     return module, {"params": read_params(features, like, _entry_of, advice)}
 
 
-def load_resnet(arrays: Mapping[str, Any] | str | os.PathLike) -> tuple[ResNet, dict[str, Any]]:
+def load_resnet(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[ResNet, dict[str, Any]]:
     """Turn the variables of a residual network, by their dotted names, into a module and its variables.
 
     Args:

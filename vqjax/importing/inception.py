@@ -15,7 +15,7 @@ _EPSILON = 1e-3  # of batch normalization
 _ADVICE = "pass pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or its copy of torch-fidelity"
 
 
-def load_inception(arrays: Mapping[str, Any] | str | os.PathLike) -> tuple[FIDInception, dict[str, Any]]:
+def load_inception(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[FIDInception, dict[str, Any]]:
     """Turn the Inception network of pytorch-fid into a module and its variables.
 
     Batch normalization, whose statistics are fixed, becomes part of the convolutions.

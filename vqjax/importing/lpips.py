@@ -19,7 +19,7 @@ _LEFT_OUT = re.compile(r"^(scaling_layer\.|lins\.|classifier\.)")
 _ADVICE = "pass the state dict of LPIPS 0.1 with net='vgg' or net='alex'"
 
 
-def load_lpips(arrays: Mapping[str, Any] | str | os.PathLike) -> tuple[LPIPS, dict[str, Any]]:
+def load_lpips(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[LPIPS, dict[str, Any]]:
     """Turn LPIPS 0.1 of PyTorch into a module and its variables.
 
     Args:

@@ -19,7 +19,7 @@ from vqjax.runtime.paths import local_path
 StateDict = dict[str, np.ndarray]
 
 
-def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike) -> StateDict:
+def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> StateDict:
     """Read a state dict; floating-point numbers of any width become float32.
 
     Args:

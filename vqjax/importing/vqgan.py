@@ -16,7 +16,7 @@ from vqjax.quantizers.ibq import IBQ
 from vqjax.quantizers.vector import VectorQuantizer
 from vqjax.quantizers.weightings import taming_legacy
 
-Arrays = Mapping[str, Any] | str | os.PathLike
+Arrays = Mapping[str, Any] | str | os.PathLike[str]
 
 # What the files of a training hold besides the autoencoder.
 _OTHER_NETWORKS = ("loss.", "model_ema.decay", "model_ema.num_updates", "quantize.codebook_used")

@@ -50,7 +50,7 @@ def check_images(images: Images) -> None:
         )
 
 
-def check_dtype(dtype: object) -> None:
+def check_dtype(dtype: Any) -> None:
     """Refuse what is not a floating-point dtype, in the argument ``dtype`` of a module.
 
     Args:

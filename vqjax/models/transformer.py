@@ -1,7 +1,7 @@
 """Transformers over the tokens of an image: one that is causal, and one that fills in what is masked."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -197,6 +197,7 @@ class CausalTransformer(_TokenTransformer):
         self.token_table = nn.Embed(sum(self._sizes), self.dim, embedding_init=_SMALL)
         self.class_table = nn.Embed(self.num_classes + 1, self.dim, embedding_init=_SMALL)
         self.blocks, self.drop, self.norm = blocks(self.depth), nn.Dropout(self.dropout), _rms_norm()
+        self.head: Any
         if self.levels is None:
             self.head, self.level_blocks = last_layer(self.num_codes), []
         else:

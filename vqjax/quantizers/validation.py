@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -56,14 +57,14 @@ def require(valid: bool, name: str, value: object, expected: str, advice: str | 
 
 
 def require_count(
-    name: str, value: object, largest: int | None = None, advice: str | None = None, smallest: int = 1
+    name: str, value: Any, largest: int | None = None, advice: str | None = None, smallest: int = 1
 ) -> None:
     """Refuse what is not a positive integer, or not one from the smallest to the largest."""
     expected = "a positive integer" if largest is None else f"an integer in [{smallest}, {largest}]"
     require(is_count(value, smallest) and (largest is None or value <= largest), name, value, expected, advice)
 
 
-def require_counts(name: str, values: object, largest: int, advice: str) -> None:
+def require_counts(name: str, values: Any, largest: int, advice: str) -> None:
     """Refuse what is not a tuple of integers from 1 to the largest, or is empty."""
     valid = isinstance(values, tuple | list) and all(is_count(value) and value <= largest for value in values)
     require(valid and len(values) > 0, name, values, f"one or more integers in [1, {largest}]", advice)

@@ -313,7 +313,7 @@ class VectorQuantizer(Quantizer):
           True
         """
         inherited = {field.name for field in dataclasses.fields(VectorQuantizer)} - {"parent", "name"}
-        options = {name: getattr(self, name) for name in inherited} | {"codebook": FrozenCodebook()}
+        options: dict[str, Any] = {name: getattr(self, name) for name in inherited} | {"codebook": FrozenCodebook()}
         options["regularizers"] = tuple(term for term in self.regularizers if not term.needs_learned_codes)
         params = {name: x for name, x in variables.get("params", {}).items() if name.startswith("project_")}
         stored = {"codebook": {"codes": self.apply(variables, method="code_vectors")}}

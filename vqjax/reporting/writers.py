@@ -62,6 +62,7 @@ class MetricWriter:
         wandb: bool,
         config: Mapping[str, Any],
     ) -> None:
+        self._wandb: Any
         self._lines = self._tensorboard = self._wandb = self._wandb_run = None
         if jax.process_index() != 0:
             return

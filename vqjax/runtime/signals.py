@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 from jax.experimental import multihost_utils
 
@@ -31,7 +32,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         handled_by_jax = {signal.SIGTERM} if is_distributed() else set()

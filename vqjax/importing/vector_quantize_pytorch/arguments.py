@@ -1,6 +1,6 @@
 """The arguments of a class of vector-quantize-pytorch, and what becomes of each here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, NamedTuple
 
 from vqjax.errors import UserError, did_you_mean
@@ -33,8 +33,8 @@ class Arguments(NamedTuple):
 
     kind: str
     known: Mapping[str, Any]
-    ignored: frozenset[str] = frozenset()
-    refused: frozenset[str] = frozenset()
+    ignored: Set[str] = frozenset()
+    refused: Set[str] = frozenset()
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the known arguments, completed by their defaults.

@@ -44,7 +44,7 @@ CLASSES: dict[str, Import] = {
 
 
 def vector_quantize_pytorch(
-    arrays: Mapping[str, Any] | str | os.PathLike, config: Mapping[str, Any], class_name: str = "VectorQuantize"
+    arrays: Mapping[str, Any] | str | os.PathLike[str], config: Mapping[str, Any], class_name: str = "VectorQuantize"
 ) -> tuple[Quantizer, dict[str, Any]]:
     """Turn a trained module of vector-quantize-pytorch into a quantizer and its variables.
 
