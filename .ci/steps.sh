@@ -54,6 +54,17 @@ lint() {
   ruff format --check .
 }
 
+# The annotations within the package, and those that its users' programs see.
+types() {
+  environment test constraints.txt -e ".[test,types]"
+  basedpyright
+  # Outside of the clone the package is a library, of which type checkers take what it exports and annotates.
+  mkdir "$scratch/user"
+  cp .ci/typed.py "$scratch/user"
+  cd "$scratch/user"
+  basedpyright typed.py
+}
+
 # The suite, or parts of it: suite CONSTRAINTS ENVIRONMENT PYTEST_ARGUMENT...
 suite() {
   environment "$1" "$2" -e ".[test]"

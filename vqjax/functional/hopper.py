@@ -104,7 +104,7 @@ def _largest_product(
     steps = features // _FEATURES_PER_TILE
     delay = min(_DELAY, steps - 1)
     swizzle = gpu.find_swizzle(_FEATURES_PER_TILE * 16)
-    transforms = (gpu.TilingTransform((8, swizzle // 2)), gpu.SwizzleTransform(swizzle))
+    transforms = (gpu.TilingTransform((8, swizzle // 2)), gpu.SwizzleTransform(swizzle))  # pyright: ignore[reportAbstractUsage]
 
     def kernel(left, right, indices):
         rows = pl.ds(jax.lax.axis_index("tiles") * _TOKENS_PER_TILE, _TOKENS_PER_TILE)

@@ -335,7 +335,7 @@ def guided_step(
             inputs = jnp.concatenate([inputs, inputs]) if guides else inputs
         logits, cache = model.apply(variables, scale, inputs, classes, cache, method="step")
         if guides:
-            logits = guided(*jnp.split(logits, 2), scale_guidance(guidance, scale, len(model.scales)))
+            logits = guided(*jnp.split(logits, 2), scale_guidance(guidance, scale, len(model.scales)))  # pyright: ignore[reportCallIssue]
         return logits, cache
 
     return step

@@ -252,7 +252,7 @@ def vit_vqgan(
 
     Source: Yu et al., 2022 (arXiv 2110.04627).
     """
-    options = {"patch_size": patch_size, "remat": remat, "dtype": dtype}
+    options: dict[str, Any] = {"patch_size": patch_size, "remat": remat, "dtype": dtype}
     sizes = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
     encoder = ViTEncoder(**options, **sizes, code_dim=code_dim)
     of_decoder = {"dim": decoder_dim, "depth": decoder_depth, "heads": decoder_heads, "mlp_dim": decoder_mlp_dim}
@@ -421,7 +421,7 @@ def _of_tokens(tokens: TokenInfo, factors: tuple[int, ...] | None) -> dict[str, 
     """What the tokens of a data set say about a transformer."""
     if len(tokens.grid) != 2:
         raise UserError(f"name must be that of a transformer for tokens of shape {list(tokens.shape)}.")
-    num_codes = tokens.num_codes if len(tokens.num_codes) > 1 else tokens.num_codes[0]
+    num_codes = tokens.num_codes if len(tokens.num_codes) > 1 else tokens.num_codes[0]  # pyright: ignore[reportGeneralTypeIssues]
     if factors is not None:
         require(math.prod(factors) == num_codes, "factors", factors, f"numbers whose product is {num_codes}, or None")
     return {"num_codes": factors or num_codes, "grid": tokens.grid, "num_classes": tokens.num_classes}

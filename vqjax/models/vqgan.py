@@ -226,7 +226,7 @@ def _blocks(module: _VQGAN, train: bool) -> tuple[Callable[..., Any], Callable[.
     block, attention = (nn.remat(kind) if module.remat else kind for kind in (_ResidualBlock, _Attention))
 
     def residual_block(features: int, name: str) -> nn.Module:
-        return block(features, module.dropout, train, module.dtype, name=name)
+        return block(features, module.dropout, train, module.dtype, name=name)  # pyright: ignore[reportCallIssue]
 
     def attention_block(name: str) -> nn.Module:
         return attention(module.dtype, name=name)

@@ -534,7 +534,7 @@ class Residual(StagedQuantizer):
 
         def candidates(stage: int, residuals: Vectors, sums: Vectors, count: int) -> Indices:
             quantizer = self._quantizer_at(stage)
-            return quantizer.encode(residuals, **self._condition(stage, sums), top_k=min(count, quantizer.num_codes))
+            return quantizer.encode(residuals, **self._condition(stage, sums), top_k=min(count, quantizer.num_codes))  # pyright: ignore[reportCallIssue]
 
         def codes(stage: int, indices: Indices, sums: Vectors) -> Float[Array, "*indices dim"]:
             above = jnp.broadcast_to(sums[..., None, :], (*indices.shape, sums.shape[-1]))

@@ -96,7 +96,7 @@ class AutoregressiveTask(SecondStageTask):
                 previous = jnp.tile(previous, 2)
             logits, cache = model.apply(networks[TRANSFORMER], previous, seen, position, cache, level, method="step")
             if is_guided:
-                logits = guided(*jnp.split(logits, 2), guidance_at(position / positions, guidance, guidance_schedule))
+                logits = guided(*jnp.split(logits, 2), guidance_at(position / positions, guidance, guidance_schedule))  # pyright: ignore[reportCallIssue]
             return logits, cache
 
         size = {"batch": len(classes), "positions": positions, "levels": model.levels}

@@ -148,7 +148,7 @@ class MaskedTokensTask(SecondStageTask):
             twice = [jnp.concatenate([x, x]) for x in (tokens, masked)]
             logits = model.apply(networks[TRANSFORMER], *twice, with_none(classes, model.num_classes), train=False)
             scale = guidance_at(progress, guidance, guidance_schedule)
-            return jax.tree.map(lambda of_level: guided(*jnp.split(of_level, 2), scale), logits)
+            return jax.tree.map(lambda of_level: guided(*jnp.split(of_level, 2), scale), logits)  # pyright: ignore[reportCallIssue]
 
         return sample_masked(
             logits_of,

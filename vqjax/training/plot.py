@@ -100,4 +100,4 @@ def _snapshot(step: int, quantizer: nn.Module, variables: Any, vectors: jax.Arra
         vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     indices = quantizer.apply(variables, vectors, method="encode")
     codes = quantizer.apply(variables, jnp.arange(quantizer.num_codes), method="decode")
-    return Snapshot(step, *(np.asarray(x, np.float32) for x in (vectors, codes)), np.asarray(indices))
+    return Snapshot(step, *(np.asarray(x, np.float32) for x in (vectors, codes)), np.asarray(indices))  # pyright: ignore[reportCallIssue]

@@ -260,7 +260,7 @@ class _Encoder:
         images, crops = (
             jax.device_put(np.stack([example[name] for example in padded]), self._rows) for name in ("image", "crop")
         )
-        is_cropped = self._crop_padding is not None and bool(examples[0]["crop"][0])
+        is_cropped = self._crop_padding is not None and bool(examples[0]["crop"][0])  # pyright: ignore[reportCallIssue]
         tokens = self._encode(
             self._variables, images, crops, bool(mirrored), self._crop_padding if is_cropped else None
         )
