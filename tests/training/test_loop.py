@@ -225,6 +225,17 @@ def test_a_second_run_in_the_same_directory_changes_nothing(finished, config, ca
     assert "resuming at step 12" in capsys.readouterr().err
 
 
+def test_places_are_printed_as_the_directory_was_given(finished, config, capsys, monkeypatch):
+    monkeypatch.chdir(finished.parent)
+    train(config, finished.name, devices=ONE_DEVICE)
+    printed = capsys.readouterr().out.splitlines()[-3:]
+    assert printed == [
+        f"report:  {finished.name}/eval/report.md",
+        f"picture: {finished.name}/eval/reconstructions.png",
+        f"checkpoint: {finished.name}/checkpoints/12",
+    ]
+
+
 @pytest.mark.full
 def test_a_run_cut_between_checkpoints_and_continued_equals_one_that_was_not(finished, config, tmp_path, monkeypatch):
     """Killed at step 8, after the checkpoint of step 5 and the log line of step 8, which has to be written again."""

@@ -86,6 +86,8 @@ class Checkpoints:
         with main_process_first("damaged checkpoints are set aside"):
             if self.found is not None and is_main_process():
                 set_aside(workdir, self.found)
+        # As users have written it; Orbax takes absolute paths alone.
+        self._directory = workdir / CHECKPOINTS
         preservation_policies = ocp.training.preservation_policies
         self._keep_best, self._keep_best_mode = keep_best, keep_best_mode
         policies = [preservation_policies.LatestN(keep)]
@@ -97,7 +99,7 @@ class Checkpoints:
                 preservation_policies.BestN(get_metric_fn=of_metrics, n=1, keep_checkpoints_without_metrics=False)
             )
         self._checkpointer = ocp.training.Checkpointer(
-            (workdir / CHECKPOINTS).resolve(),
+            self._directory.resolve(),
             preservation_policy=preservation_policies.AnyPreservationPolicy(policies),
             # A save that was killed leaves a temporary directory behind, which never counts as a checkpoint.
             cleanup_tmp_directories=True,
@@ -107,7 +109,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """Directory of the newest checkpoint, if there is one."""
         latest = self._checkpointer.latest
-        return None if latest is None else Path(self._checkpointer.directory) / str(latest.step)
+        return None if latest is None else self._directory / str(latest.step)
 
     @property
     def best(self) -> int | None:
