@@ -1,5 +1,6 @@
 """A run resumes exactly, divides over devices, and leaves what its users expect."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -24,7 +25,7 @@ from vqjax.runtime.signals import Interrupted
 from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.training import loop
 from vqjax.training.config import validate
-from vqjax.training.evaluate import evaluate_workdir
+from vqjax.training.evaluate import evaluate_state, evaluate_workdir
 from vqjax.training.loop import train
 from vqjax.training.resume import check_images
 
@@ -173,7 +174,10 @@ def test_a_run_ends_when_checkpoints_are_no_longer_better_and_goes_on_with_more_
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     result = train(config, whole, devices=ONE_DEVICE)
     assert lines(whole)[-1]["step"] == 6
-    assert "not better in perplexity_split, so the run ended at step 6" in capfd.readouterr().err
+    assert (
+        "better in perplexity_split for config.patience=2 in a row, so the run ended at step 6"
+        in capfd.readouterr().err
+    )
     again = train(config, whole, devices=ONE_DEVICE)
     assert again.metrics == result.metrics
     config.num_steps = 4
@@ -184,6 +188,22 @@ def test_a_run_ends_when_checkpoints_are_no_longer_better_and_goes_on_with_more_
     config.patience = 3
     train(config, whole, devices=ONE_DEVICE)
     assert (load_tokenizer(whole).step, load_tokenizer(whole, best=True).step) == (8, 2)
+
+
+@pytest.mark.parametrize("value", [2.0, float("nan")])
+def test_equal_and_missing_metrics_are_no_better(config, tmp_path, monkeypatch, value):
+    """Bug: ties and metrics that were never a number went on to the end."""
+
+    def measured(*args, **kwargs):
+        result = evaluate_state(*args, **kwargs)
+        return dataclasses.replace(result, metrics=result.metrics | {"psnr": value})
+
+    monkeypatch.setattr("vqjax.training.loop.evaluate_state", measured)
+    config.num_steps, config.eval_every, config.checkpoint_every = 6, 1, 1
+    with config.ignore_type():
+        config.keep_best, config.patience = "psnr", 2
+    train(config, tmp_path, devices=ONE_DEVICE)
+    assert load_tokenizer(tmp_path).step == (3 if value == 2 else 2)
 
 
 def test_the_best_checkpoint_is_that_of_a_run_that_keeps_it(finished):

@@ -1,6 +1,7 @@
 """Checkpoints of a run: saving and restoring its state, and loading its networks."""
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -57,6 +58,7 @@ class Checkpoints:
 
     Attributes:
       found: The newest checkpoint that was intact when this object was created, or None.
+      not_better: Number of evaluated checkpoints in a row that were not better than those before them.
 
     Raises:
       UserError: There are checkpoints, and none of them is intact.
@@ -90,6 +92,8 @@ class Checkpoints:
         self._directory = workdir / CHECKPOINTS
         preservation_policies = ocp.training.preservation_policies
         self._keep_best, self._keep_best_mode = keep_best, keep_best_mode
+        kept, mode, count = (None, None, 0) if self.found is None else self.found.not_better
+        self.not_better = count if (kept, mode) == (keep_best, keep_best_mode) else 0
         policies = [preservation_policies.LatestN(keep)]
         if keep_every is not None:
             policies.append(preservation_policies.EveryNSteps(interval_steps=keep_every))
@@ -114,6 +118,11 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the best metric, the latest of equal ones; None without any."""
+        best = self._best
+        return None if best is None else best[1]
+
+    @property
+    def _best(self) -> tuple[float, int] | None:
         if self._keep_best is None:
             return None
         return best_of(self._checkpointer, self._keep_best, self._keep_best_mode)
@@ -132,6 +141,10 @@ class Checkpoints:
         latest = self._checkpointer.latest
         if latest is not None and latest.step >= step:
             return
+        if self._keep_best is not None and metrics is not None:
+            best = -math.inf if self._best is None else self._best[0]
+            better = score(metrics, self._keep_best, self._keep_best_mode) > best
+            self.not_better = 0 if better else self.not_better + 1
         try:
             self._checkpointer.save(
                 step,
@@ -139,7 +152,8 @@ class Checkpoints:
                 force=True,
                 # Where they are damaged, Orbax opens no checkpoint at all: written only where somebody asks for them.
                 metrics=dict(metrics) if self._keep_best is not None and metrics is not None else None,
-                custom_metadata=self._metadata,
+                custom_metadata=self._metadata
+                | {"not_better": [self._keep_best, self._keep_best_mode, self.not_better]},
             )
             if is_main_process():
                 write_checksums(Path(self._checkpointer.directory) / str(step))

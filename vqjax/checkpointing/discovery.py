@@ -30,6 +30,7 @@ class CheckpointInfo(NamedTuple):
       images: Fingerprint of the training images.
       eval_images: Fingerprint of the held-out images; None where it was not written.
       versions: Versions of the packages that wrote it, by name.
+      not_better: Metric that the run is kept for and its mode, and how many checkpoints in a row were not better.
       passed_over: Reasons why later checkpoints are not used, by step.
     """
 
@@ -38,6 +39,7 @@ class CheckpointInfo(NamedTuple):
     images: str
     eval_images: str | None
     versions: dict[str, str]
+    not_better: tuple[str | None, str | None, int]
     passed_over: dict[int, str]
 
 
@@ -87,6 +89,7 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
             metadata["images"],
             metadata.get("eval_images"),
             metadata["versions"],
+            tuple(metadata.get("not_better", (None, None, 0))),
             passed_over={other: reasons.get(other, unchecked) for other in later},
         )
     listed = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
@@ -123,19 +126,21 @@ def best_step(workdir: Path) -> int:
         ) from error
     if best is None:
         raise UserError(f"--workdir must hold an evaluated checkpoint for --best, got {workdir}; give --step.")
-    return best
+    return best[1]
 
 
-def best_of(checkpointer: ocp.training.Checkpointer, name: str, mode: Literal["max", "min"]) -> int | None:
-    """Return the step of the checkpoint with the best value of a metric, the latest of equal ones; None without any.
+def best_of(
+    checkpointer: ocp.training.Checkpointer, name: str, mode: Literal["max", "min"]
+) -> tuple[float, int] | None:
+    """Return score and step of the checkpoint with the best value of a metric, the latest of equal ones, or None.
 
     Args:
       checkpointer: The checkpoints.
       name: The metric.
       mode: Whether its best value is the largest or the smallest.
     """
-    found = {saved.step: score(saved.metrics, name, mode) for saved in checkpointer.checkpoints if saved.metrics}
-    return max(found, key=lambda step: (found[step], step), default=None)
+    found = [(score(saved.metrics, name, mode), saved.step) for saved in checkpointer.checkpoints if saved.metrics]
+    return max(found, default=None)
 
 
 def score(metrics: Mapping[str, Any], name: str, mode: Literal["max", "min"]) -> float:

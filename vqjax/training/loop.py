@@ -168,8 +168,8 @@ def _train(
                 print(f"checkpoint: {shown(checkpoints.newest)}", flush=True)
             if trainer.step < config.num_steps:
                 log(
-                    f"the last {config.patience} checkpoints were not better in {config.keep_best}, so the run ended "
-                    f"at step {trainer.step}; vqjax eval --best takes that of step {checkpoints.best}"
+                    f"no checkpoint was better in {config.keep_best} for config.patience={config.patience} in a row, "
+                    f"so the run ended at step {trainer.step}; vqjax eval --best takes that of step {checkpoints.best}"
                 )
             if (advice := task.advice(result.metrics)) is not None:
                 log(advice)
@@ -225,10 +225,9 @@ class _Schedule(NamedTuple):
         """Whether ``step`` ends a period, or the run."""
         return step % period == 0 or step == self.num_steps
 
-    def is_over(self, step: int, best: int | None) -> bool:
-        """Whether a run ends whose best checkpoint is that of step ``best``."""
-        waited = 0 if best is None else (step - best) // self.checkpoint_every
-        return step >= self.num_steps or (self.patience is not None and waited >= self.patience)
+    def is_over(self, step: int, not_better: int) -> bool:
+        """Whether a run ends whose last ``not_better`` checkpoints were not better than those before them."""
+        return step >= self.num_steps or (self.patience is not None and not_better >= self.patience)
 
 
 class _LogLine(NamedTuple):
@@ -268,7 +267,7 @@ class _Trainer:
         self.losses: list[tuple[int, Any]] = []
         self.unwritten: _LogLine | None = None
         self.final_result: EvaluationResult | None = None
-        self.is_over = schedule.is_over(self.step, checkpoints.best)
+        self.is_over = schedule.is_over(self.step, checkpoints.not_better)
 
     @property
     def full_state(self) -> TrainState:
@@ -326,7 +325,7 @@ class _Trainer:
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if saves:
             self.checkpoints.save(step, self.state.saved(), metrics)
-            self.is_over = schedule.is_over(step, self.checkpoints.best)
+            self.is_over = schedule.is_over(step, self.checkpoints.not_better)
             if self.is_over:
                 self.final_result = result
         if evaluates or saves:
