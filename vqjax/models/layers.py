@@ -233,7 +233,7 @@ def rows_product(
     kernel: Float[Array, "channels features"],
     precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "*axes features"]:
-    """Multiply the rows of all leading axes by a matrix.
+    """Multiply the rows of all leading axes by a matrix; on CPUs as one matrix.
 
     Args:
       x: Rows.
@@ -244,6 +244,9 @@ def rows_product(
       >>> rows_product(jnp.ones((2, 4, 3)), jnp.ones((3, 5))).shape
       (2, 4, 5)
     """
+    if jax.default_backend() != "cpu":
+        # Elsewhere it costs nothing not to, and axes such as that of a sequence may be divided over devices.
+        return jnp.matmul(x, kernel, precision=precision)
     product = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
