@@ -8,8 +8,8 @@ import pytest
 from helpers.arrays import gaussian
 from vqjax import FSQ, IBQ, LFQ, UserError, VectorQuantizer
 from vqjax.functional import EntropyLoss
-from vqjax.models import VQVAE, VQGANDecoder, VQGANEncoder
-from vqjax.models.registry import build_model, describe, magvit, residual, vit_vqgan, vqgan
+from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder, VQGANDecoder, VQGANEncoder
+from vqjax.models.registry import MODELS, build_model, describe, magvit, residual, vit_vqgan, vqgan
 from vqjax.quantizers.weightings import taming_legacy
 
 TINY = {"channels": 32, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (), "latent_dim": 8}
@@ -35,6 +35,20 @@ def test_what_no_config_holds_is_refused():
     encoder, decoder = VQGANEncoder(**TINY, dtype="float32"), VQGANDecoder(**size | {"num_res_blocks": 3})
     with pytest.raises(UserError, match="model must be one that a config can hold"):
         describe(VQVAE(encoder, VectorQuantizer(16), decoder))
+
+
+def test_a_model_of_the_user_is_described_by_its_config(monkeypatch):
+    def narrow(quantizer, *, width: int = 8):
+        return VQVAE(SonnetEncoder(width=width, latent_dim=4), quantizer, SonnetDecoder(width=2 * width))
+
+    monkeypatch.setitem(MODELS, "narrow", narrow)
+    config = {"model": {"name": "narrow", "width": 4}, "quantizer": {"name": "vq", "num_codes": 16}, "seed": 0}
+    model = build_model(config["model"], config["quantizer"])
+    assert describe(model, config) == {"model": config["model"], "quantizer": config["quantizer"]}
+    other = residual(FSQ((8, 5)), width=8, latent_dim=2)
+    assert describe(other, config)["model"]["name"] == "residual"
+    with pytest.raises(UserError, match="got SonnetEncoder and SonnetDecoder around VectorQuantizer"):
+        describe(model)
 
 
 MEAN, STD = np.array([0.4815, 0.4578, 0.4082]), np.array([0.2686, 0.2613, 0.2758])

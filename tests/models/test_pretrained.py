@@ -98,6 +98,23 @@ def test_files_of_another_tokenizer_or_of_none_are_named(saved, tmp_path):
         Tokenizer.from_pretrained(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model", None, "must have 'model', a group, got None"),
+        ("step", "x", "must have 'step', a number, got 'x'"),
+        ("checksum", [], "must have 'checksum', a text"),
+        ("model", {}, "do not go together"),
+        ("quantizer", {"name": "vq"}, "do not go together"),
+    ],
+)
+def test_a_damaged_config_is_named(saved, name, value, message):
+    file = saved / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(UserError, match=message):
+        Tokenizer.from_pretrained(saved)
+
+
 def test_without_the_library_of_the_hub_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for action in (Tokenizer.from_pretrained, tokenizer().push_to_hub):

@@ -25,6 +25,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 """Files of the directory; the third is for people."""
 
 _FORMAT = "vqjax tokenizer 1"
+_KINDS = {dict: "a group", int: "a number", str: "a text"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 _CARD = """\
@@ -46,7 +47,14 @@ images = tokenizer.decode(indices)  # in [-1, 1]
 
 
 def write_pretrained(
-    directory: str | Path, model: nn.Module, variables: PyTree, *, facts: Mapping[str, Any], card: str, name: str | None
+    directory: str | Path,
+    model: nn.Module,
+    variables: PyTree,
+    *,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    card: str,
+    name: str | None,
 ) -> Path:
     """Write a model and its variables into a directory.
 
@@ -54,6 +62,7 @@ def write_pretrained(
       directory: The directory, created if it does not exist; files of the same names are replaced.
       model: An autoencoder that a config can hold.
       variables: Its variables by collection.
+      config: A config that may have made it.
       facts: What else the config says, such as the training step.
       card: Text of the card, in Markdown.
       name: What the card loads; the name of the directory by default.
@@ -65,15 +74,15 @@ def write_pretrained(
       UserError: No config holds such a model, or the directory is elsewhere.
     """
     directory = local_path(directory, "directory")
-    config = {"format": _FORMAT, "vqjax": vqjax.__version__, **facts, **describe(model)}
+    written = {"format": _FORMAT, "vqjax": vqjax.__version__, **facts, **describe(model, config)}
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flatten_dict(variables, sep="/").items()}
     for file, content in (
         (WEIGHTS, save(arrays)),
-        (CONFIG, (strict_json(config, indent=2) + "\n").encode()),
+        (CONFIG, (strict_json(written, indent=2) + "\n").encode()),
         (CARD, _CARD.format(card=card.strip(), name=name or directory.name).encode()),
     ):
-        with atomic_file(directory / file) as written:
-            written.write(content)
+        with atomic_file(directory / file) as opened:
+            opened.write(content)
     return directory
 
 
@@ -103,8 +112,21 @@ def read_pretrained(directory: Path) -> tuple[nn.Module, PyTree, dict[str, Any]]
             f"{directory / CONFIG} must be of the format {_FORMAT!r}, got {found!r}; vqjax import reads files of other "
             "libraries."
         )
-    model = build_model(config["model"], config["quantizer"])
-    return model, unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep="/"), config
+    wanted = {"model": dict, "quantizer": dict, "step": int, "checksum": str}
+    for name, kind in wanted.items():
+        if not isinstance(config.get(name), kind):
+            raise UserError(
+                f"{directory / CONFIG} must have {name!r}, {_KINDS[kind]}, got {config.get(name)!r}; save it again."
+            )
+    try:
+        model = build_model(config["model"], config["quantizer"])
+        variables = unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep="/")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{directory} must hold what Tokenizer.save_pretrained has written, but its contents do not go together "
+            f"({one_line(error)}); load or save them again."
+        ) from error
+    return model, variables, config
 
 
 def located(name: str | Path, revision: str | None) -> Path:
@@ -122,6 +144,8 @@ def located(name: str | Path, revision: str | None) -> Path:
         return directory
     if not _HUB_NAME.fullmatch(str(name)):
         raise UserError(f"name must be a directory, or OWNER/NAME on the hub, got {str(name)!r}, which is neither.")
+    if Path(name).parent.is_dir():
+        raise UserError(f"name must be a directory, got {str(name)!r}, which is not in {str(Path(name).parent)!r}.")
     hub = _hub_library()
     try:
         files = [hub.hf_hub_download(str(name), file, revision=revision) for file in (CONFIG, WEIGHTS)]

@@ -503,11 +503,12 @@ def build_transformer(model: Any, tokens: TokenInfo) -> nn.Module:
         return build(**model, tokens=tokens)
 
 
-def describe(model: VQVAE) -> dict[str, dict[str, Any]]:
+def describe(model: VQVAE, config: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Return the config groups of an autoencoder: the inverse of :func:`build_model`.
 
     Args:
-      model: An autoencoder of one of the functions above.
+      model: An autoencoder of one of the functions above, or of the config.
+      config: A config that may have made it, such as that of its run; its model may be one of the user's.
 
     Returns:
       The groups ``model`` and ``quantizer``.
@@ -528,10 +529,18 @@ def describe(model: VQVAE) -> dict[str, dict[str, Any]]:
         places += [(model.decoder, field.removeprefix("decoder_"))]
         return next(getattr(module, name) for module, name in places if hasattr(module, name))
 
+    if config is not None and {"model", "quantizer"} <= config.keys():
+        groups = {name: dict(config[name]) for name in ("model", "quantizer")}
+        with contextlib.suppress(UserError, KeyError, TypeError):
+            if build_model(**groups) == model.clone(microbatches=1):
+                return groups
     quantizer = QUANTIZERS.complete(model.quantizer)
     for name in AUTOENCODERS:
         with contextlib.suppress(StopIteration, UserError):
             group = defaults(name, **{field: argument(field) for field in MODELS.call(name).fields})
             if build_model(group, quantizer) == model.clone(microbatches=1):
                 return {"model": group, "quantizer": quantizer}
-    raise UserError(f"model must be one that a config can hold, got {model!r:.200}.")
+    raise UserError(
+        f"model must be one that a config can hold, got {type(model.encoder).__name__} and "
+        f"{type(model.decoder).__name__} around {type(model.quantizer).__name__}."
+    )

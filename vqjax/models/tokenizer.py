@@ -143,7 +143,8 @@ class Tokenizer:
 
     def _save(self, directory: str | Path, card: str, name: str | None) -> Path:
         facts = {"step": self.step, "checksum": self.checksum}
-        return write_pretrained(directory, self.model, self.variables, facts=facts, card=card, name=name)
+        texts = {"card": card, "name": name}
+        return write_pretrained(directory, self.model, self.variables, config=self.config, facts=facts, **texts)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> "Tokenizer":
