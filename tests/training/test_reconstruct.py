@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqjax import load_tokenizer
+from vqjax import Tokenizer, load_tokenizer
 from vqjax.errors import UserError
 from vqjax.training.reconstruct import reconstruct_image
 from vqjax.training.share import share_tokenizer
@@ -47,6 +47,26 @@ def test_a_run_and_its_shared_tokenizer_keep_the_same_of_a_photograph(finished, 
 def test_wrong_arguments_are_named(finished, photograph, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         reconstruct_image(photograph, **{"tokenizer": str(finished), "out": tmp_path / "out.png"} | arguments)
+
+
+def test_the_photograph_is_not_written_over_and_a_fixed_size_is_named(finished, photograph, tmp_path, monkeypatch):
+    (tmp_path / "o.png").write_bytes(photograph.read_bytes())
+    with pytest.raises(UserError, match="--out must be another file than the photograph"):
+        reconstruct_image(tmp_path / "o.png", tokenizer=str(finished), out=tmp_path / "o.png")
+    # As that of a quantizer whose scales have a fixed grid.
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, indices: np.zeros((1, 48, 48, 3), np.float32))
+    with pytest.raises(UserError, match="got 32 x 64, of which it makes 48 x 48; pass --size=48"):
+        reconstruct_image(photograph, tokenizer=str(finished), out=tmp_path / "out.png", size=64)
+
+
+def test_a_tokenizer_is_found_by_its_address_and_by_home(finished, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished.parent))
+    share_tokenizer(workdir=finished, out=tmp_path / "shared")
+    for tokenizer in (f"~/{finished.name}", f"file://{finished}", f"file://{tmp_path}/shared"):
+        reconstruct_image(photograph, tokenizer=tokenizer, out=tmp_path / "out.png", size=32)
+    monkeypatch.chdir(finished.parent)
+    with pytest.raises(UserError, match="name must be a directory, got 'run/nothere', which is not in 'run'"):
+        reconstruct_image(photograph, tokenizer=f"{finished.name}/nothere", out=tmp_path / "out.png")
 
 
 def test_what_is_no_photograph_is_named(finished, tmp_path):

@@ -17,7 +17,7 @@ from vqjax.errors import UserError
 from vqjax.evaluation.metrics import psnr
 from vqjax.models.tokenizer import Tokenizer
 from vqjax.reporting import comparison_sheet, save_png
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.paths import is_url, local_path
 
 _MULTIPLE = 32
 """What sides are multiples of, so that all published tokenizers divide them."""
@@ -34,8 +34,8 @@ def reconstruct_image(
       image: The photograph: PNG, JPEG, WebP and so on.
       tokenizer: Directory of a run, or of vqjax share, or OWNER/NAME on the hub.
       out: The picture, a PNG; a .npy file of the tokens is written beside it.
-      size: Longer side of the photograph for the tokenizer, in pixels. The shorter one follows, and both are cut to
-        multiples of 32.
+      size: Longer side of the photograph for the tokenizer, in pixels. The shorter one follows, and of both the middle
+        is taken, a multiple of 32.
 
     Raises:
       UserError: There is no such tokenizer, or the photograph cannot be read or does not fit it.
@@ -45,6 +45,8 @@ def reconstruct_image(
     file, out = local_path(image, "IMAGE"), local_path(out, "--out")
     if out.suffix != ".png":
         raise UserError(f"--out must end in .png, got {str(out)!r}.")
+    if out.resolve() == file.resolve():
+        raise UserError(f"--out must be another file than the photograph, got {str(out)!r} for both.")
     loaded = _loaded(tokenizer)
     channels = loaded.config["model"].get("image_channels", 3)
     try:
@@ -53,6 +55,12 @@ def reconstruct_image(
         raise UserError(f"IMAGE must be a photograph, got {error}.") from error
     tokens = np.asarray(loaded.encode(original))
     reconstruction = np.asarray(to_uint8(loaded.decode(tokens)))
+    if reconstruction.shape != original.shape:
+        taken, returned = (" x ".join(map(str, array.shape[2:0:-1])) for array in (original, reconstruction))
+        raise UserError(
+            f"IMAGE and --size must give the pixels that this tokenizer is for, got {taken}, of which it makes "
+            f"{returned}; pass --size={max(reconstruction.shape[1:3])} and a photograph of these proportions."
+        )
     error = float(psnr(*(jnp.asarray(x, jnp.float32) / 255 for x in (original, reconstruction)))[0])
     save_png(out, comparison_sheet(original, reconstruction))
     np.save(out.with_suffix(".npy"), tokens[0])
@@ -70,8 +78,11 @@ def reconstruct_image(
 
 def _loaded(tokenizer: str) -> Tokenizer:
     """The tokenizer of a run, or one that was shared."""
-    is_run = "://" in tokenizer or (Path(tokenizer) / CHECKPOINTS).exists()
-    return load_tokenizer(tokenizer) if is_run else Tokenizer.from_pretrained(tokenizer)
+    # A run in remote storage alone is no local path.
+    remote = is_url(tokenizer) and not tokenizer.startswith("file:")
+    if remote or (local_path(tokenizer, "--tokenizer") / CHECKPOINTS).exists():
+        return load_tokenizer(tokenizer)
+    return Tokenizer.from_pretrained(tokenizer)
 
 
 def _resize(image: Image.Image, longest: Size) -> UInt8[np.ndarray, "height width channels"]:
