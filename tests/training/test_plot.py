@@ -1,12 +1,15 @@
 """Pictures of the codebook of a run."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from vqjax import BinaryMapper
 from vqjax.errors import UserError
 from vqjax.reporting.codebook_figure import Snapshot, codebook_figure
-from vqjax.training.plot import plot_run
+from vqjax.training.plot import _snapshot, plot_run
 
 
 def snapshot_of(step=0, dim=3):
@@ -38,6 +41,13 @@ def test_axes_are_the_same_for_all_steps(dim):
     first, second = figure.axes[:2]
     assert first.get_xlim() == second.get_xlim()
     assert first.get_title() == "step 0: 4 of 8 codes"
+
+
+def test_codes_in_another_space_than_their_vectors_are_refused():
+    quantizer, vectors = BinaryMapper(bits=3), jnp.zeros((5, 3))
+    variables = quantizer.init(jax.random.key(0), vectors)
+    with pytest.raises(UserError, match="got BinaryMapper, which maps 3 features to 8"):
+        _snapshot(0, quantizer, variables, vectors)
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path, finished):

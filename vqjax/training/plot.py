@@ -100,4 +100,9 @@ def _snapshot(step: int, quantizer: nn.Module, variables: Any, vectors: jax.Arra
         vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     indices = quantizer.apply(variables, vectors, method="encode")
     codes = quantizer.apply(variables, jnp.arange(quantizer.num_codes), method="decode")
+    if codes.shape[-1] != vectors.shape[-1]:
+        raise UserError(
+            f"vqjax plot codebook needs codes in the space of the vectors, got {type(quantizer).__name__}, which maps "
+            f"{vectors.shape[-1]} features to {codes.shape[-1]}."
+        )
     return Snapshot(step, *(np.asarray(x, np.float32) for x in (vectors, codes)), np.asarray(indices))  # pyright: ignore[reportCallIssue]
