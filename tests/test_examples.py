@@ -18,12 +18,13 @@ def test_a_sweep_trains_all_combinations_once_and_ranks_them(config, tmp_path, c
     spec.loader.exec_module(example)
     fixed = {f"data.{name}": config.data[name] for name in ("source", "name", "image_size")}
     fixed |= {"num_steps": 1, "batch_size": 8, "model.width": 8, "optimizer.schedule": "constant"}
-    grid, metrics = {"quantizer.num_codes": [4, 8]}, ("psnr", "usage_split")
+    fixed |= {"keep_best": "mse_01", "keep_best_mode": "min", "eval_every": 1, "checkpoint_every": 1}
+    grid, metrics = {"quantizer.num_codes": [4, 8]}, ("usage_split", "mse_01")
     table = example.sweep("quickstart", grid, fixed, metrics, tmp_path)
     assert "quantizer.num_codes" in table
     rows = [line.split("|")[1:-1] for line in table.splitlines()[2:]]
     assert sorted(row[0].strip() for row in rows) == ["4", "8"]
-    assert float(rows[0][1]) >= float(rows[1][1])
+    assert float(rows[0][2]) <= float(rows[1][2])
     assert load_tokenizer(tmp_path / "num_codes=4").model.quantizer.num_codes == 4
     capfd.readouterr()
     assert example.sweep("quickstart", grid, fixed, metrics, tmp_path) == table
