@@ -175,7 +175,7 @@ class FeatureNetwork(flax.struct.PyTreeNode):
 
     @property
     def identity(self) -> str:
-        """What features depend on, for comparison: unlike :attr:`how`, no text that may be worded anew."""
+        """What features depend on, for comparison; unlike :attr:`how`, no text that may be worded anew."""
         return f"{self.name}, {self.weights}, {self.scaling}, {self.size}"
 
     @property

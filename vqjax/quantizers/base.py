@@ -227,7 +227,7 @@ class Quantizer(AutomaticAxes, abc.ABC):
 
     @property
     def num_codebooks(self) -> int:
-        """The number of codebooks whose use is counted: one for each index of a vector."""
+        """The number of codebooks whose use is counted, one for each index of a vector."""
         return math.prod(self.index_shape)
 
     @property

@@ -168,7 +168,7 @@ class MultiScaleVQ(StagedQuantizer):
 
     @property
     def num_codebooks(self) -> int:
-        """The number of codebooks for which usage is counted: one, even if every scale has its own."""
+        """The number of codebooks for which usage is counted, one even if every scale has its own."""
         return 1
 
     @property

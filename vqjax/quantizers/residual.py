@@ -330,7 +330,7 @@ class Residual(StagedQuantizer):
 
     @property
     def num_codebooks(self) -> int:
-        """The number of codebooks for which usage is counted: one per index of a vector, or 1 if shared."""
+        """The number of codebooks for which usage is counted, one per index of a vector, or 1 if shared."""
         return 1 if self.shared_codebook and not self.quantizer.index_shape else super().num_codebooks
 
     @property

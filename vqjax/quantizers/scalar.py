@@ -133,7 +133,7 @@ class FSQ(LevelQuantizer):
 
     @property
     def residual_limits(self) -> tuple[float, ...] | None:
-        """Half a step beyond the outermost values, to which stages clip: later stages reach what the first leaves."""
+        """Half a step beyond the outermost values, to which stages clip; later stages reach what the first leaves."""
         if self.hard_clamp is False:
             return None
         return tuple(1 + 1 / (count - 1) for count in self.levels) * self.num_codebooks

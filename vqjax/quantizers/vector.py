@@ -273,7 +273,7 @@ class VectorQuantizer(Quantizer):
 
     @property
     def num_codebooks(self) -> int:
-        """The number of codebooks: one, or one per head."""
+        """The number of codebooks, one or one per head."""
         return self.heads if self.separate_codebooks else 1
 
     @property

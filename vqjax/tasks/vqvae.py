@@ -90,7 +90,7 @@ class VQVAETask(Task):
 
     @property
     def mesh_axes(self) -> dict[str, int]:
-        """Axes of the device mesh besides ``data``: ``codes``, over which the codebook is sharded."""
+        """Axes of the device mesh besides ``data``, namely ``codes``, over which the codebook is sharded."""
         return {"codes": getattr(self.model.quantizer, "codebook_shards", 1)}
 
     def _optimizer(self, network: str) -> optax.GradientTransformation:
