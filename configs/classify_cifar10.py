@@ -10,8 +10,8 @@ Time:      for one GPU; epochs=20 in bfloat16 took 150 s of an H200, beside othe
 Result:    epochs=20: 69.3, 83.3, 87.1, 91.0 and 92.3 % of the test images after 4, 8, 12, 16 and 20 epochs
 
 Command:   python train.py --config=configs/classify_cifar10.py:small,epochs=10 --workdir=runs/resnet18_small
-Time:      for two CPU cores, whose time was not measured
-Result:    85.6 % of the test images, trained on an H200
+Time:      26 minutes on two slow CPU cores (323 images/s)
+Result:    85.9 % of the test images; 85.6 %, trained on an H200
 """
 
 from typing import Any, Literal
