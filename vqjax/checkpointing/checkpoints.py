@@ -116,13 +116,8 @@ class Checkpoints:
         return None if latest is None else self._directory / str(latest.step)
 
     @property
-    def best(self) -> int | None:
-        """Step of the checkpoint with the best metric, the latest of equal ones; None without any."""
-        best = self._best
-        return None if best is None else best[1]
-
-    @property
-    def _best(self) -> tuple[float, int] | None:
+    def best(self) -> tuple[float, int] | None:
+        """Score and step of the checkpoint with the best metric, the latest of equal ones; None without any."""
         if self._keep_best is None:
             return None
         return best_of(self._checkpointer, self._keep_best, self._keep_best_mode)
@@ -141,17 +136,19 @@ class Checkpoints:
         latest = self._checkpointer.latest
         if latest is not None and latest.step >= step:
             return
-        if self._keep_best is not None and metrics is not None:
-            best = -math.inf if self._best is None else self._best[0]
-            better = score(metrics, self._keep_best, self._keep_best_mode) > best
+        if self._keep_best is None:
+            # Where they are damaged, Orbax opens no checkpoint at all: written only where somebody asks for them.
+            metrics = None
+        elif metrics is not None:
+            least, _ = self.best or (-math.inf, 0)
+            better = score(metrics, self._keep_best, self._keep_best_mode) > least
             self.not_better = 0 if better else self.not_better + 1
         try:
             self._checkpointer.save(
                 step,
                 dict(state),
                 force=True,
-                # Where they are damaged, Orbax opens no checkpoint at all: written only where somebody asks for them.
-                metrics=dict(metrics) if self._keep_best is not None and metrics is not None else None,
+                metrics=None if metrics is None else dict(metrics),
                 custom_metadata=self._metadata
                 | {"not_better": [self._keep_best, self._keep_best_mode, self.not_better]},
             )

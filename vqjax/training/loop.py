@@ -166,10 +166,10 @@ def _train(
             report(task, result, config, splits.eval, split="eval", step=trainer.step, directory=workdir / "eval")
             if is_main_process():
                 print(f"checkpoint: {shown(checkpoints.newest)}", flush=True)
-            if trainer.step < config.num_steps:
+            if trainer.step < config.num_steps and (best := checkpoints.best) is not None:
                 log(
                     f"no checkpoint was better in {config.keep_best} for config.patience={config.patience} in a row, "
-                    f"so the run ended at step {trainer.step}; vqjax eval --best takes that of step {checkpoints.best}"
+                    f"so the run ended at step {trainer.step}; vqjax eval --best takes that of step {best[1]}"
                 )
             if (advice := task.advice(result.metrics)) is not None:
                 log(advice)
