@@ -1,15 +1,13 @@
 """The programs and the tokenizer in examples/."""
 
 import importlib.util
-from pathlib import Path
 
 import jax.numpy as jnp
 from skimage import data
 
+from helpers.commands import ROOT
 from vqjax import Tokenizer, load_tokenizer
 from vqjax.evaluation.metrics import psnr
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_sweep_trains_all_combinations_once_and_ranks_them(config, tmp_path, capfd):

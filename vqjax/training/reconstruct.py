@@ -18,6 +18,7 @@ from vqjax.evaluation.metrics import psnr
 from vqjax.models.tokenizer import Tokenizer
 from vqjax.reporting import comparison_sheet, save_png
 from vqjax.runtime.paths import is_url, local_path
+from vqjax.training.share import number_of_codes
 
 _MULTIPLE = 32
 """What sides are multiples of, so that all published tokenizers divide them."""
@@ -64,12 +65,10 @@ def reconstruct_image(
     error = float(psnr(*(jnp.asarray(x, jnp.float32) / 255 for x in (original, reconstruction)))[0])
     save_png(out, comparison_sheet(original, reconstruction))
     np.save(out.with_suffix(".npy"), tokens[0])
-    sizes = loaded.model.quantizer.codebook_sizes
-    bits = tokens.size * float(np.mean(np.log2(sizes)))
-    codes = " and ".join(f"{codes:,}" for codes in dict.fromkeys(sizes))
-    height, width = original.shape[1:3]
+    bits = tokens.size * float(np.mean(np.log2(loaded.model.quantizer.codebook_sizes)))
+    (height, width), grid = original.shape[1:3], " x ".join(map(str, tokens.shape[1:]))
     print(
-        f"{width} x {height} pixels, {' x '.join(map(str, tokens.shape[1:]))} tokens of {codes} codes: "
+        f"{width} x {height} pixels, {grid} tokens of {number_of_codes(loaded)} codes: "
         f"{math.ceil(bits / 8):,} bytes instead of {original.size:,}\nPSNR: {error:.2f} dB\npicture: {out}\n"
         f"tokens: {out.with_suffix('.npy')}",
         flush=True,

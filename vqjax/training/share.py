@@ -49,10 +49,19 @@ def share_tokenizer(
         print(f"tokenizer: {tokenizer.push_to_hub(hub, private=private, card=card)}", flush=True)
 
 
+def number_of_codes(tokenizer: Tokenizer) -> str:
+    """Say how many codes a tokenizer has; several numbers where its codebooks are of several sizes.
+
+    Args:
+      tokenizer: The tokenizer.
+    """
+    return " and ".join(f"{size:,}" for size in dict.fromkeys(tokenizer.model.quantizer.codebook_sizes))
+
+
 def _card(tokenizer: Tokenizer, evaluation: Path) -> str:
     """What the tokenizer is, and its evaluation if there is one of this checkpoint."""
     model, quantizer = (tokenizer.config[group]["name"] for group in ("model", "quantizer"))
-    codes = " and ".join(f"{size:,}" for size in dict.fromkeys(tokenizer.model.quantizer.codebook_sizes))
+    codes = number_of_codes(tokenizer)
     title = f"# Image tokenizer\n\nThe model `{model}` with the quantizer `{quantizer}` of {codes} codes, trained for "
     title += f"{tokenizer.step:,} steps on images of `{tokenizer.config['data']['source']}`."
     try:
