@@ -1,15 +1,15 @@
 """Protocol of a data source: examples as dictionaries, with random access."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array
 
 Example = dict[str, np.ndarray | np.generic]
-"""Element of a dataset: ``image``, uint8 ``[height, width, channels]``, or its ``tokens``, integers of one shape; and
-``label``, int32 scalar, if it is known."""
+"""Element of a dataset: ``image``, uint8 ``[height, width, channels]``, or ``video``, uint8 ``[frames, height, width,
+channels]``, or ``tokens`` of either, integers of one shape; and ``label``, int32 scalar, if it is known."""
 
 Batch = dict[str, Array | np.ndarray]
 """Examples stacked along a leading axis, under the same names; in evaluation also ``valid``, bool ``[batch]``."""
@@ -17,7 +17,7 @@ Batch = dict[str, Array | np.ndarray]
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """A finite sequence of examples whose images all have one shape.
+    """A finite sequence of examples whose images, or clips of videos, all have one shape.
 
     ``__getitem__`` is stateless, safe to call from several threads, and returns the same names for every index. It
     raises :class:`UnreadableImage` when that one image cannot be decoded.
@@ -26,7 +26,7 @@ class ImageDataset(Protocol):
 
     * ``__getitems__(indices) -> list of examples``, if that is faster than one by one;
     * ``is_random = True`` and ``draw(index, generator) -> example``, if training is to see an example differently each
-      time, by random crops for example; such a dataset is streamed;
+      time, by random crops or other parts of a video for example; such a dataset is streamed;
     * ``origin(index) -> str``, the file or row that an example comes from, for token files;
     * ``content(index) -> bytes``, what is stored of an image, and ``digests() -> uint64 [examples]``, checksums that
       are equal if contents are: see :func:`vqjax.data.duplicates.report_duplicates`.
@@ -106,8 +106,21 @@ def is_random(dataset: ImageDataset) -> bool:
     return getattr(dataset, "is_random", False)
 
 
+def pixels_name(example: Mapping[str, Any]) -> str:
+    """Return which entry of an example holds its pixels: ``video`` if there is one, else ``image``.
+
+    Args:
+      example: An example, or the shapes of one.
+
+    Example:
+      >>> pixels_name({"video": np.zeros((17, 8, 8, 3), np.uint8), "label": np.int32(3)})
+      'video'
+    """
+    return "video" if "video" in example else "image"
+
+
 class UnreadableImage(Exception):
-    """Error of one image that cannot be decoded.
+    """Error of one image, or video, that cannot be decoded.
 
     Attributes:
       path: File, or place in the dataset.

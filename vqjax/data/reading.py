@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from vqjax.data.dataset import Example, ImageDataset, UnreadableImage
+from vqjax.data.dataset import Example, ImageDataset, UnreadableImage, pixels_name
 from vqjax.errors import UserError
 
 # Fewer images are read within about a second.
@@ -32,6 +32,7 @@ class UnreadableReport:
 
     Args:
       dataset_name: Name of the dataset in the log.
+      kind: What they are.
 
     Example:
       >>> report = UnreadableReport("holiday")
@@ -40,8 +41,8 @@ class UnreadableReport:
       1
     """
 
-    def __init__(self, dataset_name: str):
-        self._dataset_name = dataset_name
+    def __init__(self, dataset_name: str, kind: str = "image"):
+        self._dataset_name, self._kind = dataset_name, kind
         self._paths: set[str] = set()
         self._lock = threading.Lock()
 
@@ -57,12 +58,12 @@ class UnreadableReport:
                 return
             self._paths.add(error.path)
             if self.count <= _NAMED_FILES:
-                logging.warning("%s: skipped unreadable image %s", self._dataset_name, error)
+                logging.warning("%s: skipped unreadable %s %s", self._dataset_name, self._kind, error)
 
     def summarize(self, total: int) -> None:
         """Log how many of ``total`` images were skipped, if any were."""
         if self.count:
-            logging.warning("%s: skipped %d unreadable images of %d", self._dataset_name, self.count, total)
+            logging.warning("%s: skipped %d unreadable %ss of %d", self._dataset_name, self.count, self._kind, total)
 
 
 def readable_examples(dataset: ImageDataset, start: int = 0) -> Iterator[tuple[int, Example]]:
@@ -90,7 +91,8 @@ def readable_examples(dataset: ImageDataset, start: int = 0) -> Iterator[tuple[i
         .map(lambda start: read_many(dataset, range(start, min(start + chunk, total))))
         .to_iter_dataset(grain.ReadOptions(READING_THREADS, prefetch_buffer_size=2 * READING_THREADS))
     )
-    report, spec = UnreadableReport(dataset.name), example_spec(dataset)
+    spec = example_spec(dataset)
+    report = UnreadableReport(dataset.name, pixels_name(spec))
     iterator = iter(chunks)
     try:
         for index, example in enumerate(itertools.chain.from_iterable(iterator), start):
@@ -182,14 +184,15 @@ def bytes_per_example(dataset: ImageDataset) -> int:
 
 
 def _check_example(dataset: ImageDataset, example: Example) -> None:
-    """Refuse what a source of one's own may return in the place of an image, or its tokens, and a label."""
-    image, label = example.get("image"), example.get("label", np.int32(0))
-    tokens = example.get("tokens")
+    """Refuse what a source of one's own may return in the place of an image, a video, or its tokens, and a label."""
+    tokens, label = example.get("tokens"), example.get("label", np.int32(0))
+    name = pixels_name(example)
+    pixels, axes = example.get(name), ["frames"] * (name == "video") + ["height", "width", "channels"]
     if tokens is not None and not (np.issubdtype(tokens.dtype, np.integer) and tokens.ndim):
         raise UserError(f"{dataset.name}: `tokens` must be integers, got {tokens.dtype} of shape {tokens.shape}.")
-    if tokens is None and (getattr(image, "dtype", None) != np.uint8 or image.ndim != 3):
-        found = f"{image.dtype} of shape {image.shape}" if hasattr(image, "dtype") else type(image).__name__
-        raise UserError(f"{dataset.name}: `image` must be uint8 of shape [height, width, channels], got {found}.")
+    if tokens is None and (getattr(pixels, "dtype", None) != np.uint8 or pixels.ndim != len(axes)):
+        found = f"{pixels.dtype} of shape {pixels.shape}" if hasattr(pixels, "dtype") else type(pixels).__name__
+        raise UserError(f"{dataset.name}: `{name}` must be uint8 of shape [{', '.join(axes)}], got {found}.")
     if not np.issubdtype(getattr(label, "dtype", np.object_), np.integer) or label.shape:
         raise UserError(f"{dataset.name}: `label` must be an integer scalar such as numpy.int32(3), got {label!r}.")
 
@@ -208,8 +211,9 @@ def materialize(dataset: ImageDataset) -> Example:
       dataset: The examples; all must fit into memory.
 
     Returns:
-      The readable examples in dataset order, stacked: ``image``, uint8 ``[examples, height, width, channels]``, or
-      ``tokens``, and ``label``, int32 ``[examples]``, if the dataset has labels.
+      The readable examples in dataset order, stacked: ``image``, uint8 ``[examples, height, width, channels]``,
+      ``video``, uint8 ``[examples, frames, height, width, channels]``, or ``tokens``, and ``label``, int32
+      ``[examples]``, if the dataset has labels.
 
     Raises:
       UserError: No image can be read.

@@ -6,8 +6,8 @@ import zlib
 
 import numpy as np
 
-from vqjax.data.dataset import ImageDataset, UnreadableImage
-from vqjax.data.reading import read_many
+from vqjax.data.dataset import ImageDataset, UnreadableImage, pixels_name
+from vqjax.data.reading import example_spec, read_many
 from vqjax.errors import UserError
 
 MOST_IMAGES = 4096
@@ -18,7 +18,7 @@ def pixel_variance(dataset: ImageDataset) -> float:
     """Measure the variance over all pixels and channels, with pixels in [-1, 1].
 
     Args:
-      dataset: The training images; at most 4096, evenly spaced, are read.
+      dataset: The training images; at most 4096, or clips of so many frames together, evenly spaced, are read.
 
     Returns:
       The variance, above zero.
@@ -33,12 +33,15 @@ def pixel_variance(dataset: ImageDataset) -> float:
       >>> pixel_variance(ArrayDataset("half", half_black, image_size=8))
       1.0
     """
-    rows = np.unique(np.linspace(0, len(dataset) - 1, MOST_IMAGES).astype(int))
+    spec = example_spec(dataset)
+    name = pixels_name(spec)
+    images = spec[name].shape[0] if name == "video" else 1
+    rows = np.unique(np.linspace(0, len(dataset) - 1, max(1, MOST_IMAGES // images)).astype(int))
     count, total, squares = 0, 0.0, 0.0
     for some in itertools.batched(rows.tolist(), 64):
         for example in read_many(dataset, some):
             if not isinstance(example, UnreadableImage):
-                pixels = example["image"].astype(np.float64) / 127.5 - 1
+                pixels = example[name].astype(np.float64) / 127.5 - 1
                 count, total, squares = count + pixels.size, total + pixels.sum(), squares + np.square(pixels).sum()
     variance = squares / max(count, 1) - (total / max(count, 1)) ** 2
     if variance <= 1e-12:
