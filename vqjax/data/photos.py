@@ -10,8 +10,7 @@ from vqjax.data.dataset import Example, Splits
 from vqjax.data.images import Size, check_channels, height_and_width, with_channels
 from vqjax.errors import UserError
 
-# Grouped by scene: a scene must not be seen in training and in evaluation, from whichever camera.
-_TRAINING_SCENES = (
+TRAINING_SCENES = (
     ("astronaut.png",),
     ("hubble_deep_field.jpg",),
     ("ihc.png",),
@@ -19,12 +18,17 @@ _TRAINING_SCENES = (
     ("retina.jpg",),
     ("rocket.jpg",),
 )
-# A cat and a cup: everybody can judge their reconstructions.
-_EVAL_SCENES = (("chelsea.png",), ("coffee.png",))
+"""Photographs to train on, grouped by scene, which must not be seen in evaluation, from whichever camera."""
+
+EVAL_SCENES = (("chelsea.png",), ("coffee.png",))
+"""Photographs to evaluate on: a cat and a cup, as everybody can judge their reconstructions."""
+
+SMALLEST_CONTRAST = 6.0
+"""Standard deviation of the luma, of 255, that a part should have; clear sky is below, out-of-focus fur above."""
+
 _TRAINING_CROPS_PER_SCENE = 1024
 _EVAL_CROPS_PER_SCENE = 256
 _LARGEST_CROP = 4  # times image_size
-_SMALLEST_CONTRAST = 6.0  # standard deviation of the luma, of 255; clear sky is below, out-of-focus fur above
 
 
 class PhotoCrops:
@@ -61,7 +65,7 @@ class PhotoCrops:
         crops = []
         for scene in scenes:
             for file_name in scene:
-                photo = _load(file_name)
+                photo = load_photo(file_name)
                 boxes = _crop_boxes(photo, crops_per_scene // len(scene), self._size)
                 photo = with_channels(photo, channels)
                 self._file_names[id(photo)] = file_name
@@ -103,17 +107,32 @@ def photo_splits(image_size: Size = 32, channels: int = 3) -> Splits:
       (6144, 512, (16, 16, 3))
     """
     return Splits(
-        PhotoCrops("photos/train", _TRAINING_SCENES, _TRAINING_CROPS_PER_SCENE, image_size, channels),
-        PhotoCrops("photos/eval", _EVAL_SCENES, _EVAL_CROPS_PER_SCENE, image_size, channels),
+        PhotoCrops("photos/train", TRAINING_SCENES, _TRAINING_CROPS_PER_SCENE, image_size, channels),
+        PhotoCrops("photos/eval", EVAL_SCENES, _EVAL_CROPS_PER_SCENE, image_size, channels),
     )
 
 
-def _load(file_name: str) -> Image.Image:
+def load_photo(file_name: str) -> Image.Image:
+    """Read one of the photographs that come with scikit-image.
+
+    Args:
+      file_name: Its name in the data directory of scikit-image.
+
+    Returns:
+      The photograph, in color.
+
+    Raises:
+      UserError: scikit-image came without it.
+
+    Example:
+      >>> load_photo("chelsea.png").size
+      (451, 300)
+    """
     # Not through skimage.data.<photo>(): with pooch installed that may copy into a cache, or download.
     resource = importlib.resources.files("skimage.data") / file_name
     if not resource.is_file():
         raise UserError(
-            f"config.data.source='photos' needs {file_name}, which the installed scikit-image lacks; "
+            f"config.data.source needs {file_name}, which the installed scikit-image lacks; "
             "install it again with `pip install --force-reinstall scikit-image`."
         )
     with resource.open("rb") as file, Image.open(file) as image:
@@ -131,7 +150,7 @@ def _crop_boxes(photo: Image.Image, count: int, size: tuple[int, int]) -> Int64[
             "with larger images."
         )
     generator = _generator()
-    sums = _summed_area_tables(photo)
+    sums = summed_area_tables(photo)
     accepted = np.empty((0, 4), np.int64)
     while len(accepted) < count:
         largest = min(_LARGEST_CROP * height, photo.height, photo.width * height // width)
@@ -139,7 +158,7 @@ def _crop_boxes(photo: Image.Image, count: int, size: tuple[int, int]) -> Int64[
         sides = np.stack([np.minimum((heights * width / height).round().astype(np.int64), photo.width), heights], 1)
         corners = generator.integers(0, np.array(photo.size) - sides, endpoint=True)
         boxes = np.concatenate([corners, corners + sides], axis=1)
-        accepted = np.concatenate([accepted, boxes[_contrast(sums, boxes) >= _SMALLEST_CONTRAST]])
+        accepted = np.concatenate([accepted, boxes[contrast(sums, boxes) >= SMALLEST_CONTRAST]])
     return accepted[:count]
 
 
@@ -147,14 +166,35 @@ def _generator() -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=0))
 
 
-def _summed_area_tables(photo: Image.Image) -> Float[np.ndarray, "2 height_plus_1 width_plus_1"]:
+def summed_area_tables(photo: Image.Image) -> Float[np.ndarray, "2 height_plus_1 width_plus_1"]:
+    """Return the sums of the luma, and of its square, over all boxes that begin at the upper left corner.
+
+    Args:
+      photo: The photograph.
+
+    Example:
+      >>> summed_area_tables(Image.new("L", (3, 2), 10))[0, -1, -1]
+      np.float64(60.0)
+    """
     luma = np.asarray(photo.convert("L"), np.float64)
     return np.pad(np.stack([luma, luma**2]).cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
 
 
-def _contrast(
+def contrast(
     sums: Float[np.ndarray, "2 height_plus_1 width_plus_1"], boxes: Int64[np.ndarray, "boxes 4"]
 ) -> Float[np.ndarray, " boxes"]:
+    """Return the standard deviation of the luma in boxes of a photograph.
+
+    Args:
+      sums: Its :func:`summed_area_tables`.
+      boxes: Left, upper, right and lower edge of each box.
+
+    Example:
+      >>> half_white = Image.new("L", (4, 2))
+      >>> half_white.paste(200, (2, 0, 4, 2))
+      >>> contrast(summed_area_tables(half_white), np.array([[0, 0, 4, 2], [0, 0, 2, 2]])).tolist()
+      [100.0, 0.0]
+    """
     left, upper, right, lower = boxes.T
     totals = sums[:, lower, right] - sums[:, upper, right] - sums[:, lower, left] + sums[:, upper, left]
     mean, mean_of_squares = totals / ((right - left) * (lower - upper))
