@@ -20,7 +20,7 @@ from PIL import Image
 from vqjax.data import ImageDataset, UnreadableImage, fingerprint, load_splits, materialize
 from vqjax.data.arrays import ArrayDataset
 from vqjax.data.batches import hold_out
-from vqjax.data.image_folder import some_of
+from vqjax.data.folder_splits import some_of
 from vqjax.data.images import decode_image
 from vqjax.data.tokens import TokenDataset
 from vqjax.errors import UserError

@@ -1,4 +1,4 @@
-"""Index of the image files below a directory, cached so that a later start reads only what has changed.
+"""Index of the image or video files below a directory, cached so that a later start reads only what has changed.
 
 Reading the headers of a million files takes minutes, listing them seconds. The index of a directory is a file in the
 user's cache (:func:`vqjax.runtime.cache.user_cache`), replaced as a whole; one that is damaged counts as none.
@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +25,8 @@ from vqjax.data.reading import READING_THREADS
 from vqjax.runtime.cache import user_cache
 from vqjax.runtime.files import atomic_file
 
-_VERSION = 1
+_VERSION = 2
 _NAMED = 5
-_FILES_WORTH_A_PROGRESS_BAR = 4000
 # What systems and programs leave behind in directories of other people's files; names with a dot are hidden as well.
 _OF_SYSTEMS = frozenset(
     {"__macosx", "$recycle.bin", "system volume information", "@eadir", "lost+found"}
@@ -42,47 +41,67 @@ class IndexedFile(NamedTuple):
       path: Path relative to the directory.
       stamp: Size, and times of the last change of content and of status in nanoseconds; None for a broken link.
       digest: Checksum of its size, beginning and end; 0 if it cannot be read.
-      error: The reason why it is no readable image; empty if it is one.
+      error: The reason why it cannot be read; empty if it can.
+      facts: What was found out about it.
     """
 
     path: str
     stamp: tuple[int, int, int] | None
     digest: int = 0
     error: str = ""
+    facts: tuple[float, ...] = ()
 
 
-def index_folder(root: Path) -> list[IndexedFile]:
-    """List the files with the suffix of an image below a directory, through symbolic links, and read their headers.
+class FileKind(NamedTuple):
+    """The files that are looked for.
 
-    Hidden and system files and directories are ignored, and so are files that are not images; one line of the log says
+    Attributes:
+      cache: Name of the indices in the user's cache.
+      suffixes: Their suffixes, in lower case.
+      inspect: Function of a file that returns facts about it, as many for each file, to be kept in the index; it
+        raises :class:`UnreadableImage`.
+      few: So many files are inspected within about a second.
+    """
+
+    cache: str
+    suffixes: frozenset[str]
+    inspect: Callable[[Path], tuple[float, ...]]
+    few: int
+
+
+def index_folder(root: Path, kind: FileKind | None = None) -> list[IndexedFile]:
+    """List the files of one kind below a directory, through symbolic links, and inspect those that have changed.
+
+    Hidden and system files and directories are ignored, and so are files of other kinds; one line of the log says
     how many, by reason.
 
     Args:
       root: The directory.
+      kind: The kind of the files; None for images, of which the headers are read.
 
     Returns:
       The files, in sorted order of their paths, unreadable ones included.
     """
+    kind = kind or FileKind("image_folders", image_suffixes(), _image_facts, few=4000)
     left_out: Counter[str] = Counter()
     hidden: list[str] = []
-    suffixes = image_suffixes()
     found = []
     for path, stamp in _walk(root, hidden, left_out):
         suffix = os.path.splitext(path)[1]
-        if suffix.lower() in suffixes:
+        if suffix.lower() in kind.suffixes:
             found.append(IndexedFile(path, stamp))
         else:
             left_out[suffix.lower() or "without a suffix"] += 1
     _report(root, hidden, left_out)
     # By parts, as paths are: a directory comes before what only begins like it.
     found.sort(key=lambda file: file.path.split("/"))
-    cache = _cache_file(root)
+    cache = _cache_file(root, kind)
     known = _read(cache, root)
     fresh = [number for number, file in enumerate(found) if not _is_known(file, known)]
     with ThreadPoolExecutor(READING_THREADS) as threads:
-        inspected = threads.map(lambda number: _inspect(root, found[number]), fresh)
+        inspected = threads.map(lambda number: _inspect(root, found[number], kind), fresh)
         # None shows the bar on a terminal only.
-        hide_bar = None if len(fresh) >= _FILES_WORTH_A_PROGRESS_BAR else True
+        hide_bar = None if len(fresh) >= kind.few else True
         inspected = tqdm(inspected, f"reading headers in {root.name}", len(fresh), unit="file", disable=hide_bar)
         indexed = [known.get(file.path, file) for file in found]
         for number, file in zip(fresh, inspected, strict=True):
@@ -182,12 +201,17 @@ def _is_known(file: IndexedFile, known: Mapping[str, IndexedFile]) -> bool:
     return file.stamp is not None and file.path in known and known[file.path].stamp == file.stamp
 
 
-def _inspect(root: Path, file: IndexedFile) -> IndexedFile:
-    """Read the header of a file, and its checksum."""
+def _image_facts(path: Path) -> tuple[float, ...]:
+    """None, of a file that is an image."""
+    check_header(path)
+    return ()
+
+
+def _inspect(root: Path, file: IndexedFile, kind: FileKind) -> IndexedFile:
+    """Find out about a file, and its checksum."""
     path = root / file.path
     try:
-        check_header(path)
-        return file._replace(digest=_digest(path))
+        return file._replace(facts=kind.inspect(path), digest=_digest(path))
     except UnreadableImage as error:
         return file._replace(error=error.reason)
     except OSError as error:
@@ -202,8 +226,8 @@ def _digest(path: Path) -> int:
         return digest(head, file.read(DIGESTED_BYTES), size)
 
 
-def _cache_file(root: Path) -> Path | None:
-    directory = user_cache("image_folders")
+def _cache_file(root: Path, kind: FileKind) -> Path | None:
+    directory = user_cache(kind.cache)
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
     return None if directory is None else directory / f"{name}.npz"
 
@@ -220,6 +244,7 @@ def _write(cache: Path | None, root: Path, files: list[IndexedFile]) -> None:
                 names=_joined([file.path for file in files]),
                 stamps=np.array([file.stamp for file in files], np.int64).reshape(-1, 3),
                 digests=np.array([file.digest for file in files], np.uint64),
+                facts=np.array([file.facts for file in files], np.float64),
             )
     except OSError as error:
         logging.info("the index of %s is not kept (%s)", root, error)
@@ -233,9 +258,9 @@ def _read(cache: Path | None, root: Path) -> dict[str, IndexedFile]:
         with cache.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
             if arrays["version"] != _VERSION or _split(arrays["root"]) != [str(root.resolve())]:
                 return {}
-            names, stamps, digests = _split(arrays["names"]), arrays["stamps"].tolist(), arrays["digests"].tolist()
-        rows = zip(names, stamps, digests, strict=True)
-        return {name: IndexedFile(name, tuple(stamp), number) for name, stamp, number in rows}
+            columns = _split(arrays["names"]), *(arrays[key].tolist() for key in ("stamps", "digests", "facts"))
+        rows = zip(*columns, strict=True)
+        return {name: IndexedFile(name, tuple(stamp), number, "", tuple(facts)) for name, stamp, number, facts in rows}
     except Exception:  # a damaged archive raises a dozen unrelated types
         return {}
 

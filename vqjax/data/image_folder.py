@@ -3,19 +3,17 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt64
 
-from vqjax.data.batches import hold_out
 from vqjax.data.crops import Crop, CropName, RandomCropName
 from vqjax.data.dataset import Example, Splits, UnreadableImage
-from vqjax.data.folder_index import index_folder, is_hidden, printable
+from vqjax.data.folder_index import index_folder, printable
+from vqjax.data.folder_splits import FolderSplit, divided_folder, folder_of, report_unreadable
 from vqjax.data.images import Size, check_channels, height_and_width, image_suffixes
-from vqjax.data.reading import UnreadableReport
 from vqjax.errors import UserError
-from vqjax.runtime.paths import local_path
 
 _USUAL_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
@@ -116,35 +114,15 @@ def image_folder_splits(
       UserError: The directory is missing or holds no readable images, or only one of the subdirectories exists.
     """
     check_channels(channels)
-    root, name = local_path(name, "config.data.name"), str(name)
-    if not root.is_dir():
-        found = "a file" if root.exists() else "a path that does not exist"
-        raise UserError(f"config.data.name must be a directory of images, got {name!r}, {found}; correct the path.")
-    splits: list[tuple[Any, list[_ImageFile]]]
-    if _has_split_directories(root, train_split, eval_split):
-        splits = [(split, _image_files(root, split)) for split in (train_split, eval_split)]
-    else:
-        files = _image_files(root)
-        train, evaluation = hold_out(len(files), eval_fraction, name=name)
-        splits = [("train", [files[i] for i in train]), ("eval", [files[i] for i in evaluation])]
-    if train_images is not None:
-        splits[0] = splits[0][0], some_of(splits[0][1], train_images)
-    # Those of both splits, so that a class has the same number in both.
-    folders = {file.folder for _, files in splits for file in files}
-    classes = None if None in folders else sorted(folders)
+    root, splits = divided_folder(name, train_split, eval_split, eval_fraction, _image_files, train_images=train_images)
 
-    def dataset(split: str, files: Sequence[_ImageFile], crop: Crop) -> ImageFiles:
-        labelled = {}
-        if classes is not None:
-            numbers = {folder: number for number, folder in enumerate(classes)}
-            labels = np.array([numbers[file.folder] for file in files], np.int32)
-            labelled = {"labels": labels, "class_names": tuple(map(_as_utf8, classes))}
-        full_name, paths = _as_utf8(f"{root.resolve().name}/{split}"), [file.path for file in files]
-        digests = np.array([file.digest for file in files], np.uint64)
-        return ImageFiles(full_name, root, paths, image_size, channels, crop, digests, **labelled)
+    def dataset(split: FolderSplit, crop: Crop) -> ImageFiles:
+        paths, digests = [file.path for file in split.files], np.array([file.digest for file in split.files], np.uint64)
+        labels, class_names = split.labels, split.class_names
+        return ImageFiles(split.name, root, paths, image_size, channels, crop, digests, labels, class_names)
 
     crops = Crop(crop, random_crop), Crop(crop)
-    return Splits(*(dataset(split, files, crop) for (split, files), crop in zip(splits, crops, strict=True)))
+    return Splits(*(dataset(split, crop) for split, crop in zip(splits, crops, strict=True)))
 
 
 class _ImageFile(NamedTuple):
@@ -153,54 +131,7 @@ class _ImageFile(NamedTuple):
     digest: int
 
 
-def some_of(files: Sequence[Any], count: int) -> list[Any]:
-    """Choose images at random, the same ones every time.
-
-    Args:
-      files: All of them.
-      count: How many to take.
-
-    Returns:
-      The chosen ones, in their order.
-
-    Raises:
-      UserError: There are fewer.
-
-    Example:
-      >>> len(some_of(range(100), 10)), some_of(range(100), 10) == some_of(range(100), 10)
-      (10, True)
-    """
-    if not 1 <= count <= len(files):
-        raise UserError(
-            f"config.data.train_images must be from 1 to {len(files)}, the training images that there are, or None for "
-            f"all, got {count}."
-        )
-    chosen = np.random.Generator(np.random.Philox(key=0)).permutation(len(files))[:count]
-    return [files[i] for i in np.sort(chosen)]
-
-
-def _as_utf8(name: str) -> str:
-    """Replace the bytes of a file name that are not UTF-8, as reports are."""
-    return name.encode(errors="replace").decode()
-
-
-def _has_split_directories(root: Path, train_split: str | None, eval_split: str | None) -> bool:
-    has_train = bool(train_split) and (root / train_split).is_dir()
-    has_eval = bool(eval_split) and (root / eval_split).is_dir()
-    if has_train != has_eval:
-        # Holding out from everything below root would train on the images of, say, val/.
-        found, missing, field = (
-            (train_split, eval_split, "eval_split") if has_train else (eval_split, train_split, "train_split")
-        )
-        others = sorted(d.name for d in root.iterdir() if d.is_dir() and d.name != found and not is_hidden(d.name))
-        raise UserError(
-            f"config.data.{field} must be a subdirectory of {root}, as {found} is, got {missing!r}; set it to one of "
-            f"{others}, or both splits to None to hold out config.data.eval_fraction of all images."
-        )
-    return has_train
-
-
-def _image_files(root: Path, split: str = "") -> list[_ImageFile]:
+def _image_files(root: Path, split: str) -> list[_ImageFile]:
     """The readable images of a split, or of all if there are no splits."""
     files = index_folder(root / split)
     if not files:
@@ -209,19 +140,7 @@ def _image_files(root: Path, split: str = "") -> list[_ImageFile]:
             f"config.data.name must be a directory of images, got {root / split} without any "
             f"{', '.join(_USUAL_SUFFIXES)} files (or {', '.join(others)}); correct the path."
         )
-    report = UnreadableReport(str(root / split))
-    for file in files:
-        if file.error:
-            report.add(UnreadableImage(root / split / file.path, file.error))
-    report.summarize(len(files))
-    if report.count == len(files):
-        raise UserError(
-            f"none of the {len(files)} image files below {root / split} can be read; replace the damaged files."
-        )
+    errors = [UnreadableImage(root / split / file.path, file.error) for file in files if file.error]
+    report_unreadable(root / split, errors, len(files))
     readable = [file for file in files if not file.error]
-    return [_ImageFile(os.path.join(split, file.path), _folder(file.path), file.digest) for file in readable]
-
-
-def _folder(path: str) -> str | None:
-    folder, slash, _ = path.partition("/")
-    return folder if slash else None
+    return [_ImageFile(os.path.join(split, file.path), folder_of(file.path), file.digest) for file in readable]

@@ -83,15 +83,25 @@ def check_header(path: str | Path) -> None:
     Raises:
       UnreadableImage: The file is empty, not an image, or claims to be absurdly large.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        # Opening a named pipe would wait for somebody to write into it.
-        raise UnreadableImage(path, "not a regular file")
+    check_regular_file(path)
     try:
         with Image.open(path, formats=_formats()):
             pass
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
         raise UnreadableImage(path, one_line(error)) from error
+
+
+def check_regular_file(path: str | Path) -> None:
+    """Refuse what must not be opened: a named pipe would wait for somebody to write into it.
+
+    Args:
+      path: The file.
+
+    Raises:
+      UnreadableImage: It is a pipe, a device or a directory.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise UnreadableImage(path, "not a regular file")
 
 
 def decode_image(
