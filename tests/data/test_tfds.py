@@ -1,4 +1,4 @@
-"""A real array_record dataset is written here: tfds can do that without TensorFlow if images come encoded."""
+"""A real array_record dataset is written here."""
 
 import importlib.util
 import io
@@ -9,39 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from helpers.tfds import png, write_dataset
 from vqjax.data import materialize
 from vqjax.data.tfds import tfds_splits
 from vqjax.errors import UserError
-
-
-def png(level):
-    content = io.BytesIO()
-    Image.new("RGB", (12, 8), (level, level, level)).save(content, "PNG")
-    content.seek(0)
-    return content
-
-
-def write_dataset(data_dir, dataset_name, features, examples):
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():
-
-        class Builder(tfds.core.GeneratorBasedBuilder):
-            name = dataset_name
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, dl_manager):
-                return {split: self._generate_examples(rows) for split, rows in examples.items()}
-
-            def _generate_examples(self, rows):
-                yield from enumerate(rows)
-
-    Builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ WRONG: dict[type, list[Any]] = {
 # Wrong for most fields of their type, but right for these.
 RIGHT: dict[str, list[Any]] = {"model.attention_resolutions": [()]}
 WRONG_PARTS = [3, "nonsense", [1], {"name": "nonsense"}, {"nonsense": 1}]
-FREE_TEXT = {"data.name", "data.train_split", "data.eval_split"}
+FREE_TEXT = {"data.name", "data.train_split", "data.eval_split", "data.feature"}
 
 # Arguments without which a choice cannot run.
 GIVEN = {"sum": {"l1": 1.0}}

@@ -82,5 +82,18 @@ class ClipPlan:
         return f"{_frames(length)}, while a clip of {self.frames}{by_stride} takes {self.span}"
 
 
+def check_fps(fps: float | None) -> None:
+    """Refuse rates at which there are no frames.
+
+    Args:
+      fps: Frames a second; None for those that are stored.
+
+    Raises:
+      UserError: It is not above zero.
+    """
+    if fps is not None and fps <= 0:
+        raise UserError(f"config.data.fps must be above 0, got {fps}; use None for the frames as they are stored.")
+
+
 def _frames(count: int) -> str:
     return "one frame" if count == 1 else f"{count} frames"

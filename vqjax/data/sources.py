@@ -12,13 +12,19 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from vqjax.data.arrays import array_splits
+from vqjax.data.clips import ClipPlan, check_fps
 from vqjax.data.dataset import Splits
 from vqjax.data.duplicates import report_duplicates
 from vqjax.data.image_folder import image_folder_splits
 from vqjax.data.images import check_channels, height_and_width
+from vqjax.data.panning import panning_photo_splits
 from vqjax.data.photos import photo_splits
+from vqjax.data.shapes import moving_shape_splits
 from vqjax.data.tfds import tfds_splits
+from vqjax.data.tfds_video import tfds_video_splits
 from vqjax.data.tokens import token_splits
+from vqjax.data.video_arrays import video_array_splits
+from vqjax.data.video_folder import video_folder_splits
 from vqjax.errors import UserError, did_you_mean
 from vqjax.runtime.paths import local_path
 from vqjax.runtime.signature import Call, Registry
@@ -45,6 +51,11 @@ SOURCES = Registry(
         "photos": photo_splits,
         "image_folder": image_folder_splits,
         "arrays": array_splits,
+        "panning_photos": panning_photo_splits,
+        "moving_shapes": moving_shape_splits,
+        "video_folder": video_folder_splits,
+        "video_arrays": video_array_splits,
+        "tfds_video": tfds_video_splits,
         "tokens": token_splits,
     },
     key="source",
@@ -60,7 +71,7 @@ def load_splits(data: ConfigDict) -> Splits:
       data: ``source``, a key of ``SOURCES``, and the arguments of that source; other fields are left alone.
 
     Returns:
-      The training and the held-out examples, whose images have the height and width of ``image_size``.
+      The training and the held-out examples, whose images or frames have the height and width of ``image_size``.
 
     Raises:
       UserError: A field has a value that cannot be used.
@@ -86,13 +97,14 @@ def load_splits(data: ConfigDict) -> Splits:
 
 
 def check_image_fields(data: ConfigDict) -> None:
-    """Refuse sizes and numbers of channels that images cannot have, and augmentation of tokens.
+    """Refuse sizes, numbers of channels and numbers of frames that there cannot be, and augmentation of tokens.
 
     Args:
       data: The group ``data`` of a config.
 
     Raises:
-      UserError: ``image_size``, ``channels`` or ``crop_padding`` is out of range, or tokens are to be augmented.
+      UserError: ``image_size``, ``channels``, ``crop_padding``, ``fps`` or a field of a
+        :class:`vqjax.data.clips.ClipPlan` is out of range, or tokens are to be augmented.
     """
     if data.source == "tokens":
         for name in ("flip", "crop_padding"):
@@ -104,6 +116,8 @@ def check_image_fields(data: ConfigDict) -> None:
         return
     sides = height_and_width(data.image_size)
     check_channels(data.get("channels", 3))
+    ClipPlan(**{field.name: data[field.name] for field in dataclasses.fields(ClipPlan) if field.name in data})
+    check_fps(data.get("fps"))
     if (data.get("crop_padding") or 0) >= min(sides):
         raise UserError(
             f"config.data.crop_padding must be less than image_size={data.image_size}, got {data.crop_padding}."

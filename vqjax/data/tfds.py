@@ -5,7 +5,7 @@ import importlib.util
 import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
@@ -45,20 +45,10 @@ class TfdsImages:
     ):
         import tensorflow_datasets as tfds
 
-        allowed = ", ".join(repr(name) for name in builder.info.splits)
         # The encoded bytes, because tfds would decode with whichever library happens to be installed.
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        try:
-            self._source = builder.as_data_source(split=split, decoders=decoders)
-        except ValueError as error:
-            raise UserError(
-                f"split {split!r} of tfds {builder.name} cannot be read ({one_line(error)}); set "
-                f"config.data.train_split and config.data.eval_split to {allowed}, or a slice such as 'train[:90%]'."
-            ) from error
+        self._source = open_split(builder, split, decoders={"image": tfds.decode.SkipDecoding()})
         self.name = f"{builder.name}/{split}"
-        features = builder.info.features
-        is_labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
-        self.class_names = tuple(features["label"].names) if is_labelled else None
+        self.class_names = class_names_of(builder)
         self._size, self._channels = height_and_width(image_size), channels
         self._crop, self.is_random = crop, crop.random is not None
 
@@ -117,7 +107,7 @@ def tfds_splits(
       UserError: The dataset or a split is unknown, has no images, or is not prepared as array_record.
     """
     check_channels(channels)
-    builder = _prepared_builder(name)
+    builder = prepared_builder(name)
     _check_image_feature(name, builder)
     return Splits(
         TfdsImages(builder, train_split, image_size, channels, Crop(crop, random_crop)),
@@ -125,7 +115,52 @@ def tfds_splits(
     )
 
 
-def _prepared_builder(name: str) -> "tfds.core.DatasetBuilder":
+def open_split(builder: "tfds.core.DatasetBuilder", split: str, **options: Any) -> Any:
+    """Open a split of a dataset for random access.
+
+    Args:
+      builder: A dataset prepared as array_record.
+      split: A split of it, such as ``"train"`` or ``"train[:10%]"``.
+      **options: How records are decoded: see ``as_data_source`` of the builder.
+
+    Returns:
+      A sequence of records, which also has ``__getitems__``.
+
+    Raises:
+      UserError: There is no such split, or it is empty.
+    """
+    allowed = ", ".join(repr(name) for name in builder.info.splits)
+    try:
+        return builder.as_data_source(split=split, **options)
+    except ValueError as error:
+        raise UserError(
+            f"split {split!r} of tfds {builder.name} cannot be read ({one_line(error)}); set "
+            f"config.data.train_split and config.data.eval_split to {allowed}, or a slice such as 'train[:90%]'."
+        ) from error
+
+
+def class_names_of(builder: "tfds.core.DatasetBuilder") -> tuple[str, ...] | None:
+    """Return the classes of a dataset, if its feature ``label`` is a class.
+
+    Args:
+      builder: The dataset.
+    """
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    is_labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
+    return tuple(features["label"].names) if is_labelled else None
+
+
+def prepared_builder(name: str) -> "tfds.core.DatasetBuilder":
+    """Open a dataset, and prepare it first if it is not there and can be prepared.
+
+    Args:
+      name: Name, with configuration and version if need be.
+
+    Raises:
+      UserError: The dataset is unknown, or not prepared as array_record.
+    """
     import tensorflow_datasets as tfds
 
     # tfds reads the variable only once, when it is imported; passing it on makes a later change count as well.

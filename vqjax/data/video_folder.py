@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8, UInt64
 
-from vqjax.data.clips import ClipPlan
+from vqjax.data.clips import ClipPlan, check_fps
 from vqjax.data.crops import Crop, CropName, RandomCropName
 from vqjax.data.dataset import Example, Splits, UnreadableImage
 from vqjax.data.duplicates import digest
@@ -197,8 +197,7 @@ def video_folder_splits(
         is missing.
     """
     check_channels(channels)
-    if fps is not None and fps <= 0:
-        raise UserError(f"config.data.fps must be above 0, got {fps}; use None for the frames as they are stored.")
+    check_fps(fps)
     plans = [ClipPlan(frames, frame_stride, clip_stride, is_random) for is_random in (random_start, False)]
     find = functools.partial(_videos, plan=plans[0], fps=fps)
     root, splits = divided_folder(name, train_split, eval_split, eval_fraction, find, kind="video")
