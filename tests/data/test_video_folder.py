@@ -1,5 +1,6 @@
 """Small videos are encoded here, each frame of the gray level that says its number."""
 
+import contextlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -350,3 +351,19 @@ def test_what_cannot_be_used_is_refused(tmp_path, options, message):
     name = options.pop("name", "")
     with pytest.raises(UserError, match=message):
         load(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv"])
+def test_a_damaged_file_is_read_or_skipped(tmp_path, suffix, capfd):
+    save(tmp_path / f"whole.{suffix}", 24)
+    content, path, rng = (tmp_path / f"whole.{suffix}").read_bytes(), tmp_path / f"a.{suffix}", np.random.default_rng(0)
+    for _ in range(40):
+        spoiled = bytearray(content)
+        for place in rng.integers(0, len(content), 8):
+            spoiled[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(spoiled)
+        with contextlib.suppress(UnreadableImage):
+            known = frame_times(path)
+            wanted = [known.first + number * known.spacing for number in (3, 14)]
+            assert [frame.mode for frame in read_frames(path, wanted, known)] == ["RGB", "RGB"]
+    assert capfd.readouterr() == ("", "")
