@@ -94,6 +94,7 @@ ENCODERS = {
         (np.zeros((2, 16, 16, 3), int), "`images` must be floats in .* got int64"),
         ([[1.0]], "`images` must be floats in .* got list"),
         (np.zeros((16, 16, 3), np.float32), r"must be \[batch, height, width, channels\], got shape \(16, 16, 3\)"),
+        (np.zeros((2, 1, 16, 16, 3), np.float32), r"got shape \(2, 1, 16, 16, 3\); pass the frames of clips"),
     ],
 )
 def test_what_takes_images_refuses_other_types_and_ranks(name, images, message):

@@ -24,6 +24,9 @@ from vqjax.quantizers.validation import require, require_count, require_counts
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""
 
+Clips = Float[Array, "batch frames height width channels"]
+"""Clips of video, or their feature maps, [batch, frames, height, width, channels]."""
+
 LARGEST_DIM = 2**13
 """Largest number of features that models accept."""
 
@@ -40,14 +43,36 @@ def check_images(images: Images) -> None:
     Raises:
       UserError: It has another dtype or another number of axes.
     """
-    found = getattr(images, "dtype", type(images).__name__)
-    if not (hasattr(images, "dtype") and jnp.issubdtype(images.dtype, jnp.floating)):
-        raise UserError(f"`images` must be floats in [-1, 1], got {found}; scale uint8 with x / 127.5 - 1.")
+    _check_floats("images", images)
     if images.ndim != 4:
+        advice = "add the missing axes, or pass whole images"
+        if images.ndim == 5:
+            advice = "pass the frames of clips as images, or take a network for clips"
+        raise UserError(f"`images` must be [batch, height, width, channels], got shape {images.shape}; {advice}.")
+
+
+def check_clips(clips: Clips) -> None:
+    """Refuse what is not a batch of clips of a floating-point dtype, which layers would convert without a word.
+
+    Args:
+      clips: The argument of an encoder or discriminator of clips.
+
+    Raises:
+      UserError: It has another dtype or another number of axes.
+    """
+    _check_floats("clips", clips)
+    if clips.ndim != 5:
         raise UserError(
-            f"`images` must be [batch, height, width, channels], got shape {images.shape}; add the missing axes, or "
-            "pass whole images."
+            f"`clips` must be [batch, frames, height, width, channels], got shape {clips.shape}; add the missing axes, "
+            "or pass whole clips."
         )
+
+
+def _check_floats(name: str, pixels: Images | Clips) -> None:
+    """Refuse pixels of another dtype."""
+    found = getattr(pixels, "dtype", type(pixels).__name__)
+    if not (hasattr(pixels, "dtype") and jnp.issubdtype(pixels.dtype, jnp.floating)):
+        raise UserError(f"`{name}` must be floats in [-1, 1], got {found}; scale uint8 with x / 127.5 - 1.")
 
 
 def check_dtype(dtype: Any) -> None:
