@@ -4,6 +4,7 @@ from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, So
 from vqjax.models.features import VGG16, AlexNet
 from vqjax.models.magvit import MAGVITDecoder, MAGVITEncoder
 from vqjax.models.resnet import ResNet
+from vqjax.models.timesformer import TimeSformerDecoder, TimeSformerEncoder
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE, VQVAEOutput
@@ -19,6 +20,8 @@ __all__ = [
     "ResidualEncoder",
     "SonnetDecoder",
     "SonnetEncoder",
+    "TimeSformerDecoder",
+    "TimeSformerEncoder",
     "VQGANDecoder",
     "VQGANEncoder",
     "VQVAEOutput",

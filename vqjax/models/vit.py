@@ -104,7 +104,7 @@ class ViTDecoder(_ViT):
         require_count("image_channels", self.image_channels, largest=LARGEST_DIM)
 
     def setup(self) -> None:
-        self.conv_out = _PatchToPixels(self.patch_size, self.image_channels)
+        self.conv_out = PatchToPixels(self.patch_size, self.image_channels)
 
     def __call__(self, codes: Tokens) -> Images:
         return self.to_images(self.features(codes))
@@ -142,22 +142,32 @@ def to_tokens(images: Images, patch_size: int, dim: int, dtype: DTypeLike | None
     return nn.Conv(dim, (patch_size, patch_size), patch_size, "VALID", dtype=dtype, name="to_tokens")(images)
 
 
-class _PatchToPixels(nn.Module):
-    """A transposed convolution whose stride is its size: a linear map from each token to its patch."""
+class PatchToPixels(nn.Module):
+    """A transposed convolution whose stride is its size: a linear map from each token to its patch.
+
+    Attributes:
+      patch_size: Height and width of a patch in pixels.
+      channels: Channels of the images.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> PatchToPixels(8, 3).init_with_output(jax.random.key(0), jnp.ones((1, 4, 2, 5)))[0].shape
+      (1, 32, 16, 3)
+    """
 
     patch_size: int
     channels: int
 
     @automatic_axes
     @nn.compact
-    def __call__(self, x: Tokens) -> Images:
-        batch, rows, columns, dim = x.shape
+    def __call__(self, x: Float[Array, "*batch rows columns _"]) -> Float[Array, "*batch _ _ _"]:
+        *batch, rows, columns, dim = x.shape
         shape = (dim, self.patch_size, self.patch_size, self.channels)
         kernel = self.param("kernel", nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2, 3)), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
-        pixels = jnp.einsum("brcd,duvo->brucvo", x, kernel)
-        pixels = pixels.reshape(batch, rows * self.patch_size, columns * self.patch_size, self.channels)
-        return pixels + bias[None, None, None]
+        pixels = jnp.einsum("...rcd,duvo->...rucvo", x, kernel)
+        pixels = pixels.reshape(*batch, rows * self.patch_size, columns * self.patch_size, self.channels)
+        return pixels + jnp.expand_dims(bias, range(x.ndim - 1))
 
 
 class _Transformer(nn.Module):
