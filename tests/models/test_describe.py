@@ -9,7 +9,7 @@ from helpers.arrays import gaussian
 from vqjax import FSQ, IBQ, LFQ, UserError, VectorQuantizer
 from vqjax.functional import EntropyLoss
 from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder, VQGANDecoder, VQGANEncoder
-from vqjax.models.registry import MODELS, build_model, describe, magvit, residual, vit_vqgan, vqgan
+from vqjax.models.registry import MODELS, build_model, describe, magvit, residual, timesformer, vit_vqgan, vqgan
 from vqjax.quantizers.weightings import taming_legacy
 
 TINY = {"channels": 32, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (), "latent_dim": 8}
@@ -21,6 +21,7 @@ TINY = {"channels": 32, "multipliers": (1, 2), "num_res_blocks": 1, "attention_r
         vqgan(VectorQuantizer(16, estimator="straight_through", **taming_legacy(0.25)), **TINY, code_dim=4),
         vqgan(IBQ(16), **TINY, code_norm=True, pixels="clip", image_channels=1, dropout=0.1),
         vit_vqgan(VectorQuantizer(16, distance="cosine"), dim=8, decoder_dim=16, decoder_depth=3, pixels="unit"),
+        timesformer(VectorQuantizer(16), patch_size=4, dim=8, heads=2, code_dim=3, remat=True, pixels="unit"),
         magvit(LFQ(5), variant="open_magvit2", channels=32, multipliers=(1, 2), latent_dim=5),
         magvit(VectorQuantizer(16, regularizers=(EntropyLoss(0.1, temperature=0.01),)), pixels="unit", remat=True),
         residual(FSQ((8, 5)), width=8, latent_dim=2, precision="float32"),

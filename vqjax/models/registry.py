@@ -24,6 +24,7 @@ from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, So
 from vqjax.models.layers import LARGEST_DIM
 from vqjax.models.magvit import MAGVITDecoder, MAGVITEncoder, Variant
 from vqjax.models.next_scale import NextScaleTransformer
+from vqjax.models.timesformer import TimeSformerDecoder, TimeSformerEncoder
 from vqjax.models.transformer import CausalTransformer, MaskedTransformer
 from vqjax.models.vit import ViTDecoder, ViTEncoder
 from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
@@ -263,6 +264,60 @@ def vit_vqgan(
     return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
 
 
+def timesformer(
+    quantizer: nn.Module,
+    *,
+    patch_size: int = 2,
+    dim: int = 256,
+    depth: int = 8,
+    heads: int = 4,
+    mlp_dim: int = 768,
+    code_dim: int = 32,
+    remat: bool = False,
+    pixels: PixelsName = "symmetric",
+    dtype: Dtype = "float32",
+    precision: Precision = "default",
+    image_channels: int = 3,
+) -> VQVAE:
+    """Build the TimeSformer autoencoder of the rotation trick's video experiments, for clips.
+
+    The defaults are those for BAIR, of 16 frames of 64 pixels; UCF-101, of 128 pixels, has ``patch_size=4``.
+
+    Args:
+      quantizer: The quantizer of the latents.
+      patch_size: Height and width of a patch in pixels; a patch is of one frame.
+      dim: Features of a token, a multiple of ``heads``.
+      depth: Number of blocks, each with attention over time and over space.
+      heads: Heads of the attention.
+      mlp_dim: Hidden features of the two-layer networks.
+      code_dim: Features of the codes.
+      remat: Compute each block again in the backward pass, instead of keeping its activations.
+      pixels: Pixels of the networks: ``"symmetric"`` are in [-1, 1], ``"unit"`` in [0, 1], ``"clip"`` normalized as
+        CLIP's. Clips are in [-1, 1] in any case.
+      dtype: Dtype of the layers; parameters, norms and quantizer are in float32.
+      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+      image_channels: Number of channels of the clips.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A size is out of range.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> timesformer(VectorQuantizer(num_codes=16), depth=2).decoder.depth
+      2
+
+    Source: Fifty et al., ICLR 2025 (arXiv 2410.06424), Tables 5 and 11; Bertasius et al., 2021 (arXiv 2102.05095).
+    """
+    size = {"patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
+    size |= {"remat": remat, "dtype": dtype}
+    encoder = TimeSformerEncoder(**size, code_dim=code_dim)
+    decoder = TimeSformerDecoder(**size, image_channels=image_channels)
+    return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
+
+
 def magvit(
     quantizer: nn.Module,
     *,
@@ -427,7 +482,14 @@ def _of_tokens(tokens: TokenInfo, factors: tuple[int, ...] | None) -> dict[str, 
     return {"num_codes": factors or num_codes, "grid": tokens.grid, "num_classes": tokens.num_classes}
 
 
-AUTOENCODERS = {"residual": residual, "sonnet": sonnet, "vqgan": vqgan, "vit_vqgan": vit_vqgan, "magvit": magvit}
+AUTOENCODERS = {
+    "residual": residual,
+    "sonnet": sonnet,
+    "vqgan": vqgan,
+    "vit_vqgan": vit_vqgan,
+    "timesformer": timesformer,
+    "magvit": magvit,
+}
 """The autoencoders by name."""
 
 CLASSIFIERS = {"resnet18": resnet18, "alexnet": alexnet, "vit": vit}
