@@ -2,16 +2,19 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from helpers.arrays import gaussian
 from helpers.goldens import assert_equal, channels_last, golden, kernel, patchgan_variables, weights
 from vqjax import UserError
 from vqjax.losses.adversarial import hinge_loss, r1_penalty, vanilla_loss
-from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
+from vqjax.models.discriminators import PatchGAN, PatchGAN3D, StyleGANDiscriminator
 
 
 @pytest.mark.full
@@ -106,18 +109,100 @@ def test_the_discriminator_of_stylegan_has_the_published_number_of_parameters():
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 28_864_129
 
 
-def test_parts_of_a_batch_are_normalized_by_themselves():
-    images = gaussian(4, 16, 16, 3) * jnp.array([1.0, 1.0, 3.0, 3.0])[:, None, None, None]
-    whole, parts = (PatchGAN(channels=4, num_layers=1, statistics_groups=groups) for groups in (1, 2))
+@pytest.mark.parametrize(("make", "sizes"), [(PatchGAN, (16, 16)), (PatchGAN3D, (3, 6, 8))])
+def test_parts_of_a_batch_are_normalized_by_themselves(make, sizes):
+    images = gaussian(4, *sizes, 3).at[2:].multiply(3.0)
+    whole, parts = (make(channels=4, num_layers=1, statistics_groups=groups) for groups in (1, 2))
     variables = whole.init(jax.random.key(0), images, train=False)
     together, _ = parts.apply(variables, images, train=True, mutable=["batch_stats"])
     apart = [whole.apply(variables, part, train=True, mutable=["batch_stats"])[0] for part in jnp.split(images, 2)]
     np.testing.assert_allclose(together, jnp.concatenate(apart), rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match=r"statistics_groups must divide the batch of 3 images, got 2"):
+    with pytest.raises(UserError, match=r"statistics_groups must divide the batch of 3, got 2"):
         parts.apply(variables, images[:3], train=True, mutable=["batch_stats"])
     # Bug: so were the one image that a training run starts from, and the last batch of an evaluation.
     alone = parts.init(jax.random.key(0), images[:1], train=False)
     assert parts.apply(alone, images[:3], train=False).shape == whole.apply(alone, images[:3], train=False).shape
+
+
+def convolved(layer, x, stride=1):
+    """A 4x4x4 convolution with two places of padding in float64, by the windows of its input."""
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (2, 2), (2, 2), (2, 2), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (4, 4, 4), axis=(1, 2, 3))
+    windows = windows[:, ::stride, ::stride, ::stride]
+    return np.einsum("bthwcijk,ijkco->bthwo", windows, layer["kernel"]) + np.asarray(layer.get("bias", 0))
+
+
+def test_the_patchgan_of_clips_convolves_time_and_space_and_takes_statistics_of_all_frames():
+    clips, discriminator = gaussian(2, 5, 6, 8, 3), PatchGAN3D(channels=4, num_layers=1)
+    variables = discriminator.init(jax.random.key(0), clips, train=False)
+    logits, after = discriminator.apply(variables, clips, train=True, mutable=["batch_stats"])
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+
+    def activated(x):
+        return np.where(x > 0, x, 0.2 * x)
+
+    x = convolved(params["conv_1"], activated(convolved(params["conv_0"], clips, stride=2)))
+    mean, variance = x.mean((0, 1, 2, 3)), x.var((0, 1, 2, 3))
+    normed = (x - mean) / np.sqrt(variance + 1e-5) * params["norm_1"]["scale"] + params["norm_1"]["bias"]
+    assert_equal(logits, convolved(params["conv_2"], activated(normed))[..., 0])
+    count = x[..., 0].size
+    assert_equal(after["batch_stats"]["norm_1"]["mean"], 0.1 * mean)
+    assert_equal(after["batch_stats"]["norm_1"]["var"], 0.9 + 0.1 * variance * count / (count - 1))
+
+
+@pytest.mark.parametrize(
+    ("module", "count", "logits"),
+    [(PatchGAN3D(), 11_056_961, (1, 5, 19, 19)), (PatchGAN3D(num_layers=2), 2_650_945, (1, 7, 35, 35))],
+)
+def test_the_patchgan_of_clips_has_the_parameters_and_logits_of_tats(module, count, logits):
+    """As its PyTorch module counts them, less the biases in front of norms."""
+    clips = jnp.zeros((1, 16, 128, 128, 3))
+    out, variables = jax.eval_shape(lambda key: module.init_with_output(key, clips, train=False), jax.random.key(0))
+    assert out.shape == logits
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+
+
+def test_statistics_of_clips_that_are_divided_over_devices_are_those_of_the_whole_batch():
+    clips = gaussian(8, 2, 4, 4, 3) * jnp.arange(1.0, 9.0)[:, None, None, None, None]
+    discriminator = PatchGAN3D(channels=4, num_layers=1)
+    variables = discriminator.init(jax.random.key(0), clips, train=False)
+    judge = jax.jit(lambda *inputs: discriminator.apply(*inputs, train=True, mutable=["batch_stats"]))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    divided = jax.device_put(clips, NamedSharding(mesh, P("data")))
+    actual = judge(jax.device_put(variables, NamedSharding(mesh, P())), divided)
+    chex.assert_trees_all_close(actual, judge(variables, clips), rtol=1e-4, atol=1e-5)
+
+
+def test_the_patchgan_of_clips_in_bfloat16_is_close_and_its_gradient_finite():
+    clips = gaussian(2, 5, 6, 8, 3)
+    exact, rounded = (PatchGAN3D(channels=4, num_layers=1, dtype=dtype) for dtype in (None, "bfloat16"))
+    variables = exact.init(jax.random.key(0), clips, train=False)
+
+    def judge(module, clips):
+        return module.apply(variables, clips, train=True, mutable=["batch_stats"])[0]
+
+    logits = judge(rounded, clips)
+    assert logits.dtype == jnp.float32
+    assert_equal(logits, np.asarray(judge(exact, clips)), tolerance=0.05)
+    gradient = jax.grad(lambda clips: jnp.sum(jnp.square(judge(exact, clips))))(clips)
+    assert np.isfinite(gradient).all()
+    assert np.any(gradient != 0, axis=(0, 2, 3, 4)).all()
+
+
+def test_one_frame_of_one_pixel_has_logits():
+    create = PatchGAN3D(channels=4, num_layers=2).init_with_output
+    logits, _ = jax.eval_shape(lambda key: create(key, jnp.ones((1, 1, 1, 1, 3)), train=True), jax.random.key(0))
+    assert logits.shape == (1, 3, 3, 3)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_the_patchgan_of_clips_refuses_images():
+    for images, message in (
+        (jnp.ones((2, 8, 8, 3)), r"must be \[batch, frames, height, width, channels\], got shape \(2, 8, 8, 3\)"),
+        (jnp.ones((2, 1, 8, 8, 3), jnp.uint8), "must be floats in .* got uint8"),
+    ):
+        with pytest.raises(UserError, match=f"^`clips` {message}"):
+            PatchGAN3D(channels=4).init(jax.random.key(0), images, train=False)
 
 
 @pytest.mark.full
@@ -152,6 +237,8 @@ def test_sizes_that_make_no_discriminator_are_rejected():
         (PatchGAN, "num_layers", (0, -1, 3.0, 10**9), r"an integer in \[1, 20\]"),
         (PatchGAN, "statistics_groups", (0, -1, 2.0, None), "a positive integer"),
         (PatchGAN, "dtype", ("nonsense", "int32"), "a floating-point dtype"),
+        (PatchGAN3D, "channels", (0, 64.0), r"an integer in \[1, 8192\]"),
+        (PatchGAN3D, "statistics_groups", (0, None), "a positive integer"),
         (StyleGANDiscriminator, "channels", ((), (8, 0), (8.0,), 8, None), r"one or more integers in \[1, 8192\]"),
         (StyleGANDiscriminator, "group_size", (0, -1, 4.0, None), "a positive integer"),
         (StyleGANDiscriminator, "dtype", ("nonsense", "int32"), "a floating-point dtype"),

@@ -1,5 +1,6 @@
-"""Discriminators of adversarial training: PatchGAN, and that of StyleGAN2."""
+"""Discriminators of adversarial training: PatchGAN, for images and for clips, and that of StyleGAN2."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -11,15 +12,46 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.functional.sharding import with_automatic_axes
-from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images
+from vqjax.models.layers import LARGEST_DIM, Clips, Images, check_clips, check_dtype, check_images
 from vqjax.quantizers.validation import require_count, require_counts
 
 Logits = Float[Array, "batch *positions"]
+Maps = Float[Array, "batch *places _"]
 
 _SLOPE = 0.2
 
 
-class PatchGAN(nn.Module):
+class _PatchGAN(nn.Module):
+    """Size and options that both PatchGANs share, and their layers; see :class:`PatchGAN`."""
+
+    channels: int = 64
+    num_layers: int = 3
+    statistics_groups: int = 1
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("channels", self.channels, largest=LARGEST_DIM)
+        require_count("num_layers", self.num_layers, largest=20)
+        require_count("statistics_groups", self.statistics_groups)
+        check_dtype(self.dtype)
+
+    def _judge(self, x: Maps, train: bool, padding: int, widest: int) -> Logits:
+        """Logits of patches, by convolutions over all axes between batch and channels."""
+        size, init = (4,) * (x.ndim - 2), nn.initializers.normal(0.02)
+        conv = functools.partial(nn.Conv, kernel_size=size, padding=padding, kernel_init=init)
+        x = conv(self.channels, strides=2, dtype=self.dtype, name="conv_0")(x)
+        x = nn.leaky_relu(x, _SLOPE)
+        for layer in range(1, self.num_layers + 1):
+            stride = 2 if layer < self.num_layers else 1
+            features = min(self.channels * 2**layer, widest)
+            x = conv(features, strides=stride, use_bias=False, dtype=self.dtype, name=f"conv_{layer}")(x)
+            x = _BatchNorm(self.statistics_groups, name=f"norm_{layer}")(x, train)
+            x = nn.leaky_relu(x, _SLOPE)
+        return conv(1, dtype=jnp.float32, name=f"conv_{self.num_layers + 1}")(x)[..., 0]
+
+
+class PatchGAN(_PatchGAN):
     """Convolutions that judge overlapping patches of an image.
 
     Strided 4x4 convolutions, each behind the first with batch normalization and a leaky ReLU. Real and generated images
@@ -50,18 +82,6 @@ class PatchGAN(nn.Module):
     Source: Isola et al., 2017 (arXiv 1611.07004); widths and initial values as in taming-transformers.
     """
 
-    channels: int = 64
-    num_layers: int = 3
-    statistics_groups: int = 1
-    dtype: DTypeLike | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_count("channels", self.channels, largest=LARGEST_DIM)
-        require_count("num_layers", self.num_layers, largest=20)
-        require_count("statistics_groups", self.statistics_groups)
-        check_dtype(self.dtype)
-
     @nn.compact
     def __call__(self, images: Images, train: bool) -> Logits:
         check_images(images)
@@ -73,21 +93,41 @@ class PatchGAN(nn.Module):
                 f"images must be at least {smallest} pixels high and wide for num_layers={self.num_layers}, got "
                 f"{height} x {width}; lower num_layers, or take larger images."
             )
-        x = _patch_conv(self.channels, 2, self.dtype, name="conv_0")(images)
-        x = nn.leaky_relu(x, _SLOPE)
-        for layer in range(1, self.num_layers + 1):
-            stride = 2 if layer < self.num_layers else 1
-            features = self.channels * min(2**layer, 8)
-            x = _patch_conv(features, stride, self.dtype, use_bias=False, name=f"conv_{layer}")(x)
-            x = _BatchNorm(self.statistics_groups, name=f"norm_{layer}")(x, train)
-            x = nn.leaky_relu(x, _SLOPE)
-        return _patch_conv(1, 1, jnp.float32, name=f"conv_{self.num_layers + 1}")(x)[..., 0]
+        return self._judge(images, train, padding=1, widest=8 * self.channels)
 
 
-def _patch_conv(features: int, stride: int, dtype: DTypeLike | None, *, name: str, use_bias: bool = True) -> nn.Conv:
-    init = nn.initializers.normal(0.02)
-    padding = ((1, 1), (1, 1))
-    return nn.Conv(features, (4, 4), stride, padding, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
+class PatchGAN3D(_PatchGAN):
+    """Convolutions that judge overlapping patches of a clip, over several of its frames.
+
+    The layers are those of :class:`PatchGAN`, of 4x4x4 in time and space, with two places of padding, so that clips of
+    any size have logits. Statistics are those of all frames of a batch.
+
+    Attributes:
+      channels: Channels of the first convolution; later ones have up to 512.
+      num_layers: Strided convolutions, which halve time and space alike; the receptive field is 34 frames and pixels
+        with 2, 70 with 3.
+
+    For the other attributes see :class:`PatchGAN`.
+
+    Raises:
+      UserError: A size is out of range, or a batch does not divide.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> discriminator = PatchGAN3D(channels=8)
+      >>> create = lambda key, clips: discriminator.init_with_output(key, clips, train=False)
+      >>> logits, variables = jax.eval_shape(create, jax.random.key(0), jnp.ones((2, 16, 64, 64, 3)))
+      >>> logits.shape, sorted(variables)
+      ((2, 5, 11, 11), ['batch_stats', 'params'])
+
+    Source: Ge et al., 2022 (arXiv 2204.03638), ``NLayerDiscriminator3D``, without the biases that the norms take away;
+    initial values as in taming-transformers.
+    """
+
+    @nn.compact
+    def __call__(self, clips: Clips, train: bool) -> Logits:
+        check_clips(clips)
+        return self._judge(clips, train, padding=2, widest=512)
 
 
 class _BatchNorm(nn.Module):
@@ -96,8 +136,8 @@ class _BatchNorm(nn.Module):
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x: Images, train: bool) -> Images:
-        features = x.shape[-1]
+    def __call__(self, x: Maps, train: bool) -> Maps:
+        features, axes = x.shape[-1], tuple(range(x.ndim - 1))
         scale = self.param(
             "scale", lambda key, shape: 1 + 0.02 * jax.random.normal(key, shape, jnp.float32), (features,)
         )
@@ -105,25 +145,25 @@ class _BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
         if not train:
-            centered = x.astype(jnp.float32) - mean.value[None, None, None]
+            centered = x.astype(jnp.float32) - jnp.expand_dims(mean.value, axes)
             scale = scale * jax.lax.rsqrt(variance.value + 1e-5)
-            return (centered * scale[None, None, None] + bias[None, None, None]).astype(x.dtype)
+            return (centered * jnp.expand_dims(scale, axes) + jnp.expand_dims(bias, axes)).astype(x.dtype)
         if len(x) % self.groups:
             raise UserError(
-                f"statistics_groups must divide the batch of {len(x)} images, got {self.groups}; pass a divisor of it."
+                f"statistics_groups must divide the batch of {len(x)}, got {self.groups}; pass a divisor of it."
             )
         parts = x.astype(jnp.float32).reshape(self.groups, -1, *x.shape[1:])
-        axes = (1, 2, 3)
-        of_parts = jnp.mean(parts, axes, keepdims=True)
+        within = tuple(range(1, x.ndim))
+        of_parts = jnp.mean(parts, within, keepdims=True)
         centered = parts - of_parts
-        variances = jnp.mean(jnp.square(centered), axes, keepdims=True)
+        variances = jnp.mean(jnp.square(centered), within, keepdims=True)
         if not self.is_initializing():
-            count = math.prod(parts.shape[1:4])
-            unbiased = jnp.mean(variances, (0, 1, 2, 3)) * (count / max(1, count - 1))
-            mean.value = 0.9 * mean.value + 0.1 * jnp.mean(of_parts, (0, 1, 2, 3))
+            count = math.prod(parts.shape[1:-1])
+            unbiased = jnp.mean(variances, (0, *within)) * (count / max(1, count - 1))
+            mean.value = 0.9 * mean.value + 0.1 * jnp.mean(of_parts, (0, *within))
             variance.value = 0.9 * variance.value + 0.1 * unbiased
         normed = (centered * jax.lax.rsqrt(variances + 1e-5)).reshape(x.shape)
-        return (normed * scale[None, None, None] + bias[None, None, None]).astype(x.dtype)
+        return (normed * jnp.expand_dims(scale, axes) + jnp.expand_dims(bias, axes)).astype(x.dtype)
 
 
 class StyleGANDiscriminator(nn.Module):
