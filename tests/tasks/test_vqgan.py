@@ -21,7 +21,7 @@ from vqjax.data.arrays import ArrayDataset
 from vqjax.losses.adversarial import ADVERSARIAL_LOSSES, adaptive_weight
 from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models import AlexNet
-from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
+from vqjax.models.discriminators import PatchGAN, PatchGAN3D, StyleGANDiscriminator
 from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
 from vqjax.models.lpips import LPIPS
 from vqjax.models.registry import build
@@ -294,6 +294,7 @@ def test_a_start_from_clusters_averages_no_other_network_than_the_generator():
     ("options", "message"),
     [
         ({"r1_weight": 1.0}, "r1_weight must be None for PatchGAN"),
+        ({"r1_weight": 1.0, "discriminator": PatchGAN3D()}, "r1_weight must be None for PatchGAN3D"),
         ({"model": "sonnet"}, "max_adaptive_weight must be None for SonnetDecoder"),
         ({"optimizer": {"generator": optax.sgd(0.1)}}, "one each for generator and discriminator, got generator"),
     ],

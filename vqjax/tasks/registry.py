@@ -7,7 +7,7 @@ from vqjax.evaluation.features import FeatureNetwork
 from vqjax.importing.lpips import load_lpips
 from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models.classifiers import Classifier, FeaturesAtPlaces
-from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
+from vqjax.models.discriminators import PatchGAN, PatchGAN3D, StyleGANDiscriminator
 from vqjax.models.feature_discriminator import FeatureDiscriminator, FrozenNetwork
 from vqjax.models.lpips import unlearned_lpips
 from vqjax.models.tokenizer import Tokenizer
@@ -61,7 +61,9 @@ def _tokenizer(workdir: str, *, step: int | None = None) -> Tokenizer:
 
 
 _PARTS = {
-    "discriminator": Registry({"patchgan": PatchGAN, "stylegan": StyleGANDiscriminator, "features": _features}),
+    "discriminator": Registry(
+        {"patchgan": PatchGAN, "patchgan3d": PatchGAN3D, "stylegan": StyleGANDiscriminator, "features": _features}
+    ),
     "perceptual": Registry({"lpips": _lpips, "features": _unlearned}),
     "tokenizer": Registry({"run": _tokenizer}),
 }

@@ -22,7 +22,7 @@ from vqjax.losses.adversarial import (
 )
 from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models import VQVAE
-from vqjax.models.discriminators import PatchGAN
+from vqjax.models.discriminators import PatchGAN, PatchGAN3D
 from vqjax.models.feature_discriminator import FROZEN, FeatureDiscriminator
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers import QuantizerOutput
@@ -35,6 +35,7 @@ DISCRIMINATOR, PERCEPTUAL = "discriminator", "perceptual"
 _LOGIT_MEANS = "logit_means"
 _LOGIT_DECAY = 0.999
 _PATCHGAN = PatchGAN()
+_WITH_STATISTICS = PatchGAN | PatchGAN3D | FeatureDiscriminator
 _LAST_STEP = 2**31 - 1  # steps are counted in int32
 _Order = Literal["together", "generator_first"]
 
@@ -105,7 +106,7 @@ class VQGANTask(VQVAETask):
             value = getattr(self, name)
             require(value is None or is_positive(value), name, value, "a finite number above 0, or None")
         require_count("r1_every", self.r1_every, largest=_LAST_STEP)
-        if self.r1_weight is not None and isinstance(self.discriminator, PatchGAN | FeatureDiscriminator):
+        if self.r1_weight is not None and isinstance(self.discriminator, _WITH_STATISTICS):
             raise UserError(
                 f"r1_weight must be None for {type(self.discriminator).__name__}, whose logits depend on the "
                 f"statistics of the batch, got {self.r1_weight}; use the discriminator 'stylegan'."
