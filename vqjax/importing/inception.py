@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict
+from vqjax.importing.batch_norms import without_norms
+from vqjax.importing.state_dict import Entry, read_params, read_state_dict
 from vqjax.models.inception import INPUT_SIZE, FIDInception
 
-_EPSILON = 1e-3  # of batch normalization
 _ADVICE = "pass pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or its copy of torch-fidelity"
 
 
@@ -40,22 +39,7 @@ def load_inception(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[
     module = FIDInception()
     images = jnp.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), jnp.float32)
     like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-    return module, {"params": read_params(_without_norms(arrays), like, _entry_of, _ADVICE)}
-
-
-def _without_norms(arrays: StateDict) -> StateDict:
-    """Multiply each convolution by the scale of the norm behind it, and add its shift as a bias."""
-    joined = dict(arrays)
-    for key, kernel in arrays.items():
-        unit = key.removesuffix(".conv.weight")
-        norm = [f"{unit}.bn.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
-        # What does not fit together is left as it is, and refused by its name.
-        if unit != key and all(name in arrays and arrays[name].shape == kernel.shape[:1] for name in norm):
-            scale, shift, mean, variance = (joined.pop(name).astype(np.float64) for name in norm)
-            factor = scale / np.sqrt(variance + _EPSILON)
-            joined[key] = (kernel * factor[:, None, None, None]).astype(np.float32)
-            joined[f"{unit}.conv.bias"] = (shift - mean * factor).astype(np.float32)
-    return joined
+    return module, {"params": read_params(without_norms(arrays, "conv"), like, _entry_of, _ADVICE)}
 
 
 def _entry_of(path: tuple[str, ...], num_axes: int) -> Entry:
