@@ -47,6 +47,15 @@ def test_the_average_comes_first(tmp_path):
     assert read_torch_file(write_archive(tmp_path / "x.pt", objects))["weight"] == 1
 
 
+def test_a_program_of_torchscript_is_refused_by_what_it_is(tmp_path):
+    """As which the network of the Fréchet video distance is often published."""
+    path = write_archive(tmp_path / "i3d_torchscript.pt", {"weight": np.ones(1, np.float32)})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/code/__torch__.py", "def forward(self): ...")
+    with pytest.raises(UserError, match="it is a program of TorchScript, of which nothing is run, and lacks a state"):
+        read_torch_file(path)
+
+
 def marker(tmp_path):
     return f"touch {tmp_path / 'ran'}"
 

@@ -230,6 +230,8 @@ class _Archive:
 
     def __init__(self, file: Any) -> None:
         self._zip = zipfile.ZipFile(file)
+        if any("/code/" in name for name in self._zip.namelist()):
+            raise ValueError("it is a program of TorchScript, of which nothing is run, and lacks a state dict")
         packed = [entry.filename for entry in self._zip.infolist() if entry.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise ValueError(f"{packed[0]} is compressed, which torch.save does not do")
