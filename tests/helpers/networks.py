@@ -7,6 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from vqjax.models import AlexNet
+from vqjax.models.i3d import I3D
 from vqjax.models.resnet import ResNet
 
 
@@ -50,3 +51,23 @@ def dinov2(*, dim=64, depth=1, registers=0, side=16):
         shapes |= {f"blocks.{i}.{name}": (dim,) for name in vectors}
     rng = np.random.default_rng(0)
     return {name: rng.normal(size=shape, scale=0.3).astype(np.float32) for name, shape in shapes.items()}
+
+
+def i3d():
+    """The entries of pytorch-i3d's ``InceptionI3d``, with numbers that keep the size of features, and norms."""
+    clips = jnp.zeros((1, 9, 224, 224, 3))
+    like = flax.traverse_util.flatten_dict(jax.eval_shape(I3D().init, jax.random.key(0), clips)["params"])
+    rng, arrays = np.random.default_rng(0), {}
+    for path, leaf in like.items():
+        unit = ".".join(path[:-1]).removesuffix(".conv3d")
+        if path[-1] == "kernel":
+            shape = [leaf.shape[axis] for axis in (4, 3, 0, 1, 2)]
+            kernel = rng.standard_normal(shape, np.float32)
+            arrays[f"{unit}.conv3d.weight"] = kernel * np.float32((2 / np.prod(shape[1:])) ** 0.5)
+        elif unit == "logits":
+            arrays["logits.conv3d.bias"] = rng.standard_normal(leaf.shape, np.float32)
+        else:
+            means = {name: 0.1 * rng.standard_normal(leaf.shape, np.float32) for name in ("bias", "running_mean")}
+            scales = {name: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) for name in ("weight", "running_var")}
+            arrays |= {f"{unit}.bn.{name}": array for name, array in (means | scales).items()}
+    return arrays
