@@ -39,6 +39,7 @@ TOOLS = {
     "tf1": lambda image, size: (from_corners(image, size) - 128) / 128,
     "dgm-eval": dgm_eval,
     "torch-fidelity-dinov2": lambda image, size: 2 * from_corners(image, size) / 255 - 1,
+    "fvd": lambda image, size: 2 * from_corners(image, size) / 255 - 1,
 }
 
 
@@ -68,7 +69,7 @@ IMAGES = {
 def test_images_are_those_of_the_tools(image):
     """To a thousandth of a step of 8 bits, and to one step where the tool rounds to them."""
     for name, scaling in SCALINGS.items():
-        size = 224 if name in ("dgm-eval", "torch-fidelity-dinov2") else 299
+        size = 224 if name in ("dgm-eval", "torch-fidelity-dinov2", "fvd") else 299
         theirs = TOOLS[name](IMAGES[image], size)[0].permute(1, 2, 0).numpy()
         ours = np.asarray(scaling(jnp.asarray(IMAGES[image])[None], size)[0])
         tolerance = 1.01 if name == "dgm-eval" else 0.001

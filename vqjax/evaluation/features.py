@@ -19,10 +19,12 @@ from vqjax.errors import UserError, did_you_mean
 from vqjax.evaluation.scaling import SCALINGS
 from vqjax.importing.dinov2 import load_dinov2
 from vqjax.importing.features import load_features, load_resnet
+from vqjax.importing.i3d import load_i3d
 from vqjax.importing.inception import load_inception
 from vqjax.importing.state_dict import StateDict, read_state_dict
-from vqjax.models import dinov2
+from vqjax.models import dinov2, i3d
 from vqjax.models.classifiers import Classifier
+from vqjax.models.i3d import I3D, I3DFeatures
 from vqjax.models.inception import INPUT_SIZE, InceptionFeatures
 from vqjax.models.registry import build_model
 from vqjax.runtime.files import file_checksum
@@ -55,13 +57,17 @@ class Known(NamedTuple):
     Attributes:
       files: Names under which tools store it; eight digits behind the last dash, if there are any, begin its SHA-256.
       publisher: Who publishes it.
+      others: Whether there are other weights for the same network, from which only its name tells this file.
     """
 
     files: tuple[str, ...]
     publisher: str
+    others: bool = False
 
-    def may_be(self, checksum: str) -> bool:
+    def may_be(self, path: Path, checksum: str) -> bool:
         """Return whether a file of this SHA-256 may be it, as far as the names tell."""
+        if self.others and path.stem not in {Path(file).stem for file in self.files}:
+            return False
         known = [match[1] for file in self.files if (match := _CHECKSUM.search(file))]
         return not known or checksum.startswith(tuple(known))
 
@@ -75,6 +81,8 @@ KNOWN = {
     ),
     "vgg16": Known(("vgg16-397923af.pth",), "torchvision"),
     "alexnet": Known(("alexnet-owt-7be5be79.pth",), "torchvision"),
+    # The weights of the Fréchet video distance; those of pytorch-i3d have the same entries.
+    "i3d": Known(("i3d_pretrained_400.pt",), "wilson1yan/VideoGPT", others=True),
 } | {
     f"dinov2_{size}{registers}": Known((f"dinov2_{size}{file}_pretrain.pth",), "facebookresearch/dinov2")
     for size in _DINOV2_SIZES.values()
@@ -96,6 +104,7 @@ class FeatureNetwork(flax.struct.PyTreeNode):
       scaling: How images are scaled and normalized, a key of :data:`vqjax.evaluation.scaling.SCALINGS`.
       size: Height and width that they are scaled to, in pixels; None for their own.
       usual_scaling: The scaling that is not named in the names of numbers.
+      takes_clips: Whether the module maps clips, not images; see :mod:`vqjax.evaluation.clip_features`.
 
     Example:
       >>> from vqjax.models.inception import FIDInception
@@ -111,14 +120,15 @@ class FeatureNetwork(flax.struct.PyTreeNode):
     scaling: str = flax.struct.field(pytree_node=False, default="pytorch-fid")
     size: int | None = flax.struct.field(pytree_node=False, default=INPUT_SIZE)
     usual_scaling: str = flax.struct.field(pytree_node=False, default="pytorch-fid")
+    takes_clips: bool = flax.struct.field(pytree_node=False, default=False)
 
     @classmethod
     def from_file(cls, name_or_file: str | os.PathLike[str], scaling: str | None = None) -> "FeatureNetwork":
         """Return the network of a file, which is recognized by its entries.
 
         Args:
-          name_or_file: The file: the Inception network of pytorch-fid, DINOv2, torchvision's VGG-16 or AlexNet, or a
-            network of ``studies/features``; a key of :data:`KNOWN`, which is looked for where PyTorch's tools store
+          name_or_file: The file: the Inception network of pytorch-fid, DINOv2, torchvision's VGG-16 or AlexNet, I3D, or
+            a network of ``studies/features``; a key of :data:`KNOWN`, which is looked for where PyTorch's tools store
             it; or the directory of a run that has trained a classifier.
           scaling: How images are scaled; as the network's own publisher does by default.
 
@@ -143,9 +153,10 @@ class FeatureNetwork(flax.struct.PyTreeNode):
                 f"got entries {sorted(arrays)[:3]}; name another file."
             )
         # With other weights than the published ones, it has other features.
-        if name not in KNOWN or not KNOWN[name].may_be(checksum):
+        if name not in KNOWN or not KNOWN[name].may_be(path, checksum):
             name = f"{name}_{checksum[:8]}"
-        return cls(module, variables, name, f"SHA-256 {checksum[:8]}", scaling or usual, size, usual)
+        takes_clips = isinstance(module, I3D)
+        return cls(module, variables, name, f"SHA-256 {checksum[:8]}", scaling or usual, size, usual, takes_clips)
 
     @classmethod
     def _from_run(cls, workdir: Path, scaling: str | None) -> "FeatureNetwork":
@@ -179,6 +190,11 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         return f"{self.name}, {self.weights}, {self.scaling}, {self.size}"
 
     @property
+    def unusual_scaling(self) -> str:
+        """What the names of numbers say of the scaling; empty if it is the usual one."""
+        return "" if self.scaling == self.usual_scaling else self.scaling.removesuffix("-fid").replace("-", "_")
+
+    @property
     def dim(self) -> int:
         """Number of features of an image."""
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
@@ -186,32 +202,54 @@ class FeatureNetwork(flax.struct.PyTreeNode):
 
     def __call__(self, images: UInt8[Array, "batch height width channels"]) -> Features:
         """Return the features of images of 8 bits, in color or gray."""
-        images = in_color(images)
-        num_images = len(images)
-        parts = -(-num_images // _AT_ONCE)
-        if parts <= 1:
-            return self._of_part(images)
-        rows = -(-num_images // parts)
-        padded = jnp.pad(images, [(0, parts * rows - num_images), (0, 0), (0, 0), (0, 0)])
-        # A part takes rows of all devices that share the batch.
-        in_parts = jnp.swapaxes(padded.reshape(rows, parts, *images.shape[1:]), 0, 1)
-        features = jax.lax.map(self._of_part, in_parts)
-        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, x.shape[-1])[:num_images], features)
+        if self.takes_clips:
+            raise UserError(f"features must be of a network of images, got {self.name}, which takes clips.")
+        return in_parts(self._of_part, in_color(images), _AT_ONCE)
 
     def _of_part(self, images: UInt8[Array, "batch height width 3"]) -> Features:
         return self.of_scaled(SCALINGS[self.scaling](images, self.size or images.shape[1:3]))
 
-    def of_scaled(self, images: Float[Array, "batch height width 3"]) -> Features:
-        """Return the features of images that have been scaled, all at once."""
+    def of_scaled(self, images: Float[Array, "batch *frames height width 3"]) -> Features:
+        """Return the features of images that have been scaled, or of clips, all at once."""
         if isinstance(self.module, Classifier):
             classified = self.module.apply(self.variables, images, train=False)
             return Features(classified.features, classified.logits)
         output = self.module.apply(self.variables, images)
         if isinstance(output, InceptionFeatures):
             return Features(*output)
+        if isinstance(output, I3DFeatures):
+            return Features(output.logits)
         if isinstance(output, tuple):
             return Features(jnp.mean(output[-1], axis=(1, 2)))
         return Features(output)
+
+
+def in_parts(
+    function: Callable[[Array], PyTree[Array]], rows: Shaped[Array, "batch ..."], at_once: int
+) -> PyTree[Array]:
+    """Apply a function to few rows of a batch at a time, so that memory does not grow with the batch.
+
+    Args:
+      function: Maps rows to arrays with as many.
+      rows: All rows.
+      at_once: Largest number of rows at a time.
+
+    Returns:
+      The arrays of all rows.
+
+    Example:
+      >>> in_parts(lambda rows: 2 * rows, jnp.arange(5), 2).tolist()
+      [0, 2, 4, 6, 8]
+    """
+    number = len(rows)
+    parts = -(-number // at_once)
+    if parts <= 1:
+        return function(rows)
+    size = -(-number // parts)
+    padded = jnp.pad(rows, [(0, parts * size - number), *[(0, 0)] * (rows.ndim - 1)])
+    # A part takes rows of all devices that share the batch.
+    results = jax.lax.map(function, jnp.swapaxes(padded.reshape(size, parts, *rows.shape[1:]), 0, 1))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(parts * size, *x.shape[2:])[:number], results)
 
 
 def in_color(images: Shaped[Array, "batch height width channels"]) -> Shaped[Array, "batch height width _"]:
@@ -249,7 +287,7 @@ def _found(name_or_file: str | os.PathLike[str]) -> Path:
 def _check_content(path: Path, checksum: str) -> None:
     """Refuse a published file, whose name ends with the first digits of its checksum, with another content."""
     for known in KNOWN.values():
-        if path.name in known.files and not known.may_be(checksum):
+        if path.name in known.files and not known.may_be(path, checksum):
             expected = _CHECKSUM.search(path.name)[1]
             raise UserError(
                 f"{path} must have a SHA-256 that begins with {expected}, got {checksum[:8]}: it is cut or changed; "
@@ -275,11 +313,16 @@ def _dinov2(arrays: StateDict) -> _Loaded:
     return f"dinov2_{size}{'_reg' if module.registers else ''}", module, variables, dinov2.INPUT_SIZE, "dgm-eval"
 
 
+def _i3d(arrays: StateDict) -> _Loaded:
+    return "i3d", *load_i3d(arrays), i3d.INPUT_SIZE, "fvd"
+
+
 def _resnet(arrays: StateDict) -> _Loaded:
     return "resnet", *load_resnet(arrays), None, "pytorch-fid"
 
 
 _NETWORKS: tuple[tuple[Callable[[StateDict], bool], Callable[[StateDict], _Loaded]], ...] = (
+    (lambda arrays: any(key.startswith(("Conv3d_", "logits.conv3d.")) for key in arrays), _i3d),
     (lambda arrays: any(key.startswith("Mixed_") for key in arrays), _inception),
     (lambda arrays: any(key.endswith(("features.0.weight", "net.slice1.0.weight")) for key in arrays), _torchvision),
     (lambda arrays: not {"cls_token", "embeddings.cls_token"}.isdisjoint(arrays), _dinov2),

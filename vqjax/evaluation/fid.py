@@ -163,17 +163,15 @@ class Measures(NamedTuple):
           measure: ``"fid"``, ``"sfid"``, ``"kid"``, ``"is"``, ``"precision"``, ``"recall"``, ``"density"`` or
             ``"coverage"``.
         """
-        kind, variants = measure, []
+        kind, name = measure, ""
         if self.network.name != "inception":
             kind = {"fid": "fd", "kid": "kd"}.get(measure, measure)
-            variants.append(self.network.name)
-        if self.network.scaling != self.network.usual_scaling:
-            variants.append(self.network.scaling.removesuffix("-fid").replace("-", "_"))
+            name = self.network.name
         if measure in ("fid", "sfid", "kid", "is"):
             kind = f"{self.prefix}{kind}"
         # The Inception score compares the images with none, and those of the other numbers are held out.
         last = "" if measure == "is" and self.reference == "val" else self.reference
-        return "_".join(filter(None, [kind, *variants, last]))
+        return "_".join(filter(None, [kind, name, self.network.unusual_scaling, last]))
 
     def protocol(self, measure: str) -> str:
         """Return how a number is measured."""

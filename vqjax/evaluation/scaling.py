@@ -153,5 +153,6 @@ SCALINGS = {
     ),
     "dgm-eval": Scaling("antialiased bicubic in 8 bits, as dgm-eval", cubic, antialias=True, rounds=True),
     "torch-fidelity-dinov2": Scaling("bilinear from corners, as torch-fidelity for DINOv2", linear, from_corners=True),
+    "fvd": Scaling("bilinear from corners, as TensorFlow 1 in the code of FVD", linear, from_corners=True),
 }
 """The scalings by the name of the tool."""
