@@ -5,6 +5,7 @@ from vqjax.evaluation.collectors import BestAndWorst, CodeCounts, Collector, Pic
 from vqjax.evaluation.evaluate import EvaluationResult, evaluate
 from vqjax.evaluation.fid import ReconstructionFID
 from vqjax.evaluation.frechet import Moments, frechet_distance, inception_score
+from vqjax.evaluation.fvd import ReconstructionFVD
 from vqjax.evaluation.manifold import kernel_distance, precision_and_recall
 from vqjax.evaluation.metric import ImageMean, Metric
 from vqjax.evaluation.metrics import MSE, PSNR, SSIM, CodeUsage, ImageCount, TokenLosses, tokenizer_metrics
@@ -25,6 +26,7 @@ __all__ = [
     "Moments",
     "Pictures",
     "ReconstructionFID",
+    "ReconstructionFVD",
     "Rows",
     "TokenLosses",
     "Tokens",
