@@ -2,14 +2,19 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from helpers.networks import save_resnet
 from helpers.runs import tiny_config
 from vqjax import UserError
+from vqjax.data import Splits
+from vqjax.evaluation import ReconstructionFID, ReconstructionFVD, evaluate
 from vqjax.evaluation.features import FeatureNetwork
 from vqjax.evaluation.statistics import load_statistics
+from vqjax.training import protocols
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.protocols import Protocols
 from vqjax.training.statistics import write_statistics
@@ -83,3 +88,61 @@ def test_one_image_has_no_statistics(network, images_file, tmp_path):
 def test_what_does_not_go_together_is_refused_at_once(options, message):
     with pytest.raises(UserError, match=message):
         Protocols(None, **{"split": "eval"} | options)
+
+
+class Clips:
+    """Examples with a video in the place of an image."""
+
+    name = "clips"
+    class_names = None
+
+    def __init__(self, number):
+        self.video = np.random.default_rng(number).integers(0, 256, (number, 10, 8, 8, 3), np.uint8)
+
+    def __len__(self):
+        return len(self.video)
+
+    def __getitem__(self, index):
+        return {"video": self.video[index]}
+
+
+@pytest.fixture
+def clips(monkeypatch):
+    spec = {"video": jax.ShapeDtypeStruct((10, 8, 8, 3), np.uint8)}
+    monkeypatch.setattr(protocols, "example_spec", lambda dataset: spec)
+    return Splits(Clips(24), Clips(12))
+
+
+@pytest.mark.parametrize(("split", "last", "count"), [("eval", "val", 12), ("train", "of_train_clips", 24)])
+def test_clips_have_a_distance_of_their_own(network, clips, split, last, count):
+    (metric,) = Protocols(network, split=split).metrics(clips, ConfigDict(), batch_size=4, mesh=None)
+    assert isinstance(metric, ReconstructionFVD)
+    (name,) = metric.protocol
+    assert name == f"rfvd_{FeatureNetwork.from_file(network).name}_{last}"
+    assert f"{count} clips of 10 frames; " in metric.protocol[name]
+    batch = {"video": getattr(clips, split).video, "valid": np.ones(count, bool)}
+    result = evaluate(lambda batch: {"reconstruction": batch["video"] / 127.5 - 1}, [batch], [metric])
+    assert result.metrics == {name: pytest.approx(0, abs=1e-6)}
+
+
+def test_few_clips_are_noted(network, clips, capsys):
+    Protocols(network, split="eval").note_few(clips.eval)
+    shown = capsys.readouterr().err
+    assert "published for 2,048 clips, a covariance of 32 features takes 33, and there are 12; " in shown
+    Protocols(None, split="eval").note_few(clips.eval)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_not_measured_of_clips_is_refused(network, clips):
+    several = Protocols(network, split="eval", protocols=("rfid_val", "rfid_train"))
+    with pytest.raises(UserError, match="--protocols and --statistics must be left out for clips, got rfid_val, rfid_"):
+        several.metrics(clips, ConfigDict(), batch_size=4, mesh=None)
+
+
+def test_images_have_no_distance_of_clips(network, monkeypatch):
+    spec = {"image": jax.ShapeDtypeStruct((8, 8, 3), np.uint8)}
+    monkeypatch.setattr(protocols, "example_spec", lambda dataset: spec)
+    (metric,) = Protocols(network, split="eval").metrics(
+        Splits(Clips(2), Clips(2)), ConfigDict(), batch_size=4, mesh=None
+    )
+    assert isinstance(metric, ReconstructionFID)

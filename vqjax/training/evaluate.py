@@ -50,7 +50,7 @@ from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import check_only_data, complete, override_all
 from vqjax.training.devices import make_mesh, state_sharding, without_mesh
-from vqjax.training.protocols import Protocols, note_few_images
+from vqjax.training.protocols import Protocols
 
 PARTIAL_FILE = "partial.npz"
 
@@ -175,9 +175,10 @@ def evaluate_workdir(
       batch_size: Images per batch, over which ``perplexity_batch`` is measured; the training batch by default.
       features: File of a feature network (pt_inception-2015-12-05-6726825d.pth of pytorch-fid), or ``inception``,
         which is looked for where PyTorch's tools store it, or the run of a classifier; for rFID, KID, the Inception
-        score, precision and recall of reconstructions.
-      scaling: How images are scaled to that network: ``pytorch-fid``, ``clean-fid``, ``tf1``, ``dgm-eval`` or
-        ``torch-fidelity-dinov2``; as published for the network by default.
+        score, precision and recall of reconstructions. For rFVD of clips, that of I3D (i3d_pretrained_400.pt of
+        VideoGPT), or any of these by frame.
+      scaling: How images are scaled to that network: ``pytorch-fid``, ``clean-fid``, ``tf1``, ``dgm-eval``,
+        ``torch-fidelity-dinov2`` or ``fvd``; as published for the network by default.
       protocols: With commas: besides ``rfid_val``, which compares reconstructions with their originals,
         ``rfid_train``, with all training images, and ``rfid_rotation_trick``, as the code of that paper stores images.
       statistics: File of vqjax stats, pytorch-fid or guided diffusion (.npz), for the distance of the reconstructions
@@ -245,8 +246,8 @@ def evaluate_workdir(
         if partial.images and is_main_process():
             note = f"an evaluation was interrupted behind {partial.images} images, and goes on from there."
             print(note, file=sys.stderr, flush=True)
-        if measures.network is not None and is_main_process():
-            note_few_images(measures.network, len(dataset))
+        if is_main_process():
+            measures.note_few(dataset)
         result = evaluate_state(
             task,
             state,
