@@ -1,5 +1,6 @@
 """Encoder and decoder of VQGAN, as taming-transformers and latent diffusion train them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -88,18 +89,7 @@ class VQGANEncoder(_VQGAN):
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Images:
         check_images(images)
-        block, attention = _blocks(self, train)
-        x = _conv(self.channels, self.dtype, name="conv_in")(images)
-        last = len(self.multipliers) - 1
-        for level in range(last + 1):
-            x = _level(self, x, level, self.num_res_blocks, block, attention)
-            if level < last:
-                x = _Downsample(self.dtype, name=f"level_{level}_downsample")(x)
-        x = _middle(x, block, attention if self.middle_attention else None)
-        # Latents rounded to bfloat16 would be nearest to other codes.
-        x = _conv(self.latent_dim, jnp.float32, name="conv_out")(nn.swish(group_norm(name="norm_out")(x)))
-        x = x if self.code_dim is None else pointwise_conv(self.code_dim, name="to_codes")(x)
-        return nn.LayerNorm(1e-5, use_fast_variance=False, name="norm_codes")(x) if self.code_norm else x
+        return encode_images(self, images, train)
 
 
 class VQGANDecoder(_VQGAN):
@@ -136,7 +126,7 @@ class VQGANDecoder(_VQGAN):
         require_count("image_channels", self.image_channels, largest=LARGEST_DIM)
 
     def setup(self) -> None:
-        self.conv_out = _conv(self.image_channels, jnp.float32)
+        self.conv_out = conv(self.image_channels, jnp.float32)
 
     def __call__(self, codes: Images, train: bool = False) -> Images:
         return self.to_images(self.features(codes, train))
@@ -147,36 +137,91 @@ class VQGANDecoder(_VQGAN):
 
         The adaptive weight of the adversarial loss is a ratio of gradients of that layer.
         """
-        block, attention = _blocks(self, train)
-        x = codes if self.latent_dim is None else pointwise_conv(self.latent_dim, name="from_codes")(codes)
-        x = _conv(self.channels * self.multipliers[-1], self.dtype, name="conv_in")(x)
-        x = _middle(x, block, attention if self.middle_attention else None)
-        for level in reversed(range(len(self.multipliers))):
-            x = _level(self, x, level, self.num_res_blocks + 1, block, attention)
-            if level > 0:
-                x = _Upsample(self.dtype, name=f"level_{level}_upsample")(x)
-        return nn.swish(group_norm(name="norm_out")(x))
+        return decode_features(self, codes, train)
 
     def to_images(self, features: Images) -> Images:
         """Return images from the features in front of the last layer."""
         return self.conv_out(features)
 
 
+@dataclasses.dataclass(frozen=True)
+class BetweenFrames:
+    """What a model of clips adds to the layers of images, which see the frames of all clips as one batch.
+
+    Attributes:
+      mix: Function ``(x, name)`` of the output of each residual block.
+      scale: Function ``(x, level)`` behind the residual blocks of a level of the encoder, and in front of those of the
+        decoder.
+      norm: Function from a name to a norm.
+    """
+
+    mix: Callable[[Images, str], Images] = lambda x, name: x
+    scale: Callable[[Images, int], Images] = lambda x, level: x
+    norm: Callable[[str], nn.Module] = group_norm
+
+
+_NOTHING = BetweenFrames()
+
+
+def encode_images(
+    module: VQGANEncoder, images: Images, train: bool, between: BetweenFrames = _NOTHING
+) -> Float[Array, "grids _ _ _"]:
+    """Apply the layers of an encoder, within its compact method.
+
+    Args:
+      module: The encoder.
+      images: Images in [-1, 1].
+      train: Whether dropout is on.
+      between: What a model of clips adds.
+
+    Returns:
+      The latents.
+    """
+    block, attention = _blocks(module, train, between)
+    x = conv(module.channels, module.dtype, name="conv_in")(images)
+    last = len(module.multipliers) - 1
+    for level in range(last + 1):
+        x = between.scale(_level(module, x, level, module.num_res_blocks, block, attention), level)
+        if level < last:
+            x = _Downsample(module.dtype, name=f"level_{level}_downsample")(x)
+    x = _middle(x, block, attention if module.middle_attention else None)
+    # Latents rounded to bfloat16 would be nearest to other codes.
+    x = conv(module.latent_dim, jnp.float32, name="conv_out")(nn.swish(between.norm("norm_out")(x)))
+    x = x if module.code_dim is None else pointwise_conv(module.code_dim, name="to_codes")(x)
+    return nn.LayerNorm(1e-5, use_fast_variance=False, name="norm_codes")(x) if module.code_norm else x
+
+
+def decode_features(
+    module: VQGANDecoder, codes: Images, train: bool, between: BetweenFrames = _NOTHING
+) -> Float[Array, "frames _ _ _"]:
+    """Apply the layers of a decoder but the last, within a compact method; see :func:`encode_images`."""
+    block, attention = _blocks(module, train, between)
+    x = codes if module.latent_dim is None else pointwise_conv(module.latent_dim, name="from_codes")(codes)
+    x = conv(module.channels * module.multipliers[-1], module.dtype, name="conv_in")(x)
+    x = _middle(x, block, attention if module.middle_attention else None)
+    for level in reversed(range(len(module.multipliers))):
+        x = _level(module, between.scale(x, level), level, module.num_res_blocks + 1, block, attention)
+        if level > 0:
+            x = _Upsample(module.dtype, name=f"level_{level}_upsample")(x)
+    return nn.swish(between.norm("norm_out")(x))
+
+
 class _ResidualBlock(nn.Module):
-    """Twice group norm, swish and a 3x3 convolution, added to the input."""
+    """Twice a norm, swish and a 3x3 convolution, added to the input."""
 
     features: int
     dropout: float | None = None
     train: bool = False
     dtype: DTypeLike | None = None
+    norm: Callable[[str], nn.Module] = group_norm
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        h = _conv(self.features, self.dtype, name="conv_1")(nn.swish(group_norm(name="norm_1")(x)))
-        h = nn.swish(group_norm(name="norm_2")(h))
+        h = conv(self.features, self.dtype, name="conv_1")(nn.swish(self.norm("norm_1")(x)))
+        h = nn.swish(self.norm("norm_2")(h))
         if self.dropout is not None:
             h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
-        h = _conv(self.features, self.dtype, name="conv_2")(h)
+        h = conv(self.features, self.dtype, name="conv_2")(h)
         if x.shape[-1] != self.features:
             x = pointwise_conv(self.features, dtype=self.dtype, name="shortcut")(x)
         return x + h
@@ -186,11 +231,12 @@ class _Attention(nn.Module):
     """Attention of all positions with each other, by one head, added to the input."""
 
     dtype: DTypeLike | None = None
+    norm: Callable[[str], nn.Module] = group_norm
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         batch, height, width, channels = x.shape
-        normed = group_norm(name="norm")(x)
+        normed = self.norm("norm")(x)
 
         def tokens(name: str) -> Float[Array, "batch positions 1 channels"]:
             projected = pointwise_conv(channels, dtype=self.dtype, name=name)(normed)
@@ -218,18 +264,19 @@ class _Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Images) -> Images:
         x = x.repeat(2, axis=1).repeat(2, axis=2)
-        return _conv(x.shape[-1], self.dtype, name="conv")(x)
+        return conv(x.shape[-1], self.dtype, name="conv")(x)
 
 
-def _blocks(module: _VQGAN, train: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Residual blocks and attention with the options of a model, and a name and features yet to be given."""
+def _blocks(module: _VQGAN, train: bool, between: BetweenFrames) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Residual blocks and attention with the options of a model, as functions of x, a name, and features."""
     block, attention = (nn.remat(kind) if module.remat else kind for kind in (_ResidualBlock, _Attention))
 
-    def residual_block(features: int, name: str) -> nn.Module:
-        return block(features, module.dropout, train, module.dtype, name=name)  # pyright: ignore[reportCallIssue]
+    def residual_block(x: Images, name: str, features: int) -> Images:
+        y = block(features, module.dropout, train, module.dtype, between.norm, name=name)(x)  # pyright: ignore[reportCallIssue]
+        return between.mix(y, name)
 
-    def attention_block(name: str) -> nn.Module:
-        return attention(module.dtype, name=name)
+    def attention_block(x: Images, name: str) -> Images:
+        return attention(module.dtype, between.norm, name=name)(x)
 
     return residual_block, attention_block
 
@@ -239,19 +286,26 @@ def _level(
 ) -> Images:
     """Residual blocks of a level, each followed by attention if the level has it."""
     for i in range(num_blocks):
-        x = block(module.channels * module.multipliers[level], name=f"level_{level}_block_{i}")(x)
+        x = block(x, f"level_{level}_block_{i}", module.channels * module.multipliers[level])
         if module.resolution >> level in module.attention_resolutions:
-            x = attention(name=f"level_{level}_attention_{i}")(x)
+            x = attention(x, f"level_{level}_attention_{i}")
     return x
 
 
 def _middle(x: Images, block: Callable[..., Any], attention: Callable[..., Any] | None) -> Images:
     features = x.shape[-1]
-    x = block(features, name="middle_block_0")(x)
+    x = block(x, "middle_block_0", features)
     if attention is not None:
-        x = attention(name="middle_attention")(x)
-    return block(features, name="middle_block_1")(x)
+        x = attention(x, "middle_attention")
+    return block(x, "middle_block_1", features)
 
 
-def _conv(features: int, dtype: DTypeLike | None, name: str | None = None) -> nn.Conv:
+def conv(features: int, dtype: DTypeLike | None, name: str | None = None) -> nn.Conv:
+    """Return a 3x3 convolution.
+
+    Args:
+      features: Number of output channels.
+      dtype: Dtype of the computation.
+      name: Name of the module; None for that of an attribute.
+    """
     return nn.Conv(features, (3, 3), dtype=dtype, name=name)
