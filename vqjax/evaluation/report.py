@@ -24,7 +24,7 @@ def write_report(
     result: EvaluationResult,
     *,
     context: Mapping[str, Any],
-    pictures: Mapping[str, UInt8[np.ndarray, "height width 3"]],
+    pictures: Mapping[str, UInt8[np.ndarray, "*frames height width 3"]],
     config: Mapping[str, Any] | None = None,
 ) -> None:
     """Write metrics.json, report.md and the pictures, each of which is replaced atomically.

@@ -1,16 +1,23 @@
-"""Contact sheets of originals above their reconstructions."""
+"""Contact sheets of originals above their reconstructions, and moving ones of clips."""
 
+import io
 import math
 import os
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vqjax.errors import UserError
+from vqjax.functional.clips import filmstrips
 from vqjax.runtime.files import atomic_file
 
 CAPTIONS = ("original", "reconstruction")
+FRAMES_PER_SECOND = 8
+"""Speed of moving pictures."""
+
+_SHOWN_FRAMES = 8
 _FONT_SIZE = 15
 _TARGET_WIDTH = 1100
 _LARGEST_CELL = 256
@@ -63,6 +70,51 @@ def comparison_sheet(
         widest_cell = min(_LARGEST_CELL, _TARGET_WIDTH / columns)
         scale = max(1, round(widest_cell / image_width))
     return _draw(np.stack([to_rgb(originals), to_rgb(reconstructions)], axis=1), columns, scale, captions)
+
+
+def clip_sheet(
+    originals: UInt8[np.ndarray, "clips frames height width channels"],
+    reconstructions: UInt8[np.ndarray, "clips frames height width channels"],
+) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
+    """Draw filmstrips of clips above those of their reconstructions.
+
+    Args:
+      originals: Clips, as images of :func:`comparison_sheet`.
+      reconstructions: Their reconstructions, in the same order.
+
+    Returns:
+      One RGB image, 0 to 255.
+
+    Example:
+      >>> clips = np.zeros([2, 5, 32, 32, 3], np.uint8)
+      >>> clip_sheet(clips, clips).shape
+      (800, 1080, 3)
+    """
+    shown = min(_SHOWN_FRAMES, originals.shape[1])
+    strips = filmstrips(originals, shown), filmstrips(reconstructions, shown)
+    return comparison_sheet(*strips, columns=1, scale=max(1, _TARGET_WIDTH // strips[0].shape[2]))
+
+
+def moving_sheet(
+    originals: UInt8[np.ndarray, "clips frames height width channels"],
+    reconstructions: UInt8[np.ndarray, "clips frames height width channels"],
+) -> UInt8[np.ndarray, "frames sheet_height sheet_width 3"]:
+    """Draw each frame of clips above its reconstruction, as the frames of a moving picture for :func:`save_png`.
+
+    Args:
+      originals: Clips, as images of :func:`comparison_sheet`.
+      reconstructions: Their reconstructions, in the same order.
+
+    Returns:
+      RGB images, 0 to 255.
+
+    Example:
+      >>> clips = np.zeros([4, 5, 32, 32, 3], np.uint8)
+      >>> moving_sheet(clips, clips).shape
+      (5, 530, 1150, 3)
+    """
+    pairs = zip(originals.swapaxes(0, 1), reconstructions.swapaxes(0, 1), strict=True)
+    return np.stack([comparison_sheet(*pair) for pair in pairs])
 
 
 def sheet(
@@ -161,12 +213,12 @@ def _draw(
     return np.array(sheet)
 
 
-def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Write an RGB image as PNG; an older file of that name is replaced atomically.
+def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "*frames height width 3"]) -> None:
+    """Write an RGB image as PNG, or frames as a moving one; an older file of that name is replaced atomically.
 
     Args:
       path: The file; missing parent directories are created.
-      image: RGB, 0 to 255.
+      image: RGB, 0 to 255; of several frames an animated PNG, which repeats :data:`FRAMES_PER_SECOND` of them a second.
 
     Raises:
       UserError: The image is no such array, or the path is a URL.
@@ -179,10 +231,31 @@ def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "height widt
       ...     image.size
       (6, 4)
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
         raise UserError(
             f"`image` must be uint8 of shape [height, width, 3], got {image.dtype} of shape {image.shape}; "
             "use vqjax.data.to_uint8."
         )
     with atomic_file(path) as file:
-        Image.fromarray(image).save(file, format="PNG")
+        _write(image, file, "PNG")
+
+
+def moving_gif(frames: UInt8[np.ndarray, "frames height width 3"]) -> bytes:
+    """Return the content of a GIF that repeats frames, which TensorBoard shows.
+
+    Args:
+      frames: RGB, 0 to 255.
+
+    Example:
+      >>> moving_gif(np.zeros([2, 4, 6, 3], np.uint8))[:6]
+      b'GIF89a'
+    """
+    content = io.BytesIO()
+    _write(frames, content, "GIF")
+    return content.getvalue()
+
+
+def _write(image: UInt8[np.ndarray, "*frames height width 3"], file: Any, kind: str) -> None:
+    first, *others = map(Image.fromarray, image.reshape(-1, *image.shape[-3:]))
+    moves = {"save_all": True, "append_images": others, "duration": 1000 // FRAMES_PER_SECOND, "loop": 0}
+    first.save(file, format=kind, **(moves if image.ndim == 4 else {}))

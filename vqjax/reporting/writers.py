@@ -1,6 +1,7 @@
 """Writers of the numbers and pictures of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import importlib
+import io
 import itertools
 import json
 import os
@@ -15,8 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from vqjax.errors import UserError
+from vqjax.reporting.pictures import moving_gif
 from vqjax.runtime.files import atomic_file, naming, strict_json
 from vqjax.runtime.paths import local_path
 
@@ -102,18 +105,27 @@ class MetricWriter:
         if self._wandb_run is not None:
             self._wandb_run.log({"step": step, **numbers})
 
-    def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "*frames height width 3"]) -> None:
         """Write one picture to TensorBoard and Weights & Biases, if they are enabled.
 
         Args:
           step: The step it belongs to.
           name: Its name, such as ``reconstructions``.
-          image: RGB, 0 to 255.
+          image: RGB, 0 to 255; of several frames a moving picture.
         """
-        if self._tensorboard is not None:
+        moves = image.ndim == 4
+        if self._tensorboard is not None and not moves:
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
+        if self._tensorboard is not None and moves:
+            height, width = image.shape[1:3]
+            # add_video would need a package that writes files.
+            gif = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=moving_gif(image))
+            self._tensorboard.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=gif)]), step)
         if self._wandb_run is not None:
-            self._wandb_run.log({"step": step, name: self._wandb.Image(image)})
+            shown = (
+                self._wandb.Video(io.BytesIO(moving_gif(image)), format="gif") if moves else self._wandb.Image(image)
+            )
+            self._wandb_run.log({"step": step, name: shown})
 
     def close(self) -> None:
         """Flush and close everything; call it once, at the end of the run."""
