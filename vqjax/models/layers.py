@@ -24,7 +24,7 @@ from vqjax.quantizers.validation import require, require_count, require_counts
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""
 
-Clips = Float[Array, "batch frames height width channels"]
+Clips = Float[Array, "batch _ _ _ _"]
 """Clips of video, or their feature maps, [batch, frames, height, width, channels]."""
 
 LARGEST_DIM = 2**13

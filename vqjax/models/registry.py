@@ -19,6 +19,7 @@ import flax.linen as nn
 from vqjax import quantizers
 from vqjax.errors import UserError
 from vqjax.functional.tokens import TokenInfo
+from vqjax.models.causal_video import CausalVideoDecoder, CausalVideoEncoder, NormName
 from vqjax.models.classifiers import ClassifyingAlexNet, ResNet18, ViT
 from vqjax.models.cnn import ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
 from vqjax.models.layers import LARGEST_DIM
@@ -197,6 +198,87 @@ def vqgan(
     encoder = VQGANEncoder(**size, latent_dim=latent_dim, code_dim=code_dim, code_norm=code_norm)
     decoder_dim = None if code_dim is None else latent_dim
     decoder = VQGANDecoder(**size, latent_dim=decoder_dim, image_channels=image_channels)
+    return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
+
+
+def causal_video(
+    quantizer: nn.Module,
+    *,
+    channels: int = 64,
+    multipliers: tuple[int, ...] = (1, 2, 2, 4),
+    patch_size: int = 1,
+    time_scalings: int = 2,
+    norm: NormName = "group",
+    num_res_blocks: int = 2,
+    attention_resolutions: tuple[int, ...] = (),
+    resolution: int = 128,
+    middle_attention: bool = True,
+    latent_dim: int = 256,
+    code_dim: int | None = None,
+    code_norm: bool = False,
+    dropout: float | None = None,
+    remat: bool = False,
+    pixels: PixelsName = "symmetric",
+    dtype: Dtype = "float32",
+    precision: Precision = "default",
+    image_channels: int = 3,
+) -> VQVAE:
+    """Build the autoencoder of clips :class:`vqjax.models.causal_video.CausalVideoEncoder`, which never looks ahead.
+
+    Args:
+      quantizer: The quantizer of the latents.
+      channels: Channels of the first level, a multiple of 32.
+      multipliers: Channels of each level, from fine to coarse, as multiples of ``channels``; each level after the first
+        halves height and width.
+      patch_size: Height and width of the squares of pixels that the first convolution sees as features of one position;
+        1 for single pixels, as image tokenizers.
+      time_scalings: How often the number of frames is halved, at the finest levels first.
+      norm: ``"group"``: norms over a frame, as of image tokenizers. ``"position"``: norms of each position, with which
+        parts of a frame can be decoded alone if there is no attention.
+      num_res_blocks: Residual blocks of each level; the decoder has one more.
+      attention_resolutions: Heights of feature maps at which levels have attention within a frame.
+      resolution: Height of the frames for which the model is made.
+      middle_attention: Attention within a frame at the coarsest level.
+      latent_dim: Features of the latents.
+      code_dim: Features of the codes, by a 1x1 convolution before the quantizer and one behind it; None for the
+        latents as they are.
+      code_norm: Layer norm over the features of the codes, in front of the quantizer.
+      dropout: Rate of dropout in the residual blocks; None for none.
+      remat: Compute each block again in the backward pass, instead of keeping its activations.
+      pixels: Pixels of the networks: ``"symmetric"`` are in [-1, 1], ``"unit"`` in [0, 1], ``"clip"`` normalized as
+        CLIP's. Clips are in [-1, 1] in any case.
+      dtype: Dtype of the convolutions; parameters, norms and quantizer are in float32.
+      precision: Precision of float32 products; ``"default"`` is TF32 on GPUs that have it, ``"float32"`` is exact.
+      image_channels: Number of channels of the frames.
+
+    Returns:
+      The module, without variables.
+
+    Raises:
+      UserError: A size is out of range.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> causal_video(VectorQuantizer(num_codes=16), channels=32, code_dim=8).encoder.time_scalings
+      2
+    """
+    size = {
+        "channels": channels,
+        "multipliers": multipliers,
+        "patch_size": patch_size,
+        "time_scalings": time_scalings,
+        "norm": norm,
+        "num_res_blocks": num_res_blocks,
+        "attention_resolutions": attention_resolutions,
+        "resolution": resolution,
+        "middle_attention": middle_attention,
+        "dropout": dropout,
+        "remat": remat,
+        "dtype": dtype,
+    }
+    encoder = CausalVideoEncoder(**size, latent_dim=latent_dim, code_dim=code_dim, code_norm=code_norm)
+    decoder_dim = None if code_dim is None else latent_dim
+    decoder = CausalVideoDecoder(**size, latent_dim=decoder_dim, image_channels=image_channels)
     return VQVAE(encoder, quantizer, decoder, pixels=pixels, precision=precision)
 
 
@@ -487,8 +569,9 @@ AUTOENCODERS = {
     "sonnet": sonnet,
     "vqgan": vqgan,
     "vit_vqgan": vit_vqgan,
-    "timesformer": timesformer,
     "magvit": magvit,
+    "causal_video": causal_video,
+    "timesformer": timesformer,
 }
 """The autoencoders by name."""
 

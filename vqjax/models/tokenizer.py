@@ -1,13 +1,14 @@
-"""Trained tokenizers: images to code indices and back."""
+"""Trained tokenizers: images or clips to code indices and back."""
 
 import hashlib
+import itertools
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,13 +19,15 @@ from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
 from vqjax.errors import UserError
 from vqjax.functional.pixels import check_pixels, value_range
-from vqjax.models.layers import Images
+from vqjax.models.causal_video import STREAM, CausalVideoDecoder
 from vqjax.models.pretrained import export_program, located, read_pretrained, upload, write_pretrained
+from vqjax.models.vqvae import Images, takes_clips
 
 NETWORK = "generator"
 """Key of the tokenizer among the networks of a training state; adversarial tasks train it as their generator."""
 
 _CHANNELS = (1, 3, 4)
+_DECODE_HINT = "pass what encode returns, with the axis of the batch and all axes of the grid"
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,15 @@ class Tokenizer:
 
     def encode(
         self,
-        images: Float[Array | np.ndarray, "batch height width channels"]
-        | UInt8[Array | np.ndarray, "batch height width channels"],
+        images: Float[Array | np.ndarray, "batch *frames height width channels"]
+        | UInt8[Array | np.ndarray, "batch *frames height width channels"],
     ) -> Int[Array, " batch *tokens"]:
-        """Return the code indices of images.
+        """Return the code indices of images, or of clips by a tokenizer of clips.
 
         Args:
           images: uint8 in [0, 255], or floats in [-1, 1], which reconstructions may overshoot. Floats that lie in
-            [0, 1] altogether are most likely of that range, which is warned of.
+            [0, 1] altogether are most likely of that range, which is warned of. Clips have an axis of frames behind the
+            first.
 
         Returns:
           int32 indices, of one image for each row.
@@ -69,10 +73,102 @@ class Tokenizer:
         Raises:
           UserError: The images are not such a batch, or do not fit the model.
         """
+        images, hint = self._checked(images)
+        return self._apply("encode", "images", images, hint)
+
+    def encode_parts(
+        self, clips: Iterable[Float[Array | np.ndarray, "..."] | UInt8[Array | np.ndarray, "..."]]
+    ) -> Iterator[Int[Array, " batch *tokens"]]:
+        """Yield the code indices of clips that come part after part, with those of the whole clips as the result.
+
+        Memory does not grow with the length of a clip. It needs a model that never looks ahead, ``causal_video``.
+
+        Args:
+          clips: Parts of the same clips, as :meth:`encode` takes them. Where the model has groups of 4 frames, the
+            first has 1 more than a multiple of 4, and later ones a multiple of 4.
+
+        Yields:
+          int32 indices, along the axis behind the batch a part of those of the whole clips.
+
+        Raises:
+          UserError: The model looks ahead, or a part does not fit.
+
+        Example:
+          >>> from vqjax.models.registry import build_model
+          >>> model = build_model({"name": "causal_video", "channels": 32}, {"name": "vq", "num_codes": 16})
+          >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))
+          >>> tokenizer, clips = Tokenizer(model, variables, config={}, step=0), np.zeros((1, 9, 16, 16, 3), np.uint8)
+          >>> [part.shape for part in tokenizer.encode_parts([clips[:, :5], clips[:, 5:]])]
+          [(1, 2, 2, 2), (1, 1, 2, 2)]
+        """
+        self._check_causal()
+        stream: PyTree = {}
+        for part in clips:
+            images, hint = self._checked(part)
+            with _fitting("clips", images.shape, hint):
+                indices, stream = _apply_to_part(self.model, self.variables, stream, images, "encode")
+            yield indices
+
+    def decode_parts(
+        self, indices: Integer[Array | np.ndarray, "batch groups rows columns *levels"], *, tile: int | None = None
+    ) -> Iterator[Float[Array | np.ndarray, "batch frames height width channels"]]:
+        """Yield the frames of clips from code indices, one group of frames after another.
+
+        Memory does not grow with the length of a clip. The frames are those of :meth:`decode`. It needs a model that
+        never looks ahead, ``causal_video``.
+
+        Args:
+          indices: As :meth:`decode` takes them.
+          tile: Decode squares of so many positions, with what they depend on around them, one after another; None for
+            whole frames. Squares need ``norm="position"`` and no attention.
+
+        Yields:
+          Frames in [-1, 1], except for what an unbounded decoder overshoots: one for the first grid of indices, then as
+          many as each stands for.
+
+        Raises:
+          UserError: The model looks ahead, or sees whole frames, or there are no codes of these numbers.
+        """
+        self._check_causal()
+        indices, margin = self._checked_indices(indices), self.model.decoder.margin
+        if tile is not None and (margin is None or tile < 1):
+            raise UserError(
+                "tile must be None for a decoder whose norms or attention see whole frames, else a positive number, "
+                f"got {tile}; config.model.norm=position and no attention make one that sees parts."
+            )
+        rows, columns = (_tiles(side, tile, margin or 0) for side in indices.shape[2:4])
+        streams: dict[Any, PyTree] = {}
+        for group in range(indices.shape[1]):
+            with _fitting("indices", indices.shape, _DECODE_HINT):
+                codes = _apply(self.model, self.variables, jnp.asarray(indices[:, group : group + 1]), _codes)
+                bands = []
+                for row, column in itertools.product(rows, columns):
+                    window = codes[:, :, row.seen, column.seen]
+                    frames, streams[row, column] = _apply_to_part(
+                        self.model, self.variables, streams.get((row, column), {}), window, _decode_codes
+                    )
+                    scale = frames.shape[2] // window.shape[2]
+                    bands.append(frames[:, :, row.inside(scale), column.inside(scale)])
+            across = itertools.batched(bands, len(columns))
+            yield jnp.concatenate([jnp.concatenate(band, axis=3) for band in across], axis=2)
+
+    def _check_causal(self) -> None:
+        if not isinstance(self.model.decoder, CausalVideoDecoder):
+            raise UserError(
+                f"model must be one that never looks ahead to pass clips in parts, causal_video, got one with "
+                f"{type(self.model.decoder).__name__}; pass whole clips."
+            )
+
+    def _checked(self, images: Any) -> tuple[Array, str]:
+        """Images as the model takes them, and what to do if it refuses them."""
         images = _array(images)
-        if images.ndim != 4:
-            hint = "add the axis of the batch with images[None]" if images.ndim == 3 else "stack whole images"
-            raise UserError(f"`images` must be [batch, height, width, channels], got shape {images.shape}; {hint}.")
+        axes = ["batch", *(["frames"] if takes_clips(self.model) else []), "height", "width", "channels"]
+        if images.ndim != len(axes):
+            missing = images.ndim == len(axes) - 1
+            hint = "add the axis of the batch with images[None]" if missing else "stack whole images"
+            if missing and takes_clips(self.model):
+                hint = "add the axis of the batch with clip[None], or of frames with images[:, None]"
+            raise UserError(f"`images` must be [{', '.join(axes)}], got shape {images.shape}; {hint}.")
         if images.dtype == np.uint8:
             images = jnp.asarray(images, jnp.float32) / 127.5 - 1
         else:
@@ -87,10 +183,10 @@ class Tokenizer:
         hint = "pass images of the channels and of a size that the model was trained for"
         if images.shape[-1] not in _CHANNELS and images.shape[1] in _CHANNELS:
             hint = "move the channels to the end with numpy.moveaxis(images, 1, -1)"
-        return self._apply("encode", "images", jnp.asarray(images, jnp.float32), hint)
+        return jnp.asarray(images, jnp.float32), hint
 
     def decode(self, indices: Integer[Array | np.ndarray, " batch *tokens"]) -> Images:
-        """Return images from code indices.
+        """Return images or clips from code indices.
 
         Args:
           indices: Integers in [0, number of codes), as ``encode`` returns them; -1 stands for no code.
@@ -101,6 +197,13 @@ class Tokenizer:
         Raises:
           UserError: The indices are not such a batch, or there are no codes of these numbers.
         """
+        indices = self._checked_indices(indices)
+        images = self._apply("decode", "indices", jnp.asarray(indices), _DECODE_HINT)
+        if images.ndim != (5 if takes_clips(self.model) else 4):
+            raise UserError(f"`indices` must be whole grids, got shape {indices.shape}; {_DECODE_HINT}.")
+        return images
+
+    def _checked_indices(self, indices: Any) -> Array | np.ndarray:
         indices = _array(indices)
         if not np.issubdtype(indices.dtype, np.integer):
             raise UserError(f"`indices` must be integers, got {indices.dtype}; pass what encode returns.")
@@ -111,11 +214,7 @@ class Tokenizer:
                 f"`indices` must be in [0, {largest}], got {found[0]:.0f} to {found[1]:.0f}; pass what encode of this "
                 "tokenizer returned."
             )
-        hint = "pass what encode returns, with the axis of the batch and all axes of the grid"
-        images = self._apply("decode", "indices", indices, hint)
-        if images.ndim != 4:
-            raise UserError(f"`indices` must be whole grids, got shape {indices.shape}; {hint}.")
-        return images
+        return indices
 
     def save_pretrained(self, directory: str | Path, *, card: str = "An image tokenizer.") -> Path:
         """Write the tokenizer into a directory to share: ``model.safetensors``, ``config.json`` and a card.
@@ -234,9 +333,37 @@ class Tokenizer:
             found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes())
         return found.hexdigest()
 
-    def _apply(self, method: str, name: str, x: Array | np.ndarray, hint: str) -> Array:
+    def _apply(self, method: str, name: str, x: Array, hint: str) -> Array:
         with _fitting(name, x.shape, hint):
-            return _apply(self.model, self.variables, jnp.asarray(x), method)
+            return _apply(self.model, self.variables, x, method)
+
+
+class _Tile(NamedTuple):
+    """Positions along a side, from ``first`` to ``last``, of which the decoder sees those from ``start`` to ``end``."""
+
+    first: int
+    last: int
+    start: int
+    end: int
+
+    @property
+    def seen(self) -> slice:
+        return slice(self.start, self.end)
+
+    def inside(self, scale: int) -> slice:
+        """The pixels of the tile among those of what the decoder sees."""
+        return slice(scale * (self.first - self.start), scale * (self.last - self.start))
+
+
+def _tiles(side: int, tile: int | None, margin: int) -> list[_Tile]:
+    """Tiles that cover a side, each seen with a margin, all of one length so that one program decodes them."""
+    length = side if tile is None else min(side, tile + 2 * margin)
+    firsts = range(0, side, tile or side)
+    starts = [min(max(first - margin, 0), side - length) for first in firsts]
+    return [
+        _Tile(first, min(first + (tile or side), side), start, start + length)
+        for first, start in zip(firsts, starts, strict=True)
+    ]
 
 
 @contextmanager
@@ -267,6 +394,23 @@ def _array(values: Any) -> Array | np.ndarray:
     return values if isinstance(values, jax.Array) else np.asarray(values)
 
 
+_Method = str | Callable[[nn.Module, Array], Array]
+
+
 @jax.jit(static_argnames=("model", "method"))
-def _apply(model: nn.Module, variables: Any, x: Array, method: str) -> Array:
+def _apply(model: nn.Module, variables: Any, x: Array, method: _Method) -> Array:
     return model.apply(variables, x, method=method)
+
+
+@jax.jit(static_argnames=("model", "method"))
+def _apply_to_part(model: nn.Module, variables: Any, stream: PyTree, x: Array, method: _Method) -> tuple[Array, PyTree]:
+    """Result for a part of a clip, and what the layers keep of it."""
+    return model.apply({**variables, **stream}, x, method=method, mutable=[STREAM])
+
+
+def _codes(model: nn.Module, indices: Int[Array, " batch *tokens"]) -> Float[Array, "batch *grid dim"]:
+    return model.quantizer.decode(indices)
+
+
+def _decode_codes(model: nn.Module, codes: Float[Array, "batch *grid dim"]) -> Images:
+    return model.decode_latents(codes, train=False)

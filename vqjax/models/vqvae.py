@@ -10,12 +10,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from vqjax.errors import UserError
-from vqjax.models.layers import Images, apply_in_parts
+from vqjax.models.layers import apply_in_parts
 from vqjax.quantizers import QuantizerOutput
 from vqjax.quantizers.base import register_export, short_repr
 from vqjax.quantizers.validation import require_choice
 
 PixelsName = Literal["symmetric", "unit", "clip"]
+
+Images = Float[Array, "batch *frames height width channels"]
+"""Images, or clips."""
 
 
 class Pixels(NamedTuple):
@@ -43,8 +46,8 @@ class Pixels(NamedTuple):
         mean, std = self._in(pixels)
         return 2 * (pixels * std + mean) - 1
 
-    def _in(self, images: Images) -> Float[np.ndarray, "2 1 1 1 _"]:
-        return np.asarray(self, images.dtype).reshape(2, 1, 1, 1, -1)
+    def _in(self, images: Images) -> Float[np.ndarray, "2 ..."]:
+        return np.asarray(self, images.dtype).reshape(2, *(1,) * (images.ndim - 1), -1)
 
 
 PIXELS: dict[str, Pixels] = {
@@ -83,7 +86,8 @@ class VQVAE(nn.Module):
     to those whose ``__call__`` accepts it.
 
     Attributes:
-      encoder: Maps images ``[batch, height, width, channels]`` to latents ``[batch, *grid, dim]``.
+      encoder: Maps images ``[batch, height, width, channels]``, or clips, which have an axis of frames behind the
+        first, to latents ``[batch, *grid, dim]``. That of clips has an attribute ``takes_clips``, which is True.
       quantizer: Any quantizer of this package.
       decoder: Maps codes ``[batch, *grid, dim]`` to images.
       pixels: Pixels of encoder and decoder, by their name in :data:`PIXELS`; images are in [-1, 1] in any case.
@@ -179,3 +183,18 @@ class VQVAE(nn.Module):
     def reconstruct(self, images: Images) -> Images:
         """Return ``decode(encode(images))``."""
         return self.decode(self.encode(images))
+
+
+def takes_clips(model: nn.Module) -> bool:
+    """Return whether an autoencoder is one of clips, ``[batch, frames, height, width, channels]``.
+
+    Args:
+      model: The autoencoder.
+
+    Example:
+      >>> from vqjax import VectorQuantizer
+      >>> from vqjax.models import SonnetDecoder, SonnetEncoder
+      >>> takes_clips(VQVAE(SonnetEncoder(), VectorQuantizer(num_codes=16), SonnetDecoder()))
+      False
+    """
+    return getattr(model.encoder, "takes_clips", False)
