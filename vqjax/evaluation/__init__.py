@@ -1,6 +1,7 @@
 """Evaluation of a model on a split: metrics, the report, and the token file."""
 
 from vqjax.data.token_file import Tokens, load_tokens, save_tokens
+from vqjax.evaluation.clips import OfFrames, OverTime, clip_metrics
 from vqjax.evaluation.collectors import BestAndWorst, CodeCounts, Collector, Pictures, Rows
 from vqjax.evaluation.evaluate import EvaluationResult, evaluate
 from vqjax.evaluation.fid import ReconstructionFID
@@ -24,12 +25,15 @@ __all__ = [
     "ImageMean",
     "Metric",
     "Moments",
+    "OfFrames",
+    "OverTime",
     "Pictures",
     "ReconstructionFID",
     "ReconstructionFVD",
     "Rows",
     "TokenLosses",
     "Tokens",
+    "clip_metrics",
     "evaluate",
     "frechet_distance",
     "inception_score",

@@ -9,6 +9,9 @@ from jaxtyping import Array, PyTree
 
 from vqjax.data import to_uint8
 from vqjax.evaluation.metric import ImageMean, Metric, Outputs, valid_rows
+from vqjax.functional.clips import filmstrips, tokens_of_filmstrips
+
+_FRAMES = 5
 
 
 class Collector(Metric):
@@ -81,10 +84,10 @@ class BestAndWorst(Collector):
     """The best and worst images of a split by each value per image of metrics, and its first ones, as uint8.
 
     Keeps ``LIST/image``, ``LIST/reconstruction``, ``LIST/indices``, ``LIST/label`` and ``LIST/index`` (the place in
-    the split), as far as the outputs have them, and ``LIST/VALUE`` for each value, where LIST is ``first``, or such as
-    ``psnr/best`` and ``psnr/worst``, each with its extreme first. A value that is not a number is the worst. Only the
-    rows of these lists leave the devices, and no more are kept, however large the split. Nothing is kept where the
-    outputs have no reconstructions.
+    the split), as far as the outputs have them, of clips as filmstrips, and ``LIST/VALUE`` for each value, where LIST
+    is ``first``, or such as ``psnr/best`` and ``psnr/worst``, each with its extreme first. A value that is not a number
+    is the worst. Only the rows of these lists leave the devices, and no more are kept, however large the split. Nothing
+    is kept where the outputs have no reconstructions.
 
     Attributes:
       metrics: Metrics that say what is better (``higher_is_better``); others are left out. What they compute for each
@@ -120,6 +123,8 @@ class BestAndWorst(Collector):
                     badness[name] = jnp.where(jnp.isnan(bad), jnp.inf, bad)
         kept = {name: outputs[name] for name in ("image", "indices", "label", "index") if name in outputs} | values
         kept["reconstruction"] = to_uint8(outputs["reconstruction"])
+        if "video" in outputs:
+            kept |= _as_filmstrips(outputs["video"], kept.pop("reconstruction"), kept.pop("indices", None))
         keys = {"first": jnp.zeros(len(outputs["valid"]))}
         for name, bad in badness.items():
             keys |= {f"{name}/best": bad, f"{name}/worst": -bad}
@@ -150,6 +155,15 @@ class BestAndWorst(Collector):
 
     def _limit(self, list_name: str) -> int:
         return self.first if list_name == "first" else self.count
+
+
+def _as_filmstrips(clips: Array, reconstruction: Array, indices: Array | None) -> dict[str, Array]:
+    """Clips as images, with a frame for each grid of their indices, if these are grids of frames."""
+    if indices is None or indices.ndim < 4 or indices.shape[1] > clips.shape[1]:
+        return {"image": filmstrips(clips, _FRAMES), "reconstruction": filmstrips(reconstruction, _FRAMES)}
+    strips = {"image": clips, "reconstruction": reconstruction}
+    strips = {name: filmstrips(x, indices.shape[1]) for name, x in strips.items()}
+    return strips | {"indices": tokens_of_filmstrips(indices)}
 
 
 class CodeCounts(Collector):
