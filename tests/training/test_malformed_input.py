@@ -20,9 +20,11 @@ from PIL import Image
 from vqjax.data import ImageDataset, UnreadableImage, fingerprint, load_splits, materialize
 from vqjax.data.arrays import ArrayDataset
 from vqjax.data.batches import hold_out
+from vqjax.data.clips import ClipPlan
 from vqjax.data.folder_splits import some_of
 from vqjax.data.images import decode_image
 from vqjax.data.tokens import TokenDataset
+from vqjax.data.video_arrays import VideoArray
 from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens, save_tokens
 from vqjax.functional.tokens import TokenInfo
@@ -98,6 +100,10 @@ _CLASSIFIER = {
     "loss": {"name": "cross_entropy"},
     "quantizer": {"stage_2": {"name": "vq", "num_codes": 16}},
 }
+_VIDEO = {
+    "data": {"source": "panning_photos", "image_size": 8, "frames": 5},
+    "model": {"name": "causal_video", "channels": 32, "multipliers": (1, 1), "num_res_blocks": 1, "latent_dim": 8},
+}
 _TOKENS = {"data": {"source": "tokens", "name": "tokens"}, "quantizer": {}, "loss": None}
 _CAUSAL = _TOKENS | {"model": {"name": "causal_transformer", "dim": 16}, "task": {"name": "autoregressive"}}
 _MASKED = _TOKENS | {"model": {"name": "masked_transformer", "dim": 16}, "task": {"name": "masked_tokens"}}
@@ -114,6 +120,9 @@ NEEDS: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "tokens"): _CAUSAL,
     ("task", "masked_tokens"): _MASKED,
     ("model", "masked_transformer"): _MASKED,
+    ("model", "causal_video"): _VIDEO,
+    ("model", "timesformer"): _VIDEO,
+    **{("data", source): _VIDEO for source in GROUPS["data"] if "frames" in GROUPS["data"].call(source).fields},
     ("task", "alternating"): {
         "quantizer": {"name": "vq", "num_codes": 16, "codebook": {"name": "gradient", "weight": 0.0}}
     },
@@ -181,6 +190,9 @@ def data_of(config: ConfigDict) -> ImageDataset:
     if config.data.source == "tokens":
         return TokenDataset("zero", [(np.zeros((2, 2, 2), np.uint8), labels)], TokenInfo((16,), (2, 2), 1), ("all",))
     side = config.data.image_size
+    if "frames" in config.data:
+        plan = ClipPlan(config.data.frames, config.data.frame_stride)
+        return VideoArray("black", np.zeros((2, plan.span, side, side, 3), np.uint8), side, plan, labels=labels)
     return ArrayDataset("black", np.zeros((2, side, side, 3), np.uint8), image_size=side, labels=labels)
 
 

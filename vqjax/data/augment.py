@@ -12,18 +12,19 @@ from vqjax.functional.sharding import with_automatic_axes
 @with_automatic_axes(like="images")
 def augment(
     key: Key[Array, ""],
-    images: UInt8[Array, "batch height width channels"],
+    images: UInt8[Array, "batch *frames height width channels"],
     *,
     flip: bool,
     crop_padding: int | None,
-) -> UInt8[Array, "batch height width channels"]:
+) -> UInt8[Array, "batch *frames height width channels"]:
     """Flip half of the images left to right, and shift each by up to ``crop_padding`` pixels either way.
 
-    A shift fills in the reflection of the image at its edge. Each image is treated independently.
+    A shift fills in the reflection of the image at its edge. Each image is treated independently, and all frames of a
+    clip alike.
 
     Args:
       key: A typed key; the same key gives the same result.
-      images: In [0, 255].
+      images: Images or clips in [0, 255].
       flip: Flip half of the images.
       crop_padding: Largest shift in pixels along either axis; None for none.
 
@@ -38,6 +39,12 @@ def augment(
       >>> augment(jax.random.key(0), images, flip=True, crop_padding=2).shape
       (2, 8, 8, 3)
     """
+    if images.ndim == 5:
+        # Of frames as channels, nothing else can become of one than of the others.
+        as_channels = jnp.moveaxis(images, 1, -2)
+        shape = as_channels.shape
+        augmented = augment(key, as_channels.reshape(*shape[:3], -1), flip=flip, crop_padding=crop_padding)
+        return jnp.moveaxis(augmented.reshape(shape), -2, 1)
     flip_key, crop_key = jax.random.split(key)
     if flip:
         flipped = jax.random.bernoulli(flip_key, jnp.float32(0.5), (len(images), 1, 1, 1))

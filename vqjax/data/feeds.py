@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from vqjax.data.batches import batch_indices, check_batch_size, stack, step_batches_sharding
-from vqjax.data.dataset import Batch, Example, ImageDataset, UnreadableImage, is_random
+from vqjax.data.dataset import Batch, Example, ImageDataset, UnreadableImage, is_random, pixels_name
 from vqjax.data.reading import (
     READING_THREADS,
     UnreadableReport,
@@ -144,7 +144,7 @@ class StreamedFeed:
         self._sharding = step_batches_sharding(mesh)
         local = self._sharding.addressable_devices_indices_map((steps_per_dispatch, batch_size)).values()
         self._local_rows = sorted({row for index in local for row in range(batch_size)[index[1]]})
-        self._report = UnreadableReport(dataset.name)
+        self._report = UnreadableReport(dataset.name, pixels_name(self.batch_spec))
         self._next_step: int | None = None
         self._batches: grain.DatasetIterator | None = None
 

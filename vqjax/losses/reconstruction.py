@@ -13,7 +13,7 @@ from vqjax.data.statistics import pixel_variance
 from vqjax.errors import UserError
 from vqjax.quantizers.validation import require, require_positive, require_weight
 
-Images = Float[Array, "batch height width channels"]
+Images = Float[Array, "batch *frames height width channels"]
 Pixels = Float[Array, "*shape"]
 
 _MARGIN = 0.1

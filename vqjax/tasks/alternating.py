@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vqjax.data import Batch, to_model_range
+from vqjax.data.dataset import pixels_of
 from vqjax.errors import UserError
 from vqjax.models.tokenizer import NETWORK
 from vqjax.quantizers import VectorQuantizer
@@ -78,7 +79,7 @@ class AlternatingTask(VQVAETask):
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         """Update the codebook, then take a step of the VQ-VAE task; see :meth:`Task.train_step`."""
         augment_key, _, _ = jax.random.split(key, 3)
-        images = to_model_range(self.augment(augment_key, batch["image"]))
+        images = to_model_range(self.augment(augment_key, pixels_of(batch)))
         variables, params = state.trained(NETWORK), state.params[NETWORK]
         latents = self.model.apply(variables, images, train=False, method="latents")
 

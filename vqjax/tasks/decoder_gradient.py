@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from vqjax.data import Batch, to_model_range
+from vqjax.data.dataset import pixels_of
 from vqjax.errors import UserError
 from vqjax.estimators import exact_gradient, hessian_gradient
 from vqjax.models import VQVAE
@@ -51,7 +52,7 @@ class DecoderGradientTask(VQVAETask):
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         """Take one optimizer step and one codebook update; see :meth:`Task.train_step`."""
         augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
-        images = to_model_range(self.augment(augment_key, batch["image"]))
+        images = to_model_range(self.augment(augment_key, pixels_of(batch)))
         rngs = {"quantizer": quantizer_key, "dropout": dropout_key}
         model = self.model_at(state.step)
 

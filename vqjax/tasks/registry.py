@@ -66,6 +66,7 @@ _PARTS = {
     ),
     "perceptual": Registry({"lpips": _lpips, "features": _unlearned}),
     "tokenizer": Registry({"run": _tokenizer}),
+    "inflate": Registry({"run": _tokenizer}),
 }
 
 TASKS = Registry(

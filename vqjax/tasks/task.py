@@ -19,9 +19,9 @@ Metrics = dict[str, Float[Array, ""]]
 class Task(abc.ABC):
     """A training recipe: networks, losses and optimizers, and how a step combines them.
 
-    A batch is a dictionary of ``image``, uint8 ``[batch, height, width, channels]``, or ``tokens``; ``label``, int32
-    ``[batch]``, if the data have labels; and ``valid``, bool ``[batch]``, during evaluation. Augmentation and
-    conversion to the pixel range of the networks belong to the task.
+    A batch is a dictionary of ``image``, uint8 ``[batch, height, width, channels]``, or ``video``, which has an axis of
+    frames behind the first, or ``tokens``; ``label``, int32 ``[batch]``, if the data have labels; and ``valid``, bool
+    ``[batch]``, during evaluation. Augmentation and conversion to the pixel range of the networks belong to the task.
 
     Attributes:
       metrics: Metrics of an evaluation, which consume what ``evaluate`` returns.
@@ -126,8 +126,10 @@ class Task(abc.ABC):
         del state
         return {}
 
-    def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
-        """Return pictures of an evaluation by name.
+    def pictures(
+        self, collected: Mapping[str, np.ndarray]
+    ) -> dict[str, UInt8[np.ndarray, "*frames height width channels"]]:
+        """Return pictures of an evaluation by name; those with frames move.
 
         Args:
           collected: What the collectors among ``metrics`` kept, and :meth:`generate` made.

@@ -11,7 +11,9 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from vqjax.data import Batch, to_model_range
+from vqjax.data.dataset import pixels_of
 from vqjax.errors import UserError
+from vqjax.functional.clips import frames_of
 from vqjax.functional.numbers import is_positive
 from vqjax.losses.adversarial import (
     ADVERSARIAL_LOSSES,
@@ -126,7 +128,7 @@ class VQGANTask(VQVAETask):
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
         generator = super().init(key, batch)
-        images = to_model_range(batch["image"])
+        images = to_model_range(pixels_of(batch))
         # Another key than the generator's, so that the generator starts like that of the VQ-VAE task.
         variables = jax.jit(self._init_discriminator)(jax.random.fold_in(key, 1), images)
         params = {DISCRIMINATOR: variables.pop("params")}
@@ -156,7 +158,7 @@ class VQGANTask(VQVAETask):
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         """Take one step of both networks and one codebook update; see :meth:`Task.train_step`."""
         augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
-        images = to_model_range(self.augment(augment_key, batch["image"]))
+        images = to_model_range(self.augment(augment_key, pixels_of(batch)))
         rngs = {"quantizer": quantizer_key, "dropout": dropout_key}
         factor = self.factor(state.step)
         step = self._generator_step(state, images, rngs, factor)
@@ -209,8 +211,9 @@ class VQGANTask(VQVAETask):
             loss = self.loss(reconstruction, images)
             if self.perceptual is None:
                 return loss, {}
+            pair = (images, reconstruction) if images.ndim == 4 else map(frames_of, (images, reconstruction))
             # The original images are the first argument, as in the original.
-            distances = self.perceptual.module.apply(state.frozen[PERCEPTUAL], images, reconstruction)
+            distances = self.perceptual.module.apply(state.frozen[PERCEPTUAL], *pair)
             return loss + self.perceptual.weight * jnp.mean(distances), {"p_loss": jnp.mean(distances)}
 
         def deceive(reconstruction: Array) -> Float[Array, ""]:

@@ -13,23 +13,29 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vqjax.data import Batch, to_model_range
+from vqjax.data.dataset import pixels_of
 from vqjax.errors import UserError
 from vqjax.evaluation import Metric, Pictures, tokenizer_metrics
+from vqjax.evaluation.clips import clip_metrics
 from vqjax.evaluation.metrics import PSNR_CAP
 from vqjax.functional.numbers import is_number
 from vqjax.models import VQVAE
-from vqjax.models.tokenizer import NETWORK
+from vqjax.models.causal_video import inflated
+from vqjax.models.tokenizer import NETWORK, Tokenizer
+from vqjax.models.vqvae import takes_clips
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.codebooks import EMACodebook, GradientCodebook
 from vqjax.quantizers.settings import replace_settings
 from vqjax.quantizers.validation import require
 from vqjax.reporting import comparison_sheet
+from vqjax.reporting.pictures import clip_sheet, moving_sheet
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
 
 _LATENTS_PER_CODE = 64
 _MOST_LATENTS = 2**18
 _LOW_USAGE = 0.5
+_SHOWN_CLIPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,8 @@ class VQVAETask(Task):
         evaluation; None keeps no average.
       schedules: Values of the quantizer's fields as functions of the step, by name; see
         :func:`vqjax.quantizers.replace_settings`.
+      inflate: An image tokenizer whose values a new tokenizer of clips starts from, see
+        :func:`vqjax.models.causal_video.inflated`; None for values of its own.
 
     Raises:
       UserError: ``ema_decay`` is out of range, or the quantizer does not support k-means initialization.
@@ -72,6 +80,7 @@ class VQVAETask(Task):
     kmeans_init: bool = False
     ema_decay: float | None = None
     schedules: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict, hash=False)
+    inflate: Tokenizer | None = dataclasses.field(default=None, compare=False)
 
     mutable_fields: ClassVar = frozenset({"quantizer.codebook_shards"})
 
@@ -101,7 +110,13 @@ class VQVAETask(Task):
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
         params_key, quantizer_key = jax.random.split(key)
-        model, images = self.model.clone(microbatches=1), to_model_range(batch["image"])
+        model, images = self.model.clone(microbatches=1), to_model_range(pixels_of(batch))
+        if takes_clips(self.model) != (images.ndim == 5):
+            wanted, source = ("clips", "panning_photos") if takes_clips(self.model) else ("images", "photos")
+            raise UserError(
+                f"config.data must have {wanted} for this model, got {'clips' if images.ndim == 5 else 'images'}; take "
+                f"another config.data.source, such as {source}, or another config.model."
+            )
         # One program, which the compilation cache keeps between runs; it would not keep hundreds of small ones.
         variables = jax.jit(model.init)({"params": params_key, "quantizer": quantizer_key}, images)
         decoded = jax.eval_shape(lambda variables: model.apply(variables, images, method="reconstruct"), variables)
@@ -111,10 +126,10 @@ class VQVAETask(Task):
                 f"config.model.image_channels={images.shape[-1]} or config.data.channels={decoded.shape[-1]}."
             )
         if decoded.shape != images.shape:
+            sizes = (" x ".join(map(str, shape[1:-1])) for shape in (images.shape, decoded.shape))
             raise UserError(
-                f"The model must reconstruct images at their own size of {images.shape[1]} x {images.shape[2]} pixels, "
-                f"got {decoded.shape[1]} x {decoded.shape[2]}; the last scale of a multi-scale quantizer must equal "
-                "the latent grid."
+                "The model must reconstruct images at their own size of {} pixels, got {}; the last scale of a "
+                "multi-scale quantizer must equal the latent grid.".format(*sizes)
             )
         params = {NETWORK: variables.pop("params")}
         return TrainState(
@@ -139,7 +154,7 @@ class VQVAETask(Task):
     def train_step(self, state: TrainState, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         """Take one optimizer step and one codebook update; see :meth:`Task.train_step`."""
         augment_key, quantizer_key, dropout_key = jax.random.split(key, 3)
-        images = to_model_range(self.augment(augment_key, batch["image"]))
+        images = to_model_range(self.augment(augment_key, pixels_of(batch)))
         model = self.model_at(state.step)
 
         def loss_function(params: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, PyTree]]]:
@@ -161,14 +176,16 @@ class VQVAETask(Task):
         return state.finish_step(self.ema_decay), metrics
 
     def init_from_data(self, state: TrainState, batches: Iterator[Batch], key: Key[Array, ""]) -> TrainState:
-        """Initialize the codebook with k-means if ``kmeans_init`` is set; see :meth:`Task.init_from_data`."""
+        """Start from ``inflate``, then the codebook from k-means if ``kmeans_init`` is set; see :class:`Task`."""
+        if self.inflate is not None:
+            state = state.with_network(NETWORK, inflated(state.trained(NETWORK), self.inflate.variables))
         if not self.kmeans_init:
             return state
         encode = jax.jit(lambda variables, images: self.model.apply(variables, images, train=False, method="latents"))
         wanted = min(_LATENTS_PER_CODE * self.model.quantizer.num_codes, _MOST_LATENTS)
         latents: list[Float[Array, "batch *grid dim"]] = []
         for batch in batches:
-            latents.append(encode(state.trained(NETWORK), to_model_range(batch["image"])))
+            latents.append(encode(state.trained(NETWORK), to_model_range(pixels_of(batch))))
             if sum(z.size // z.shape[-1] for z in latents) >= wanted:
                 break
         cluster = jax.jit(
@@ -187,7 +204,7 @@ class VQVAETask(Task):
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, Array]:
         """Return reconstructions, code indices and the quantizer's metrics; see :meth:`Task.evaluate`."""
         model = self.model_at(state.step).clone(microbatches=1)
-        output = model.apply(state.evaluated(NETWORK), to_model_range(batch["image"]), batch["valid"], train=False)
+        output = model.apply(state.evaluated(NETWORK), to_model_range(pixels_of(batch)), batch["valid"], train=False)
         return {
             "reconstruction": output.reconstruction,
             "indices": output.quantizer.indices,
@@ -197,12 +214,18 @@ class VQVAETask(Task):
     @property
     def metrics(self) -> Sequence[Metric]:
         """Metrics of a tokenizer, and the first images of the split with their reconstructions."""
-        return *tokenizer_metrics(self.model.quantizer.codebook_sizes), Pictures()
+        sizes = self.model.quantizer.codebook_sizes
+        if takes_clips(self.model):
+            return *clip_metrics(sizes), Pictures(("video", "reconstruction"), limit=_SHOWN_CLIPS)
+        return *tokenizer_metrics(sizes), Pictures()
 
     def headline(self, metrics: Mapping[str, Any]) -> str:
         """Return quality and code usage in one line."""
+        gain = f"{metrics['psnr_gain']:+.2f} over the mean color"
+        if takes_clips(self.model):
+            gain = f"{metrics['psnr_gain_temporal_mean']:+.2f} over the mean of frames"
         return (
-            f"held-out PSNR {metrics['psnr']:.2f} dB ({metrics['psnr_gain']:+.2f} over the mean color), "
+            f"held-out PSNR {metrics['psnr']:.2f} dB ({gain}), "
             f"perplexity {metrics['perplexity_batch']:.1f}, codes in use {100 * metrics['usage_split']:.0f} %"
         )
 
@@ -222,9 +245,14 @@ class VQVAETask(Task):
             "replaces the others in training"
         )
 
-    def pictures(self, collected: Mapping[str, np.ndarray]) -> dict[str, UInt8[np.ndarray, "height width channels"]]:
-        """Return a sheet of originals above their reconstructions."""
-        return {"reconstructions": comparison_sheet(collected["image"], collected["reconstruction"])}
+    def pictures(
+        self, collected: Mapping[str, np.ndarray]
+    ) -> dict[str, UInt8[np.ndarray, "*frames height width channels"]]:
+        """Return a sheet of originals above their reconstructions; of clips a moving one, too."""
+        if not takes_clips(self.model):
+            return {"reconstructions": comparison_sheet(collected["image"], collected["reconstruction"])}
+        clips = collected["video"], collected["reconstruction"]
+        return {"reconstructions": clip_sheet(*clips), "reconstructions_moving": moving_sheet(*clips)}
 
     def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
         """Shard arrays that have one row per code over the mesh axis ``codes``; see :meth:`Task.partition`."""

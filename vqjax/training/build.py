@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vqjax.data import Batch, ImageDataset, augment
 from vqjax.data.batches import first_epoch_batches
+from vqjax.data.dataset import pixels_of
 from vqjax.data.reading import example_spec
 from vqjax.data.tokens import TokenDataset
 from vqjax.errors import UserError, did_you_mean
@@ -178,11 +179,12 @@ def check_fits(task: Task, key: Key[Array, ""], batch: Batch) -> TrainState:
     try:
         state = jax.eval_shape(task.init, key, batch)
     except UserError as error:
-        if "image" not in batch:
+        if "tokens" in batch:
             raise
-        height, width = batch["image"].shape[1:3]
+        *frames, height, width, _ = pixels_of(batch).shape[1:]
+        of = f"clips of {frames[0]} frames" if frames else "images"
         raise UserError(
-            f"config.model and config.quantizer must fit images of {height} x {width} pixels (config.data.image_size): "
+            f"config.model and config.quantizer must fit {of} of {height} x {width} pixels (config.data.image_size): "
             f"{error}"
         ) from error
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

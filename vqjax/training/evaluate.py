@@ -38,6 +38,7 @@ from vqjax.evaluation import (
     write_page,
     write_report,
 )
+from vqjax.evaluation.clips import OfFrames
 from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.evaluation.partial import PartialSums
 from vqjax.reporting.progress import progress_of
@@ -126,8 +127,7 @@ def report(
     context = {
         "dataset": dataset.name,
         "split": config.data.get(f"{split}_split", split),
-        **({"image_size": config.data.image_size} if "image_size" in config.data else {}),
-        **({"crop": config.data.crop} if "crop" in config.data else {}),
+        **{name: config.data[name] for name in ("image_size", "frames", "crop") if name in config.data},
         "checkpoint_step": step,
         **{name: group.name for name, group in groups.items() if "name" in group},
         **task.facts,
@@ -206,7 +206,7 @@ def evaluate_workdir(
     join_if_asked(distributed, coordinator_address, num_processes, process_id)
     # From here on there are arrays, which are on the devices of all processes.
     measures = Protocols(features, split=split, scaling=scaling, protocols=protocols, statistics=statistics)
-    extra: list[Metric] = [PerceptualDistance.from_file(file) for file in lpips]
+    distances = [PerceptualDistance.from_file(file) for file in lpips]
     with without_mesh(), local_copy(workdir, "--workdir") as (directory, _):
         workdir = usable_workdir(directory)
         networks = load_networks(workdir, step, best=best)
@@ -230,6 +230,7 @@ def evaluate_workdir(
         if mesh is not None:
             state = jax.device_put(state, state_sharding(state, mesh, task))
         batch_size = batch_size or config.batch_size
+        extra: list[Metric] = [OfFrames(metric) for metric in distances] if _of_clips(dataset) else [*distances]
         extra += measures.metrics(splits, config.data, batch_size=batch_size, mesh=mesh)
         if export_tokens is not None:
             extra.append(Rows(_exported(dataset)))
@@ -281,6 +282,10 @@ def evaluate_workdir(
         if is_main_process():
             partial.remove()
         return result
+
+
+def _of_clips(dataset: ImageDataset) -> bool:
+    return "video" in example_spec(dataset)
 
 
 def _mesh(task: Task) -> Mesh | None:

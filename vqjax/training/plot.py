@@ -13,6 +13,7 @@ import numpy as np
 from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks
 from vqjax.checkpointing.discovery import checkpoint_steps
 from vqjax.data import evaluation_batches, load_splits, to_model_range
+from vqjax.data.dataset import pixels_of
 from vqjax.errors import UserError
 from vqjax.models.classifiers import Classifier
 from vqjax.models.registry import build_model
@@ -73,7 +74,7 @@ def _snapshots(networks: SavedNetworks, images: int) -> Iterator[tuple[str, Snap
     config = complete(networks.info.config)
     model = build_model(config.model, config.quantizer)
     dataset = load_splits(config.data).eval
-    batch = next(evaluation_batches(dataset, min(images, len(dataset))))["image"]
+    batch = pixels_of(next(evaluation_batches(dataset, min(images, len(dataset)))))
     network = CLASSIFIER if isinstance(model, Classifier) else NETWORK
     params = (networks.ema_params or networks.params)[network]
     variables = {"params": params, **networks.variables[network]}

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, PyTree, UInt8, UInt32
 
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import ImageDataset, UnreadableImage, augment, fingerprint, load_splits, to_model_range
-from vqjax.data.dataset import Example, is_random
+from vqjax.data.dataset import Example, is_random, pixels_of
 from vqjax.data.reading import READING_THREADS, UnreadableReport, example_spec, read_many
 from vqjax.data.tokens import described_shards, read_index, write_index, write_shard
 from vqjax.errors import UserError
@@ -241,7 +241,7 @@ class _Encoder:
 
     def shape(self, dataset: ImageDataset) -> list[int]:
         """Return the shape of an image's tokens."""
-        spec = example_spec(dataset)["image"]
+        spec = pixels_of(example_spec(dataset))
         images, crops = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype), jax.ShapeDtypeStruct((1, 2), jnp.uint32)
         tokens = jax.eval_shape(lambda *given: self._encode(*given, False, None), self._variables, images, crops)
         return list(tokens.shape[1:])
@@ -258,7 +258,8 @@ class _Encoder:
         """Return the tokens of at most a batch of images."""
         padded = [*examples, *[examples[0]] * (self.batch_size - len(examples))]
         images, crops = (
-            jax.device_put(np.stack([example[name] for example in padded]), self._rows) for name in ("image", "crop")
+            jax.device_put(np.stack(of_examples), self._rows)
+            for of_examples in (list(map(pixels_of, padded)), [example["crop"] for example in padded])
         )
         is_cropped = self._crop_padding is not None and bool(examples[0]["crop"][0])  # pyright: ignore[reportCallIssue]
         tokens = self._encode(
@@ -270,7 +271,7 @@ class _Encoder:
 def _encode(
     model: nn.Module,
     variables: PyTree,
-    images: UInt8[Array, "batch height width channels"],
+    images: UInt8[Array, "batch *frames height width channels"],
     crops: UInt32[Array, "batch 2"],
     mirrored: bool,
     crop_padding: int | None,
@@ -278,11 +279,11 @@ def _encode(
     """The tokens of images, each shifted at random by the number of its crop and of itself."""
     if crop_padding is not None:
 
-        def shifted(crop: UInt32[Array, "2"], image: UInt8[Array, "height width channels"]) -> Array:
+        def shifted(crop: UInt32[Array, "2"], image: UInt8[Array, "*frames height width channels"]) -> Array:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(_SEED), crop[0]), crop[1])
             return augment(key, image[None], flip=False, crop_padding=crop_padding)[0]
 
         images = jax.vmap(shifted)(crops, images)
     if mirrored:
-        images = images[:, :, ::-1]
+        images = images[..., ::-1, :]
     return model.apply(variables, to_model_range(images), method="encode")
