@@ -18,6 +18,7 @@ from studies.common.records import Results, Run, slug
 from studies.common.workers import worker_pool
 from vqjax.checkpointing.checkpoints import Tokenizer, load_tokenizer
 from vqjax.data import Batch, Splits, evaluation_batches, load_splits, to_model_range
+from vqjax.data.dataset import pixels_of
 from vqjax.errors import UserError
 from vqjax.evaluation import evaluate
 from vqjax.evaluation.metric import Metric, Outputs
@@ -106,7 +107,7 @@ def train_and_evaluate(
     tokenizer = load_tokenizer(directory)
 
     def reconstruct(variables: Any, batch: Batch) -> Outputs:
-        output = tokenizer.model.apply(variables, to_model_range(batch["image"]), train=False)
+        output = tokenizer.model.apply(variables, to_model_range(pixels_of(batch)), train=False)
         return {"reconstruction": output.reconstruction}
 
     of_variables = jax.tree_util.Partial(reconstruct, tokenizer.variables)
