@@ -55,7 +55,7 @@ def test_the_core_depends_on_jax_flax_and_array_libraries_alone():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {requirement.partition(">")[0] for requirement in project["dependencies"]}
     assert names == {"flax", "jax", "jaxtyping", "numpy", "safetensors"}
-    assert "vqjax[train,plots,hub]" in project["optional-dependencies"]["test"]
+    assert "vqjax[train,plots,hub,video]" in project["optional-dependencies"]["test"]
 
 
 def test_the_version_stands_in_one_place():

@@ -11,7 +11,7 @@ _SMALL += ("model.dim=96", "model.depth=2", "model.heads=3", "model.mlp_dim=288"
 _SMALL += ("optimizer.learning_rate=5e-4",)
 _DISCRIMINATOR = ("task.discriminator.channels=16", "task.discriminator.num_layers=1")
 
-STEPS = 600
+STEPS = 400
 
 SETTINGS = {
     "vqvae": Setting("configs/timesformer.py:dataset=panning,discriminator=False", STEPS, _SMALL),

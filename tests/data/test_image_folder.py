@@ -123,7 +123,7 @@ def test_directories_without_images_are_refused(tmp_path):
     (tmp_path / "file.png").touch()
     with pytest.raises(UserError, match=r"got '.*file.png', a file"):
         load(tmp_path / "file.png")
-    with pytest.raises(UserError, match=r"none of the 1 image files below .* can be read"):
+    with pytest.raises(UserError, match=r"none of the 1 image files below .* can be taken, the first because"):
         load(tmp_path)
 
 

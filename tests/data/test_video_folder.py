@@ -221,7 +221,7 @@ def test_frames_directly_in_a_split_have_no_label(tmp_path):
         save_frames(tmp_path / f"{number}", 4)
     splits = load(tmp_path)
     assert (len(splits.train), len(splits.eval), splits.train.class_names) == (3, 1, None)
-    with pytest.raises(UserError, match=r"none of the 4 video files below .* can be read"):
+    with pytest.raises(UserError, match=r"none of the 4 video files below .* can be taken, the first because"):
         load(tmp_path, fps=10.0)
 
 

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqjax.evaluation import MSE, PSNR, SSIM, BestAndWorst, CodeCounts, CodeUsage, ImageMean, evaluate
+from vqjax.evaluation import (
+    MSE,
+    PSNR,
+    SSIM,
+    BestAndWorst,
+    CodeCounts,
+    CodeUsage,
+    ImageMean,
+    OfFrames,
+    OverTime,
+    evaluate,
+)
 from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.evaluation.metrics import Classification
 from vqjax.evaluation.partial import PartialSums
@@ -96,11 +107,11 @@ def test_what_is_not_a_number_is_worst():
 
 
 def test_every_metric_of_images_orders_them():
-    for metric in (MSE, PSNR, SSIM, PerceptualDistance):
+    for metric in (MSE, PSNR, SSIM, PerceptualDistance, OverTime, OfFrames(PSNR())):
         assert metric.higher_is_better
     package = {metric for metric in ImageMean.__subclasses__() if metric.__module__.startswith("vqjax.")}
     # A classifier and a transformer over tokens have no pictures to show.
-    assert package == {MSE, PSNR, SSIM, PerceptualDistance, Classification, TokenLikelihood}
+    assert package == {MSE, PSNR, SSIM, PerceptualDistance, OfFrames, OverTime, Classification, TokenLikelihood}
 
 
 def test_devices_do_not_matter():

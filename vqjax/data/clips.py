@@ -1,6 +1,7 @@
 """Clips: which frames of videos are examples."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ class ClipPlan:
         for name in ("frames", "frame_stride", "clip_stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"config.data.{name} must be at least 1, got {value}.")
+                raise UserError(f"config.data.{name} must be at least 1, got {value}; set it to a number of frames.")
 
     @property
     def span(self) -> int:
@@ -89,9 +90,9 @@ def check_fps(fps: float | None) -> None:
       fps: Frames a second; None for those that are stored.
 
     Raises:
-      UserError: It is not above zero.
+      UserError: It is not a finite number above zero.
     """
-    if fps is not None and fps <= 0:
+    if fps is not None and not 0 < fps < math.inf:
         raise UserError(f"config.data.fps must be above 0, got {fps}; use None for the frames as they are stored.")
 
 

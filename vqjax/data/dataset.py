@@ -101,19 +101,6 @@ def origin(dataset: ImageDataset, index: int) -> str:
     return dataset.origin(index) if hasattr(dataset, "origin") else f"{dataset.name}[{index}]"
 
 
-def pixels_of[Pixels](example: Mapping[str, Pixels]) -> Pixels:
-    """Return the image or the clip of an example or a batch.
-
-    Args:
-      example: Entries by name, with ``image`` or ``video``.
-
-    Example:
-      >>> pixels_of({"video": 3, "label": 1})
-      3
-    """
-    return example[pixels_name(example)]
-
-
 def is_random(dataset: ImageDataset) -> bool:
     """Return whether training draws the examples of a dataset anew each time."""
     return getattr(dataset, "is_random", False)
@@ -130,6 +117,19 @@ def pixels_name(example: Mapping[str, Any]) -> str:
       'video'
     """
     return "video" if "video" in example else "image"
+
+
+def pixels_of[Pixels](example: Mapping[str, Pixels]) -> Pixels:
+    """Return the image or the clip of an example or a batch.
+
+    Args:
+      example: Entries by name, with ``image`` or ``video``.
+
+    Example:
+      >>> pixels_of({"video": 3, "label": 1})
+      3
+    """
+    return example[pixels_name(example)]
 
 
 class UnreadableImage(Exception):

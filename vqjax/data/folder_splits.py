@@ -130,7 +130,10 @@ def report_unreadable(place: Path, errors: Sequence[UnreadableImage], total: int
         report.add(error)
     report.summarize(total)
     if report.count == total:
-        raise UserError(f"none of the {total} {kind} files below {place} can be read; replace the damaged files.")
+        raise UserError(
+            f"none of the {total} {kind} files below {place} can be taken, the first because of: {errors[0].reason}; "
+            "replace damaged files, or change config.data."
+        )
 
 
 def folder_of(path: str) -> str | None:

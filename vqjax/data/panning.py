@@ -56,9 +56,10 @@ class Motion(NamedTuple):
 class PanningPhotos:
     """Clips of a window that moves over photographs, an :class:`vqjax.data.ImageDataset` without labels.
 
-    The window moves by 2 to 6 pixels of the clip a frame at constant velocity, turns by up to 2 degrees a frame and
-    grows or shrinks by up to 2 % a frame. Its side is up to four times that of the clip, and never smaller; nearly
-    constant parts are left out. The clips are the same in every run.
+    The window moves by 2 to 6 pixels of the clip a frame, at constant velocity in the photograph, turns by up to 2
+    degrees a frame and grows or shrinks by up to 2 % a frame. Its side is up to four times that of the clip in the
+    middle of it, and never smaller than the clip; nearly constant parts are left out. The clips are the same in every
+    run.
 
     Args:
       name: Name in reports.

@@ -166,6 +166,20 @@ def example_spec(dataset: ImageDataset) -> dict[str, jax.ShapeDtypeStruct]:
     )
 
 
+def has_clips(dataset: ImageDataset) -> bool:
+    """Return whether the examples of a dataset are clips of videos.
+
+    Args:
+      dataset: The examples.
+
+    Example:
+      >>> from vqjax.data.arrays import ArrayDataset
+      >>> has_clips(ArrayDataset("black", np.zeros((5, 8, 8), np.uint8), image_size=4))
+      False
+    """
+    return "video" in example_spec(dataset)
+
+
 def bytes_per_example(dataset: ImageDataset) -> int:
     """Return the bytes of one example's arrays.
 

@@ -202,7 +202,7 @@ def _check_video_feature(name: str, builder: "tfds.core.DatasetBuilder", feature
     if not isinstance(found, tfds.features.Image) or found.np_dtype != np.uint8:
         raise UserError(
             f"config.data.feature must be a video of 8 bits in {name!r}, got {feature!r}; choose among its features "
-            f"({', '.join(features.keys())}), or another dataset."
+            f"({', '.join(sorted(features.keys()))}), or another dataset."
         )
 
 

@@ -54,7 +54,7 @@ class OfFrames(ImageMean):
 
     @property
     def protocol(self) -> dict[str, str]:
-        return {name: f"of each frame: {text}, each the mean of a clip" for name, text in self.metric.protocol.items()}
+        return {name: f"of frames as images, by clip first: {text}" for name, text in self.metric.protocol.items()}
 
     def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
         clips, reconstruction = outputs["video"], outputs["reconstruction"]

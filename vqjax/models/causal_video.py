@@ -81,9 +81,9 @@ class CausalVideoEncoder(VQGANEncoder):
                 f"clips must have {expected} frames for time_scalings={self.time_scalings}, got {clips.shape[1]}; set "
                 "config.data.frames to such a number, or cut them."
             )
-        between = _between(self, len(clips), lambda name: _HalvedFrames(self.dtype, name=f"{name}_halved"))
+        between = _between(self, clips, lambda name: _HalvedFrames(self.dtype, name=f"{name}_halved"))
         frames = _to_patches(frames_of(clips), self.patch_size)
-        return _unfolded(encode_images(self, frames, train, between), len(clips))
+        return _unfolded(encode_images(self, frames, train, between), clips)
 
 
 class CausalVideoDecoder(VQGANDecoder):
@@ -130,13 +130,13 @@ class CausalVideoDecoder(VQGANDecoder):
     def features(self, codes: Clips, train: bool = False) -> Clips:
         """Return the float32 input of the last layer, ``conv_out``; see :meth:`VQGANDecoder.features`."""
         check_clips(codes)
-        between = _between(self, len(codes), lambda name: _DoubledFrames(self.dtype, name=f"{name}_doubled"))
-        return _unfolded(decode_features(self, frames_of(codes), train, between), len(codes))
+        between = _between(self, codes, lambda name: _DoubledFrames(self.dtype, name=f"{name}_doubled"))
+        return _unfolded(decode_features(self, frames_of(codes), train, between), codes)
 
     @automatic_axes
     def to_images(self, features: Clips) -> Clips:
         """Return clips from the features in front of the last layer."""
-        return _unfolded(_from_patches(self.conv_out(frames_of(features)), self.patch_size), len(features))
+        return _unfolded(_from_patches(self.conv_out(frames_of(features)), self.patch_size), features)
 
     @property
     def margin(self) -> int | None:
@@ -153,10 +153,10 @@ class CausalVideoDecoder(VQGANDecoder):
 
 
 def inflated(variables: PyTree, of_images: PyTree) -> PyTree:
-    """Return variables of a tokenizer of clips that treats each frame as an image tokenizer does.
+    """Return variables of a tokenizer of clips that treats a clip of one frame as an image tokenizer does that image.
 
-    Convolutions over time and what halves and doubles the number of frames stay as they start, the identity: a clip of
-    one frame has the tokens and the reconstruction of that image.
+    Convolutions over time stay as they start, the identity. So does what halves the number of frames, which keeps the
+    last frame of each group, and what doubles it, which repeats frames.
 
     Args:
       variables: Initial variables of the tokenizer of clips, by collection.
@@ -193,7 +193,7 @@ class _CausalConv(nn.Module):
     @nn.compact
     def __call__(self, x: Clips) -> Clips:
         kernel = self.param("kernel", nn.initializers.zeros, (_TAPS * x.shape[-1], x.shape[-1]), jnp.float32)
-        normed = _unfolded(nn.swish(self.norm("norm")(frames_of(x))), len(x)).astype(self.dtype or x.dtype)
+        normed = _unfolded(nn.swish(self.norm("norm")(frames_of(x))), x).astype(self.dtype or x.dtype)
         past = _with_past(self, normed, first=_TAPS - 1, later=_TAPS - 1)
         taps = [past[:, tap : tap + x.shape[1]] for tap in range(_TAPS)]
         return x + _product(taps, kernel, self.dtype)
@@ -222,7 +222,7 @@ class _DoubledFrames(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", _same_twice, (channels, 2 * channels), jnp.float32)
         pairs = _product([x], kernel, self.dtype).reshape(*x.shape[:-1], 2, channels)
-        doubled = jnp.moveaxis(pairs, -2, 2).reshape(len(x), -1, *x.shape[2:])
+        doubled = jnp.moveaxis(pairs, -2, 2).reshape(x.shape[0], -1, *x.shape[2:])
         begun = _begun(self)
         return doubled if begun else doubled[:, 1:]
 
@@ -234,7 +234,7 @@ def _check(module: CausalVideoEncoder | CausalVideoDecoder) -> None:
 
 
 def _between(
-    module: CausalVideoEncoder | CausalVideoDecoder, batch: int, scaling: Callable[[str], nn.Module]
+    module: CausalVideoEncoder | CausalVideoDecoder, clips: Clips, scaling: Callable[[str], nn.Module]
 ) -> BetweenFrames:
     """The layers over time of a model."""
     norm = group_norm if module.norm == "group" else _position_norm
@@ -242,15 +242,15 @@ def _between(
 
     def mix(x: Images, name: str) -> Images:
         layer = causal_conv(norm, module.dtype, name=f"{name}_over_time")  # pyright: ignore[reportCallIssue]
-        return frames_of(layer(_unfolded(x, batch)))
+        return frames_of(layer(_unfolded(x, clips)))
 
     def scale(x: Images, level: int) -> Float[Array, "frames _ _ _"]:
         coarsest = len(module.multipliers) - 1
-        clips = _unfolded(x, batch)
+        scaled = _unfolded(x, clips)
         for number in range(module.time_scalings):
             if min(number, coarsest) == level:
-                clips = scaling(f"level_{level}_time_{number}")(clips)
-        return frames_of(clips)
+                scaled = scaling(f"level_{level}_time_{number}")(scaled)
+        return frames_of(scaled)
 
     return BetweenFrames(mix, scale, norm)
 
@@ -279,9 +279,9 @@ def _position_norm(name: str) -> nn.RMSNorm:
     return nn.RMSNorm(dtype=jnp.float32, name=name)
 
 
-def _unfolded(frames: Float[Array, "images height width channels"], batch: int) -> Clips:
-    """The clips whose frames these are."""
-    return frames.reshape(batch, -1, *frames.shape[1:])
+def _unfolded(frames: Float[Array, "images height width channels"], like: Clips) -> Clips:
+    """The clips whose frames these are, as many as those in ``like``."""
+    return frames.reshape(like.shape[0], -1, *frames.shape[1:])
 
 
 def _product(taps: list[Clips], kernel: Float[Array, "inputs outputs"], dtype: DTypeLike | None) -> Clips:

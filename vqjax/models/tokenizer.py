@@ -79,7 +79,7 @@ class Tokenizer:
     def encode_parts(
         self, clips: Iterable[Float[Array | np.ndarray, "..."] | UInt8[Array | np.ndarray, "..."]]
     ) -> Iterator[Int[Array, " batch *tokens"]]:
-        """Yield the code indices of clips that come part after part, with those of the whole clips as the result.
+        """Yield the code indices of clips that come part after part.
 
         Memory does not grow with the length of a clip. It needs a model that never looks ahead, ``causal_video``.
 
@@ -88,7 +88,8 @@ class Tokenizer:
             first has 1 more than a multiple of 4, and later ones a multiple of 4.
 
         Yields:
-          int32 indices, along the axis behind the batch a part of those of the whole clips.
+          int32 indices, along the axis behind the batch a part of those of the whole clips, but for codes that are
+          equally near to rounding.
 
         Raises:
           UserError: The model looks ahead, or a part does not fit.
@@ -110,12 +111,12 @@ class Tokenizer:
             yield indices
 
     def decode_parts(
-        self, indices: Integer[Array | np.ndarray, "batch groups rows columns *levels"], *, tile: int | None = None
+        self, indices: Integer[Array | np.ndarray, "batch groups *tokens"], *, tile: int | None = None
     ) -> Iterator[Float[Array | np.ndarray, "batch frames height width channels"]]:
         """Yield the frames of clips from code indices, one group of frames after another.
 
-        Memory does not grow with the length of a clip. The frames are those of :meth:`decode`. It needs a model that
-        never looks ahead, ``causal_video``.
+        Memory does not grow with the length of a clip. The frames are those of :meth:`decode`, to rounding. It needs a
+        model that never looks ahead, ``causal_video``.
 
         Args:
           indices: As :meth:`decode` takes them.
@@ -136,11 +137,11 @@ class Tokenizer:
                 "tile must be None for a decoder whose norms or attention see whole frames, else a positive number, "
                 f"got {tile}; config.model.norm=position and no attention make one that sees parts."
             )
-        rows, columns = (_tiles(side, tile, margin or 0) for side in indices.shape[2:4])
         streams: dict[Any, PyTree] = {}
         for group in range(indices.shape[1]):
             with _fitting("indices", indices.shape, _DECODE_HINT):
                 codes = _apply(self.model, self.variables, jnp.asarray(indices[:, group : group + 1]), _codes)
+                rows, columns = (_tiles(side, tile, margin or 0) for side in codes.shape[2:4])
                 bands = []
                 for row, column in itertools.product(rows, columns):
                     window = codes[:, :, row.seen, column.seen]
@@ -169,6 +170,8 @@ class Tokenizer:
             if missing and takes_clips(self.model):
                 hint = "add the axis of the batch with clip[None], or of frames with images[:, None]"
             raise UserError(f"`images` must be [{', '.join(axes)}], got shape {images.shape}; {hint}.")
+        if takes_clips(self.model) and 0 in images.shape:
+            raise UserError(f"`images` must be at least one clip of one frame, got shape {images.shape}; pass some.")
         if images.dtype == np.uint8:
             images = jnp.asarray(images, jnp.float32) / 127.5 - 1
         else:

@@ -17,7 +17,7 @@ from vqjax.quantizers.validation import require_choice
 
 PixelsName = Literal["symmetric", "unit", "clip"]
 
-Images = Float[Array, "batch *frames height width channels"]
+Images = Float[Array, "batch *frames _ _ _"]
 """Images, or clips."""
 
 

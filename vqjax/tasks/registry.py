@@ -1,5 +1,8 @@
 """Registry of tasks."""
 
+import functools
+from collections.abc import Callable
+
 from absl import logging
 
 from vqjax.checkpointing.checkpoints import load_tokenizer
@@ -55,6 +58,11 @@ def _frozen(file: str) -> tuple[FrozenNetwork, int]:
     return FrozenNetwork(module, variables), found.size or 64
 
 
+def _start(workdir: str, *, step: int | None = None) -> Callable[[], Tokenizer]:
+    """What loads the tokenizer of a run; a new run alone does so, so that the other may go later."""
+    return functools.partial(load_tokenizer, workdir, step)
+
+
 def _tokenizer(workdir: str, *, step: int | None = None) -> Tokenizer:
     """The tokenizer of a run."""
     return load_tokenizer(workdir, step)
@@ -66,7 +74,7 @@ _PARTS = {
     ),
     "perceptual": Registry({"lpips": _lpips, "features": _unlearned}),
     "tokenizer": Registry({"run": _tokenizer}),
-    "inflate": Registry({"run": _tokenizer}),
+    "inflate": Registry({"run": _start}),
 }
 
 TASKS = Registry(

@@ -52,7 +52,7 @@ class VQVAETask(Task):
         evaluation; None keeps no average.
       schedules: Values of the quantizer's fields as functions of the step, by name; see
         :func:`vqjax.quantizers.replace_settings`.
-      inflate: An image tokenizer whose values a new tokenizer of clips starts from, see
+      inflate: A function that returns an image tokenizer, whose values a new tokenizer of clips starts from, see
         :func:`vqjax.models.causal_video.inflated`; None for values of its own.
 
     Raises:
@@ -80,7 +80,7 @@ class VQVAETask(Task):
     kmeans_init: bool = False
     ema_decay: float | None = None
     schedules: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict, hash=False)
-    inflate: Tokenizer | None = dataclasses.field(default=None, compare=False)
+    inflate: Callable[[], Tokenizer] | None = dataclasses.field(default=None, compare=False)
 
     mutable_fields: ClassVar = frozenset({"quantizer.codebook_shards"})
 
@@ -178,7 +178,7 @@ class VQVAETask(Task):
     def init_from_data(self, state: TrainState, batches: Iterator[Batch], key: Key[Array, ""]) -> TrainState:
         """Start from ``inflate``, then the codebook from k-means if ``kmeans_init`` is set; see :class:`Task`."""
         if self.inflate is not None:
-            state = state.with_network(NETWORK, inflated(state.trained(NETWORK), self.inflate.variables))
+            state = state.with_network(NETWORK, inflated(state.trained(NETWORK), self.inflate().variables))
         if not self.kmeans_init:
             return state
         encode = jax.jit(lambda variables, images: self.model.apply(variables, images, train=False, method="latents"))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vqjax.data import Batch, ImageDataset, augment
 from vqjax.data.batches import first_epoch_batches
 from vqjax.data.dataset import pixels_of
-from vqjax.data.reading import example_spec
+from vqjax.data.reading import example_spec, has_clips
 from vqjax.data.tokens import TokenDataset
 from vqjax.errors import UserError, did_you_mean
 from vqjax.losses.registry import LOSSES
@@ -100,6 +100,8 @@ def _check_classifier(model: Classifier, config: ConfigDict, images: ImageDatase
             f"config.gradient_accumulation must be None for a classifier, got {config.gradient_accumulation}: its "
             "norms see the whole batch."
         )
+    if has_clips(images):
+        raise UserError("config.data must have images for a classifier, got clips; use another config.data.source.")
     if images.class_names is None:
         raise UserError("config.data must have labels for the task 'classification'; use folders of classes.")
     if len(images.class_names) > model.num_classes:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks, tokenizer_of
 from vqjax.checkpointing.discovery import CheckpointInfo
 from vqjax.data import Batch, ImageDataset, Joined, Splits, evaluation_batches, fingerprint, load_splits, origin
-from vqjax.data.reading import example_spec
+from vqjax.data.reading import example_spec, has_clips
 from vqjax.errors import UserError
 from vqjax.evaluation import (
     BestAndWorst,
@@ -230,7 +230,7 @@ def evaluate_workdir(
         if mesh is not None:
             state = jax.device_put(state, state_sharding(state, mesh, task))
         batch_size = batch_size or config.batch_size
-        extra: list[Metric] = [OfFrames(metric) for metric in distances] if _of_clips(dataset) else [*distances]
+        extra: list[Metric] = [OfFrames(metric) for metric in distances] if has_clips(dataset) else [*distances]
         extra += measures.metrics(splits, config.data, batch_size=batch_size, mesh=mesh)
         if export_tokens is not None:
             extra.append(Rows(_exported(dataset)))
@@ -282,10 +282,6 @@ def evaluate_workdir(
         if is_main_process():
             partial.remove()
         return result
-
-
-def _of_clips(dataset: ImageDataset) -> bool:
-    return "video" in example_spec(dataset)
 
 
 def _mesh(task: Task) -> Mesh | None:

@@ -74,7 +74,9 @@ def _snapshots(networks: SavedNetworks, images: int) -> Iterator[tuple[str, Snap
     config = complete(networks.info.config)
     model = build_model(config.model, config.quantizer)
     dataset = load_splits(config.data).eval
-    batch = pixels_of(next(evaluation_batches(dataset, min(images, len(dataset)))))
+    # The frames of clips count as images.
+    frames = config.data.get("frames", 1)
+    batch = pixels_of(next(evaluation_batches(dataset, min(max(1, images // frames), len(dataset)))))
     network = CLASSIFIER if isinstance(model, Classifier) else NETWORK
     params = (networks.ema_params or networks.params)[network]
     variables = {"params": params, **networks.variables[network]}

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.data import ImageDataset, Joined, Splits
-from vqjax.data.reading import example_spec
+from vqjax.data.reading import example_spec, has_clips
 from vqjax.errors import UserError, did_you_mean
 from vqjax.evaluation import Metric, ReconstructionFVD
 from vqjax.evaluation.clip_features import ClipFeatures
@@ -157,7 +157,7 @@ class Protocols:
         """
         if self.network is None:
             return
-        if "video" in example_spec(dataset):
+        if has_clips(dataset):
             _note_few_clips(ClipFeatures(self.network), len(dataset))
         else:
             note_few_images(self.network, len(dataset))

@@ -16,6 +16,7 @@ from vqjax.data.images import Size, decode_image, height_and_width, resize_and_c
 from vqjax.errors import UserError
 from vqjax.evaluation.metrics import psnr
 from vqjax.models.tokenizer import Tokenizer
+from vqjax.models.vqvae import takes_clips
 from vqjax.reporting import comparison_sheet, save_png
 from vqjax.runtime.paths import is_url, local_path
 from vqjax.training.share import number_of_codes
@@ -54,6 +55,8 @@ def reconstruct_image(
         original = decode_image(file, size, path=file, channels=channels, crop=_resize)[None]
     except UnreadableImage as error:
         raise UserError(f"IMAGE must be a photograph, got {error}.") from error
+    if takes_clips(loaded.model):
+        raise UserError(f"--tokenizer must be one of images, got one of clips: {tokenizer}; see docs/video.md.")
     tokens = np.asarray(loaded.encode(original))
     reconstruction = np.asarray(to_uint8(loaded.decode(tokens)))
     if reconstruction.shape != original.shape:

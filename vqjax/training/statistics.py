@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vqjax.data import ImageDataset, Joined, evaluation_batches, fingerprint, load_splits
+from vqjax.data.reading import has_clips
 from vqjax.errors import UserError
 from vqjax.evaluation import evaluate
 from vqjax.evaluation.features import FeatureNetwork
@@ -90,6 +91,8 @@ def measured_statistics(
     Returns:
       The statistics, whose context says what was measured and how.
     """
+    if has_clips(dataset):
+        raise UserError(f"config.data must have images for statistics of features, got clips of {dataset.name}.")
     metric = FeatureMoments(network)
     result = evaluate(
         jax.tree_util.Partial(lambda batch: {}),
