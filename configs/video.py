@@ -4,8 +4,9 @@ Arguments: tiny, model (causal_video, or timesformer), estimator, discriminator,
            of frames; otherwise clips made by panning over bundled photographs, no download)
 Data:      17 frames of 128 x 128 pixels; tiny: 64 x 64
 Command:   python train.py --config=configs/video.py:tiny --workdir=runs/video
-Time:      TIME
-Result:    RESULT
+Time:      tiny: 1,960 s of CPU time beside other work, a quarter of an hour of two cores
+Result:    tiny: held-out PSNR 23.77 dB, 6.41 dB above the mean of each clip over time, 99 % of the codes in use; after
+           1,000 of its 1,500 steps 23.38 dB, 6.02 above, 98 %
 """
 
 from pathlib import Path
