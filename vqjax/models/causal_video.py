@@ -241,7 +241,7 @@ def _between(
     causal_conv = nn.remat(_CausalConv) if module.remat else _CausalConv
 
     def mix(x: Images, name: str) -> Images:
-        layer = causal_conv(norm, module.dtype, name=f"{name}_over_time")  # pyright: ignore[reportCallIssue]
+        layer = causal_conv(norm, module.dtype, name=f"{name}_over_time")
         return frames_of(layer(_unfolded(x, clips)))
 
     def scale(x: Images, level: int) -> Float[Array, "frames _ _ _"]:
