@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -142,6 +143,21 @@ class Crop:
                 wanted, Image.Transform.AFFINE, (ratios[0], 0, 0, 0, ratios[1], 0), resample=_BILINEAR
             )
         return image.resize(wanted, Image.Resampling.LANCZOS if self.center == "lanczos" else _BILINEAR)
+
+
+def same_for_all_frames(generator: np.random.Generator | None) -> Callable[[], np.random.Generator | None]:
+    """Return a function whose generators all give the same random numbers, for the crops of a clip's frames.
+
+    Args:
+      generator: Source of their seed; None for no random numbers.
+
+    Example:
+      >>> again = same_for_all_frames(np.random.default_rng(0))
+      >>> again().random() == again().random()
+      True
+    """
+    seed = None if generator is None else generator.integers(2**63)
+    return lambda: None if seed is None else np.random.default_rng(seed)
 
 
 def _halved_then_bicubic(image: Image.Image, height: int, width: int) -> Image.Image:

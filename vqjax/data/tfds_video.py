@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from tqdm import tqdm
 
 from vqjax.data.clips import ClipPlan
-from vqjax.data.crops import Crop, CropName, RandomCropName
+from vqjax.data.crops import Crop, CropName, RandomCropName, same_for_all_frames
 from vqjax.data.dataset import Example, Splits
 from vqjax.data.images import Size, check_channels, height_and_width
 from vqjax.data.reading import READING_THREADS
@@ -86,13 +86,10 @@ class TfdsVideos:
         number, start = self._clips[index].tolist()
         features = _features(self._source[number])
         start = self._plan.start(start, int(self._lengths[number]), generator)
-        seed = None if generator is None else generator.integers(2**63)
-        frames = []
+        again, frames = same_for_all_frames(generator), []
         for content in (features[self._feature].bytes_list.value[i] for i in self._plan.numbers(start)):
-            # The same random numbers for all frames.
-            again = None if seed is None else np.random.default_rng(seed)
             options = {"path": self.origin(index), "channels": self._channels}
-            frames.append(self._crop.decode(io.BytesIO(content), self._size, again, **options))
+            frames.append(self._crop.decode(io.BytesIO(content), self._size, again(), **options))
         example = {"video": np.stack(frames)}
         if self.class_names is None:
             return example

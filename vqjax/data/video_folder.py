@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8, UInt64
 
 from vqjax.data.clips import ClipPlan, check_fps
-from vqjax.data.crops import Crop, CropName, RandomCropName
+from vqjax.data.crops import Crop, CropName, RandomCropName, same_for_all_frames
 from vqjax.data.dataset import Example, Splits, UnreadableImage
 from vqjax.data.duplicates import digest
 from vqjax.data.folder_index import FileKind, IndexedFile, index_folder, printable
@@ -107,18 +107,14 @@ class VideoFiles:
         number, start = self._clips[index].tolist()
         video = self._videos[number]
         start = self._plan.start(start, video.length(self._fps), generator)
-        seed = None if generator is None else generator.integers(2**63)
-        frames = np.stack(list(self._frames(video, self._plan.numbers(start), seed)))
+        frames = np.stack(list(self._frames(video, self._plan.numbers(start), same_for_all_frames(generator))))
         return {"video": frames} if self._labels is None else {"video": frames, "label": self._labels[number]}
 
     def _frames(
-        self, video: VideoSource, numbers: range, seed: np.int64 | None
+        self, video: VideoSource, numbers: range, generator: Callable[[], np.random.Generator | None]
     ) -> Iterator[UInt8[np.ndarray, "height width channels"]]:
         """Yield frames of a video, each cropped by the same random numbers."""
         path = self._root / video.path
-
-        def generator() -> np.random.Generator | None:
-            return None if seed is None else np.random.default_rng(seed)
 
         if video.frame_files:
             for file in (path / video.frame_files[number] for number in numbers):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, UInt8
 from vqjax.errors import UserError
 from vqjax.evaluation.features import FeatureNetwork, in_color, in_parts
 from vqjax.evaluation.scaling import SCALINGS
+from vqjax.functional.clips import frames_of
 
 # I3D takes 35 MB for what it computes of 16 frames.
 _AT_ONCE = 8
@@ -60,12 +61,12 @@ class ClipFeatures(flax.struct.PyTreeNode):
             return in_parts(self._of_clips, clips, _AT_ONCE)
         if clips.shape[1] < 2:
             raise UserError(f"`clips` must have at least 2 frames for differences, got shape {clips.shape}.")
-        by_frame = self.network(clips.reshape(-1, *clips.shape[2:])).pool
+        by_frame = self.network(frames_of(clips)).pool
         by_frame = by_frame.reshape(*clips.shape[:2], by_frame.shape[-1])
         parts = by_frame, jnp.abs(jnp.diff(by_frame, axis=1))
         return jnp.concatenate([jnp.mean(part, axis=1) for part in parts], axis=-1)
 
     def _of_clips(self, clips: ClipsOf8Bits) -> Float[Array, "batch dim"]:
-        frames = in_color(clips.reshape(-1, *clips.shape[2:]))
+        frames = in_color(frames_of(clips))
         scaled = SCALINGS[self.network.scaling](frames, self.network.size or frames.shape[1:3])
         return self.network.of_scaled(scaled.reshape(*clips.shape[:2], *scaled.shape[1:])).pool

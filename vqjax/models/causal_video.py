@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from vqjax.errors import UserError
 from vqjax.functional.clips import frames_of
-from vqjax.models.layers import Clips, Images, check_clips, group_norm, rows_product
+from vqjax.models.layers import Clips, Images, check_clips, check_patches, group_norm, rows_product, space_to_depth
 from vqjax.models.vqgan import BetweenFrames, VQGANDecoder, VQGANEncoder, conv, decode_features, encode_images
 from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import require_choice, require_count
@@ -82,7 +82,8 @@ class CausalVideoEncoder(VQGANEncoder):
                 "config.data.frames to such a number, or cut them."
             )
         between = _between(self, clips, lambda name: _HalvedFrames(self.dtype, name=f"{name}_halved"))
-        frames = _to_patches(frames_of(clips), self.patch_size)
+        check_patches("clips", clips.shape[2:4], self.patch_size)
+        frames = space_to_depth(frames_of(clips), self.patch_size)
         return _unfolded(encode_images(self, frames, train, between), clips)
 
 
@@ -255,20 +256,8 @@ def _between(
     return BetweenFrames(mix, scale, norm)
 
 
-def _to_patches(images: Images, size: int) -> Images:
-    """Squares of pixels as features of one position."""
-    batch, height, width, channels = images.shape
-    if height % size or width % size:
-        raise UserError(
-            f"clips must have a height and width that patch_size={size} divides, got {height} x {width}; resize or "
-            "crop them."
-        )
-    patches = images.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
-    return patches.reshape(batch, height // size, width // size, -1)
-
-
 def _from_patches(patches: Images, size: int) -> Images:
-    """The images of :func:`_to_patches`."""
+    """The images whose squares of pixels these are: the inverse of ``space_to_depth``."""
     batch, rows, columns, features = patches.shape
     pixels = patches.reshape(batch, rows, columns, size, size, features // size**2).swapaxes(2, 3)
     return pixels.reshape(batch, rows * size, columns * size, -1)

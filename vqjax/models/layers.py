@@ -75,6 +75,25 @@ def _check_floats(name: str, pixels: Images | Clips) -> None:
         raise UserError(f"`{name}` must be floats in [-1, 1], got {found}; scale uint8 with x / 127.5 - 1.")
 
 
+def check_patches(name: str, size: tuple[int, ...], patch_size: int) -> None:
+    """Refuse sizes that patches do not cover.
+
+    Args:
+      name: What has the size, in the message.
+      size: Its height and width in pixels.
+      patch_size: Height and width of a patch.
+
+    Raises:
+      UserError: There would be a rest.
+    """
+    height, width = size
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"{name} must have a height and width that patch_size={patch_size} divides, got {height} x {width}; resize "
+            "or crop them."
+        )
+
+
 def check_dtype(dtype: Any) -> None:
     """Refuse what is not a floating-point dtype, in the argument ``dtype`` of a module.
 
@@ -293,19 +312,20 @@ def _convolve(x: Images, kernel: Float[Array, "rows columns channels features"])
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def space_to_depth(x: Images) -> Images:
-    """Move each square of 2x2 pixels into the channels of one place.
+def space_to_depth(x: Images, size: int = 2) -> Images:
+    """Move each square of pixels into the channels of one place.
 
     Args:
-      x: Images of even height and width.
+      x: Images whose height and width ``size`` divides.
+      size: Side of a square.
 
     Example:
       >>> space_to_depth(jnp.zeros((1, 8, 6, 3))).shape
       (1, 4, 3, 12)
     """
     batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, height // 2, width // 2, 4 * channels)
+    x = x.reshape(batch, height // size, size, width // size, size, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // size, width // size, size**2 * channels)
 
 
 def apply_in_parts(

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
-from vqjax.models.layers import LARGEST_DIM, Clips, check_clips, check_dtype, dense
+from vqjax.models.layers import LARGEST_DIM, Clips, check_clips, check_dtype, check_patches, dense
 from vqjax.models.vit import PatchToPixels
 from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import check_flags, require, require_count
@@ -78,12 +78,8 @@ class TimeSformerEncoder(_TimeSformer):
     @nn.compact
     def __call__(self, clips: Clips) -> Tokens:
         check_clips(clips)
-        size, (height, width) = self.patch_size, clips.shape[2:4]
-        if height % size or width % size:
-            raise UserError(
-                f"`clips` must have a height and width that patch_size={size} divides, got {height} x {width}; resize "
-                "or crop them."
-            )
+        size = self.patch_size
+        check_patches("`clips`", clips.shape[2:4], size)
         x = nn.Conv(self.dim, (size, size), size, "VALID", dtype=self.dtype, name="to_tokens")(clips)
         return dense(self.code_dim, name="to_codes")(_transformer(self)(x))
 

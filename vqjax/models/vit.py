@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
-from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images, dense
+from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, check_images, check_patches, dense
 from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import check_flags, require_count
 
@@ -133,12 +133,7 @@ def to_tokens(images: Images, patch_size: int, dim: int, dtype: DTypeLike | None
       UserError: The images are no batch of floats, or patches do not cover them.
     """
     check_images(images)
-    height, width = images.shape[1:3]
-    if height % patch_size or width % patch_size:
-        raise UserError(
-            f"images must have a height and width that patch_size={patch_size} divides, got {height} x {width}; resize "
-            "or crop them."
-        )
+    check_patches("images", images.shape[1:3], patch_size)
     return nn.Conv(dim, (patch_size, patch_size), patch_size, "VALID", dtype=dtype, name="to_tokens")(images)
 
 
