@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,6 +12,9 @@ from jaxtyping import Int, Int32
 from vqjax.data.dataset import Batch, Example, ImageDataset, UnreadableImage
 from vqjax.data.reading import read_many, readable_examples
 from vqjax.errors import UserError
+
+PARAMETERS_AXIS = "parameters"
+"""Axis of a mesh whose devices share parameters as well as batches."""
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_images: int) -> Int32[np.ndarray, " batch"]:
@@ -105,7 +109,7 @@ def check_batch_size(batch_size: int, num_images: int, mesh: Mesh, microbatches:
       >>> import jax
       >>> check_batch_size(8, 100, jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)))
     """
-    devices = mesh.shape["data"]
+    devices = num_parts(mesh)
     multiple = devices * microbatches
     if batch_size < 1 or batch_size % multiple:
         nearest = max(1, round(batch_size / multiple)) * multiple
@@ -121,11 +125,39 @@ def check_batch_size(batch_size: int, num_images: int, mesh: Mesh, microbatches:
         )
 
 
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Return the axes of a mesh over which batches are divided: ``data``, and ``parameters`` if it has one.
+
+    Args:
+      mesh: Devices.
+
+    Example:
+      >>> import jax
+      >>> batch_axes(jax.make_mesh((1, 1), ("data", "codes"), axis_types=(jax.sharding.AxisType.Auto,) * 2))
+      ('data',)
+    """
+    return tuple(name for name in ("data", PARAMETERS_AXIS) if name in mesh.shape)
+
+
+def num_parts(mesh: Mesh) -> int:
+    """Return into how many parts a mesh divides a batch.
+
+    Args:
+      mesh: Devices.
+
+    Example:
+      >>> import jax
+      >>> num_parts(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)))
+      1
+    """
+    return math.prod(mesh.shape[name] for name in batch_axes(mesh))
+
+
 def step_batches_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of arrays ``[steps, batch, ...]`` that divides each step's batch over the devices.
 
     Args:
-      mesh: Devices, along the axis ``data``.
+      mesh: Devices, along the axes of :func:`batch_axes`.
 
     Example:
       >>> import jax
@@ -133,7 +165,7 @@ def step_batches_sharding(mesh: Mesh) -> NamedSharding:
       >>> step_batches_sharding(mesh).spec[1]
       'data'
     """
-    return NamedSharding(mesh, PartitionSpec(None, "data"))
+    return NamedSharding(mesh, PartitionSpec(None, batch_axes(mesh)))
 
 
 def stack(examples: Sequence[Example]) -> Example:

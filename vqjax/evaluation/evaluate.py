@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from vqjax.data import Batch
+from vqjax.data.batches import batch_axes, num_parts
 from vqjax.errors import UserError
 from vqjax.evaluation.collectors import Collector
 from vqjax.evaluation.metric import Intervals, Metric, Outputs
@@ -57,7 +58,7 @@ def evaluate(
         last one. Padding is ignored everywhere.
       metrics: Metrics and collectors.
       progress: Called after every batch with the number of images done.
-      mesh: Devices that share each batch along the axis ``data``; every process has to give the same batches.
+      mesh: Devices that share each batch along the axes of ``batch_axes``; every process has to give the same batches.
       intervals: Whether to compute 95 % intervals, too, of the means over images.
       partial: Sums of an evaluation that did not end, to which these batches are added; batches then have ``index``.
         They stay where they are until ``partial.remove()``, as long as the numbers are not written.
@@ -118,10 +119,10 @@ def evaluate(
 
 def _shared_by_rows(batch: Batch, mesh: Mesh) -> Batch:
     """Divide the rows of a batch over the devices, padded with zeros to a multiple of their number."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
     def shared(array: Array | np.ndarray) -> Array:
-        missing = -len(array) % mesh.shape["data"]
+        missing = -len(array) % num_parts(mesh)
         padded = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
         return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
 

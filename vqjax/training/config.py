@@ -41,6 +41,7 @@ class Run:
     seed: int = 0  # of initial values, the order of the data, augmentation and the quantizer
     batch_size: int = 128  # images per step, over all devices
     gradient_accumulation: int | None = None  # parts of a batch that the networks see in turn, to save memory
+    parameter_shards: int = 1  # devices that share parameters and optimizer states, to save memory
     log_every: int = 100  # steps between lines of metrics.jsonl
     eval_every: int = 1000  # steps between evaluations on the held-out split
     checkpoint_every: int = 1000  # steps between checkpoints; one is always written at the end
@@ -68,6 +69,7 @@ class Run:
         _check_range("seed", self.seed, 0)
         _check_range("steps_per_dispatch", self.steps_per_dispatch, 1, 1000)
         _check_range("gradient_accumulation", self.gradient_accumulation, 1)
+        _check_range("parameter_shards", self.parameter_shards, 1)
         _check_range("keep_every", self.keep_every, 1)
         if (self.keep_every or 0) % self.checkpoint_every:
             raise UserError(

@@ -11,7 +11,7 @@ from vqjax.data import Batch
 from vqjax.runtime.compilation import compiler_options
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
-from vqjax.training.devices import platform_of
+from vqjax.training.devices import gathered, platform_of
 
 Losses = Float[Array, " steps"]
 
@@ -60,7 +60,10 @@ def make_dispatch(
     def take_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         before = state
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        state, metrics = task.train_step(before.replace(frozen=frozen), batch, key)
+        # Devices that share parameters put them together here, and take their parts of gradients and updates below:
+        # without a word about it, XLA would divide activations instead.
+        params = jax.lax.with_sharding_constraint(before.params, gathered(sharding.params))
+        state, metrics = task.train_step(before.replace(frozen=frozen, params=params), batch, key)
         state = state.replace(frozen={})
         usable = is_usable(metrics)
         counted = metrics | {"steps": jnp.ones((), jnp.float32), "skipped": jnp.zeros((), jnp.float32)}
@@ -69,7 +72,8 @@ def make_dispatch(
             state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), state, before.replace(step=state.step))
             counted = jax.tree.map(lambda value: jnp.where(usable, value, 0), counted) | {"skipped": 1.0 - usable}
         sums = {name: total + counted[name] for name, total in before.log_sums.items()}
-        return state.replace(log_sums=sums), jnp.where(usable, metrics["loss"], jnp.nan)
+        state = jax.lax.with_sharding_constraint(state.replace(log_sums=sums), sharding)
+        return state, jnp.where(usable, metrics["loss"], jnp.nan)
 
     def take_steps(
         state: TrainState, frozen: PyTree, staged: PyTree, count: Int[Array, ""]

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks, tokenizer_of
 from vqjax.checkpointing.discovery import CheckpointInfo
 from vqjax.data import Batch, ImageDataset, Joined, Splits, evaluation_batches, fingerprint, load_splits, origin
+from vqjax.data.batches import PARAMETERS_AXIS
 from vqjax.data.reading import example_spec, has_clips
 from vqjax.errors import UserError
 from vqjax.evaluation import (
@@ -50,7 +51,7 @@ from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import check_only_data, complete, override_all
-from vqjax.training.devices import make_mesh, state_sharding, without_mesh
+from vqjax.training.devices import gathered, make_mesh, state_sharding, without_mesh
 from vqjax.training.protocols import Protocols
 
 PARTIAL_FILE = "partial.npz"
@@ -85,6 +86,8 @@ def evaluate_state(
       The numbers, and what was collected.
     """
     networks = state.replace(opt_state={}, log_sums={})
+    if mesh is not None and PARAMETERS_AXIS in mesh.shape:
+        networks = jax.device_put(networks, gathered(jax.tree.map(lambda x: x.sharding, networks)))
     result = evaluate(
         # Compared by its function: repeated evaluations share one compilation.
         jax.tree_util.Partial(task.evaluate, networks),

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vqjax.checkpointing.checkpoints import Checkpoints
 from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import Feed, ImageDataset, batch_indices, fingerprint, load_splits, make_feed
-from vqjax.data.batches import check_batch_size
+from vqjax.data.batches import PARAMETERS_AXIS, check_batch_size
 from vqjax.data.sources import with_absolute_path
 from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
@@ -79,7 +79,7 @@ def _train(
     log(f"vqjax: {name} on {describe_devices(devices)}, writing to {shown(workdir)}")
     splits = load_splits(config.data)
     task = build_task(config, splits.train)
-    mesh = make_mesh(devices, task.mesh_axes, task.mutable_fields)
+    mesh = make_mesh(devices, {**task.mesh_axes, PARAMETERS_AXIS: config.parameter_shards})
     check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation or 1)
     # What the networks refuse is found before all images are read.
     check_fits(task, jax.random.key(config.seed), example_batch(splits.train))

@@ -15,7 +15,8 @@ from vqjax.training.config import complete
 MUTABLE_FIELDS = frozenset(
     {"num_steps", "log_every", "eval_every", "checkpoint_every", "steps_per_dispatch"}
     | {"keep_checkpoints", "keep_every", "keep_best", "keep_best_mode", "patience"}
-    | {"gradient_accumulation", "nonfinite", "tensorboard", "wandb", "data.name", "data.resident_limit_mb"}
+    | {"gradient_accumulation", "parameter_shards", "nonfinite", "tensorboard", "wandb"}
+    | {"data.name", "data.resident_limit_mb"}
 )
 """Config fields that may change when a run resumes: none changes a step by more than rounding. A task may add some.
 
