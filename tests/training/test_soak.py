@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import chex
+import numpy as np
 import pytest
 
 from helpers.commands import TINY, call, save_images, start
@@ -18,22 +19,52 @@ from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE, find_damage
 
 CHECKPOINT_EVERY = 7
+OF_CLIPS = [
+    "--config.data.source=video_arrays",
+    "--config.data.image_size=16",
+    "--config.data.frames=3",
+    "--config.data.random_start",
+    "--config.data.flip",
+    "--config.model.name=causal_video",
+    "--config.model.channels=32",
+    "--config.model.multipliers=1",
+    "--config.model.num_res_blocks=1",
+    "--config.model.middle_attention=False",
+    "--config.model.patch_size=4",
+    "--config.model.time_scalings=1",
+]
+NOT_OF_CLIPS = ("--config.data", "--config.model.width")
 
 pytestmark = pytest.mark.full
 
 
-@pytest.fixture(scope="module")
-def kills(request) -> int:
-    return request.config.getoption("--kills")
+@pytest.fixture(scope="module", params=["images", "clips"])
+def kind(request) -> str:
+    return request.param
+
+
+def random_clips(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (number, 5, 16, 16, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory, kills) -> list[str]:
+def kills(request, kind) -> int:
+    kills = request.config.getoption("--kills")
+    return kills if kind == "images" else max(1, kills // 4)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, kind, kills) -> list[str]:
     """Long enough that the kills come before its end."""
-    images_file = save_images(tmp_path_factory.mktemp("images"))
+    directory = tmp_path_factory.mktemp(kind)
+    if kind == "images":
+        data = [f"--config.data.name={save_images(directory)}"]
+    else:
+        np.savez(directory / "clips.npz", train=random_clips(24), test=random_clips(4))
+        data = [f"--config.data.name={directory / 'clips.npz'}", *OF_CLIPS]
     return [
-        *TINY,
-        f"--config.data.name={images_file}",
+        *(argument for argument in TINY if kind == "images" or not argument.startswith(NOT_OF_CLIPS)),
+        *data,
         f"--config.num_steps={60 + 25 * kills}",
         f"--config.checkpoint_every={CHECKPOINT_EVERY}",
         "--config.keep_checkpoints=3",
