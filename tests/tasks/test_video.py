@@ -143,6 +143,7 @@ def test_a_new_run_starts_from_an_image_tokenizer(images_file, videos_file, tmp_
         ("data", {"frames": 4}, "fit clips of 4 frames .* 1 more than a multiple of 2 frames"),
         ("model", {"name": "sonnet", "width": 8}, "must have images for this model, got clips"),
         ("data", {"source": "photos"}, "must have clips for this model, got images"),
+        ("task", {"name": "vqgan"}, "discriminator must be one of clips, .*, got PatchGAN; use 'patchgan3d'"),
     ],
 )
 def test_what_does_not_fit_is_named(videos_file, tmp_path, group, choice, message):

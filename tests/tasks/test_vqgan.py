@@ -159,6 +159,22 @@ def test_a_perceptual_loss_is_part_of_the_reconstruction_loss_and_frozen():
     assert not np.isclose(metrics["d_weight"], without["d_weight"], rtol=1e-3)
 
 
+def test_the_perceptual_loss_of_clips_is_that_of_their_frames():
+    clips = np.random.default_rng(1).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+    images, module = to_model_range(jnp.asarray(clips)), LPIPS(OneLayer())
+    perceptual = PerceptualLoss(module, module.init(KEY, images[0], images[0]))
+    size = {"channels": 32, "multipliers": (1,), "num_res_blocks": 1, "middle_attention": False, "latent_dim": 4}
+    model = build(name="causal_video", patch_size=4, time_scalings=1, quantizer=VectorQuantizer(16), **size)
+    task = VQGANTask(
+        model, optax.sgd(0.1), squared_error, discriminator=PatchGAN3D(channels=4, num_layers=1), perceptual=perceptual
+    )
+    state = jax.jit(task.init)(KEY, {"video": clips})
+    _, metrics = jax.jit(task.train_step)(state, {"video": clips}, jax.random.key(5))
+    made = model.apply(state.trained(NETWORK), images, train=False).reconstruction
+    by_frame = [module.apply(perceptual.variables, images[:, frame], made[:, frame]) for frame in range(3)]
+    np.testing.assert_allclose(metrics["p_loss"], np.mean(by_frame), rtol=1e-4)
+
+
 def test_a_frozen_network_of_the_discriminator_changes_nowhere():
     network = OneLayer()
     frozen = FrozenNetwork(network, network.init(KEY, to_model_range(jnp.asarray(BATCH["image"]))))

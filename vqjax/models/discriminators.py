@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -123,6 +124,8 @@ class PatchGAN3D(_PatchGAN):
     Source: Ge et al., 2022 (arXiv 2204.03638), ``NLayerDiscriminator3D``, without the biases that the norms take away;
     initial values as in taming-transformers.
     """
+
+    takes_clips: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, clips: Clips, train: bool) -> Logits:

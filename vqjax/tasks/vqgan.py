@@ -27,6 +27,7 @@ from vqjax.models import VQVAE
 from vqjax.models.discriminators import PatchGAN, PatchGAN3D
 from vqjax.models.feature_discriminator import FROZEN, FeatureDiscriminator
 from vqjax.models.tokenizer import NETWORK
+from vqjax.models.vqvae import takes_clips
 from vqjax.quantizers import QuantizerOutput
 from vqjax.quantizers.validation import require, require_choice, require_count, require_weight
 from vqjax.tasks.state import TrainState
@@ -60,7 +61,8 @@ class VQGANTask(VQVAETask):
       model: The autoencoder. With an adaptive weight, its decoder has the methods ``features`` and ``to_images`` and a
         last layer ``conv_out``, as :class:`vqjax.models.VQGANDecoder` has.
       optimizer: One optimizer for both networks, or one each for ``generator`` and ``discriminator``.
-      discriminator: A module that maps images to logits, whose call has an argument ``train``. The frozen network of a
+      discriminator: A module that maps images to logits, whose call has an argument ``train``. That of clips has an
+        attribute ``takes_clips``, which is True. The frozen network of a
         :class:`vqjax.models.feature_discriminator.FeatureDiscriminator` is in no checkpoint.
       perceptual: A perceptual distance to add to :math:`L_{rec}`; None for none. Its network is frozen, and in no
         checkpoint.
@@ -117,6 +119,12 @@ class VQGANTask(VQVAETask):
             raise UserError(
                 f"max_adaptive_weight must be None for {type(self.model.decoder).__name__}, which has no last layer by "
                 f"the name conv_out, got {self.max_adaptive_weight}; or use the model 'vqgan' or 'vit_vqgan'."
+            )
+        if getattr(self.discriminator, "takes_clips", False) != takes_clips(self.model):
+            made, name = ("clips", "patchgan3d") if takes_clips(self.model) else ("images", "patchgan")
+            raise UserError(
+                f"discriminator must be one of {made}, which the model makes, got "
+                f"{type(self.discriminator).__name__}; use {name!r}."
             )
         if isinstance(self.optimizer, Mapping) and self.optimizer.keys() != {NETWORK, DISCRIMINATOR}:
             names = ", ".join(sorted(self.optimizer))
