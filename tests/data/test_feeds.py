@@ -86,6 +86,16 @@ def test_a_stream_replaces_an_unreadable_image_by_the_next_one_and_names_it_once
     assert warnings_logged[-1] == "numbered: skipped 3 unreadable images of 8"
 
 
+def test_a_stream_whose_images_are_gone_says_so_and_ends(eight_devices, numbered_images):
+    """It looked for a readable one for ever."""
+    dataset = numbered_images(8)
+    feed = make("streamed", dataset, eight_devices)
+    dataset.broken = set(range(8))
+    with pytest.raises(UserError, match=r"numbered must have readable images, got none any more, .* still there"):
+        feed.stage(0, 1)
+    feed.close()
+
+
 def test_a_stream_closed_twice_or_never_started_does_not_complain(eight_devices, numbered_images):
     feed = make("streamed", numbered_images(37), eight_devices)
     feed.close()

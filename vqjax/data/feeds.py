@@ -20,6 +20,7 @@ from vqjax.data.reading import (
     materialize,
     read_many,
 )
+from vqjax.errors import UserError
 
 
 @runtime_checkable
@@ -111,8 +112,8 @@ class ResidentFeed:
 class StreamedFeed:
     """A :class:`Feed` with the same batches as :class:`ResidentFeed`, read while training runs.
 
-    An unreadable image is logged once and replaced by the next readable one. With several processes, each reads
-    only the rows of the batch that its own devices hold.
+    An unreadable image is logged once and replaced by the next readable one; where none is left, ``stage`` raises
+    UserError. With several processes, each reads only the rows of the batch that its own devices hold.
 
     Args:
       dataset: The training examples.
@@ -200,12 +201,16 @@ class StreamedFeed:
     def _next_readable(
         self, index: int, example: Example | UnreadableImage, generator: list[np.random.Generator] | None
     ) -> Example:
-        # Ends, because the constructor has found a readable image.
-        while isinstance(example, UnreadableImage):
+        for _ in range(self.num_images):
             self._report.add(example)
             index = (index + 1) % self.num_images
             (example,) = read_many(self._dataset, [index], generator)
-        return example
+            if not isinstance(example, UnreadableImage):
+                return example
+        raise UserError(
+            f"{self._dataset.name} must have readable images, got none any more, although one could be read before "
+            f"({example}); see whether they are still there."
+        )
 
 
 def _batch_spec(dataset: ImageDataset, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
