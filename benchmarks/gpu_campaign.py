@@ -25,8 +25,11 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from benchmarks import (
     backends,
+    data,
     epoch,
     quantizer,
     sampling,
@@ -48,6 +51,8 @@ _PUBLISHED_ERROR = 0.056
 _TINY = fields({"model.width": 8, "num_steps": 8, "batch_size": 8, "log_every": 2, "tensorboard": False})
 _TOY_CONFIG = "configs/quickstart.py"
 _LARGE = "65536x16384x256"
+_FED = {"images": 1024, "image_size": 256, "batch_size": 32, "seconds": 15.0}
+_FED_PER_SECOND = 1_500
 _IDLE_MEBIBYTES = 2048
 _JOBS = 14
 """Trainings at once, which fill an H100; twenty ran out of its memory."""
@@ -498,6 +503,25 @@ def _decide_sampled(rows: Rows) -> Verdict:
     return Verdict(min(peers) >= 1 and ours["programs"] == 1, f"{text}, {min(peers):.2f} times as many as PyTorch")
 
 
+def _fed(toy: bool) -> Rows:
+    size = {"images": 4, "image_size": 32, "batch_size": 2, "seconds": 1.0} if toy else _FED
+    cores = len(os.sched_getaffinity(0))
+    if not toy:
+        return data.measure(ROOT / "data" / "imagenette", cores=[1, cores // 2, cores], **size)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory, "train", "gray")
+        folder.mkdir(parents=True)
+        for number in range(size["images"]):
+            Image.new("RGB", (40, 40), (number,) * 3).save(folder / f"{number}.jpg")
+        return data.measure(Path(directory), cores=[1], **size)
+
+
+def _decide_fed(rows: Rows) -> Verdict:
+    ours = {row["cores"]: row["images/s"] for row in rows if row["contender"] == "vqjax"}
+    text = ", ".join(f"{rate:.0f} images/s on {cores} cores" for cores, rate in ours.items())
+    return Verdict(max(ours.values()) >= _FED_PER_SECOND, f"{text} ({_FED_PER_SECOND:,} expected)")
+
+
 def _decide_study(rows: Rows) -> Verdict:
     return Verdict(None, f"written below {rows[0]['output']}")
 
@@ -547,6 +571,7 @@ PARTS: dict[str, Part] = {
         functools.partial(_tokenizer, "vqgan"),
         _decide_tokenizers,
     ),
+    "feeding": Part("Are 1,500 images/s of 256 pixels decoded?", 3, _fed, _decide_fed, ("imagenette",)),
     "counting": Part("Which way to count and add up tokens is fastest?", 3, _counting, _decide_counting),
     "fifty_epochs": Part(
         "Do 50 epochs of the study's model take under 60 s in bfloat16?",
@@ -571,6 +596,27 @@ PARTS: dict[str, Part] = {
     "accumulation": Part("What do batches in parts cost?", 4, _accumulated, _decide_accumulated, ("cifar10",)),
     "startup": Part("Is the second start under 10 s?", 4, _startups, _decide_startups, ("cifar10",)),
     "scaling": Part("How does the cost grow?", 4, _growth, _decide_growth),
+    "classification": Part(
+        "What do quantizers cost in classifiers, in 30 epochs? Finished trainings are kept.",
+        40,
+        functools.partial(_study, "classification", ["--scale=short", f"--jobs={_JOBS}"]),
+        _decide_study,
+        ("cifar10", "matplotlib"),
+    ),
+    "generation": Part(
+        "What do models draw over codes that are learned without remedies? Finished trainings are kept.",
+        20,
+        functools.partial(_study, "generation", ["--scale=short", "--tokenizers=learned codes"]),
+        _decide_study,
+        ("cifar10", "matplotlib"),
+    ),
+    "video": Part(
+        "Does straight-through diverge on clips? Finished trainings are kept.",
+        12,
+        functools.partial(_study, "video", [f"--jobs={_JOBS}"]),
+        _decide_study,
+        ("matplotlib",),
+    ),
     "study": Part(
         "What are the tables of the CIFAR-10 study at full scale? Finished runs are kept.",
         300,

@@ -75,6 +75,15 @@ def test_the_slowest_tokenizer_decides():
     assert PARTS["vqgan"].decide([*rows, peers[0]]).passed
 
 
+def test_the_rate_of_all_cores_decides_whether_images_are_fed():
+    rows = [
+        {"contender": name, "cores": cores, "images/s": rate}
+        for name, cores, rate in (("vqjax", 1, 400.0), ("vqjax", 16, 1600.0), ("torch DataLoader", 16, 3000.0))
+    ]
+    assert PARTS["feeding"].decide(rows).passed
+    assert not PARTS["feeding"].decide([rows[0], rows[2]]).passed
+
+
 def test_a_run_that_ended_before_it_was_killed_decides_nothing():
     row = {"same log": True, "same evaluation": True, "status of the killed run": 0, "flags": "", "seconds": 1.0}
     assert PARTS["interrupted"].decide([row]).passed is None
