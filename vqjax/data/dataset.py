@@ -29,7 +29,9 @@ class ImageDataset(Protocol):
       time, by random crops or other parts of a video for example; such a dataset is streamed;
     * ``origin(index) -> str``, the file or row that an example comes from, for token files;
     * ``content(index) -> bytes``, what is stored of an image, and ``digests() -> uint64 [examples]``, checksums that
-      are equal if contents are: see :func:`vqjax.data.duplicates.report_duplicates`.
+      are equal if contents are: see :func:`vqjax.data.duplicates.report_duplicates`;
+    * ``stamp() -> str | None``, a text that changes when examples do, if reading all of them takes so long that the
+      user's cache is to keep them: see :mod:`vqjax.data.decoded`.
 
     Attributes:
       name: Name in reports, such as ``"cifar10/test"``.

@@ -1,5 +1,6 @@
 """Source ``image_folder``: image files of any size, anywhere below a directory."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,11 @@ class ImageFiles:
             return (self._root / self._paths[index]).read_bytes()
         except OSError:
             return b""
+
+    def stamp(self) -> str:
+        """Return what the images depend on."""
+        files = hashlib.sha256(self._digests.tobytes() + repr((self._paths, self.class_names)).encode())
+        return repr((str(self._root.resolve()), files.hexdigest(), self._size, self._channels, self._crop))
 
     def digests(self) -> UInt64[np.ndarray, " paths"]:
         """Return checksums of the first and last bytes of each file."""

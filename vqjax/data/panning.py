@@ -1,6 +1,7 @@
 """Source ``panning_photos``: clips of a window that moves over the photographs that come with scikit-image."""
 
 import math
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +87,7 @@ class PanningPhotos:
     ):
         check_channels(channels)
         self.name = name
-        self._size = height_and_width(image_size)
+        self._size, self._plan, self._channels = height_and_width(image_size), plan, channels
         # Scenes take turns, and so do the photographs of one.
         self._file_names = [
             scenes[i % len(scenes)][i // len(scenes) % len(scenes[i % len(scenes)])] for i in range(clips)
@@ -104,6 +105,10 @@ class PanningPhotos:
 
     def __getitem__(self, index: int) -> Example:
         return {"video": _render(self._photos[self._file_names[index]], self._motions[index], self._size)}
+
+    def stamp(self) -> str:
+        """Return what the clips depend on."""
+        return repr((self.name, self._size, self._plan, self._channels, version("scikit-image")))
 
     def origin(self, index: int) -> str:
         """Return the photograph, and the center of the first window in it."""

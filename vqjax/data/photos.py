@@ -1,6 +1,7 @@
 """Source ``photos``: square crops of the color photographs that come with scikit-image; nothing is downloaded."""
 
 import importlib.resources
+from importlib.metadata import version
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -60,7 +61,7 @@ class PhotoCrops:
     ):
         check_channels(channels)
         self.name = name
-        self._size = height_and_width(image_size)
+        self._size, self._channels = height_and_width(image_size), channels
         self._file_names: dict[int, str] = {}
         crops = []
         for scene in scenes:
@@ -81,6 +82,10 @@ class PhotoCrops:
         height, width = self._size
         crop = photo.resize((width, height), Image.Resampling.LANCZOS, box)
         return {"image": np.asarray(crop).reshape(height, width, -1)}
+
+    def stamp(self) -> str:
+        """Return what the crops depend on."""
+        return repr((self.name, self._size, self._channels, version("scikit-image")))
 
     def origin(self, index: int) -> str:
         """Return the photograph, and left, upper, right and lower edge of the crop."""

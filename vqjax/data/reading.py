@@ -14,6 +14,7 @@ from absl import logging
 from tqdm import tqdm
 
 from vqjax.data.dataset import Example, ImageDataset, UnreadableImage, pixels_name
+from vqjax.data.decoded import read_decoded, write_decoded
 from vqjax.errors import UserError
 
 # Fewer images are read within about a second.
@@ -221,6 +222,8 @@ def _example_or_error(read: Callable[..., Example], *arguments: Any) -> Example 
 def materialize(dataset: ImageDataset) -> Example:
     """Decode a whole dataset into one array per entry; images that cannot be read are logged and skipped.
 
+    If the user's cache has the arrays of an earlier call, these are returned.
+
     Args:
       dataset: The examples; all must fit into memory.
 
@@ -237,6 +240,8 @@ def materialize(dataset: ImageDataset) -> Example:
       >>> materialize(ArrayDataset("black", np.zeros((5, 8, 8, 3), np.uint8), image_size=4))["image"].shape
       (5, 4, 4, 3)
     """
+    if (decoded := read_decoded(dataset)) is not None:
+        return decoded
     total = len(dataset)
     stacked = {name: np.empty((total, *spec.shape), spec.dtype) for name, spec in example_spec(dataset).items()}
     # None shows the bar on a terminal only.
@@ -248,4 +253,6 @@ def materialize(dataset: ImageDataset) -> Example:
         for name, value in example.items():
             stacked[name][count] = value
         count += 1
+    if count == total:
+        write_decoded(dataset, stacked)
     return {name: values[:count] for name, values in stacked.items()}

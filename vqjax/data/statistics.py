@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 
 from vqjax.data.dataset import ImageDataset, UnreadableImage, pixels_name
+from vqjax.data.decoded import read_decoded
 from vqjax.data.reading import example_spec, read_many
 from vqjax.errors import UserError
 
@@ -38,8 +39,10 @@ def pixel_variance(dataset: ImageDataset) -> float:
     images = spec[name].shape[0] if name == "video" else 1
     rows = np.unique(np.linspace(0, len(dataset) - 1, max(1, MOST_IMAGES // images)).astype(int))
     count, total, squares = 0, 0.0, 0.0
+    decoded = read_decoded(dataset)
     for some in itertools.batched(rows.tolist(), 64):
-        for example in read_many(dataset, some):
+        examples = read_many(dataset, some) if decoded is None else [{name: decoded[name][row]} for row in some]
+        for example in examples:
             if not isinstance(example, UnreadableImage):
                 pixels = example[name].astype(np.float64) / 127.5 - 1
                 count, total, squares = count + pixels.size, total + pixels.sum(), squares + np.square(pixels).sum()

@@ -47,7 +47,7 @@ class TfdsImages:
 
         # The encoded bytes, because tfds would decode with whichever library happens to be installed.
         self._source = open_split(builder, split, decoders={"image": tfds.decode.SkipDecoding()})
-        self.name = f"{builder.name}/{split}"
+        self.name, self._path = f"{builder.name}/{split}", str(builder.data_path)
         self.class_names = class_names_of(builder)
         self._size, self._channels = height_and_width(image_size), channels
         self._crop, self.is_random = crop, crop.random is not None
@@ -66,6 +66,16 @@ class TfdsImages:
         """Read many examples; fetching the records together is nearly twice as fast as one by one."""
         records = self._source.__getitems__(list(indices))
         return [self._decode(index, record) for index, record in zip(indices, records, strict=True)]
+
+    def stamp(self) -> str | None:
+        """Return what the images depend on; None for files that are not on this machine."""
+        try:
+            files = sorted(
+                (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(self._path)
+            )
+        except OSError:
+            return None
+        return repr((self._path, files, self.name, self._size, self._channels, self._crop))
 
     def origin(self, index: int) -> str:
         """Return the split and the number of an example in it."""
