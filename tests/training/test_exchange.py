@@ -13,7 +13,7 @@ from vqjax.data.arrays import ArrayDataset
 from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import validate
 from vqjax.training.devices import make_mesh, state_sharding
-from vqjax.training.dispatch import empty_log_sums, make_dispatch
+from vqjax.training.dispatch import empty_log_sums, make_dispatch, make_step
 
 BATCH, SIDE = 16, 16
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "u8": 1, "pred": 1}
@@ -32,9 +32,10 @@ def compiled_step(config) -> tuple[str, PyTree]:
     task = build_task(validate(config), dataset)
     feed = make_feed(dataset, seed=0, batch_size=BATCH, steps_per_dispatch=1, resident_limit=2**20, mesh=mesh)
     state = task.init(jax.random.key(0), example_batch(dataset))
-    state = state.replace(log_sums=empty_log_sums(task, state, feed.batch_spec))
+    step = make_step(task, seed=0)
+    state = state.replace(log_sums=empty_log_sums(step, state, feed.batch_spec))
     sharding = state_sharding(state, mesh, task)
-    dispatch = make_dispatch(task, feed.select, seed=0, steps_per_dispatch=1, sharding=sharding)
+    dispatch = make_dispatch(step, feed.select, steps_per_dispatch=1, sharding=sharding)
     lowered = dispatch.lower(jax.device_put(state, sharding), {}, feed.stage(0, 1), np.int32(1))
     return lowered.compile().as_text(), state.params
 

@@ -11,7 +11,7 @@ from vqjax.errors import UserError
 from vqjax.training.build import build_task, initial_state
 from vqjax.training.config import validate
 from vqjax.training.devices import make_mesh, state_sharding
-from vqjax.training.dispatch import empty_log_sums, make_dispatch
+from vqjax.training.dispatch import empty_log_sums, make_dispatch, make_step
 from vqjax.training.loop import train
 
 BATCH, SIDE, STEPS = 16, 16, 4
@@ -46,9 +46,10 @@ def steps(config, shards):
     mesh = make_mesh(None, {**task.mesh_axes, "parameters": shards})
     feed = make_feed(dataset, seed=0, batch_size=BATCH, steps_per_dispatch=STEPS, resident_limit=2**20, mesh=mesh)
     state = initial_state(task, dataset, seed=0, batch_size=BATCH)
-    state = state.replace(log_sums=empty_log_sums(task, state, feed.batch_spec))
+    step = make_step(task, seed=0)
+    state = state.replace(log_sums=empty_log_sums(step, state, feed.batch_spec))
     sharding = state_sharding(state, mesh, task)
-    dispatch = make_dispatch(task, feed.select, seed=0, steps_per_dispatch=STEPS, sharding=sharding)
+    dispatch = make_dispatch(step, feed.select, steps_per_dispatch=STEPS, sharding=sharding)
     state, losses = dispatch(jax.device_put(state, sharding), {}, feed.stage(0, STEPS), np.int32(STEPS))
     trained = (state.params, state.opt_state, state.ema_params)
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(trained) if x.size >= 1024)

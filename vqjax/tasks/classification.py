@@ -21,7 +21,7 @@ from vqjax.quantizers.codebooks import get_codebook
 from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive
 from vqjax.quantizers.vector import VectorQuantizer
 from vqjax.tasks.alternating import alternating_steps
-from vqjax.tasks.state import TrainState
+from vqjax.tasks.state import TrainState, one_program
 from vqjax.tasks.task import Metrics, Task
 
 CLASSIFIER = "classifier"
@@ -128,9 +128,13 @@ class ClassificationTask(Task):
         """Return the state before the first step; see :meth:`Task.init`."""
         if "label" not in batch:
             raise UserError("the data have no labels; use a source that has them, such as folders of classes.")
+        return self._initial_state(key, batch)
+
+    @one_program
+    def _initial_state(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         params_key, quantizer_key, dropout_key = jax.random.split(key, 3)
         keys = {"params": params_key, "quantizer": quantizer_key, "dropout": dropout_key}
-        variables = jax.jit(self.model.init)(keys, to_model_range(batch["image"]))
+        variables: dict[str, PyTree] = self.model.init(keys, to_model_range(batch["image"]))
         params = {CLASSIFIER: variables.pop("params")}
         opt_state = {CLASSIFIER: self.optimizer.init(params[CLASSIFIER])}
         if self.codebook_steps is not None:

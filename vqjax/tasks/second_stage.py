@@ -25,7 +25,7 @@ from vqjax.models.tokenizer import Tokenizer
 from vqjax.models.transformer import CausalTransformer, Logits, MaskedTransformer
 from vqjax.quantizers.validation import is_fraction, require
 from vqjax.reporting import sheet
-from vqjax.tasks.state import TrainState
+from vqjax.tasks.state import TrainState, one_program
 from vqjax.tasks.task import Metrics, Task
 
 TRANSFORMER, TOKENIZER = "transformer", "tokenizer"
@@ -86,8 +86,12 @@ class SecondStageTask(Task):
         """Return the state before the first step; see :meth:`Task.init`."""
         if self.model.num_classes and "label" not in batch:
             raise UserError(f"batches must have `label` for num_classes={self.model.num_classes}, got {sorted(batch)}.")
-        tokens = self.tokens_of(batch)
-        variables = jax.jit(lambda key: self.initial(key, tokens, self.classes_of(batch)))(key)
+        frozen = {} if self.tokenizer is None else {TOKENIZER: self.tokenizer.variables}
+        return self._initial_state(key, batch).replace(frozen=frozen)
+
+    @one_program
+    def _initial_state(self, key: Key[Array, ""], batch: Batch) -> TrainState:
+        variables = self.initial(key, self.tokens_of(batch), self.classes_of(batch))
         params = {TRANSFORMER: variables["params"]}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -95,7 +99,6 @@ class SecondStageTask(Task):
             variables={TRANSFORMER: {}},
             opt_state={TRANSFORMER: self.optimizer.init(params[TRANSFORMER])},
             ema_params=None if self.ema_decay is None else jax.tree.map(jnp.copy, params),
-            frozen={} if self.tokenizer is None else {TOKENIZER: self.tokenizer.variables},
         )
 
     @abc.abstractmethod

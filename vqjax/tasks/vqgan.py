@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,7 @@ from vqjax.models.tokenizer import NETWORK
 from vqjax.models.vqvae import takes_clips
 from vqjax.quantizers import QuantizerOutput
 from vqjax.quantizers.validation import require, require_choice, require_count, require_weight
-from vqjax.tasks.state import TrainState
+from vqjax.tasks.state import TrainState, one_program
 from vqjax.tasks.task import Metrics
 from vqjax.tasks.vqvae import VQVAETask, image_metrics
 
@@ -136,23 +136,24 @@ class VQGANTask(VQVAETask):
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
         generator = super().init(key, batch)
-        images = to_model_range(pixels_of(batch))
         # Another key than the generator's, so that the generator starts like that of the VQ-VAE task.
-        variables = jax.jit(self._init_discriminator)(jax.random.fold_in(key, 1), images)
-        params = {DISCRIMINATOR: variables.pop("params")}
-        if self.lecam_weight is not None:
-            variables[_LOGIT_MEANS] = {"real": jnp.float32(0), "fake": jnp.float32(0)}
+        params, variables, opt_state = self._initial_discriminator(jax.random.fold_in(key, 1), batch)
         return generator.replace(
-            params=generator.params | params,
+            params=generator.params | {DISCRIMINATOR: params},
             variables=generator.variables | {DISCRIMINATOR: variables},
-            opt_state=generator.opt_state | {DISCRIMINATOR: self._optimizer(DISCRIMINATOR).init(params[DISCRIMINATOR])},
+            opt_state=generator.opt_state | {DISCRIMINATOR: opt_state},
             frozen=self._frozen(),
         )
 
-    def _init_discriminator(self, key: Key[Array, ""], images: Array) -> dict[str, PyTree]:
-        """Its variables but those of a frozen network."""
-        variables = self.discriminator.init(key, images, train=False)
-        return {name: tree for name, tree in variables.items() if name != FROZEN}
+    @one_program
+    def _initial_discriminator(self, key: Key[Array, ""], batch: Batch) -> tuple[PyTree, dict[str, PyTree], Any]:
+        """Its parameters, its other variables but those of a frozen network, and the state of its optimizer."""
+        variables = self.discriminator.init(key, to_model_range(pixels_of(batch)), train=False)
+        params = variables.pop("params")
+        variables = {name: tree for name, tree in variables.items() if name != FROZEN}
+        if self.lecam_weight is not None:
+            variables[_LOGIT_MEANS] = {"real": jnp.float32(0), "fake": jnp.float32(0)}
+        return params, variables, self._optimizer(DISCRIMINATOR).init(params)
 
     def _frozen(self) -> dict[str, PyTree]:
         """Variables by network that never change."""

@@ -29,7 +29,7 @@ from vqjax.quantizers.settings import replace_settings
 from vqjax.quantizers.validation import require
 from vqjax.reporting import comparison_sheet
 from vqjax.reporting.pictures import clip_sheet, moving_sheet
-from vqjax.tasks.state import TrainState
+from vqjax.tasks.state import TrainState, one_program
 from vqjax.tasks.task import Metrics, Task
 
 _LATENTS_PER_CODE = 64
@@ -109,6 +109,10 @@ class VQVAETask(Task):
 
     def init(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         """Return the state before the first step; see :meth:`Task.init`."""
+        return self._initial_state(key, batch)
+
+    @one_program
+    def _initial_state(self, key: Key[Array, ""], batch: Batch) -> TrainState:
         params_key, quantizer_key = jax.random.split(key)
         model, images = self.model.clone(microbatches=1), to_model_range(pixels_of(batch))
         if takes_clips(self.model) != (images.ndim == 5):
@@ -117,8 +121,7 @@ class VQVAETask(Task):
                 f"config.data must have {wanted} for this model, got {'clips' if images.ndim == 5 else 'images'}; take "
                 f"another config.data.source, such as {source}, or another config.model."
             )
-        # One program, which the compilation cache keeps between runs; it would not keep hundreds of small ones.
-        variables = jax.jit(model.init)({"params": params_key, "quantizer": quantizer_key}, images)
+        variables = model.init({"params": params_key, "quantizer": quantizer_key}, images)
         decoded = jax.eval_shape(lambda variables: model.apply(variables, images, method="reconstruct"), variables)
         if decoded.shape[:-1] == images.shape[:-1] and decoded.shape != images.shape:
             raise UserError(

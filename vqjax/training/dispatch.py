@@ -14,26 +14,44 @@ from vqjax.tasks.task import Metrics, Task
 from vqjax.training.devices import gathered, platform_of
 
 Losses = Float[Array, " steps"]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def empty_log_sums(task: Task, state: TrainState, batch: PyTree[jax.ShapeDtypeStruct]) -> Metrics:
-    """Return the sums before the first step: zero for each metric of the task, for ``steps`` and for ``skipped``.
+def make_step(task: Task, seed: int) -> Step:
+    """Return the training step of a task, which is traced once for all programs that contain it.
 
     Args:
       task: The task.
+      seed: Seed of the steps' keys; that of step ``t`` is ``fold_in(key(seed), t)``.
+
+    Returns:
+      A function of state and batch that returns the state after the step, without the sums of the log, and metrics.
+    """
+    traced = jax.jit(task.train_step, inline=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Without the sums, whose names are known only after the first trace.
+        return traced(state.replace(log_sums={}), batch, jax.random.fold_in(jax.random.key(seed), state.step))
+
+    return step
+
+
+def empty_log_sums(step: Step, state: TrainState, batch: PyTree[jax.ShapeDtypeStruct]) -> Metrics:
+    """Return the sums before the first step: zero for each metric of the task, for ``steps`` and for ``skipped``.
+
+    Args:
+      step: That of :func:`make_step`.
       state: Any state of the run.
       batch: Shapes of a batch.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    _, metrics = jax.eval_shape(task.train_step, state, batch, key)
+    _, metrics = jax.eval_shape(step, state, batch)
     return {name: jnp.zeros((), jnp.float32) for name in ("steps", "skipped", *metrics)}
 
 
 def make_dispatch(
-    task: Task,
+    step: Step,
     select: Callable[[PyTree, Int[Array, ""] | int], Batch],
     *,
-    seed: int,
     steps_per_dispatch: int,
     sharding: TrainState,
     skip_nonfinite: bool = False,
@@ -44,9 +62,8 @@ def make_dispatch(
     would be a different program, and a run that was cut elsewhere would not repeat bit for bit.
 
     Args:
-      task: The task.
+      step: That of :func:`make_step`.
       select: Picks the batch of the i-th staged step.
-      seed: Seed of the steps' keys; that of step ``t`` is ``fold_in(key(seed), t)``.
       steps_per_dispatch: Maximum number of steps per call; 1 compiles no loop at all. XLA runs convolutions inside a
         loop tens of times slower on CPUs (jax-ml/jax#12868).
       sharding: Sharding of each array of the state without its frozen networks.
@@ -59,12 +76,11 @@ def make_dispatch(
 
     def take_step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         before = state
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
         # Devices that share parameters put them together here, and take their parts of gradients and updates below:
         # without a word about it, XLA would divide activations instead.
         params = jax.lax.with_sharding_constraint(before.params, gathered(sharding.params))
-        state, metrics = task.train_step(before.replace(frozen=frozen, params=params), batch, key)
-        state = state.replace(frozen={})
+        state, metrics = step(before.replace(frozen=frozen, params=params), batch)
+        state = state.replace(frozen={}, log_sums=before.log_sums)
         usable = is_usable(metrics)
         counted = metrics | {"steps": jnp.ones((), jnp.float32), "skipped": jnp.zeros((), jnp.float32)}
         if skip_nonfinite:

@@ -26,7 +26,7 @@ from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.training.build import build_task, check_fits, example_batch
 from vqjax.training.config import base_config, override_all, validate
-from vqjax.training.dispatch import empty_log_sums
+from vqjax.training.dispatch import empty_log_sums, make_step
 from vqjax.training.loop import write_config
 
 _IMAGE_SIZE = 256  # of all published tokenizers that do not say it
@@ -81,7 +81,7 @@ def _import(file: str | Path, overrides: tuple[str, ...], workdir: Path, format:
     batches = {
         name: jax.ShapeDtypeStruct((run.batch_size, *array.shape[1:]), array.dtype) for name, array in batch.items()
     }
-    state = state.replace(log_sums=empty_log_sums(task, state, batches))
+    state = state.replace(log_sums=empty_log_sums(make_step(task, run.seed), state, batches))
     with exclusive(workdir):
         _check_is_new(workdir)
         checkpoints = Checkpoints(

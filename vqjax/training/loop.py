@@ -32,7 +32,7 @@ from vqjax.training.build import build_task, check_fits, example_batch, initial_
 from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, log, progress_line
 from vqjax.training.devices import make_mesh, platform_of, state_sharding, without_mesh
-from vqjax.training.dispatch import empty_log_sums, make_dispatch
+from vqjax.training.dispatch import Step, empty_log_sums, make_dispatch, make_step
 from vqjax.training.evaluate import evaluate_state, report
 from vqjax.training.nonfinite import Losses, NonfiniteGuard
 from vqjax.training.optimizer import updates_taken
@@ -121,16 +121,16 @@ def _train(
             write_config(workdir, config)
             # Storage that cannot be written to is found before the first step.
             upload()
-        state, sharding = _start_or_restore(task, feed, splits.train, mesh, checkpoints, **order)
+        step = make_step(task, config.seed)
+        state, sharding = _start_or_restore(task, step, feed, splits.train, mesh, checkpoints, **order)
         trainer = _Trainer(
             task=task,
             state=state,
             schedule=schedule,
             feed=feed,
             dispatch=make_dispatch(
-                task,
+                step,
                 feed.select,
-                seed=config.seed,
                 steps_per_dispatch=schedule.steps_per_dispatch,
                 sharding=sharding.replace(frozen={}),
                 skip_nonfinite=config.nonfinite == "skip",
@@ -185,7 +185,15 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def _start_or_restore(
-    task: Task, feed: Feed, dataset: ImageDataset, mesh: Mesh, checkpoints: Checkpoints, *, seed: int, batch_size: int
+    task: Task,
+    step: Step,
+    feed: Feed,
+    dataset: ImageDataset,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    *,
+    seed: int,
+    batch_size: int,
 ) -> tuple[TrainState, TrainState]:
     """The state that the run begins with, on the devices of the mesh, and its sharding."""
     if checkpoints.found is None:
@@ -193,9 +201,12 @@ def _start_or_restore(
     else:
         # What the data decide is in the checkpoint.
         state = task.init(jax.random.key(seed), example_batch(dataset))
-    state = state.replace(log_sums=empty_log_sums(task, state, feed.batch_spec))
+    state = jax.device_put(state, state_sharding(state, mesh, task))
+    # On the mesh like those of the program, for which the step is then not traced again.
+    batch = jax.tree.map(lambda spec: spec.update(sharding=state.step.sharding), feed.batch_spec)
+    log_sums = jax.device_put(empty_log_sums(step, state, batch), state.step.sharding)
+    state = state.replace(log_sums=log_sums)
     sharding = state_sharding(state, mesh, task)
-    state = jax.device_put(state, sharding)
     restored = checkpoints.restore_latest(like=state.saved())
     if restored is None:
         log("compiling the first step")
