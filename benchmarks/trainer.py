@@ -27,12 +27,13 @@ class Training(NamedTuple):
     seconds: float
 
 
-def start(workdir: Path, *arguments: str, script: str = "train.py", **environment: str) -> subprocess.Popen:
-    """Start the trainer; its progress can be read from ``stderr``."""
+def start(workdir: Path, *arguments: str, script: str = "train.py", **environment: str | None) -> subprocess.Popen:
+    """Start the trainer; its progress can be read from ``stderr``, and None removes a variable of the environment."""
+    variables = {name: value for name, value in (os.environ | environment).items() if value is not None}
     return subprocess.Popen(
         [sys.executable, script, f"--workdir={workdir}", *arguments],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=variables,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
