@@ -71,13 +71,14 @@ class _Quantizer(nn.Module):
 
 
 def torch_classifier_step(
-    images: np.ndarray, labels: np.ndarray, codes: int, compiled: bool, bfloat16: bool
+    images: np.ndarray, labels: np.ndarray, width: int, codes: int, compiled: bool, bfloat16: bool
 ) -> Callable[[], None]:
     """One step of SGD with Nesterov's momentum on images that are on the device already, in the layout that is fastest.
 
     Args:
       images: uint8 ``[batch, height, width, 3]``.
       labels: Class of each.
+      width: Channels of the first stage.
       codes: Of the quantizer behind the second stage.
       compiled: With ``torch.compile``.
       bfloat16: Networks in bfloat16 under autocast, the quantizer in float32.
@@ -88,7 +89,9 @@ def torch_classifier_step(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    model = ResNet18(quantizer=_Quantizer(128, codes)).to(device, memory_format=torch.channels_last).train()
+    model = (
+        ResNet18(width, quantizer=_Quantizer(2 * width, codes)).to(device, memory_format=torch.channels_last).train()
+    )
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     batch = torch.tensor(images, device=device).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     classes = torch.tensor(labels, device=device).long()

@@ -1,4 +1,4 @@
-"""The causal transformer over tokens in PyTorch, with keys and values kept, and the loop that draws images from it."""
+"""The causal transformer over tokens in PyTorch, and the loop that draws images with keys and values kept."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,15 +14,22 @@ from vqjax.models.transformer import CausalTransformer, rotary_table
 class Block(nn.Module):
     """Attention to what was seen, and SwiGLU, each behind an RMS norm and added to its input."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.drop = heads, nn.Dropout(dropout)
         self.attention_norm, self.mlp_norm = nn.RMSNorm(dim, 1e-5), nn.RMSNorm(dim, 1e-5)
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.gate, self.up = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
 
-    def forward(
+    def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        """All positions of each image, ``[batch, positions, dim]``."""
+        heads = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = heads.transpose(1, 3).unbind(2)
+        query, key = _rotated(query, angles), _rotated(key, angles)
+        return self._behind(x, F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2))
+
+    def step(
         self,
         x: torch.Tensor,
         angles: torch.Tensor,
@@ -40,9 +47,12 @@ class Block(nn.Module):
         values.index_copy_(2, position, value[:, :, None])
         query = _rotated(query, angles)[:, :, None]
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        x = x + self.out(attended.reshape(len(x), -1))
+        return self._behind(x, attended)
+
+    def _behind(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        x = x + self.drop(self.out(attended.reshape(x.shape)))
         y = self.mlp_norm(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return x + self.drop(self.down(F.silu(self.gate(y)) * self.up(y)))
 
 
 def _rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
@@ -64,9 +74,17 @@ class Transformer(nn.Module):
         self.like, dim = like, like.dim
         self.token_table = nn.Embedding(like.num_codes, dim)
         self.class_table = nn.Embedding(like.num_classes + 1, dim)
-        self.blocks = nn.ModuleList(Block(dim, like.heads, hidden) for _ in range(like.depth))
+        self.blocks = nn.ModuleList(Block(dim, like.heads, hidden, like.dropout) for _ in range(like.depth))
+        self.drop = nn.Dropout(like.dropout)
         self.norm, self.head = nn.RMSNorm(dim, 1e-5), nn.Linear(dim, like.num_codes, bias=False)
         self.register_buffer("table", torch.from_numpy(rotary_table(like.grid, dim // like.heads)))
+
+    def forward(self, tokens: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Return the logits of each token, by the class and the tokens before it."""
+        x = self.drop(torch.cat([self.class_table(classes)[:, None], self.token_table(tokens[:, :-1])], 1))
+        for block in self.blocks:
+            x = block(x, self.table)
+        return self.head(self.norm(x))
 
     def draw(self, classes: torch.Tensor, *, greedy: bool = False, static: bool = False) -> torch.Tensor:
         """Draw the tokens of images one after another.
@@ -85,7 +103,7 @@ class Transformer(nn.Module):
             for block, (keys, values) in zip(self.blocks, seen, strict=True):
                 if not static:
                     keys, values = keys[:, :, : position + 1], values[:, :, : position + 1]
-                x = block(x, self.table[position], place, keys, values, mask)
+                x = block.step(x, self.table[position], place, keys, values, mask)
             logits = self.head(self.norm(x))
             drawn = logits.argmax(-1) if greedy else torch.multinomial(logits.softmax(-1), 1)[:, 0]
             tokens.append(drawn)
@@ -132,7 +150,7 @@ def torch_sampler(like: CausalTransformer, params: Mapping[str, Any], classes: n
     network, given = network.to(device), torch.from_numpy(classes).to(device)
     if compiled:
         for block in network.blocks:
-            block.compile()
+            block.step = torch.compile(block.step)
 
     def run() -> None:
         with torch.inference_mode():
