@@ -64,6 +64,16 @@ def test_other_images_sizes_and_crops_are_read_anew(folder):
     assert materialize(changed)["image"][1].tolist() == [[[255, 0, 0]] * 8] * 8
 
 
+def test_a_pixel_in_the_middle_of_a_large_file_counts(folder):
+    path = folder / "train" / "dark" / "1.bmp"
+    image = Image.new("RGB", (512, 512), "red")
+    image.save(path)
+    materialize(train(folder))
+    image.paste("blue", (200, 200, 300, 300))
+    image.save(path)
+    assert read_decoded(train(folder)) is None
+
+
 def test_a_damaged_file_and_one_of_another_decoder_are_not_used(folder, cache, monkeypatch):
     materialize(train(folder))
     (file,) = cache.iterdir()

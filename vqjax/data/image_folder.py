@@ -74,9 +74,16 @@ class ImageFiles:
         except OSError:
             return b""
 
-    def stamp(self) -> str:
-        """Return what the images depend on."""
-        files = hashlib.sha256(self._digests.tobytes() + repr((self._paths, self.class_names)).encode())
+    def stamp(self) -> str | None:
+        """Return what the images depend on; None if a file is gone."""
+        files = hashlib.sha256(repr((self._paths, self.class_names)).encode())
+        try:
+            for path in self._paths:
+                status = os.stat(self._root / path)
+                # The digests are those of the first and last bytes, and a pixel between them may change.
+                files.update(repr((status.st_size, status.st_mtime_ns)).encode())
+        except OSError:
+            return None
         return repr((str(self._root.resolve()), files.hexdigest(), self._size, self._channels, self._crop))
 
     def digests(self) -> UInt64[np.ndarray, " paths"]:
