@@ -97,7 +97,7 @@ def test_several_searches_at_once_do_without_it(on_a_hopper, axes):
 
 
 def gpu(capability):
-    return SimpleNamespace(platform="gpu", compute_capability=capability)
+    return SimpleNamespace(platform="gpu", compute_capability=capability, client=SimpleNamespace())
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def gpu(capability):
         ([gpu("8.0")], False, True),
         ([gpu("7.5")], False, False),
         ([gpu("gfx942")], False, False),
-        ([SimpleNamespace(platform="cpu")], False, False),
+        ([SimpleNamespace(platform="cpu", client=SimpleNamespace())], False, False),
     ],
 )
 def test_the_search_is_the_fastest_that_the_gpus_can_do(monkeypatch, devices, kernel, tf32):
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    monkeypatch.setattr(jax, "device_count", lambda: len(devices))
+    monkeypatch.setattr(search, "target", lambda: devices[0])
+    devices[0].client.device_count = lambda: len(devices)
     text = program(lambda z, codes: nearest_codes(z, codes), (TOKENS, DIM), (CODES, DIM))
     assert ("mosaic_gpu" in text) == kernel
     assert ("lhs_precision_type = tf32" in text) == (tf32 and not kernel)

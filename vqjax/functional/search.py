@@ -11,6 +11,7 @@ from vqjax.errors import UserError
 from vqjax.functional.chunks import chunk_size, map_in_chunks
 from vqjax.functional.numbers import Number
 from vqjax.functional.sharding import with_automatic_axes
+from vqjax.functional.target import target
 
 _PRECISION = jax.lax.Precision.HIGHEST
 _MIN_CODES_PER_CHUNK = 128
@@ -268,14 +269,14 @@ def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"
 
 def _alone_on_a_hopper() -> bool:
     """Whether programs are for one Hopper GPU: XLA cannot divide a kernel, and shard_map asks it for types."""
-    alone = jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
+    alone = target().client.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
     # Older versions of Pallas name the arguments of a kernel otherwise.
     return alone and _capability() == (9, 0) and jax.__version_info__ >= (0, 11)
 
 
 def _capability() -> tuple[int, ...]:
-    """Compute capability of the NVIDIA GPU of this process; () without one."""
-    device = jax.devices()[0]
+    """Compute capability of the NVIDIA GPU that programs are for; () for other devices."""
+    device = target()
     capability = getattr(device, "compute_capability", None) if device.platform == "gpu" else None
     # GPUs of AMD say "gfx942".
     return tuple(map(int, capability.split("."))) if capability and capability[0].isdigit() else ()

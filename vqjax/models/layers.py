@@ -20,6 +20,7 @@ from vqjax.errors import UserError
 from vqjax.functional.sharding import with_automatic_axes
 from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import require, require_count, require_counts
+from vqjax.functional.target import target
 
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""
@@ -288,7 +289,7 @@ def rows_product(
       >>> rows_product(jnp.ones((2, 4, 3)), jnp.ones((3, 5))).shape
       (2, 4, 5)
     """
-    if jax.default_backend() != "cpu":
+    if target().platform != "cpu":
         # Elsewhere it costs nothing not to, and axes such as that of a sequence may be divided over devices.
         return jnp.matmul(x, kernel, precision=precision)
     product = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
