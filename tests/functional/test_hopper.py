@@ -104,7 +104,8 @@ def gpu(capability):
     ("devices", "kernel", "tf32"),
     [
         ([gpu("9.0")], True, True),
-        ([gpu("9.0")] * 2, False, True),
+        # XLA forgets the three products of TF32 where it divides a program.
+        ([gpu("9.0")] * 2, False, False),
         ([gpu("8.0")], False, True),
         ([gpu("7.5")], False, False),
         ([gpu("gfx942")], False, False),

@@ -261,17 +261,23 @@ def _nearest_index(tokens: Float[Array, "tokens dim"], codes: Float[Array, "code
 
 def _nearest(tokens: Float[Array, "tokens dim"], codes: Float[Array, "codes dim"]) -> Nearest:
     searches = {"cpu": _nearest_in_tiles, "default": _nearest_in_chunks}
-    if _capability() >= (8, 0):
-        # Tensor cores: three products of TF32 parts have float32's accuracy in three quarters of its time.
+    if _capability() >= (8, 0) and _is_alone():
+        # Tensor cores: three products of TF32 parts have float32's accuracy in three quarters of its time. Where XLA
+        # divides a program, it forgets that there are to be three, and one has wrong codes (benchmarks/compiled.py).
         searches["cuda"] = functools.partial(_nearest_in_chunks, precision=jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3)
     return jax.lax.platform_dependent(tokens, codes, **searches)
 
 
 def _alone_on_a_hopper() -> bool:
     """Whether programs are for one Hopper GPU: XLA cannot divide a kernel, and shard_map asks it for types."""
-    alone = target().client.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
+    alone = _is_alone() and not jax.sharding.get_abstract_mesh().manual_axes
     # Older versions of Pallas name the arguments of a kernel otherwise.
     return alone and _capability() == (9, 0) and jax.__version_info__ >= (0, 11)
+
+
+def _is_alone() -> bool:
+    """Whether programs are for one device."""
+    return target().client.device_count() == 1
 
 
 def _capability() -> tuple[int, ...]:
