@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.functional.sharding import with_automatic_axes
+from vqjax.functional.target import target
 from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import require, require_count, require_counts
-from vqjax.functional.target import target
 
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""

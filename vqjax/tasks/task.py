@@ -4,6 +4,7 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key, UInt8
@@ -91,7 +92,7 @@ class Task(abc.ABC):
           Arrays with a row for each image, and scalars.
         """
 
-    def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
+    def partition(self, path: tuple[str, ...], array: Array | jax.ShapeDtypeStruct) -> PartitionSpec:
         """Return the sharding of an array of the state over the device mesh; by default it is replicated.
 
         Args:

@@ -257,7 +257,7 @@ class VQVAETask(Task):
         clips = collected["video"], collected["reconstruction"]
         return {"reconstructions": clip_sheet(*clips), "reconstructions_moving": moving_sheet(*clips)}
 
-    def partition(self, path: tuple[str, ...], array: Array) -> PartitionSpec:
+    def partition(self, path: tuple[str, ...], array: Array | jax.ShapeDtypeStruct) -> PartitionSpec:
         """Shard arrays that have one row per code over the mesh axis ``codes``; see :meth:`Task.partition`."""
         of_codes = "quantizer" in path and ("codebook" in path or path[-1] == "codes")
         row_per_code = of_codes and array.shape[:1] == (self.model.quantizer.num_codes,)
