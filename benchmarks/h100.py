@@ -8,13 +8,16 @@ and ``JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 JAX_PLATFORMS=cpu`` in the environment, 
 driver otherwise. See jax-ml/jax#33542, openxla/xla#16913 and openxla/xla#25919.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered, Wrapped
+
+_OF_HOST = 8
 
 _TARGET = """
 gpu_device_info {
@@ -32,10 +35,32 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-def h100(num_devices: int = 1) -> topologies.TopologyDescription:
-    """The topology of one host with a number of H100s."""
-    shape = f"1x1x{num_devices}"
-    return topologies.get_topology_desc(platform="cuda", topology_name=shape, topology=shape, target_config=_TARGET)
+@functools.cache
+def h100s(number: int = 1) -> tuple[jax.Device, ...]:
+    """Return H100s to compile for: up to eight on one host, or several hosts of eight.
+
+    Args:
+      number: How many of them, in all.
+    """
+    of_host = min(number, _OF_HOST)
+    shape = f"1x{number // of_host}x{of_host}"
+    topology = topologies.get_topology_desc(platform="cuda", topology_name=shape, topology=shape, target_config=_TARGET)
+    return tuple(topology.devices)
+
+
+def lowered_for_h100(function: Wrapped, *arguments: Any) -> Lowered:
+    """Trace and lower a function for the H100s that the shardings of its arguments name.
+
+    Args:
+      function: What ``jax.jit`` returns.
+      *arguments: Trees of ``jax.ShapeDtypeStruct`` with shardings.
+
+    Returns:
+      The function, to be compiled.
+    """
+    devices = {device for leaf in jax.tree.leaves(arguments) for device in leaf.sharding.device_set}
+    with jax.default_device(min(devices, key=lambda device: device.id)):
+        return function.lower(*arguments)
 
 
 def compile_for_h100(function: Callable[..., Any], *arguments: Any) -> Compiled:
@@ -48,6 +73,6 @@ def compile_for_h100(function: Callable[..., Any], *arguments: Any) -> Compiled:
     Returns:
       The program, with ``memory_analysis()`` and ``as_text()``.
     """
-    place = SingleDeviceSharding(h100().devices[0])
+    place = SingleDeviceSharding(h100s()[0])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
-    return jax.jit(function).lower(*shapes).compile()
+    return lowered_for_h100(jax.jit(function), *shapes).compile()

@@ -149,21 +149,32 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], platform: str | None = None) -> None:
     """Print a table, and write ``benchmarks/results/NAME-PLATFORM.json``, or ``NAME-PLATFORM-huge_pages.json``.
 
     Args:
       name: Of the benchmark.
       rows: Numbers and text by name; the file holds all of them.
       columns: What the table shows.
+      platform: What the rows are about, if not the platform of this process.
     """
     where = machine()
-    path = RESULTS / f"{name}-{where['platform']}{'-huge_pages' if where['huge_pages'] else ''}.json"
+    path = results_file(name, platform or f"{where['platform']}{'-huge_pages' if where['huge_pages'] else ''}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(strict_json({"benchmark": name, "machine": where, "rows": list(rows)}, indent=1).encode() + b"\n")
     print(markdown_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]))
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def results_file(name: str, platform: str) -> Path:
+    """Return where the results of a benchmark are.
+
+    Args:
+      name: Of the benchmark.
+      platform: What it was measured on.
+    """
+    return RESULTS / f"{name}-{platform}.json"
 
 
 def _cell(value: Any) -> str:
