@@ -113,8 +113,8 @@ class Program:
 
     @property
     def wide(self) -> list[Array]:
-        """Arrays of numbers of 64 bits, fused or not."""
-        return [array for i in self.instructions for array in i.results if array.dtype in ("f64", "s64", "u64")]
+        """Arrays of floats and signed integers of 64 bits, fused or not; JAX counts random numbers by unsigned ones."""
+        return [array for i in self.instructions for array in i.results if array.dtype in ("f64", "s64")]
 
     @property
     def to_the_host(self) -> list[str]:
