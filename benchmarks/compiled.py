@@ -31,7 +31,7 @@ from benchmarks.h100 import h100s, lowered_for_h100
 from benchmarks.measure import alone, report, results_file
 from benchmarks.programs import Program
 from vqjax.data.arrays import ArrayDataset
-from vqjax.data.batches import step_batches_sharding
+from vqjax.data.batches import PARAMETERS_AXIS, batch_axes, num_parts, step_batches_sharding
 from vqjax.data.clips import ClipPlan
 from vqjax.data.dataset import ImageDataset
 from vqjax.data.feeds import ResidentFeed, StreamedFeed
@@ -53,9 +53,9 @@ from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.tasks.vqgan import PERCEPTUAL, VQGANTask
 from vqjax.training.build import build_task
-from vqjax.training.config import base_config, load_config, validate
-from vqjax.training.devices import make_mesh, state_sharding
-from vqjax.training.dispatch import empty_log_sums, make_dispatch
+from vqjax.training.config import load_config, validate
+from vqjax.training.devices import gathered, make_mesh, state_sharding
+from vqjax.training.dispatch import empty_log_sums, make_dispatch, make_step
 
 COLUMNS = (
     "case",
@@ -144,14 +144,13 @@ def _study(*overrides: str) -> Case:
 
 SCALED = {
     "vqgan f16": CASES["vqgan f16"],
+    "vqgan f16, parameter_shards=8": Case("vqgan", _IMAGENET, 1000, (*_VQGAN, *_OF_PARAMETERS)),
     "2^18 codes": _study(*_LARGE),
     "2^18 codes, codebook_shards=8": _study(*_LARGE, *_OF_CODES),
     "2^18 codes by gradient": _study(*_LEARNED),
     "2^18 codes by gradient, codebook_shards=8": _study(*_LEARNED, *_OF_CODES),
+    "2^18 codes by gradient, parameter_shards=8": _study(*_LEARNED, *_OF_PARAMETERS),
 }
-if "parameter_shards" in base_config():
-    SCALED["vqgan f16, parameter_shards=8"] = Case("vqgan", _IMAGENET, 1000, (*_VQGAN, *_OF_PARAMETERS))
-    SCALED["2^18 codes by gradient, parameter_shards=8"] = _study(*_LEARNED, *_OF_PARAMETERS)
 """What is compiled for many devices, by name: VQGAN, and the CIFAR-10 study's tokenizer with codes of 256 features."""
 SCALED_DEVICES = (8, 64, 512)
 
@@ -454,12 +453,11 @@ def training(setting: Setting, devices: Sequence[jax.Device], steps: int = STEPS
     task, config = setting.task, setting.config
     mesh = _mesh(setting, devices)
     batch, state = setting.batch(config.batch_size), setting.state()
-    state = state.replace(log_sums=jax.eval_shape(lambda: empty_log_sums(task, state, batch)))
+    step = make_step(task, config.seed)
+    state = state.replace(log_sums=jax.eval_shape(lambda: empty_log_sums(step, state, batch)))
     sharding = state_sharding(state, mesh, task)
     feed, staged = _staged(setting, batch, steps, mesh)
-    dispatch = make_dispatch(
-        task, feed.select, seed=config.seed, steps_per_dispatch=steps, sharding=sharding.replace(frozen={})
-    )
+    dispatch = make_dispatch(step, feed.select, steps_per_dispatch=steps, sharding=sharding.replace(frozen={}))
     placed = _placed(state, sharding)
     count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     return Work(
@@ -467,20 +465,20 @@ def training(setting: Setting, devices: Sequence[jax.Device], steps: int = STEPS
         (placed.replace(frozen={}), placed.frozen, staged, count),
         _bytes_on_a_device(placed),
         _on_a_device(setting.scores, mesh),
-        # What crosses the parts of a codebook is not part of the promise.
+        # What crosses the parts of a codebook, or of parameters, is not part of the promise.
         promised(state) if mesh.size == mesh.shape["data"] else None,
         config.model.get("dtype", "float32"),
     )
 
 
 def _mesh(setting: Setting, devices: Sequence[jax.Device]) -> Mesh:
-    return make_mesh(list(devices), setting.task.mesh_axes, setting.task.mutable_fields)
+    return make_mesh(list(devices), {**setting.task.mesh_axes, PARAMETERS_AXIS: setting.config.parameter_shards})
 
 
 def _on_a_device(scores: tuple[int, int] | None, mesh: Mesh) -> tuple[int, int] | None:
     if scores is None:
         return None
-    return scores[0] // mesh.shape["data"], scores[1] // mesh.shape.get("codes", 1)
+    return scores[0] // num_parts(mesh), scores[1] // mesh.shape.get("codes", 1)
 
 
 def _staged(
@@ -540,13 +538,13 @@ def evaluation(setting: Setting, devices: Sequence[jax.Device]) -> Work:
     """
     task, mesh = setting.task, _mesh(setting, devices)
     networks = setting.state().replace(opt_state={}, log_sums={})
-    placed = _placed(networks, state_sharding(networks, mesh, task))
+    placed = _placed(networks, gathered(state_sharding(networks, mesh, task)))
     rows = setting.config.batch_size
     batch = setting.batch(rows) | {
         "valid": jax.ShapeDtypeStruct((rows,), np.bool_),
         "index": jax.ShapeDtypeStruct((rows,), np.int32),
     }
-    by_rows = NamedSharding(mesh, PartitionSpec("data"))
+    by_rows = NamedSharding(mesh, PartitionSpec(batch_axes(mesh)))
 
     def evaluate(networks: TrainState, batch: PyTree) -> list[PyTree]:
         outputs = batch | task.evaluate(networks, batch)

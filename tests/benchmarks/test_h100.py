@@ -81,6 +81,17 @@ def test_an_evaluation_and_sampling_of_a_task(name, use):
     check_row(measure(name, use, 1))
 
 
+@pytest.mark.usefixtures("_small")
+def test_devices_that_share_parameters_hold_and_exchange_less_than_all(monkeypatch):
+    case = CASES["cifar10 bfloat16"]
+    monkeypatch.setitem(CASES, "shared", case._replace(overrides=(*case.overrides, "parameter_shards=8")))
+    whole, shared = (measure(name, "train", 8) for name in ("cifar10 bfloat16", "shared"))
+    check_row(shared)
+    assert shared["state MiB"] < whole["state MiB"] / 4
+    # Parameters are gathered, and sums of gradients are divided.
+    assert shared["exchanged MiB"] < 2.1 * whole["exchanged MiB"]
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_training_step_of_a_quantizer(name):
     vq, z = QUANTIZERS[name], jnp.ones((2048, 9 if name == "lfq" else 3 if name == "fsq" else 32))
