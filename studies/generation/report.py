@@ -7,7 +7,7 @@ from typing import Any
 
 from studies.common.document import percent
 from studies.common.records import Record, Results, slug
-from studies.generation.runs import MODELS, SCALES, TOKENIZERS
+from studies.generation.runs import GUIDANCES, MODELS, SCALES, TOKENIZERS
 from vqjax.reporting import markdown_table
 from vqjax.reporting.figures import BLUE, INK, ORANGE, new_figure
 
@@ -23,6 +23,8 @@ _LIKELIHOODS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     **{title: operator.itemgetter(name) for name, title in _COUNTED.items()},
 }
 _IMAGES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    # The first records were made with one guidance.
+    "guidance": lambda measured: measured.get("guidance", 1.5),
     "distance of samples": lambda measured: measured["distance_samples"],
     "of reconstructions": lambda measured: measured["distance_reconstructions"],
     "of tokens by frequency": lambda measured: measured["distance_unigram"],
@@ -102,6 +104,17 @@ def _of_scale(scale: str, records: Mapping[tuple[str, str], Record], docs: Path)
     for title, columns in (("Bits per token of held-out images:", _LIKELIHOODS), ("Images:", _IMAGES)):
         rows = [[*key, *(f"{of(record.measured):.4g}" for of in columns.values())] for key, record in records.items()]
         blocks += [title, markdown_table(["tokenizer", "model", *columns], rows)]
+    swept = {key: record for key, record in records.items() if "by_guidance" in record.measured}
+    for title, column in (("Distance of samples by guidance:", 1), ("Recognized samples (%) by guidance:", 2)):
+        rows = [
+            [*key, *(f"{100 ** (column - 1) * numbers[column]:.4g}" for numbers in record.measured["by_guidance"])]
+            for key, record in swept.items()
+        ]
+        if rows:
+            blocks += [
+                title,
+                markdown_table(["tokenizer", "model", *(f"{guidance:g}" for guidance in GUIDANCES)], rows),
+            ]
     blocks.append(f"![held-out bits per token over the training]({curve_of(scale)})")
     for (tokenizer, model), record in records.items():
         pictures = {kind: f"{PICTURES}/{slug(record.run)}_{kind}.png" for kind in ("samples", "nearest")}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from studies.common.records import Run, slug
@@ -47,7 +48,9 @@ SCALES = {
 """The model of tokens by scale: for two CPU cores, for ten minutes of a GPU, and for a GPU."""
 
 _SAMPLES = {"causal": {}, "masked": {"num_steps": 16}}
-_GUIDANCE = 1.5
+GUIDANCES = (1.5, 2.0, 3.0, 4.0, 5.0)
+"""Guidances of the samples; those that come nearest to held-out images are compared further."""
+
 _COMPARED = 500
 _SHOWN = 16
 
@@ -137,10 +140,7 @@ def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num
     _trained(pipeline.classifier, classifier)
     write_tokens(of_tokenizer, out=tokens, flip=True)
     _trained(pipeline.model, directory)
-    sample_images(directory, num=num, guidance=_GUIDANCE, batch_size=250, **options)
-    (shared / "pictures").mkdir(parents=True, exist_ok=True)
-    shutil.copy(directory / "samples.png", shared / "pictures" / f"{directory.name}_samples.png")
-    samples, splits = np.load(directory / "samples.npz"), token_splits(tokens)
+    splits = token_splits(tokens)
     rows = [_rows(dataset) for dataset in splits]
     num_codes = splits.train.info.num_codes[0]
     of_tokens = {
@@ -153,15 +153,48 @@ def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num
     images, tokenizer = load_splits(pipeline.tokenizer.data), load_tokenizer(of_tokenizer)
     originals = materialize(images.eval)
     held_out, labels = originals["image"][:num], originals["label"][:num]
+    gallery = measures.Gallery(FeatureNetwork.from_file(classifier))
+    drawn = {guidance: _drawn(directory, num, guidance, options) for guidance in GUIDANCES}
+    of_drawn = {guidance: _as_drawn(gallery, *samples, held_out) for guidance, samples in drawn.items()}
+    best = min(of_drawn, key=lambda guidance: of_drawn[guidance][0])
     sets = {
-        "samples": (samples["arr_0"], samples["arr_1"]),
+        "samples": drawn[best],
         "unigram": (_decoded(tokenizer, unigram), None),
         "reconstructions": (_decoded(tokenizer, rows[1][:num].reshape(-1, *grid)), labels),
         "originals": (held_out, labels),
     }
-    picture = shared / "pictures" / f"{directory.name}_nearest.png"
-    of_images = _of_images(sets, materialize(images.train)["image"], classifier, picture)
-    return of_tokens | {"bits": of_tokens["curve"][-1][1]} | of_images
+    pictures = shared / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_picture(directory, best), pictures / f"{directory.name}_samples.png")
+    of_images = _of_images(
+        gallery, sets, materialize(images.train)["image"], pictures / f"{directory.name}_nearest.png"
+    )
+    by_guidance = [[guidance, *numbers] for guidance, numbers in of_drawn.items()]
+    of_samples = {"guidance": best, "by_guidance": by_guidance}
+    return of_tokens | {"bits": of_tokens["curve"][-1][1]} | of_samples | of_images
+
+
+def _drawn(
+    directory: Path, num: int, guidance: float, options: Mapping[str, Any]
+) -> tuple[measures.Images, Int[np.ndarray, " images"]]:
+    """Samples and their classes; their picture stays in the directory."""
+    sample_images(directory, num=num, guidance=guidance, batch_size=250, **options)
+    shutil.move(directory / "samples.png", _picture(directory, guidance))
+    samples = np.load(directory / "samples.npz")
+    return samples["arr_0"], samples["arr_1"]
+
+
+def _picture(directory: Path, guidance: float) -> Path:
+    return directory / f"samples_{guidance:g}.png"
+
+
+def _as_drawn(
+    gallery: measures.Gallery, samples: measures.Images, classes: Int[np.ndarray, " images"], originals: measures.Images
+) -> tuple[float, float]:
+    """Distance of samples from originals, and the share of them that is recognized."""
+    vectors, logits = gallery.measure(samples)
+    distance = measures.distance(vectors, gallery.measure(originals)[0])
+    return distance, float(np.mean(np.argmax(logits, axis=1) == classes))
 
 
 def _trained(config: ConfigDict, directory: Path) -> None:
@@ -188,13 +221,12 @@ def _decoded(tokenizer: Tokenizer, tokens: np.ndarray) -> measures.Images:
 
 
 def _of_images(
+    gallery: measures.Gallery,
     sets: Mapping[str, tuple[measures.Images, np.ndarray | None]],
     training: measures.Images,
-    classifier: Path,
     picture: Path,
 ) -> dict[str, float]:
     """Distances from the originals, shares of images that are recognized, and how near training images are."""
-    gallery = measures.Gallery(FeatureNetwork.from_file(classifier))
     vectors, numbers = {}, {}
     for name, (images, labels) in sets.items():
         vectors[name], logits = gallery.measure(images)

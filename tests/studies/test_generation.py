@@ -76,6 +76,9 @@ def test_a_small_pipeline_is_measured(tmp_path):
     assert [step for step, _ in measured["curve"]] == [4, 8]
     assert measured["unigram_bits"] <= 3.1
     assert 0 <= measured["recognized_samples"] <= 1
+    by_guidance = {guidance: numbers for guidance, *numbers in measured["by_guidance"]}
+    assert min(by_guidance.values())[0] == by_guidance[measured["guidance"]][0] == measured["distance_samples"]
+    assert by_guidance[measured["guidance"]][1] == measured["recognized_samples"]
     assert {file.name for file in (tmp_path / "shared" / "pictures").iterdir()} == {
         "run_samples.png",
         "run_nearest.png",
@@ -90,4 +93,5 @@ def test_a_small_pipeline_is_measured(tmp_path):
     (tmp_path / "generation").mkdir()
     shutil.copy(tmp_path / "shared" / "pictures" / "run_samples.png", tmp_path / picture)
     assert picture in document_parts(results, tmp_path)["cpu"]
+    assert "by guidance" in table
     assert jax.tree.all(jax.tree.map(np.isfinite, {name: value for name, value in measured.items()}))
