@@ -466,7 +466,7 @@ def training(setting: Setting, devices: Sequence[jax.Device], steps: int = STEPS
         _bytes_on_a_device(placed),
         _on_a_device(setting.scores, mesh),
         # What crosses the parts of a codebook, or of parameters, is not part of the promise.
-        promised(state) if mesh.size == mesh.shape["data"] else None,
+        promised(state, getattr(task, "codebook_steps", None) or 0) if mesh.size == mesh.shape["data"] else None,
         config.model.get("dtype", "float32"),
     )
 
@@ -511,11 +511,12 @@ def _bytes_on_a_device(tree: PyTree) -> int:
     return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shards)
 
 
-def promised(state: TrainState) -> int:
+def promised(state: TrainState, codebook_steps: int = 0) -> int:
     """Return the bytes that devices exchange in a step: gradients once, and a row for each code (docs/long-runs.md).
 
     Args:
       state: Shapes of the state.
+      codebook_steps: Steps of the codes alone before a step.
     """
     gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
     statistics = 0
@@ -524,8 +525,8 @@ def promised(state: TrainState) -> int:
         if name in ("counts", "sums"):
             statistics += 4 * leaf.size
         elif name == "codes" and path[0].idx == 0:
-            # Codes that are parameters are counted, too.
-            statistics += 4 * leaf.shape[0]
+            # Codes that are parameters are counted, too, and have gradients of their own in steps of their own.
+            statistics += 4 * leaf.shape[0] + codebook_steps * 4 * leaf.size
     return gradients + statistics
 
 

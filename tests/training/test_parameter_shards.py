@@ -32,6 +32,11 @@ def with_divided_codes(config):
     return vqvae(config)
 
 
+def with_learned_codes(config):
+    config.quantizer.num_codes, config.quantizer.codebook = 256, {"name": "gradient"}
+    return vqvae(config)
+
+
 def adversarial(config):
     config.model = {"name": "vqgan", "channels": 32, "multipliers": (1, 2), "num_res_blocks": 1, "resolution": SIDE}
     config.task = {"name": "vqgan", "discriminator": {"name": "patchgan", "channels": 16, "num_layers": 2}}
@@ -56,7 +61,10 @@ def steps(config, shards):
     return jax.device_get((state.params, state.ema_params)), np.asarray(losses), held
 
 
-FULL = [pytest.param(change, marks=pytest.mark.full) for change in (averaged_in_parts, with_divided_codes, adversarial)]
+FULL = [
+    pytest.param(change, marks=pytest.mark.full)
+    for change in (averaged_in_parts, with_divided_codes, with_learned_codes, adversarial)
+]
 
 
 @pytest.mark.parametrize("change", [vqvae, *FULL])
