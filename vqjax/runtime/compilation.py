@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 from vqjax.runtime.cache import user_cache
 
-# Gradients of 3x3 kernels take 25 ms instead of 43 with it (docs/performance.md).
+# Gradients of 3x3 kernels take 25 ms instead of 43 with it (docs/performance.md). Not with ELTWISE: one pass through the
+# memory for each operation takes longer than XLA's own loops over several.
 _YNNPACK = {
     "xla_cpu_experimental_ynn_fusion_type": ",".join(
-        f"LIBRARY_FUSION_TYPE_{operations}" for operations in ("DOT", "ELTWISE", "REDUCE")
+        f"LIBRARY_FUSION_TYPE_{operations}" for operations in ("DOT", "REDUCE")
     )
 }
 
@@ -23,8 +24,8 @@ def compiler_options(platform: str) -> dict[str, str]:
       platform: That of the devices of the step, ``device.platform``; the process may have others.
 
     Returns:
-      On CPUs, options that run matrix products, convolutions and the operations around them in YNNPACK, if this
-      version of XLA has it; otherwise none.
+      On CPUs, options that run matrix products, convolutions and sums in YNNPACK, if this version of XLA has it;
+      otherwise none.
 
     Example:
       >>> step = jax.jit(lambda x: x @ x, compiler_options=compiler_options("cpu"))
