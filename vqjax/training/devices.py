@@ -79,11 +79,11 @@ def state_sharding(state: TrainState, mesh: Mesh, task: Task) -> TrainState:
 
     def of_array(path: tuple[Any, ...], array: Any) -> NamedSharding:
         names = tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", None)))) for key in path)
-        spec = task.partition(names, array)
+        sharding = NamedSharding(mesh, task.partition(names, array))
         # An axis of one device, such as that of codes by default, divides nothing.
-        if names[0] in _TRAINED and not any(mesh.shape[axis] > 1 for axis in spec if axis is not None):
-            spec = _divided(array.shape, shards)
-        return NamedSharding(mesh, spec)
+        if names[0] in _TRAINED and sharding.is_fully_replicated:
+            sharding = NamedSharding(mesh, _divided(array.shape, shards))
+        return sharding
 
     return jax.tree_util.tree_map_with_path(of_array, state)
 
