@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from vqjax.runtime.cache import user_cache
 
-# Gradients of 3x3 kernels take 25 ms instead of 43 with it (docs/performance.md). Not with ELTWISE: one pass through the
+# Gradients of 3x3 kernels take 25 ms instead of 43 with it (docs/performance.md). Not with ELTWISE: a pass through the
 # memory for each operation takes longer than XLA's own loops over several.
 _YNNPACK = {
     "xla_cpu_experimental_ynn_fusion_type": ",".join(
