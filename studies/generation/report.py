@@ -36,6 +36,11 @@ _IMAGES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "from held-out images": lambda measured: measured["nearest_originals"],
 }
 
+_BY_GUIDANCE: dict[str, Callable[[Sequence[float]], float]] = {
+    "Distance of samples by guidance:": lambda numbers: numbers[0],
+    "Recognized samples (%) by guidance:": lambda numbers: percent(numbers[1]),
+}
+
 
 def document_parts(results: Results, docs: Path) -> dict[str, str]:
     """Make the generated parts of the document.
@@ -104,17 +109,10 @@ def _of_scale(scale: str, records: Mapping[tuple[str, str], Record], docs: Path)
     for title, columns in (("Bits per token of held-out images:", _LIKELIHOODS), ("Images:", _IMAGES)):
         rows = [[*key, *(f"{of(record.measured):.4g}" for of in columns.values())] for key, record in records.items()]
         blocks += [title, markdown_table(["tokenizer", "model", *columns], rows)]
-    swept = {key: record for key, record in records.items() if "by_guidance" in record.measured}
-    for title, column in (("Distance of samples by guidance:", 1), ("Recognized samples (%) by guidance:", 2)):
-        rows = [
-            [*key, *(f"{100 ** (column - 1) * numbers[column]:.4g}" for numbers in record.measured["by_guidance"])]
-            for key, record in swept.items()
-        ]
-        if rows:
-            blocks += [
-                title,
-                markdown_table(["tokenizer", "model", *(f"{guidance:g}" for guidance in GUIDANCES)], rows),
-            ]
+    swept = {key: record.measured["by_guidance"] for key, record in records.items() if "by_guidance" in record.measured}
+    for title, of in _BY_GUIDANCE.items() if swept else ():
+        rows = [[*key, *(f"{of(numbers):.4g}" for _, *numbers in by_guidance)] for key, by_guidance in swept.items()]
+        blocks += [title, markdown_table(["tokenizer", "model", *map("{:g}".format, GUIDANCES)], rows)]
     blocks.append(f"![held-out bits per token over the training]({curve_of(scale)})")
     for (tokenizer, model), record in records.items():
         pictures = {kind: f"{PICTURES}/{slug(record.run)}_{kind}.png" for kind in ("samples", "nearest")}

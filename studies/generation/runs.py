@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from studies.common.records import Run, slug
@@ -157,27 +157,38 @@ def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num
     images, tokenizer = load_splits(pipeline.tokenizer.data), load_tokenizer(of_tokenizer)
     originals = materialize(images.eval)
     held_out, labels = originals["image"][:num], originals["label"][:num]
-    gallery = measures.Gallery(FeatureNetwork.from_file(classifier))
     drawn = {guidance: _drawn(directory, num, guidance, options) for guidance in GUIDANCES}
-    of_drawn = {guidance: _as_drawn(gallery, *samples, held_out) for guidance, samples in drawn.items()}
-    reconstructions = _decoded(tokenizer, rows[1][:num].reshape(-1, *grid))
-    as_good, _ = _as_drawn(gallery, reconstructions, labels, held_out)
-    best = min(of_drawn, key=lambda guidance: abs(of_drawn[guidance][0] - as_good))
-    sets = {
-        "samples": drawn[best],
+    sets = drawn | {
         "unigram": (_decoded(tokenizer, unigram), None),
-        "reconstructions": (reconstructions, labels),
+        "reconstructions": (_decoded(tokenizer, rows[1][:num].reshape(-1, *grid)), labels),
         "originals": (held_out, labels),
+    }
+    gallery = measures.Gallery(FeatureNetwork.from_file(classifier))
+    looks = {name: _look(gallery, *of) for name, of in sets.items()}
+    distances = {name: measures.distance(look.vectors, looks["originals"].vectors) for name, look in looks.items()}
+    best = min(GUIDANCES, key=lambda guidance: abs(distances[guidance] - distances["reconstructions"]))
+    looks["samples"], distances["samples"] = looks[best], distances[best]
+    gap = distances["unigram"] - distances["reconstructions"]
+    of_images = {
+        "guidance": best,
+        "by_guidance": [[guidance, distances[guidance], looks[guidance].recognized] for guidance in GUIDANCES],
+        "gap_closed": (distances["unigram"] - distances["samples"]) / gap,
+        **{f"recognized_{name}": looks[name].recognized for name in ("samples", "reconstructions", "originals")},
+        **{f"distance_{name}": distances[name] for name in ("samples", "reconstructions", "unigram")},
     }
     pictures = shared / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     shutil.copy(_picture(directory, best), pictures / f"{directory.name}_samples.png")
-    of_images = _of_images(
-        gallery, sets, materialize(images.train)["image"], pictures / f"{directory.name}_nearest.png"
-    )
-    by_guidance = [[guidance, *numbers] for guidance, numbers in of_drawn.items()]
-    of_samples = {"guidance": best, "by_guidance": by_guidance}
-    return of_tokens | {"bits": of_tokens["curve"][-1][1]} | of_samples | of_images
+    training = materialize(images.train)["image"]
+    of_training = _look(gallery, training, None).vectors
+    nearest = {
+        name: measures.nearest(looks[name].vectors[:_COMPARED], of_training) for name in ("samples", "originals")
+    }
+    of_images |= {f"nearest_{name}": float(np.median(length)) for name, (_, length) in nearest.items()}
+    pairs = drawn[best][0][:_SHOWN], training[nearest["samples"][0][:_SHOWN]]
+    sheet = comparison_sheet(*pairs, captions=("sample", "nearest image"))
+    save_png(pictures / f"{directory.name}_nearest.png", sheet)
+    return of_tokens | {"bits": of_tokens["curve"][-1][1]} | of_images
 
 
 def _drawn(
@@ -194,13 +205,16 @@ def _picture(directory: Path, guidance: float) -> Path:
     return directory / f"samples_{guidance:g}.png"
 
 
-def _as_drawn(
-    gallery: measures.Gallery, samples: measures.Images, classes: Int[np.ndarray, " images"], originals: measures.Images
-) -> tuple[float, float]:
-    """Distance of samples from originals, and the share of them that is recognized."""
-    vectors, logits = gallery.measure(samples)
-    distance = measures.distance(vectors, gallery.measure(originals)[0])
-    return distance, float(np.mean(np.argmax(logits, axis=1) == classes))
+class _Look(NamedTuple):
+    """What the classifier makes of a set of images."""
+
+    vectors: Float[np.ndarray, "images dim"]
+    recognized: float | None  # share of images; None without classes
+
+
+def _look(gallery: measures.Gallery, images: measures.Images, classes: Int[np.ndarray, " images"] | None) -> _Look:
+    vectors, logits = gallery.measure(images)
+    return _Look(vectors, None if classes is None else float(np.mean(np.argmax(logits, axis=1) == classes)))
 
 
 def _trained(config: ConfigDict, directory: Path) -> None:
@@ -224,31 +238,3 @@ def _curve(directory: Path) -> list[tuple[int, float]]:
 def _decoded(tokenizer: Tokenizer, tokens: np.ndarray) -> measures.Images:
     parts = np.array_split(tokens, max(1, len(tokens) // 250))
     return np.concatenate([np.asarray(to_uint8(tokenizer.decode(part))) for part in parts])
-
-
-def _of_images(
-    gallery: measures.Gallery,
-    sets: Mapping[str, tuple[measures.Images, np.ndarray | None]],
-    training: measures.Images,
-    picture: Path,
-) -> dict[str, float]:
-    """Distances from the originals, shares of images that are recognized, and how near training images are."""
-    vectors, numbers = {}, {}
-    for name, (images, labels) in sets.items():
-        vectors[name], logits = gallery.measure(images)
-        if labels is not None:
-            numbers[f"recognized_{name}"] = float(np.mean(np.argmax(logits, axis=1) == labels))
-    distances = {
-        name: measures.distance(of, vectors["originals"]) for name, of in vectors.items() if name != "originals"
-    }
-    numbers |= {f"distance_{name}": value for name, value in distances.items()}
-    gap = distances["unigram"] - distances["reconstructions"]
-    numbers["gap_closed"] = (distances["unigram"] - distances["samples"]) / gap
-    of_training, _ = gallery.measure(training)
-    for name in ("samples", "originals"):
-        index, length = measures.nearest(vectors[name][:_COMPARED], of_training)
-        numbers[f"nearest_{name}"] = float(np.median(length))
-        if name == "samples":
-            pairs = sets[name][0][:_SHOWN], training[index[:_SHOWN]]
-            save_png(picture, comparison_sheet(*pairs, captions=("sample", "nearest image")))
-    return numbers
