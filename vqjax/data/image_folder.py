@@ -25,11 +25,10 @@ class ImageFiles:
     Args:
       name: Name in reports.
       root: Directory of the files.
-      paths: The files, relative to it.
+      files: The files.
       image_size: Height and width of the images in pixels, or one number for both.
       channels: 1 for gray, 3 for RGB, 4 for RGB and opacity.
       crop: What is taken of images of other sizes.
-      digests: Checksums of the files.
       labels: Class of each file; None if they have none.
       class_names: The class that each label stands for; None if there are no labels.
     """
@@ -38,57 +37,51 @@ class ImageFiles:
         self,
         name: str,
         root: Path,
-        paths: Sequence[str],
+        files: Sequence["_ImageFile"],
         image_size: Size,
         channels: int,
         crop: Crop,
-        digests: UInt64[np.ndarray, " paths"],
-        labels: Int32[np.ndarray, " paths"] | None = None,
+        labels: Int32[np.ndarray, " files"] | None = None,
         class_names: Sequence[str] | None = None,
     ):
         self.name, self.class_names = name, class_names
-        self._root, self._paths, self._labels = root, paths, labels
-        self._size, self._channels, self._digests = height_and_width(image_size), channels, digests
+        self._root, self._files, self._labels = root, files, labels
+        self._size, self._channels = height_and_width(image_size), channels
         self._crop, self.is_random = crop, crop.random is not None
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
         return self.draw(index)
 
     def draw(self, index: int, generator: np.random.Generator | None = None) -> Example:
         """Return an example with a random crop, if this dataset has random ones and there is a generator."""
-        path = self._root / self._paths[index]
+        path = self._root / self._files[index].path
         image = self._crop.decode(path, self._size, generator, path=path, channels=self._channels)
         return {"image": image} if self._labels is None else {"image": image, "label": self._labels[index]}
 
     def origin(self, index: int) -> str:
         """Return the path of a file, relative to the directory of all."""
-        return printable(self._paths[index])
+        return printable(self._files[index].path)
 
     def content(self, index: int) -> bytes:
         """Return the bytes of a file; none if it is gone."""
         try:
-            return (self._root / self._paths[index]).read_bytes()
+            return (self._root / self._files[index].path).read_bytes()
         except OSError:
             return b""
 
-    def stamp(self) -> str | None:
-        """Return what the images depend on; None if a file is gone."""
-        files = hashlib.sha256(repr((self._paths, self.class_names)).encode())
-        try:
-            for path in self._paths:
-                status = os.stat(self._root / path)
-                # The digests are those of the first and last bytes, and a pixel between them may change.
-                files.update(repr((status.st_size, status.st_mtime_ns)).encode())
-        except OSError:
-            return None
-        return repr((str(self._root.resolve()), files.hexdigest(), self._size, self._channels, self._crop))
+    def stamp(self) -> str:
+        """Return what the images depend on."""
+        # Not the digests, which are those of the first and last bytes: a pixel between them may change.
+        files = repr([(file.path, file.stamp) for file in self._files]).encode()
+        described = hashlib.sha256(files).hexdigest(), self.class_names
+        return repr((str(self._root.resolve()), described, self._size, self._channels, self._crop))
 
-    def digests(self) -> UInt64[np.ndarray, " paths"]:
+    def digests(self) -> UInt64[np.ndarray, " files"]:
         """Return checksums of the first and last bytes of each file."""
-        return self._digests
+        return np.array([file.digest for file in self._files], np.uint64)
 
 
 def image_folder_splits(
@@ -130,9 +123,8 @@ def image_folder_splits(
     root, splits = divided_folder(name, train_split, eval_split, eval_fraction, _image_files, train_images=train_images)
 
     def dataset(split: FolderSplit, crop: Crop) -> ImageFiles:
-        paths, digests = [file.path for file in split.files], np.array([file.digest for file in split.files], np.uint64)
         labels, class_names = split.labels, split.class_names
-        return ImageFiles(split.name, root, paths, image_size, channels, crop, digests, labels, class_names)
+        return ImageFiles(split.name, root, split.files, image_size, channels, crop, labels, class_names)
 
     crops = Crop(crop, random_crop), Crop(crop)
     return Splits(*(dataset(split, crop) for split, crop in zip(splits, crops, strict=True)))
@@ -142,6 +134,7 @@ class _ImageFile(NamedTuple):
     path: str  # relative to the directory of all splits
     folder: str | None  # the subdirectory of the split's directory that holds it, None if it lies directly there
     digest: int
+    stamp: tuple[int, int, int] | None  # of the index
 
 
 def _image_files(root: Path, split: str) -> list[_ImageFile]:
@@ -156,4 +149,6 @@ def _image_files(root: Path, split: str) -> list[_ImageFile]:
     errors = [UnreadableImage(root / split / file.path, file.error) for file in files if file.error]
     report_unreadable(root / split, errors, len(files))
     readable = [file for file in files if not file.error]
-    return [_ImageFile(os.path.join(split, file.path), folder_of(file.path), file.digest) for file in readable]
+    return [
+        _ImageFile(os.path.join(split, file.path), folder_of(file.path), file.digest, file.stamp) for file in readable
+    ]
