@@ -5,13 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from vqjax.data import make_feed
-from vqjax.data.arrays import ArrayDataset
+from helpers.dispatches import dispatch
 from vqjax.errors import UserError
-from vqjax.training.build import build_task, initial_state
-from vqjax.training.config import validate
-from vqjax.training.devices import make_mesh, state_sharding
-from vqjax.training.dispatch import empty_log_sums, make_dispatch, make_step
 from vqjax.training.loop import train
 
 BATCH, SIDE, STEPS = 16, 16, 4
@@ -45,17 +40,10 @@ def adversarial(config):
 
 def steps(config, shards):
     """Parameters after some steps on eight devices, the losses, and the bytes of large arrays that a device holds."""
+    config.batch_size = BATCH
     images = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)
-    dataset = ArrayDataset("random", images, SIDE)
-    task = build_task(validate(config), dataset)
-    mesh = make_mesh(None, {**task.mesh_axes, "parameters": shards})
-    feed = make_feed(dataset, seed=0, batch_size=BATCH, steps_per_dispatch=STEPS, resident_limit=2**20, mesh=mesh)
-    state = initial_state(task, dataset, seed=0, batch_size=BATCH)
-    step = make_step(task, seed=0)
-    state = state.replace(log_sums=empty_log_sums(step, state, feed.batch_spec))
-    sharding = state_sharding(state, mesh, task)
-    dispatch = make_dispatch(step, feed.select, steps_per_dispatch=STEPS, sharding=sharding)
-    state, losses = dispatch(jax.device_put(state, sharding), {}, feed.stage(0, STEPS), np.int32(STEPS))
+    program, _, arguments = dispatch(config, images, STEPS, shards)
+    state, losses = program(*arguments)
     trained = (state.params, state.opt_state, state.ema_params)
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(trained) if x.size >= 1024)
     return jax.device_get((state.params, state.ema_params)), np.asarray(losses), held
