@@ -82,7 +82,7 @@ _FEW = 4096
 
 
 class Case(NamedTuple):
-    """What is trained.
+    """A training run at its published size.
 
     Attributes:
       config: As ``--config`` takes it.
@@ -130,7 +130,7 @@ CASES = {
 """Published sizes by name."""
 
 TOKENIZERS = {"multi-scale": Case("vqgan", _IMAGENET, 1000, (_BFLOAT16, "model.latent_dim=32", "model.code_dim=32"))}
-"""Tokenizers of models of tokens that are no case of their own, by name."""
+"""Tokenizers that only models of tokens need, by name."""
 _SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 _LARGE = ("model.latent_dim=256", "quantizer.num_codes=262144", "batch_size=1024")
@@ -151,7 +151,7 @@ SCALED = {
     "2^18 codes by gradient, codebook_shards=8": _study(*_LEARNED, *_OF_CODES),
     "2^18 codes by gradient, parameter_shards=8": _study(*_LEARNED, *_OF_PARAMETERS),
 }
-"""What is compiled for many devices, by name: VQGAN, and the CIFAR-10 study's tokenizer with codes of 256 features."""
+"""Training runs for 8, 64 and 512 devices by name: VQGAN, and the CIFAR-10 study's tokenizer with 256 features."""
 SCALED_DEVICES = (8, 64, 512)
 
 
@@ -212,7 +212,7 @@ def measure(name: str, use: str, number: int) -> dict[str, Any]:
 
     Args:
       name: A key of ``CASES``, ``OTHERS`` or ``SCALED``.
-      use: ``"train"``, ``"evaluate"``, ``"sample"``, or ``"apply"`` for what is no task.
+      use: ``"train"``, ``"evaluate"``, ``"sample"``, or ``"apply"`` for a function that belongs to no task.
       number: Number of devices.
 
     Returns:
@@ -332,7 +332,7 @@ def _short(place: str) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """What a config trains, on shapes alone.
+    """The task, the data and the state of a config, as shapes without arrays.
 
     Attributes:
       case: What it is called.
@@ -489,10 +489,8 @@ def _staged(
     by_step = step_batches_sharding(mesh)
     is_large = examples * bytes_per_example(setting.dataset) > data.resident_limit_mb * _MIB
     if is_large or data.get("random_crop") or data.get("random_start"):
-        return StreamedFeed, {
-            name: jax.ShapeDtypeStruct((steps, *entry.shape), entry.dtype, sharding=by_step)
-            for name, entry in batch.items()
-        }
+        of_steps = {name: jax.ShapeDtypeStruct((steps, *entry.shape), entry.dtype) for name, entry in batch.items()}
+        return StreamedFeed, _placed(of_steps, by_step)
     whole = NamedSharding(mesh, PartitionSpec())
     rows = {
         name: jax.ShapeDtypeStruct((examples, *entry.shape[1:]), entry.dtype, sharding=whole)
@@ -503,7 +501,18 @@ def _staged(
 
 
 def _placed(tree: PyTree, sharding: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, sharding)
+    """Shapes with shardings: one for each, or one for all."""
+
+    def placed(place: NamedSharding, part: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), part)
+
+    return jax.tree.map(placed, sharding, tree)
+
+
+def _whole_and_by_rows(devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
+    """The shardings of what each device has as a whole, and of rows that they share."""
+    mesh = make_mesh(list(devices), {})
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 
 
 def _bytes_on_a_device(tree: PyTree) -> int:
@@ -553,7 +562,7 @@ def evaluation(setting: Setting, devices: Sequence[jax.Device]) -> Work:
 
     return Work(
         jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec())),
-        (placed, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_rows), batch)),
+        (placed, _placed(batch, by_rows)),
         _bytes_on_a_device(placed),
         _on_a_device(setting.scores, mesh),
         dtype=setting.config.model.get("dtype", "float32"),
@@ -567,11 +576,9 @@ def sampling(setting: Setting, devices: Sequence[jax.Device]) -> Work:
       setting: What has been trained.
       devices: The devices.
     """
-    task, mesh = setting.task, make_mesh(list(devices), {})
+    task, (whole, by_rows) = setting.task, _whole_and_by_rows(devices)
     assert isinstance(task, SecondStageTask)
-    whole, by_rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-    networks = task.networks(setting.state())
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), networks)
+    placed = _placed(task.networks(setting.state()), whole)
 
     def draw(networks: PyTree, key: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
         grids = task.grids(task.sample(networks, key, classes, guidance=1.5))
@@ -593,10 +600,8 @@ WORK: dict[str, Callable[..., Work]] = {"train": training, "evaluate": evaluatio
 
 def _inception(devices: Sequence[jax.Device]) -> Work:
     """Features of 128 images, of which a device takes 32 at a time."""
-    mesh = make_mesh(list(devices), {})
-    whole, by_rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-    variables = jax.eval_shape(FIDInception().init, _KEY, jnp.zeros((1, 299, 299, 3)))
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), variables)
+    whole, by_rows = _whole_and_by_rows(devices)
+    placed = _placed(jax.eval_shape(FIDInception().init, _KEY, jnp.zeros((1, 299, 299, 3))), whole)
     images = jax.ShapeDtypeStruct((128, 256, 256, 3), np.uint8, sharding=by_rows)
 
     def features(variables: PyTree, images: jax.Array) -> PyTree:
@@ -607,9 +612,8 @@ def _inception(devices: Sequence[jax.Device]) -> Work:
 
 def _search(devices: Sequence[jax.Device]) -> Work:
     """The nearest of 16,384 codes of 256 features for 65,536 latents on each device."""
-    mesh = make_mesh(list(devices), {})
     tokens, codes, dim = 65_536, 16_384, 256
-    whole, by_rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    whole, by_rows = _whole_and_by_rows(devices)
     arguments = (
         jax.ShapeDtypeStruct((tokens * len(devices), dim), np.float32, sharding=by_rows),
         jax.ShapeDtypeStruct((codes, dim), np.float32, sharding=whole),

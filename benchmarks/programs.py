@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: products and their precision, arrays, collectives, words to the host."""
+"""Reader of compiled programs: products and their precision, arrays, collectives, transfers to the host."""
 
 import functools
 import math
@@ -68,7 +68,7 @@ class Instruction(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it comes from in the source; empty if that is not known."""
+        """Name of the JAX operation that it was compiled from; empty if unknown."""
         found = re.search(r'op_name="([^"]*)"', self.text)
         return found[1] if found else ""
 
@@ -80,7 +80,7 @@ class Product(NamedTuple):
       library: ``"cudnn"``, ``"cublas"``, ``"triton"``, or ``"xla"`` for XLA's own.
       precision: ``"bf16"``, ``"tf32"``, ``"3 tf32"`` for three products of TF32 parts, or ``"f32"``.
       is_convolution: Whether it is a convolution.
-      place: Where it comes from in the source.
+      place: Name of the JAX operation that it was compiled from.
     """
 
     library: str
@@ -118,7 +118,7 @@ class Program:
 
     @property
     def to_the_host(self) -> list[str]:
-        """Operations that send words to the host or wait for them, and arrays that lie there."""
+        """Operations that transfer data to the host or from it, and calls of its functions."""
         found = [i for i in self.instructions if _TO_THE_HOST.fullmatch(i.operation) or "callback" in _target(i)]
         return [f"{i.operation} {i.place}" for i in found]
 
@@ -165,7 +165,7 @@ class Program:
         return Counter(f"{product.library} {product.precision}" for product in self.products)
 
     def matrices(self, rows: int, columns: int) -> list[Array]:
-        """Return arrays in memory with at least so many rows of as many columns, in any order of their axes."""
+        """Return arrays in memory that have an axis of `columns` and at least `rows` times as many numbers."""
         return [array for array in self.arrays if columns in array.shape and math.prod(array.shape) >= rows * columns]
 
     def _precision(self, instruction: Instruction) -> str:

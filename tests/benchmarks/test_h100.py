@@ -1,4 +1,4 @@
-"""Programs compile for H100s, without numbers of 64 bits and without a word to the host."""
+"""Programs compile for H100s, without numbers of 64 bits and without transfers to the host."""
 
 import functools
 
