@@ -18,7 +18,7 @@ from vqjax import UserError, VectorQuantizer
 from vqjax.checkpointing.checkpoints import load_networks, load_tokenizer
 from vqjax.data import to_model_range
 from vqjax.data.arrays import ArrayDataset
-from vqjax.losses.adversarial import ADVERSARIAL_LOSSES, adaptive_weight
+from vqjax.losses.adversarial import ADVERSARIAL_LOSSES, adaptive_weight, r1_penalty
 from vqjax.losses.perceptual import PerceptualLoss
 from vqjax.models import AlexNet
 from vqjax.models.discriminators import PatchGAN, PatchGAN3D, StyleGANDiscriminator
@@ -294,6 +294,26 @@ def test_penalties_of_a_discriminator_that_judges_each_image_by_itself():
     means = state.variables[DISCRIMINATOR]["logit_means"]
     assert means.keys() == {"real", "fake"}
     assert float(means["real"]) != 0
+
+
+def test_the_r1_penalty_adds_its_gradient():
+    """Beside a step without the penalty, and plain differentiation of it."""
+    discriminator = StyleGANDiscriminator((4, 4, 4))
+    options = {"discriminator": discriminator, "max_adaptive_weight": None}
+    state = jax.jit(make(**options).init)(KEY, BATCH)
+    moved = [
+        jax.tree.map(lambda before, after: (before - after) / 0.1, state.params, step_of(task, state)[0].params)
+        for task in (make(**options), make(r1_weight=5.0, r1_every=2, **options))
+    ]
+    images = to_model_range(jnp.asarray(BATCH["image"]))
+
+    def penalty(params):
+        return r1_penalty(lambda images: discriminator.apply({"params": params}, images, train=True), images)
+
+    of_penalty = jax.jit(jax.grad(penalty))(state.params[DISCRIMINATOR])
+    expected = jax.tree.map(lambda plain, rise: plain + 2 * 5 * rise, moved[0][DISCRIMINATOR], of_penalty)
+    chex.assert_trees_all_close(moved[1][DISCRIMINATOR], expected, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_equal(moved[1][NETWORK], moved[0][NETWORK])
 
 
 def test_a_start_from_clusters_averages_no_other_network_than_the_generator():

@@ -278,19 +278,28 @@ class VQGANTask(VQVAETask):
                 after = after | {_LOGIT_MEANS: jax.lax.stop_gradient(means)}
                 metrics["lecam"] = lecam_penalty(of_real, of_fake, *after[_LOGIT_MEANS].values())
                 loss += self.lecam_weight * metrics["lecam"]
-            if self.r1_weight is not None:
-                metrics["r1"] = self._lazy_r1(state, {"params": params, **variables}, images)
-                loss += self.r1_weight * self.r1_every * metrics["r1"]
             return factor * loss, (metrics, after)
 
         gradient, (metrics, after) = jax.grad(loss_function, has_aux=True)(state.params[DISCRIMINATOR])
+        if self.r1_weight is not None:
+            metrics["r1"], of_penalty = self._lazy_r1(state, images)
+            weight = factor * self.r1_weight * self.r1_every
+            gradient = jax.tree.map(lambda of_loss, rise: of_loss + weight * rise, gradient, of_penalty)
         return gradient, after, metrics
 
-    def _lazy_r1(self, state: TrainState, variables: PyTree, images: Array) -> Float[Array, ""]:
-        def penalty(images: Array) -> Float[Array, ""]:
-            return r1_penalty(lambda images: self._judge(state, variables, images)[0], images)
+    def _lazy_r1(self, state: TrainState, images: Array) -> tuple[Float[Array, ""], PyTree]:
+        """The penalty and its gradient; zeros in the steps between."""
+        variables = state.variables[DISCRIMINATOR]
 
-        return jax.lax.cond(state.step % self.r1_every == 0, penalty, lambda images: jnp.float32(0), images)
+        def penalty(params: PyTree) -> Float[Array, ""]:
+            return r1_penalty(lambda images: self._judge(state, {"params": params, **variables}, images)[0], images)
+
+        def nothing(params: PyTree) -> tuple[Float[Array, ""], PyTree]:
+            return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+
+        # The gradient belongs into the branch: that of a branch keeps what it needs in all steps.
+        of_step = jax.value_and_grad(penalty)
+        return jax.lax.cond(state.step % self.r1_every == 0, of_step, nothing, state.params[DISCRIMINATOR])
 
     def _judge(self, state: TrainState, variables: PyTree, images: Array) -> tuple[Array, dict[str, PyTree]]:
         """Logits of images, and the other variables after their statistics were taken."""
