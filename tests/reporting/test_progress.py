@@ -43,9 +43,19 @@ def rows(terminal):
 
 
 def run(
-    clock, stream, *, start, stop, total, compile_seconds=60.0, seconds_per_step=1.0, images_per_step=8, metrics=METRICS
+    clock,
+    stream,
+    *,
+    start,
+    stop,
+    total,
+    compile_seconds=60.0,
+    seconds_per_step=1.0,
+    images_per_step=8,
+    metrics=METRICS,
+    **options,
 ):
-    with Progress(total, start, images_per_step, stream) as line:
+    with Progress(total, start, images_per_step, stream, **options) as line:
         clock.seconds += compile_seconds
         for step in range(start + 1, stop + 1):
             line.metrics(metrics)
@@ -58,6 +68,11 @@ def test_speed_and_time_left_count_neither_compilation_nor_the_steps_before_a_re
     lines = run(clock, io.StringIO(), start=900, stop=921, total=1000).splitlines()
     assert "step 901/1000 (90%)  ETA ?" in lines[0]
     assert "step 911/1000 (91%)  8.0 images/s  ETA 01:29" in lines[1]
+
+
+def test_the_speed_of_clips_is_that_of_clips(clock):
+    lines = run(clock, io.StringIO(), start=0, stop=25, total=25, clips=True).splitlines()
+    assert "  8.0 clips/s  " in lines[1]
 
 
 def test_plain_lines_come_first_then_every_ten_seconds_then_at_the_end(clock):

@@ -61,7 +61,8 @@ def test_a_run_measures_frames_and_their_differences(run):
     metrics = run[1].metrics
     assert metrics["clips"] == 6
     assert metrics["frames_per_clip"] == 5
-    assert metrics["tokens_per_image"] == 3 * 4 * 4
+    assert metrics["tokens_per_clip"] == 3 * 4 * 4
+    assert metrics["bits_per_clip"] == 3 * 4 * 4 * 4  # bits of 16 codes
     assert {"psnr", "ssim", "psnr_gain_temporal_mean", "flicker_mse_01", "psnr_last_frame"} <= metrics.keys()
 
 

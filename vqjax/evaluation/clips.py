@@ -130,7 +130,7 @@ def clip_metrics(num_codes: int | tuple[int, ...]) -> tuple[Metric, ...]:
       ['ClipCount', 'OfFrames', 'OfFrames', 'OfFrames', 'OverTime', 'TokenLosses', 'CodeUsage']
     """
     of_frames = (OfFrames(metric) for metric in (MSE(), PSNR(), SSIM()))
-    return ClipCount(), *of_frames, OverTime(), TokenLosses(), CodeUsage(num_codes)
+    return ClipCount(), *of_frames, OverTime(), TokenLosses(), CodeUsage(num_codes, example="clip")
 
 
 def _psnr_of_frames(

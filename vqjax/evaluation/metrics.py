@@ -1,7 +1,7 @@
 """Metrics of reconstructions and of the use of codes."""
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -17,9 +17,8 @@ from vqjax.functional.pixels import check_pixels
 
 PSNR_CAP = 100.0
 SSIM_WINDOW = 11
-USAGE_IMAGES = 256
+USAGE_EXAMPLES = 256
 USAGE_TOKENS = 65536
-_USAGE_IMAGES = f"usage_per_{USAGE_IMAGES}_images"
 _USAGE_TOKENS = f"usage_per_{USAGE_TOKENS}_tokens"
 _SSIM_SIGMA = 1.5
 _SSIM_K1 = 0.01
@@ -187,11 +186,11 @@ class _CodeCounts(NamedTuple):
     """Code counts of the split, the perplexities of its full batches and of its padded ones, and its windows."""
 
     of_split: Int64[np.ndarray, "codebooks num_codes"]
-    images: _Window
+    examples: _Window
     tokens: _Window
     full_perplexities: tuple[float, ...] = ()
     partial_perplexities: tuple[float, ...] = ()
-    tokens_per_image: int = 0
+    tokens_per_example: int = 0
 
 
 class CodeUsage(Metric):
@@ -204,9 +203,11 @@ class CodeUsage(Metric):
       num_codes: Number of codes of each codebook, in the order of the indices of one latent position: of the stages of
         a residual quantizer, for example, which are the last axis of ``indices``. A number for one codebook. Usage is
         measured per codebook, and averaged.
+      example: What the names of numbers call a row of the batch: ``"image"`` or ``"clip"``.
     """
 
     num_codes: int | tuple[int, ...] = flax.struct.field(pytree_node=False)
+    example: Literal["image", "clip"] = flax.struct.field(pytree_node=False, default="image")
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -215,14 +216,14 @@ class CodeUsage(Metric):
             "batches",
             "perplexity_split": "exp(entropy) of the codes of the whole split, mean over codebooks",
             "usage_split": "share of codes used at least once in the split",
-            _USAGE_IMAGES: f"share of codes used in {USAGE_IMAGES} images, mean over consecutive groups of so many, as "
-            "in the rotation-trick and ViT-VQGAN papers",
+            self._usage_examples: f"share of codes used in {USAGE_EXAMPLES} {self.example}s, mean over consecutive "
+            "groups of so many, as in the rotation-trick and ViT-VQGAN papers",
             _USAGE_TOKENS: f"share of codes used in {USAGE_TOKENS} latent positions, mean over consecutive windows of "
             "so many, as in LlamaGen",
             "dead_codes_split": "codes never used in the split",
-            "tokens_per_image": "indices per image",
-            "bits_per_image": "tokens_per_image * log2(number of codes)",
-            "entropy_bits_per_image": "tokens_per_image * log2(perplexity), mean over codebooks, of the split",
+            self._tokens: f"indices per {self.example}",
+            f"bits_per_{self.example}": f"{self._tokens} * log2(number of codes)",
+            f"entropy_bits_per_{self.example}": f"{self._tokens} * log2(perplexity), mean over codebooks, of the split",
         } | {
             name: f"{name.removesuffix(f'_{number}')} of codebook {number} alone, in the order of a latent's indices"
             for number in range(len(self._sizes))
@@ -238,7 +239,7 @@ class CodeUsage(Metric):
     def init(self) -> _CodeCounts:
         shape = (len(self._sizes), max(self._sizes))
         empty = _Window(np.zeros(shape, bool))
-        return _CodeCounts(np.zeros(shape, np.int64), images=empty, tokens=empty)
+        return _CodeCounts(np.zeros(shape, np.int64), examples=empty, tokens=empty)
 
     def update(self, state: _CodeCounts, measured: PyTree[Array]) -> _CodeCounts:
         valid = np.asarray(measured["valid"])
@@ -255,8 +256,8 @@ class CodeUsage(Metric):
         positions = indices.reshape(-1, 1, len(self._sizes))
         return state._replace(
             of_split=state.of_split + counts,
-            tokens_per_image=indices[0].size,
-            images=state.images.added(indices, USAGE_IMAGES, sum(self._sizes)),
+            tokens_per_example=indices[0].size,
+            examples=state.examples.added(indices, USAGE_EXAMPLES, sum(self._sizes)),
             tokens=state.tokens.added(positions, USAGE_TOKENS, sum(self._sizes)),
             **{field: (*getattr(state, field), _mean_perplexity(counts))},
         )
@@ -264,7 +265,7 @@ class CodeUsage(Metric):
     def compute(self, state: _CodeCounts) -> Numbers:
         used, perplexities = np.count_nonzero(state.of_split, axis=1), [exact_perplexity(c) for c in state.of_split]
         mean_bits, entropy_bits = (float(np.mean(np.log2(numbers))) for numbers in (self._sizes, perplexities))
-        windows = {_USAGE_IMAGES: state.images.usages, _USAGE_TOKENS: state.tokens.usages}
+        windows = {self._usage_examples: state.examples.usages, _USAGE_TOKENS: state.tokens.usages}
         each = {}
         for number, size in enumerate(self._sizes):
             measured = perplexities[number], used[number] / size, size - int(used[number])
@@ -275,10 +276,18 @@ class CodeUsage(Metric):
             "usage_split": int(used.sum()) / sum(self._sizes),
             **{name: float(np.mean(usages)) for name, usages in windows.items() if usages},
             "dead_codes_split": sum(self._sizes) - int(used.sum()),
-            "tokens_per_image": state.tokens_per_image,
-            "bits_per_image": state.tokens_per_image * mean_bits,
-            "entropy_bits_per_image": state.tokens_per_image * entropy_bits,
+            self._tokens: state.tokens_per_example,
+            f"bits_per_{self.example}": state.tokens_per_example * mean_bits,
+            f"entropy_bits_per_{self.example}": state.tokens_per_example * entropy_bits,
         } | each
+
+    @property
+    def _tokens(self) -> str:
+        return f"tokens_per_{self.example}"
+
+    @property
+    def _usage_examples(self) -> str:
+        return f"usage_per_{USAGE_EXAMPLES}_{self.example}s"
 
     @property
     def _sizes(self) -> tuple[int, ...]:

@@ -31,7 +31,17 @@ MOST_CODES = 2**18
 """Most codes of a histogram, over all codebooks."""
 
 _TILES = 6
-_HEADLINES = ("psnr", "ssim", "lpips", "rfid", "ris", "usage_split", "perplexity_split", "bits_per_image")
+_HEADLINES = (
+    "psnr",
+    "ssim",
+    "lpips",
+    "rfid",
+    "ris",
+    "usage_split",
+    "perplexity_split",
+    "bits_per_image",
+    "bits_per_clip",
+)
 
 
 @dataclass(frozen=True)

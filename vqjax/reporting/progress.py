@@ -16,7 +16,6 @@ _USUAL_COLUMNS = 80
 _USUAL_ROWS = 24
 _SHORTEST_BAR = 10
 _WORDS = {
-    "speed": "images/s",
     "loss": "loss",
     "psnr": "PSNR",
     "accuracy": "accuracy",
@@ -26,7 +25,6 @@ _WORDS = {
 }
 # For terminals of 80 columns; ``ppl`` is the abbreviation of language models.
 _SHORT_WORDS = _WORDS | {
-    "speed": "img/s",
     "accuracy": "acc",
     "perplexity": "ppl",
     "dead_codes": "dead",
@@ -44,12 +42,13 @@ class Progress:
     Args:
       total_steps: Step at which the run ends.
       start_step: Step at which this process takes over: 0, or that of the checkpoint it resumed from.
-      images_per_step: Images of one step over all devices, for images/s.
+      examples_per_step: Images, or clips, of one step over all devices, for the speed.
       stream: Where to write; None is standard error.
+      clips: Whether they are clips.
 
     Example:
       >>> stream = io.StringIO()
-      >>> with Progress(total_steps=4, start_step=2, images_per_step=8, stream=stream) as progress:
+      >>> with Progress(total_steps=4, start_step=2, examples_per_step=8, stream=stream) as progress:
       ...     for step in (3, 4):
       ...         progress.metrics({"loss": 0.5 / step})
       ...         progress.update(step)
@@ -59,12 +58,19 @@ class Progress:
     """
 
     def __init__(
-        self, total_steps: int, start_step: int, images_per_step: int, stream: io.TextIOBase | TextIO | None = None
+        self,
+        total_steps: int,
+        start_step: int,
+        examples_per_step: int,
+        stream: io.TextIOBase | TextIO | None = None,
+        *,
+        clips: bool = False,
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._total_steps = total_steps
         self._step = start_step
-        self._images_per_step = images_per_step
+        self._examples_per_step = examples_per_step
+        self._unit, self._short_unit = ("clips/s", "clips/s") if clips else ("images/s", "img/s")
         self._metrics: dict[str, float] = {}
         self._first_update: tuple[int, float] | None = None
         self._bar: tqdm | None = None
@@ -156,7 +162,10 @@ class Progress:
         """Speed, time and metrics, each in its own words."""
         facts, seconds = [], self._seconds_per_step()
         if seconds:
-            facts.append(f"{_speed(self._images_per_step / seconds, words is _SHORT_WORDS)} {words['speed']}")
+            short = words is _SHORT_WORDS
+            facts.append(
+                f"{_speed(self._examples_per_step / seconds, short)} {self._short_unit if short else self._unit}"
+            )
         if self._step >= self._total_steps:
             facts.append(f"took {tqdm.format_interval(self._now - self._started)}")
         elif seconds:

@@ -15,10 +15,10 @@ def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def progress_line(num_steps: int, step: int, batch_size: int) -> Progress:
+def progress_line(num_steps: int, step: int, batch_size: int, clips: bool) -> Progress:
     """Return the progress line of a run that starts at a step; other processes discard theirs."""
     stream = None if is_main_process() else io.StringIO()
-    return Progress(num_steps, step, batch_size, stream=stream)
+    return Progress(num_steps, step, batch_size, stream=stream, clips=clips)
 
 
 def describe_devices(devices: list[jax.Device] | None) -> str:

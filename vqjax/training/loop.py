@@ -158,7 +158,9 @@ def _train(
         try:
             with (
                 StopRequest() as stop_request,
-                progress_line(config.num_steps, trainer.step, config.batch_size) as progress,
+                progress_line(
+                    config.num_steps, trainer.step, config.batch_size, "video" in feed.batch_spec
+                ) as progress,
             ):
                 trainer.run(stop_request, progress)
             # A run that was complete when it started has nothing to log, but still shows its result.
