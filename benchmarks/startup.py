@@ -107,9 +107,11 @@ def needed(case: Case, photographs: Path, directory: Path) -> dict[str, Path]:
     run, tokens = (directory / f"{kind}_{case.quantizer}" for kind in ("run", "tokens"))
     if "{tokens}" in case.config and not tokens.exists():
         # 8 x 8 tokens, as configs/generate.py:tiny expects.
-        changes = {"num_steps": 1, "data.image_size": 32, "quantizer.num_codes": 512}
+        changes = {"num_steps": 1, "data.image_size": 32}
         if case.quantizer == "multi_scale_vq":
-            changes["quantizer.scales"] = "1,2,4,8"
+            changes |= {"quantizer.quantizer.num_codes": 512, "quantizer.scales": "1,2,4,8"}
+        else:
+            changes["quantizer.num_codes"] = 512
         config = f"--config=configs/quickstart.py:quantizer={case.quantizer}"
         for command in (
             ("train", config, *fields(changes), f"--workdir={run}"),
