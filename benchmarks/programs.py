@@ -165,8 +165,8 @@ class Program:
         return Counter(f"{product.library} {product.precision}" for product in self.products)
 
     def matrices(self, rows: int, columns: int) -> list[Array]:
-        """Return arrays in memory that have an axis of `columns` and at least `rows` times as many numbers."""
-        return [array for array in self.arrays if columns in array.shape and math.prod(array.shape) >= rows * columns]
+        """Return arrays in memory of `rows` times `columns` numbers that have an axis of `columns`."""
+        return [array for array in self.arrays if columns in array.shape and math.prod(array.shape) == rows * columns]
 
     def _precision(self, instruction: Instruction) -> str:
         kinds = {array.dtype for name in instruction.operands[:2] for array in self._results.get(name, [])[:1]}
