@@ -88,7 +88,8 @@ def main() -> None:
             for name in options.tasks:
                 given = needed(CASES[name], Path(options.photographs).absolute(), Path(directory))
                 config, changes = CASES[name].config.format(**given), fields(CASES[name].changes)
-                rows += [{"task": name} | row for row in measure(config, *changes)]
+                # As it is named here: paths are those of one machine.
+                rows += [{"task": name, "config": CASES[name].config} | row for row in measure(config, *changes)]
                 # After each, as all of them take a quarter of an hour.
                 report("startup", rows, COLUMNS)
 
@@ -148,14 +149,7 @@ def measure(config: str, *overrides: str) -> list[dict[str, Any]]:
             finally:
                 process.kill()
                 process.communicate()
-            rows.append(
-                {
-                    "config": config,
-                    "start": name,
-                    "seconds to the first step": seconds,
-                    "seconds of all cores": of_cores,
-                }
-            )
+            rows.append({"start": name, "seconds to the first step": seconds, "seconds of all cores": of_cores})
     return rows
 
 
