@@ -70,7 +70,7 @@ class Progress:
         self._total_steps = total_steps
         self._step = start_step
         self._examples_per_step = examples_per_step
-        self._unit, self._short_unit = ("clips/s", "clips/s") if clips else ("images/s", "img/s")
+        self._clips = clips
         self._metrics: dict[str, float] = {}
         self._first_update: tuple[int, float] | None = None
         self._bar: tqdm | None = None
@@ -163,9 +163,8 @@ class Progress:
         facts, seconds = [], self._seconds_per_step()
         if seconds:
             short = words is _SHORT_WORDS
-            facts.append(
-                f"{_speed(self._examples_per_step / seconds, short)} {self._short_unit if short else self._unit}"
-            )
+            unit = "clips/s" if self._clips else "img/s" if short else "images/s"
+            facts.append(f"{_speed(self._examples_per_step / seconds, short)} {unit}")
         if self._step >= self._total_steps:
             facts.append(f"took {tqdm.format_interval(self._now - self._started)}")
         elif seconds:
