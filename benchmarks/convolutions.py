@@ -42,7 +42,7 @@ class Layer(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Name in tables."""
         return f"{self.kind}, {self.channels} to {self.features} at {self.side} x {self.side}"
 
     @property

@@ -206,7 +206,7 @@ def _picture(directory: Path, guidance: float) -> Path:
 
 
 class _Look(NamedTuple):
-    """What the classifier makes of a set of images."""
+    """Features of a set of images, and how many of them the classifier recognizes."""
 
     vectors: Float[np.ndarray, "images dim"]
     recognized: float | None  # share of images; None without classes
