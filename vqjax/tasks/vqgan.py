@@ -14,6 +14,7 @@ from vqjax.data import Batch, to_model_range
 from vqjax.data.dataset import pixels_of
 from vqjax.errors import UserError
 from vqjax.functional.clips import frames_of
+from vqjax.functional.convolutions import with_trailing_channels
 from vqjax.functional.numbers import is_positive
 from vqjax.losses.adversarial import (
     ADVERSARIAL_LOSSES,
@@ -298,7 +299,7 @@ class VQGANTask(VQVAETask):
             return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
 
         # The gradient belongs into the branch: that of a branch keeps what it needs in all steps.
-        of_step = jax.value_and_grad(penalty)
+        of_step = with_trailing_channels(jax.value_and_grad(penalty))
         return jax.lax.cond(state.step % self.r1_every == 0, of_step, nothing, state.params[DISCRIMINATOR])
 
     def _judge(self, state: TrainState, variables: PyTree, images: Array) -> tuple[Array, dict[str, PyTree]]:
