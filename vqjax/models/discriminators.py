@@ -7,7 +7,6 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -285,17 +284,14 @@ def _activated(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _blur(x: Images, padding: int) -> Images:
     """Smooth by the binomial filter 1, 3, 3, 1 in both directions, between zeros."""
-    taps = np.array([1.0, 3.0, 3.0, 1.0]) / 8
-    kernel = jnp.asarray(np.outer(taps, taps), x.dtype)[:, :, None, None]
-    channels = x.shape[-1]
-    return jax.lax.conv_general_dilated(
-        x,
-        jnp.broadcast_to(kernel, (4, 4, 1, channels)),
-        (1, 1),
-        ((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=channels,
-    )
+    # Sums of shifted images fuse into a loop; as a convolution by channels they take six times as long on CPUs.
+    smooth = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for axis in (1, 2):
+        smooth = jnp.pad(smooth, [(padding, padding) if of == axis else (0, 0) for of in range(4)])
+        size = smooth.shape[axis] - 3
+        first, second, third, fourth = (jax.lax.slice_in_dim(smooth, i, i + size, axis=axis) for i in range(4))
+        smooth = (first + fourth) / 8 + (second + third) * (3 / 8)
+    return smooth.astype(x.dtype)
 
 
 @with_automatic_axes(like="x")
