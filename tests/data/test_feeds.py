@@ -66,6 +66,18 @@ def test_staged_shapes_do_not_depend_on_the_count_so_that_the_step_compiles_once
     feed.close()
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_staged_arrays_are_as_described(kind, mesh, numbered_images, count):
+    """The step is compiled for the description, before anything is staged."""
+    feed = make(kind, numbered_images(37), mesh)
+    described, staged = (
+        jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+        for tree in (feed.staged_spec, feed.stage(0, count))
+    )
+    assert described == staged
+    feed.close()
+
+
 def test_each_device_holds_its_share_of_the_batch(kind, eight_devices, numbered_images):
     feed = make(kind, numbered_images(37), eight_devices)
     selected = jax.jit(feed.select)(feed.stage(0, 4), 2)["image"]

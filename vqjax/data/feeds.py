@@ -30,10 +30,12 @@ class Feed(Protocol):
     Attributes:
       num_images: Number of different images.
       batch_spec: Shape and dtype of each entry of a step's batch, over all devices.
+      staged_spec: Shape, dtype and sharding of what :meth:`stage` returns.
     """
 
     num_images: int
     batch_spec: dict[str, jax.ShapeDtypeStruct]
+    staged_spec: PyTree[jax.ShapeDtypeStruct]
 
     def stage(self, step: int, count: int) -> PyTree[Array]:
         """Put on the devices what ``select`` needs for steps ``step`` to ``step + count - 1``.
@@ -91,6 +93,13 @@ class ResidentFeed:
             name: jax.make_array_from_callback(values.shape, whole, values.__getitem__)
             for name, values in examples.items()
         }
+        self.staged_spec = {
+            "examples": {
+                name: jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=whole)
+                for name, values in examples.items()
+            },
+            "indices": jax.ShapeDtypeStruct(self._shape, np.int32, sharding=self._sharding),
+        }
 
     def stage(self, step: int, count: int) -> PyTree[Array]:
         """Put the indices of steps ``step`` to ``step + count - 1`` on the devices, in addition to the examples."""
@@ -143,6 +152,10 @@ class StreamedFeed:
         self._seed = seed
         self._steps, self._batch_size = steps_per_dispatch, batch_size
         self._sharding = step_batches_sharding(mesh)
+        self.staged_spec = {
+            name: jax.ShapeDtypeStruct((steps_per_dispatch, *spec.shape), spec.dtype, sharding=self._sharding)
+            for name, spec in self.batch_spec.items()
+        }
         local = self._sharding.addressable_devices_indices_map((steps_per_dispatch, batch_size)).values()
         self._local_rows = sorted({row for index in local for row in range(batch_size)[index[1]]})
         self._report = UnreadableReport(dataset.name, pixels_name(self.batch_spec))

@@ -17,6 +17,7 @@ import jax
 
 from vqjax.errors import UserError, did_you_mean
 from vqjax.runtime.compilation import enable_compilation_cache
+from vqjax.runtime.garbage import uncollected
 from vqjax.runtime.processes import hard_exit, is_distributed, is_lost_process
 from vqjax.runtime.signals import Interrupted
 from vqjax.runtime.signature import Call
@@ -323,12 +324,13 @@ def train_command(
       process_id: Elsewhere: the number of this process, from 0.
     """
     # The trainer loads in seconds, which help and mistakes in flags need not wait for.
-    from vqjax.checkpointing.discovery import find_checkpoint
-    from vqjax.runtime.processes import join_if_asked
-    from vqjax.runtime.remote import local_copy
-    from vqjax.runtime.workdir import usable_workdir
-    from vqjax.training.config import complete, load_config, override_all
-    from vqjax.training.loop import train
+    with uncollected():
+        from vqjax.checkpointing.discovery import find_checkpoint
+        from vqjax.runtime.processes import join_if_asked
+        from vqjax.runtime.remote import local_copy
+        from vqjax.runtime.workdir import usable_workdir
+        from vqjax.training.config import complete, load_config, override_all
+        from vqjax.training.loop import train
 
     run = None if config is None else load_config(config, overrides)
     join_if_asked(distributed, coordinator_address, num_processes, process_id)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import Checkpoints
@@ -22,7 +23,8 @@ from vqjax.data.sources import with_absolute_path
 from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
 from vqjax.runtime.files import atomic_file, strict_json
-from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process
+from vqjax.runtime.garbage import uncollected
+from vqjax.runtime.processes import assert_same_on_all_processes, is_distributed, is_main_process
 from vqjax.runtime.remote import local_copy, shown
 from vqjax.runtime.signals import Interrupted, StopRequest
 from vqjax.runtime.workdir import exclusive, usable_workdir
@@ -82,7 +84,8 @@ def _train(
     mesh = make_mesh(devices, {**task.mesh_axes, PARAMETERS_AXIS: config.parameter_shards})
     check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation or 1)
     # What the networks refuse is found before all images are read.
-    check_fits(task, jax.random.key(config.seed), example_batch(splits.train))
+    with uncollected():
+        shapes = check_fits(task, jax.random.key(config.seed), example_batch(splits.train))
     schedule = _Schedule(
         num_steps=config.num_steps,
         log_every=config.log_every,
@@ -121,20 +124,36 @@ def _train(
             write_config(workdir, config)
             # Storage that cannot be written to is found before the first step.
             upload()
+        found = 0 if checkpoints.found is None else checkpoints.found.step
+        is_over = schedule.is_over(found, checkpoints.not_better)
+        log("compiling the first step" if checkpoints.found is None else f"resuming at step {found}")
         step = make_step(task, config.seed)
-        state, sharding = _start_or_restore(task, step, feed, splits.train, mesh, checkpoints, **order)
+        with uncollected():
+            shapes = _with_log_sums(task, step, feed, shapes, mesh)
+        sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
+        dispatch = make_dispatch(
+            step,
+            feed.select,
+            steps_per_dispatch=schedule.steps_per_dispatch,
+            sharding=sharding.replace(frozen={}),
+            skip_nonfinite=config.nonfinite == "skip",
+        )
+        with uncollected(), ThreadPoolExecutor(max_workers=1) as background:
+            if not is_over:
+                # XLA compiles, or reads what it has compiled before, while the state is made.
+                arguments = shapes.replace(frozen={}), shapes.frozen, feed.staged_spec, np.int32(0)
+                compiling = background.submit(dispatch.lower(*arguments).compile)
+                if is_distributed():
+                    # All processes compile in the same order.
+                    compiling.exception()
+            state = _start_or_restore(task, sharding, splits.train, checkpoints, **order)
+            dispatch = dispatch if is_over else compiling.result()
         trainer = _Trainer(
             task=task,
             state=state,
             schedule=schedule,
             feed=feed,
-            dispatch=make_dispatch(
-                step,
-                feed.select,
-                steps_per_dispatch=schedule.steps_per_dispatch,
-                sharding=sharding.replace(frozen={}),
-                skip_nonfinite=config.nonfinite == "skip",
-            ),
+            dispatch=dispatch,
             evaluate=functools.partial(
                 evaluate_state, task, dataset=splits.eval, batch_size=config.batch_size, mesh=mesh
             ),
@@ -186,35 +205,32 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
         file.write((strict_json(config.to_dict(), indent=2) + "\n").encode())
 
 
+def _with_log_sums(task: Task, step: Step, feed: Feed, shapes: TrainState, mesh: Mesh) -> TrainState:
+    """Shapes of the arrays of a run's state, with the sums of its log, and their places on the mesh."""
+
+    def placed(shapes: PyTree, sharding: PyTree) -> PyTree:
+        return jax.tree.map(lambda shape, place: shape.update(sharding=place), shapes, sharding)
+
+    # On the mesh like those of the program, for which the step is then not traced again.
+    shapes = placed(shapes, state_sharding(shapes, mesh, task))
+    batch = jax.tree.map(lambda spec: spec.update(sharding=shapes.step.sharding), feed.batch_spec)
+    shapes = shapes.replace(log_sums=jax.eval_shape(lambda: empty_log_sums(step, shapes, batch)))
+    return placed(shapes, state_sharding(shapes, mesh, task))
+
+
 def _start_or_restore(
-    task: Task,
-    step: Step,
-    feed: Feed,
-    dataset: ImageDataset,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    *,
-    seed: int,
-    batch_size: int,
-) -> tuple[TrainState, TrainState]:
-    """The state that the run begins with, on the devices of the mesh, and its sharding."""
+    task: Task, sharding: TrainState, dataset: ImageDataset, checkpoints: Checkpoints, *, seed: int, batch_size: int
+) -> TrainState:
+    """The state that the run begins with, on the devices of the mesh."""
     if checkpoints.found is None:
         state = initial_state(task, dataset, seed=seed, batch_size=batch_size)
     else:
         # What the data decide is in the checkpoint.
         state = task.init(jax.random.key(seed), example_batch(dataset))
-    state = jax.device_put(state, state_sharding(state, mesh, task))
-    # On the mesh like those of the program, for which the step is then not traced again.
-    batch = jax.tree.map(lambda spec: spec.update(sharding=state.step.sharding), feed.batch_spec)
-    log_sums = jax.device_put(empty_log_sums(step, state, batch), state.step.sharding)
-    state = state.replace(log_sums=log_sums)
-    sharding = state_sharding(state, mesh, task)
+    log_sums = {name: np.zeros((), np.float32) for name in sharding.log_sums}
+    state = jax.device_put(state.replace(log_sums=log_sums), sharding)
     restored = checkpoints.restore_latest(like=state.saved())
-    if restored is None:
-        log("compiling the first step")
-        return state, sharding
-    log(f"resuming at step {checkpoints.found.step}")
-    return state.replace(**restored), sharding
+    return state if restored is None else state.replace(**restored)
 
 
 class _Schedule(NamedTuple):
