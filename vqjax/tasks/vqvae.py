@@ -121,8 +121,12 @@ class VQVAETask(Task):
                 f"config.data must have {wanted} for this model, got {'clips' if images.ndim == 5 else 'images'}; take "
                 f"another config.data.source, such as {source}, or another config.model."
             )
-        variables = model.init({"params": params_key, "quantizer": quantizer_key}, images)
-        decoded = jax.eval_shape(lambda variables: model.apply(variables, images, method="reconstruct"), variables)
+        output, variables = model.init_with_output({"params": params_key, "quantizer": quantizer_key}, images)
+        decoded = output.reconstruction
+        codes = jax.eval_shape(lambda: model.apply(variables, output.quantizer.indices, method=_codes))
+        if codes.shape != output.quantizer.quantized.shape:
+            # Rarely, since it traces both networks once more: indices stand for another grid than that of the latents.
+            decoded = jax.eval_shape(lambda: model.apply(variables, images, method="reconstruct"))
         if decoded.shape[:-1] == images.shape[:-1] and decoded.shape != images.shape:
             raise UserError(
                 f"images must have the {decoded.shape[-1]} channels of reconstructions, got {images.shape[-1]}; set "
@@ -262,6 +266,10 @@ class VQVAETask(Task):
         of_codes = "quantizer" in path and ("codebook" in path or path[-1] == "codes")
         row_per_code = of_codes and array.shape[:1] == (self.model.quantizer.num_codes,)
         return PartitionSpec("codes") if row_per_code else PartitionSpec()
+
+
+def _codes(model: VQVAE, indices: Int[Array, " batch *tokens"]) -> Float[Array, "batch *grid dim"]:
+    return model.quantizer.decode(indices)
 
 
 def image_metrics(reconstruction: Array, images: Array) -> Metrics:
