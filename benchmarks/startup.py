@@ -22,12 +22,15 @@ from studies.tokenizers.grid import SETTINGS
 from vqjax.reporting.writers import METRICS_FILE
 
 COLUMNS = ("task", "start", "seconds to the first step", "seconds of all cores")
-_FOREVER = 1_000_000
-# Logged at once; nothing is evaluated or saved before.
-_ONE_STEP = {"log_every": 1, "eval_every": _FOREVER, "checkpoint_every": _FOREVER, "tensorboard": False}
+# Logged at once, as it is the last one; nothing is evaluated or saved before.
+_ONE_STEP = {"num_steps": 1, "tensorboard": False}
 _POLL_SECONDS = 0.01
-# Those of a user, and of the tests, hold programs already.
-_CACHES = {"JAX_COMPILATION_CACHE_DIR": None, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": None}
+# Those of a user, and of the tests, hold programs already; Python keeps bytecode unless it is told not to.
+_NO_CACHES = {
+    "JAX_COMPILATION_CACHE_DIR": None,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": None,
+    "PYTHONDONTWRITEBYTECODE": None,
+}
 
 
 class Case(NamedTuple):
@@ -139,10 +142,11 @@ def measure(config: str, *overrides: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         for name in ("cold", "warm", "warm again"):
             print(f"measuring {config}, {name}", file=sys.stderr, flush=True)
-            workdir, cache = Path(directory, name), f"{directory}/cache"
+            workdir = Path(directory, name)
+            caches = {"XDG_CACHE_HOME": f"{directory}/cache", "PYTHONPYCACHEPREFIX": f"{directory}/bytecode"}
             arguments = [f"--config={config}", *fields(_ONE_STEP), *overrides]
             began = time.perf_counter()
-            process = start(workdir, *arguments, XDG_CACHE_HOME=cache, **_CACHES)
+            process = start(workdir, *arguments, **caches, **_NO_CACHES)
             try:
                 of_cores = _await_first_line(process, workdir / METRICS_FILE)
                 seconds = time.perf_counter() - began

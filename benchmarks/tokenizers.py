@@ -1,7 +1,7 @@
 """Training steps of the image tokenizers against their discriminators: python -m benchmarks.tokenizers [CASE ...]
 
 VQGAN f16 and the small ViT-VQGAN at 256 pixels in bfloat16 with a PatchGAN, images on the device; without a GPU, VQGAN
-f16 with 64 channels at 64 and 128 pixels in float32. Beside them the original PyTorch modules, where clones of
+f16 with 64 channels at 64 and 128 pixels and ViT-VQGAN of four blocks at 64 in float32. Beside them the original PyTorch modules, where clones of
 taming-transformers and enhancing-transformers are on ``PYTHONPATH``.
 """
 
@@ -51,6 +51,7 @@ CASES = {
     "vit_vqgan": Case("vit_vqgan"),
     "vqgan_64": Case("vqgan", 64, 8, "float32", {"channels": 64}),
     "vqgan_128": Case("vqgan", 128, 4, "float32", {"channels": 64}),
+    "vit_vqgan_64": Case("vit_vqgan", 64, 16, "float32", {"depth": 4}),
 }
 """The first two for a GPU, the others for a CPU."""
 
