@@ -304,9 +304,13 @@ class VQGANTask(VQVAETask):
 
     def _judge(self, state: TrainState, variables: PyTree, images: Array) -> tuple[Array, dict[str, PyTree]]:
         """Logits of images, and the other variables after their statistics were taken."""
+        return self._judged(state.frozen.get(DISCRIMINATOR, {}), variables, images)
+
+    @one_program  # as a step has up to four of it
+    def _judged(self, frozen: PyTree, variables: PyTree, images: Array) -> tuple[Array, dict[str, PyTree]]:
         kept = {name: value for name, value in variables.items() if name == _LOGIT_MEANS}
         others = {name: value for name, value in variables.items() if name not in ("params", _LOGIT_MEANS)}
-        inputs = {"params": variables["params"], **others, **state.frozen.get(DISCRIMINATOR, {})}
+        inputs = {"params": variables["params"], **others, **frozen}
         logits, after = self.discriminator.apply(inputs, images, train=True, mutable=list(others))
         return logits, after | kept
 
