@@ -23,7 +23,6 @@ from vqjax.data.sources import with_absolute_path
 from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
 from vqjax.runtime.files import atomic_file, strict_json
-from vqjax.runtime.garbage import uncollected
 from vqjax.runtime.processes import assert_same_on_all_processes, is_distributed, is_main_process
 from vqjax.runtime.remote import local_copy, shown
 from vqjax.runtime.signals import Interrupted, StopRequest
@@ -84,8 +83,7 @@ def _train(
     mesh = make_mesh(devices, {**task.mesh_axes, PARAMETERS_AXIS: config.parameter_shards})
     check_batch_size(config.batch_size, len(splits.train), mesh, config.gradient_accumulation or 1)
     # What the networks refuse is found before all images are read.
-    with uncollected():
-        shapes = check_fits(task, jax.random.key(config.seed), example_batch(splits.train))
+    shapes = check_fits(task, jax.random.key(config.seed), example_batch(splits.train))
     schedule = _Schedule(
         num_steps=config.num_steps,
         log_every=config.log_every,
@@ -127,18 +125,17 @@ def _train(
         found = 0 if checkpoints.found is None else checkpoints.found.step
         is_over = schedule.is_over(found, checkpoints.not_better)
         log("compiling the first step" if checkpoints.found is None else f"resuming at step {found}")
-        step = make_step(task, config.seed)
-        with uncollected():
+        with ThreadPoolExecutor(max_workers=1) as background:
+            step = make_step(task, config.seed)
             shapes = _with_log_sums(task, step, feed, shapes, mesh)
-        sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
-        dispatch = make_dispatch(
-            step,
-            feed.select,
-            steps_per_dispatch=schedule.steps_per_dispatch,
-            sharding=sharding.replace(frozen={}),
-            skip_nonfinite=config.nonfinite == "skip",
-        )
-        with uncollected(), ThreadPoolExecutor(max_workers=1) as background:
+            sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
+            dispatch = make_dispatch(
+                step,
+                feed.select,
+                steps_per_dispatch=schedule.steps_per_dispatch,
+                sharding=sharding.replace(frozen={}),
+                skip_nonfinite=config.nonfinite == "skip",
+            )
             if not is_over:
                 # XLA compiles, or reads what it has compiled before, while the state is made.
                 arguments = shapes.replace(frozen={}), shapes.frozen, feed.staged_spec, np.int32(0)
