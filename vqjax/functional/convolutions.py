@@ -1,6 +1,7 @@
 """Convolutions inside of loops and branches."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,36 +45,43 @@ def with_trailing_channels(function: Callable[..., PyTree]) -> Callable[..., PyT
 
 
 def _evaluated(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    """Results of a traced function, in parts: between its convolutions, and these."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
     def value_of(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
-    for equation in jaxpr.eqns:
-        inputs = [value_of(atom) for atom in equation.invars]
-        if equation.primitive is core.primitives.conv_general_dilated_p:
-            results = [_convolution(*inputs, **equation.params)]
-        elif equation.primitive is core.primitives.jit_p:
-            called = equation.params["jaxpr"]
-            results = _evaluated(called.jaxpr, called.consts, inputs)
-        else:
-            results = _alone(jaxpr, equation)(*inputs)
-        values |= zip(equation.outvars, results, strict=True)
+    for convolves, equations in itertools.groupby(jaxpr.eqns, _convolves):
+        if not convolves:
+            values |= _evaluated_as_is(jaxpr, list(equations), values)
+            continue
+        for equation in equations:
+            inputs = [value_of(atom) for atom in equation.invars]
+            if equation.primitive is core.primitives.conv_general_dilated_p:
+                results = [_convolution(*inputs, **equation.params)]
+            else:
+                called = equation.params["jaxpr"]
+                results = _evaluated(called.jaxpr, called.consts, inputs)
+            values |= zip(equation.outvars, results, strict=True)
     return [value_of(atom) for atom in jaxpr.outvars]
 
 
-def _alone(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[Any]]:
-    """One equation as a function, which binds it as this release of JAX does."""
-    variables = [atom for atom in equation.invars if not isinstance(atom, core.Literal)]
-    of_variables = core.jaxpr_as_fun(
-        core.ClosedJaxpr(
-            jaxpr.replace(constvars=[], invars=variables, outvars=equation.outvars, eqns=[equation]),
-            (),
-        )
-    )
-    return lambda *inputs: of_variables(
-        *(x for x, atom in zip(inputs, equation.invars, strict=True) if not isinstance(atom, core.Literal))
-    )
+def _convolves(equation: core.JaxprEqn) -> bool:
+    """Whether an equation is a convolution, or calls a function that has some."""
+    if equation.primitive is core.primitives.jit_p:
+        return any(map(_convolves, equation.params["jaxpr"].jaxpr.eqns))
+    return equation.primitive is core.primitives.conv_general_dilated_p
+
+
+def _evaluated_as_is(
+    jaxpr: core.Jaxpr, equations: Sequence[core.JaxprEqn], values: Mapping[core.Var, Any]
+) -> dict[core.Var, Any]:
+    """Results of some equations by their variables, computed as this release of JAX does."""
+    made = [variable for equation in equations for variable in equation.outvars]
+    used = [atom for equation in equations for atom in equation.invars if not isinstance(atom, core.Literal)]
+    given = [variable for variable in dict.fromkeys(used) if variable in values]
+    part = jaxpr.replace(constvars=[], invars=given, outvars=made, eqns=equations)
+    return dict(zip(made, core.jaxpr_as_fun(core.ClosedJaxpr(part, ()))(*map(values.get, given)), strict=True))
 
 
 def _convolution(images: Array, kernel: Array, *, dimension_numbers: ConvDimensionNumbers, **options: Any) -> Array:
