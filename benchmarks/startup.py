@@ -22,8 +22,8 @@ from studies.tokenizers.grid import SETTINGS
 from vqjax.reporting.writers import METRICS_FILE
 
 COLUMNS = ("task", "start", "seconds to the first step", "seconds of all cores")
-# Logged at once, as it is the last one; nothing is evaluated or saved before.
-_ONE_STEP = {"num_steps": 1, "tensorboard": False}
+# Logged before the evaluation that follows it, and not together with the second.
+_ONE_STEP = {"log_every": 1, "eval_every": 1, "tensorboard": False}
 _POLL_SECONDS = 0.01
 # Those of a user, and of the tests, hold programs already; Python keeps bytecode unless it is told not to.
 _NO_CACHES = {

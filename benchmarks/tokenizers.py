@@ -1,8 +1,8 @@
 """Training steps of the image tokenizers against their discriminators: python -m benchmarks.tokenizers [CASE ...]
 
 VQGAN f16 and the small ViT-VQGAN at 256 pixels in bfloat16 with a PatchGAN, images on the device; without a GPU, VQGAN
-f16 with 64 channels at 64 and 128 pixels and ViT-VQGAN of four blocks at 64 in float32. Beside them the original PyTorch modules, where clones of
-taming-transformers and enhancing-transformers are on ``PYTHONPATH``.
+f16 with 64 channels at 64 and 128 pixels and ViT-VQGAN with four blocks at 64 in float32. Beside them the original
+PyTorch modules, where clones of taming-transformers and enhancing-transformers are on ``PYTHONPATH``.
 """
 
 import argparse
