@@ -64,8 +64,8 @@ def make_dispatch(
     Args:
       step: That of :func:`make_step`.
       select: Picks the batch of the i-th staged step.
-      steps_per_dispatch: Maximum number of steps per call; 1 compiles no loop at all. XLA runs convolutions inside a
-        loop tens of times slower on CPUs (jax-ml/jax#12868).
+      steps_per_dispatch: Maximum number of steps per call; 1 compiles no loop at all. XLA runs gradients of
+        convolutions inside of a loop tens of times slower on CPUs (docs/performance.md).
       sharding: Sharding of each array of the state without its frozen networks.
       skip_nonfinite: Leave the state as it was, and count the step as skipped, if loss or gradient are not finite.
 
