@@ -142,11 +142,10 @@ def measure(config: str, *overrides: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         for name in ("cold", "warm", "warm again"):
             print(f"measuring {config}, {name}", file=sys.stderr, flush=True)
-            workdir = Path(directory, name)
-            caches = {"XDG_CACHE_HOME": f"{directory}/cache", "PYTHONPYCACHEPREFIX": f"{directory}/bytecode"}
+            workdir, cache = Path(directory, name), f"{directory}/cache"
             arguments = [f"--config={config}", *fields(_ONE_STEP), *overrides]
             began = time.perf_counter()
-            process = start(workdir, *arguments, **caches, **_NO_CACHES)
+            process = start(workdir, *arguments, XDG_CACHE_HOME=cache, **_NO_CACHES)
             try:
                 of_cores = _await_first_line(process, workdir / METRICS_FILE)
                 seconds = time.perf_counter() - began
