@@ -1,7 +1,7 @@
 """Time from the command line to the first step: python -m benchmarks.startup [CONFIG ...]
 
-Without arguments: every task, with its config for a CPU. The first start compiles everything; the second finds what the
-first has compiled (vqjax/runtime/compilation.py). The processor's seconds, of all cores, say what a start costs where
+Without arguments: every task, with its config for a CPU. The first start compiles everything; the others, of which the
+median is given, find what the first has compiled (vqjax/runtime/compilation.py). The processor's seconds, of all cores, say what a start costs where
 other work makes it wait.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 
 from benchmarks.measure import report
@@ -25,6 +26,7 @@ COLUMNS = ("task", "start", "seconds to the first step", "seconds of all cores")
 # Logged before the evaluation that follows it, and not together with the second.
 _ONE_STEP = {"log_every": 1, "eval_every": 1, "tensorboard": False}
 _POLL_SECONDS = 0.01
+_WARM_STARTS = 5
 # Those of a user, and of the tests, hold programs already; Python keeps bytecode unless it is told not to.
 _NO_CACHES = {
     "JAX_COMPILATION_CACHE_DIR": None,
@@ -126,34 +128,36 @@ def needed(case: Case, photographs: Path, directory: Path) -> dict[str, Path]:
 
 
 def measure(config: str, *overrides: str) -> list[dict[str, Any]]:
-    """Start one config three times, the first time with an empty compilation cache.
+    """Start one config several times, the first time with an empty compilation cache.
 
     Args:
       config: As for ``train.py``.
       *overrides: Further arguments.
 
     Returns:
-      A row per start.
+      A row for the first start, and one for the median of the others.
 
     Raises:
       RuntimeError: The trainer ended before its first step.
     """
-    rows = []
     with tempfile.TemporaryDirectory() as directory:
-        for name in ("cold", "warm", "warm again"):
-            print(f"measuring {config}, {name}", file=sys.stderr, flush=True)
-            workdir, cache = Path(directory, name), f"{directory}/cache"
+        starts = []
+        for number in range(1 + _WARM_STARTS):
+            print(f"measuring {config}, start {number + 1} of {1 + _WARM_STARTS}", file=sys.stderr, flush=True)
+            workdir, cache = Path(directory, str(number)), f"{directory}/cache"
             arguments = [f"--config={config}", *fields(_ONE_STEP), *overrides]
             began = time.perf_counter()
             process = start(workdir, *arguments, XDG_CACHE_HOME=cache, **_NO_CACHES)
             try:
                 of_cores = _await_first_line(process, workdir / METRICS_FILE)
-                seconds = time.perf_counter() - began
+                starts.append((time.perf_counter() - began, of_cores))
             finally:
                 process.kill()
                 process.communicate()
-            rows.append({"start": name, "seconds to the first step": seconds, "seconds of all cores": of_cores})
-    return rows
+    cold, *warm = starts
+    row = dict(zip(COLUMNS[2:], np.median(warm, axis=0).tolist(), strict=True))
+    spread = {"fastest": min(warm)[0], "slowest": max(warm)[0]}
+    return [{"start": "cold", **dict(zip(COLUMNS[2:], cold, strict=True))}, {"start": "warm", **row, **spread}]
 
 
 def _await_first_line(process: subprocess.Popen, file: Path) -> float:
