@@ -1,8 +1,8 @@
 """Time from the command line to the first step: python -m benchmarks.startup [CONFIG ...]
 
 Without arguments: every task, with its config for a CPU. The first start compiles everything; the others, of which the
-median is given, find what the first has compiled (vqjax/runtime/compilation.py). The processor's seconds, of all cores, say what a start costs where
-other work makes it wait.
+median is given, find what it has compiled (vqjax/runtime/compilation.py). The processor's seconds, of all cores, say
+what a start costs where other work makes it wait.
 """
 
 import argparse
