@@ -50,6 +50,7 @@ class OfFrames(ImageMean):
 
     @property
     def higher_is_better(self) -> dict[str, bool]:
+        """That of the metric, by the names of its numbers."""
         return dict(self.metric.higher_is_better)
 
     @property
