@@ -140,8 +140,8 @@ class _GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *grid channels"]) -> Float[Array, "batch *grid channels"]:
-        ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        params = {"scale": self.param("scale", ones, x.shape[-1:]), "bias": self.param("bias", zeros, x.shape[-1:])}
+        initial = {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
+        params = {name: self.param(name, start, x.shape[-1:], jnp.float32) for name, start in initial.items()}
         return _group_normalized(params, x)
 
 
