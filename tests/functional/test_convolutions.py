@@ -73,7 +73,7 @@ def test_what_it_closes_over_and_pytrees():
 
 
 def test_a_branch_has_no_convolution_in_another_order():
-    """Where it has, XLA takes tens of times as long on CPUs."""
+    """XLA computes others slowly there on CPUs."""
 
     def program(transform):
         def step(number, *of):

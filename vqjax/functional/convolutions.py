@@ -67,7 +67,7 @@ def _evaluated(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any
 
 
 def _convolves(equation: core.JaxprEqn) -> bool:
-    """Whether an equation is a convolution, or calls a function that has some."""
+    """Return whether an equation is a convolution, or calls a function that contains one."""
     if equation.primitive is core.primitives.jit_p:
         return any(map(_convolves, equation.params["jaxpr"].jaxpr.eqns))
     return equation.primitive is core.primitives.conv_general_dilated_p
@@ -89,13 +89,11 @@ def _convolution(images: Array, kernel: Array, *, dimension_numbers: ConvDimensi
     batch, channels, *space = of_images
     out, into, *window = of_kernel
     rank = len(space)
+    trailing = (0, rank + 1, *range(1, rank + 1))
     result = conv_general_dilated(
         jnp.transpose(images, (batch, *space, channels)),
         jnp.transpose(kernel, (*window, into, out)),
-        options.pop("window_strides"),
-        dimension_numbers=ConvDimensionNumbers(
-            (0, rank + 1, *range(1, rank + 1)), (rank + 1, rank, *range(rank)), (0, rank + 1, *range(1, rank + 1))
-        ),
+        dimension_numbers=ConvDimensionNumbers(trailing, (rank + 1, rank, *range(rank)), trailing),
         **options,
     )
     batch, channels, *space = of_result

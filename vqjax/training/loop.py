@@ -142,7 +142,7 @@ def _train(
                 compiling = background.submit(dispatch.lower(*arguments).compile)
                 if is_distributed():
                     # All processes compile in the same order.
-                    compiling.exception()
+                    compiling.result()
             state = _start_or_restore(task, sharding, splits.train, checkpoints, **order)
             dispatch = dispatch if is_over else compiling.result()
         trainer = _Trainer(
