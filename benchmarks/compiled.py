@@ -31,7 +31,7 @@ from benchmarks.h100 import h100s, lowered_for_h100
 from benchmarks.measure import alone, report, results_file
 from benchmarks.programs import Program
 from vqjax.data.arrays import ArrayDataset
-from vqjax.data.batches import PARAMETERS_AXIS, batch_axes, num_parts, step_batches_sharding
+from vqjax.data.batches import PARAMETERS_AXIS, batch_axes, num_parts
 from vqjax.data.clips import ClipPlan
 from vqjax.data.dataset import ImageDataset
 from vqjax.data.feeds import ResidentFeed, StreamedFeed
@@ -486,18 +486,10 @@ def _staged(
 ) -> tuple[type[ResidentFeed | StreamedFeed], PyTree]:
     """The feed that the trainer chooses, and the shapes of what it stages."""
     data, examples = setting.config.data, setting.case.examples
-    by_step = step_batches_sharding(mesh)
     is_large = examples * bytes_per_example(setting.dataset) > data.resident_limit_mb * _MIB
     if is_large or data.get("random_crop") or data.get("random_start"):
-        of_steps = {name: jax.ShapeDtypeStruct((steps, *entry.shape), entry.dtype) for name, entry in batch.items()}
-        return StreamedFeed, _placed(of_steps, by_step)
-    whole = NamedSharding(mesh, PartitionSpec())
-    rows = {
-        name: jax.ShapeDtypeStruct((examples, *entry.shape[1:]), entry.dtype, sharding=whole)
-        for name, entry in batch.items()
-    }
-    indices = jax.ShapeDtypeStruct((steps, setting.config.batch_size), np.int32, sharding=by_step)
-    return ResidentFeed, {"examples": rows, "indices": indices}
+        return StreamedFeed, StreamedFeed.describe(batch, steps, mesh)
+    return ResidentFeed, ResidentFeed.describe(batch, examples, steps, mesh)
 
 
 def _placed(tree: PyTree, sharding: PyTree) -> PyTree:

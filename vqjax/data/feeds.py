@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import grain
@@ -93,13 +94,21 @@ class ResidentFeed:
             name: jax.make_array_from_callback(values.shape, whole, values.__getitem__)
             for name, values in examples.items()
         }
-        self.staged_spec = {
-            "examples": {
-                name: jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=whole)
-                for name, values in examples.items()
-            },
-            "indices": jax.ShapeDtypeStruct(self._shape, np.int32, sharding=self._sharding),
+        self.staged_spec = self.describe(self.batch_spec, self.num_images, steps_per_dispatch, mesh)
+
+    @staticmethod
+    def describe(
+        batch_spec: Mapping[str, jax.ShapeDtypeStruct], num_images: int, steps_per_dispatch: int, mesh: Mesh
+    ) -> PyTree[jax.ShapeDtypeStruct]:
+        """Return the ``staged_spec`` of a feed of so many images; see :class:`Feed`."""
+        whole, by_step = NamedSharding(mesh, PartitionSpec()), step_batches_sharding(mesh)
+        examples = {
+            name: jax.ShapeDtypeStruct((num_images, *spec.shape[1:]), spec.dtype, sharding=whole)
+            for name, spec in batch_spec.items()
         }
+        batch_size = next(iter(batch_spec.values())).shape[0]
+        indices = jax.ShapeDtypeStruct((steps_per_dispatch, batch_size), np.int32, sharding=by_step)
+        return {"examples": examples, "indices": indices}
 
     def stage(self, step: int, count: int) -> PyTree[Array]:
         """Put the indices of steps ``step`` to ``step + count - 1`` on the devices, in addition to the examples."""
@@ -152,15 +161,23 @@ class StreamedFeed:
         self._seed = seed
         self._steps, self._batch_size = steps_per_dispatch, batch_size
         self._sharding = step_batches_sharding(mesh)
-        self.staged_spec = {
-            name: jax.ShapeDtypeStruct((steps_per_dispatch, *spec.shape), spec.dtype, sharding=self._sharding)
-            for name, spec in self.batch_spec.items()
-        }
+        self.staged_spec = self.describe(self.batch_spec, steps_per_dispatch, mesh)
         local = self._sharding.addressable_devices_indices_map((steps_per_dispatch, batch_size)).values()
         self._local_rows = sorted({row for index in local for row in range(batch_size)[index[1]]})
         self._report = UnreadableReport(dataset.name, pixels_name(self.batch_spec))
         self._next_step: int | None = None
         self._batches: grain.DatasetIterator | None = None
+
+    @staticmethod
+    def describe(
+        batch_spec: Mapping[str, jax.ShapeDtypeStruct], steps_per_dispatch: int, mesh: Mesh
+    ) -> PyTree[jax.ShapeDtypeStruct]:
+        """Return the ``staged_spec`` of a feed; see :class:`Feed`."""
+        by_step = step_batches_sharding(mesh)
+        return {
+            name: jax.ShapeDtypeStruct((steps_per_dispatch, *spec.shape), spec.dtype, sharding=by_step)
+            for name, spec in batch_spec.items()
+        }
 
     def stage(self, step: int, count: int) -> PyTree[Array]:
         """Put the batches of steps ``step`` to ``step + count - 1`` on the devices, and read on behind them."""
