@@ -55,7 +55,7 @@ from vqjax.tasks.vqgan import PERCEPTUAL, VQGANTask
 from vqjax.training.build import build_task
 from vqjax.training.config import load_config, validate
 from vqjax.training.devices import gathered, make_mesh, state_sharding
-from vqjax.training.dispatch import empty_log_sums, make_dispatch, make_step
+from vqjax.training.dispatch import make_dispatch, make_step, placed_shapes
 
 COLUMNS = (
     "case",
@@ -454,11 +454,10 @@ def training(setting: Setting, devices: Sequence[jax.Device], steps: int = STEPS
     mesh = _mesh(setting, devices)
     batch, state = setting.batch(config.batch_size), setting.state()
     step = make_step(task, config.seed)
-    state = state.replace(log_sums=jax.eval_shape(lambda: empty_log_sums(step, state, batch)))
-    sharding = state_sharding(state, mesh, task)
+    placed = placed_shapes(task, step, state, batch, mesh)
+    sharding = jax.tree.map(lambda shape: shape.sharding, placed)
     feed, staged = _staged(setting, batch, steps, mesh)
     dispatch = make_dispatch(step, feed.select, steps_per_dispatch=steps, sharding=sharding.replace(frozen={}))
-    placed = _placed(state, sharding)
     count = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     return Work(
         dispatch,
@@ -466,7 +465,7 @@ def training(setting: Setting, devices: Sequence[jax.Device], steps: int = STEPS
         _bytes_on_a_device(placed),
         _on_a_device(setting.scores, mesh),
         # What crosses the parts of a codebook, or of parameters, is not part of the promise.
-        promised(state, getattr(task, "codebook_steps", None) or 0) if mesh.size == mesh.shape["data"] else None,
+        promised(placed, getattr(task, "codebook_steps", None) or 0) if mesh.size == mesh.shape["data"] else None,
         config.model.get("dtype", "float32"),
     )
 

@@ -14,7 +14,7 @@ from vqjax.checkpointing.discovery import DAMAGED, find_checkpoint, set_aside
 from vqjax.checkpointing.integrity import CHECKSUMS_FILE
 from vqjax.errors import UserError
 from vqjax.tasks.vqvae import VQVAETask
-from vqjax.training import loop
+from vqjax.training import dispatch
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_structure_says_what_changed(run, config, monkey
         return state
 
     monkeypatch.setattr(VQVAETask, "init", of_a_later_release)
-    monkeypatch.setattr(loop, "empty_log_sums", lambda *args: {})
+    monkeypatch.setattr(dispatch, "empty_log_sums", lambda *args: {})
     with pytest.raises(UserError) as error:
         train(config, run, devices=ONE_DEVICE)
     release = version("vqjax")
@@ -171,11 +171,11 @@ def test_a_checkpoint_of_another_structure_says_what_changed(run, config, monkey
 
 def test_what_a_release_measures_first_starts_at_zero(finished, run, config, monkeypatch):
     """Names in the sums of the log may differ between the release that saved a checkpoint and the one that reads it."""
-    empty = loop.empty_log_sums
+    empty = dispatch.empty_log_sums
 
     def of_a_later_release(*args):
         return {("new_metric" if name == "loss" else name): zero for name, zero in empty(*args).items()}
 
-    monkeypatch.setattr(loop, "empty_log_sums", of_a_later_release)
+    monkeypatch.setattr(dispatch, "empty_log_sums", of_a_later_release)
     train(config, run, devices=ONE_DEVICE)
     chex.assert_trees_all_equal(load_tokenizer(finished).variables, load_tokenizer(run).variables)

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vqjax.data import Batch
 from vqjax.runtime.compilation import compiler_options
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
-from vqjax.training.devices import gathered, platform_of
+from vqjax.training.devices import gathered, platform_of, state_sharding
 
 Losses = Float[Array, " steps"]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -46,6 +47,29 @@ def empty_log_sums(step: Step, state: TrainState, batch: PyTree[jax.ShapeDtypeSt
     """
     _, metrics = jax.eval_shape(step, state, batch)
     return {name: jnp.zeros((), jnp.float32) for name in ("steps", "skipped", *metrics)}
+
+
+def placed_shapes(
+    task: Task, step: Step, shapes: TrainState, batch: PyTree[jax.ShapeDtypeStruct], mesh: Mesh
+) -> TrainState:
+    """Return shapes and places of the arrays of a run's state, with the sums of its log.
+
+    Args:
+      task: The task.
+      step: That of :func:`make_step`.
+      shapes: Shapes of the state before the first step.
+      batch: Shapes of a batch.
+      mesh: Devices of the run.
+    """
+
+    def placed(shapes: PyTree, sharding: PyTree) -> PyTree:
+        return jax.tree.map(lambda shape, place: shape.update(sharding=place), shapes, sharding)
+
+    # On the mesh like those of the program, for which the step is then not traced again.
+    shapes = placed(shapes, state_sharding(shapes, mesh, task))
+    batch = jax.tree.map(lambda spec: spec.update(sharding=shapes.step.sharding), batch)
+    shapes = shapes.replace(log_sums=jax.eval_shape(lambda: empty_log_sums(step, shapes, batch)))
+    return placed(shapes, state_sharding(shapes, mesh, task))
 
 
 def make_dispatch(

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import Checkpoints
@@ -32,8 +31,8 @@ from vqjax.tasks.task import Metrics, Task
 from vqjax.training.build import build_task, check_fits, example_batch, initial_state, learning_rates
 from vqjax.training.config import validate
 from vqjax.training.console import describe_devices, log, progress_line
-from vqjax.training.devices import make_mesh, platform_of, state_sharding, without_mesh
-from vqjax.training.dispatch import Step, empty_log_sums, make_dispatch, make_step
+from vqjax.training.devices import make_mesh, platform_of, without_mesh
+from vqjax.training.dispatch import make_dispatch, make_step, placed_shapes
 from vqjax.training.evaluate import evaluate_state, report
 from vqjax.training.nonfinite import Losses, NonfiniteGuard
 from vqjax.training.optimizer import updates_taken
@@ -127,7 +126,7 @@ def _train(
         log("compiling the first step" if checkpoints.found is None else f"resuming at step {found}")
         with ThreadPoolExecutor(max_workers=1) as background:
             step = make_step(task, config.seed)
-            shapes = _with_log_sums(task, step, feed, shapes, mesh)
+            shapes = placed_shapes(task, step, shapes, feed.batch_spec, mesh)
             sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
             dispatch = make_dispatch(
                 step,
@@ -200,19 +199,6 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     """Write the config of a run into its directory, for people to read."""
     with atomic_file(workdir / CONFIG_FILE) as file:
         file.write((strict_json(config.to_dict(), indent=2) + "\n").encode())
-
-
-def _with_log_sums(task: Task, step: Step, feed: Feed, shapes: TrainState, mesh: Mesh) -> TrainState:
-    """Shapes of the arrays of a run's state, with the sums of its log, and their places on the mesh."""
-
-    def placed(shapes: PyTree, sharding: PyTree) -> PyTree:
-        return jax.tree.map(lambda shape, place: shape.update(sharding=place), shapes, sharding)
-
-    # On the mesh like those of the program, for which the step is then not traced again.
-    shapes = placed(shapes, state_sharding(shapes, mesh, task))
-    batch = jax.tree.map(lambda spec: spec.update(sharding=shapes.step.sharding), feed.batch_spec)
-    shapes = shapes.replace(log_sums=jax.eval_shape(lambda: empty_log_sums(step, shapes, batch)))
-    return placed(shapes, state_sharding(shapes, mesh, task))
 
 
 def _start_or_restore(
