@@ -23,19 +23,35 @@ TINY = [
 ]
 
 
-def start(script: str, *arguments: object, largest_file: int | None = None, **environment: str) -> subprocess.Popen:
-    """Starts ``train.py``, ``eval.py`` or ``vqjax``; ``largest_file`` in bytes limits files as a full disk does."""
+def start(
+    script: str,
+    *arguments: object,
+    largest_file: int | None = None,
+    terminal: int | None = None,
+    outlives_terminal: bool = False,
+    **environment: str,
+) -> subprocess.Popen:
+    """Starts ``train.py``, ``eval.py`` or ``vqjax``.
+
+    ``largest_file`` in bytes limits files as a full disk does, and ``terminal`` is a pseudoterminal that the program
+    runs in, in place of pipes.
+    """
     program = ["-m", "vqjax"] if script == "vqjax" else [ROOT / script]
     command = [sys.executable, *program, *map(str, arguments)]
     if largest_file is not None:
         # In blocks of 512 bytes.
         command = ["sh", "-c", f'ulimit -f {largest_file // 512}; exec "$@"', "sh", *command]
+    if terminal is not None:
+        # The first terminal that the first process of a session opens becomes that of the session.
+        ignored = "trap '' HUP; " if outlives_terminal else ""
+        command = ["sh", "-c", f'{ignored}exec "$@" <>"$0" >&0 2>&0', os.ttyname(terminal), *command]
     return subprocess.Popen(
         command,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=terminal is not None,
     )
 
 

@@ -3,6 +3,8 @@
 import functools
 import inspect
 import json
+import os
+import pty
 import re
 import shlex
 import shutil
@@ -75,6 +77,27 @@ def test_a_run_nobody_listens_to_goes_on(finished, images_file, tmp_path):
     process.stderr.close()
     assert process.wait(240) == 0
     assert load_tokenizer(tmp_path / "run").step == 61
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("outlives", "status"), [(False, 128 + signal.SIGHUP), (True, 0)])
+def test_a_run_whose_terminal_is_closed_saves_and_under_nohup_goes_on(
+    finished, images_file, tmp_path, outlives, status
+):
+    """Bug: SIGHUP ended the run, and under nohup its next line did, before the checkpoint."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    num_steps = 200 if outlives else 1_000_000
+    theirs, ours = pty.openpty()
+    arguments = (f"--workdir={run}", *run_of(images_file), f"--config.num_steps={num_steps}")
+    shown = b""
+    with start("train.py", *arguments, terminal=ours, outlives_terminal=outlives) as process:
+        while b"61/" not in shown:
+            shown += os.read(theirs, 1024)
+        os.close(ours)
+        os.close(theirs)
+        assert process.wait(240) == status
+    step = load_tokenizer(run).step
+    assert step == num_steps if outlives else step > 60
 
 
 def test_eval_prints_the_table_and_exports_tokens_that_decode_to_the_reconstructions(finished, images_file, tmp_path):

@@ -334,7 +334,10 @@ def test_a_run_needs_a_directory_that_can_be_named():
         usable_workdir(os.fsdecode(b"/tmp/\xff"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_saves_the_step_it_arrived_in(finished, config, tmp_path, monkeypatch, number):
     stage = ResidentFeed.stage
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: deferred until the run has saved."""
+"""SIGTERM, SIGINT and SIGHUP: deferred until the run has saved."""
 
 import signal
 from types import FrameType
@@ -22,9 +22,10 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Defers SIGTERM and SIGINT so that the loop can save before it ends.
+    """Defers SIGTERM, SIGINT and SIGHUP so that the loop can save before it ends.
 
-    A second signal of the same kind has its default effect. Use as a context manager, in the main thread.
+    A second signal of the same kind has its default effect, and one that the process ignores, as ``nohup`` lets it
+    ignore SIGHUP, stays ignored. Use as a context manager, in the main thread.
 
     Of several processes it is enough that one gets the signal: JAX, which handles SIGTERM itself once processes have
     joined, notifies the others, and all stop at the same step.
@@ -36,8 +37,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         handled_by_jax = {signal.SIGTERM} if is_distributed() else set()
-        for number in {signal.SIGTERM, signal.SIGINT} - handled_by_jax:
-            self._previous[number] = signal.signal(number, self._remember)
+        for number in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} - handled_by_jax:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:

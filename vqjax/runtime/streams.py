@@ -1,8 +1,11 @@
 """Output streams that survive the end of their reader."""
 
+import errno
 import os
 from collections.abc import Callable
 from typing import Any, TextIO
+
+_READER_IS_GONE = (errno.EPIPE, errno.EIO)  # of a pipe, and of a terminal
 
 
 class LastingStream:
@@ -41,7 +44,9 @@ class LastingStream:
     def _while_open(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in _READER_IS_GONE:
+                raise
             # Redirect the file descriptor, so that the text still in the buffer has somewhere to go.
             devnull = _open_devnull()
             os.dup2(devnull, self._stream.fileno())

@@ -132,7 +132,7 @@ def run(function: Callable[..., Any], program: str, example: str, argv: Sequence
     """Call a function with its parameters as flags, and end the process if it fails.
 
     The exit status is 0; 2 after what the user can mend (one line on standard error, no stack trace); 143 or 130 when
-    a run was stopped by SIGTERM or SIGINT and has saved a checkpoint; 1 after any other failure.
+    a run was stopped by SIGTERM, SIGINT or SIGHUP and has saved a checkpoint; 1 after any other failure.
 
     Args:
       function: Its parameters are annotated, and described in the section ``Args:`` of its docstring.

@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: str | Path, *, devices: list[jax.Device] 
 
     Raises:
       UserError: The config, the data or the directory cannot be used, or its storage not be reached.
-      Interrupted: The process got SIGTERM or SIGINT; a checkpoint has been saved.
+      Interrupted: The process got SIGTERM, SIGINT or SIGHUP; a checkpoint has been saved.
       FloatingPointError: The loss or its gradient is not finite; the last checkpoint is intact.
     """
     with local_copy(workdir, "--workdir") as (directory, upload):
