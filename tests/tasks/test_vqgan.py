@@ -95,6 +95,23 @@ def test_the_gradient_is_that_of_the_weighted_sum(started, stepped):
     np.testing.assert_allclose(metrics["loss"], reconstruction + weight * adversarial + quantizer, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("real", "fake"), [(5.0, -5.0), (-5.0, 5.0)])
+def test_lecam_holds_real_logits_at_the_average_of_the_others(started, real, fake):
+    """Bug: the averages of real and generated images were swapped."""
+    task = make(lecam_weight=0.1)
+    means = {"logit_means": {"real": jnp.float32(real), "fake": jnp.float32(fake)}}
+    of_discriminator = started.variables[DISCRIMINATOR] | means
+    state = started.replace(variables=started.variables | {DISCRIMINATOR: of_discriminator})
+    after, metrics = step_of(task, state)
+    # The logits of a discriminator that has not learnt are small.
+    assert abs(metrics["logits_real"]) < 0.5 > abs(metrics["logits_fake"])
+    expected = max(0, metrics["logits_real"] - fake) ** 2 + max(0, real - metrics["logits_fake"]) ** 2
+    np.testing.assert_allclose(metrics["lecam"], expected, rtol=0.05)
+    moved = after.variables[DISCRIMINATOR]["logit_means"]
+    assert abs(moved["real"]) < abs(real)
+    assert abs(moved["fake"]) < abs(fake)
+
+
 @pytest.mark.parametrize(
     "options",
     [

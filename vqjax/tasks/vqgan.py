@@ -276,8 +276,9 @@ class VQGANTask(VQVAETask):
                     name: _LOGIT_DECAY * variables[_LOGIT_MEANS][name] + (1 - _LOGIT_DECAY) * metrics[f"logits_{name}"]
                     for name in ("real", "fake")
                 }
-                after = after | {_LOGIT_MEANS: jax.lax.stop_gradient(means)}
-                metrics["lecam"] = lecam_penalty(of_real, of_fake, *after[_LOGIT_MEANS].values())
+                means = jax.lax.stop_gradient(means)
+                after = after | {_LOGIT_MEANS: means}
+                metrics["lecam"] = lecam_penalty(of_real, of_fake, mean_real=means["real"], mean_fake=means["fake"])
                 loss += self.lecam_weight * metrics["lecam"]
             return factor * loss, (metrics, after)
 
