@@ -28,7 +28,7 @@ Result:    not run yet. The paper has, of 50,000 validation images (r-FID and r-
 As in the published code, where it differs from the paper: the latent that Table 1 calls 32x32x32 is 16x16x32, and an
 epoch is 160,000 images. `faithful` trains on 160,000 images chosen once, cut out of the center without scaling, with
 codes that start as sums without counts and move as far as in eight steps of 0.8. `corrected` trains on all images,
-scaled to 256 pixels, for as many steps, and codes move by 0.8 once.
+scaled to 256 pixels, for as many steps; codes move by 0.8 once, and stay where they are while no latent chooses them.
 
 Differs from the published code in both: the order of images is new in each epoch, the loss weighs all colors alike,
 weight decay leaves norms and biases alone, and there is no loss scaling. There is no published code of the row Gumbel.
@@ -90,7 +90,7 @@ def get_config(
         codebook=dict(
             name="ema",
             decay=0.8**8 if faithful else 0.8,
-            smoothing=1e-5,
+            smoothing=1e-5 if faithful else 0.0,
             start="sums_only" if faithful else "empty",
         ),
         codebook_init="kaiming",

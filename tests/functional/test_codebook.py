@@ -128,6 +128,15 @@ def test_smoothing_is_laplace_and_drags_unused_codes_to_the_origin():
     assert float(jnp.max(jnp.abs(after.codes[1:]))) < 1e-4
 
 
+def test_a_code_that_no_token_has_chosen_keeps_its_value_under_smoothing():
+    """Bug: without counts and sums it became zero in the first step."""
+    batch = Assignment(jnp.zeros(CODES).at[0].set(10.0), jnp.zeros((CODES, DIM)).at[0].set(3.0))
+    for smoothing in (1e-5, jnp.float32(1e-5)):
+        after = ema_update(init_codebook(E), batch, decay=0.8, smoothing=smoothing)
+        np.testing.assert_array_equal(after.codes[1:], E[1:])
+        assert not np.array_equal(after.codes[0], E[0])
+
+
 def test_the_official_start_throws_unused_codes_far_away_at_first():
     # Measured in reference code: unused codes are multiplied by about 8e4 after the first step.
     batch = Assignment(jnp.zeros(CODES).at[0].set(10.0), jnp.zeros((CODES, DIM)).at[0].set(3.0))

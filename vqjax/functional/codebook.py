@@ -131,7 +131,8 @@ def ema_update(
     .. math:: e_k \leftarrow M_k / \tilde N_k,\quad
       \tilde N_k = \frac{N_k + \epsilon}{\sum_j N_j + K\epsilon} \sum_j N_j
 
-    which drags codes that are never used to the origin.
+    which drags codes that are used no more to the origin. A code with neither count nor sum, because no token has
+    chosen it yet, keeps its value.
 
     Args:
       codebook: State before the batch.
@@ -159,8 +160,8 @@ def ema_update(
     if not is_zero(smoothing):
         total = jnp.sum(counts)
         weights = (counts + smoothing) / (total + counts.shape[0] * smoothing) * total
-        # Before the first token there is nothing to divide.
-        moves = jnp.broadcast_to(total > 0, counts.shape)[:, None]
+        # Before the first token, of all codes or of one, there is nothing to divide.
+        moves = (total > 0) & ((counts > 0)[:, None] | jnp.any(sums != 0, axis=1, keepdims=True))
         if is_traced(smoothing):
             moves = jnp.where(smoothing > 0, moves, (batch.counts > 0)[:, None])
     else:

@@ -51,7 +51,7 @@ def is_weight(value: object) -> bool:
 
 def is_zero(value: object) -> bool:
     """Return whether a number is known to be zero, so that what it weighs can be left out."""
-    return not is_traced(value) and value == 0
+    return not is_traced(value) and bool(value == 0)
 
 
 def to_scalar(value: Any) -> Number:

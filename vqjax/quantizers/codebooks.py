@@ -67,7 +67,8 @@ class Replacement:
     Args:
       below: Replace codes whose moving average of usage is below this fraction of the average (tokens / codes); in
         ``[0, 1)``, or None.
-      unused_after: Replace codes that no token has chosen for this number of training batches, or None.
+      unused_after: Replace codes that no token has chosen for this number of codebook updates, or None. There is one
+        for each training batch, or for ``accumulation_steps`` of them.
 
     Raises:
       UserError: An argument is out of range, or both are None.
@@ -285,9 +286,9 @@ class EMACodebook(BaseCodebook):
       ``pending_sums`` and ``pending_batches``.
 
     Args:
-      decay: :math:`\gamma` per batch, in ``[0, 1)``.
+      decay: :math:`\gamma` per codebook update, in ``[0, 1)``.
       smoothing: Laplace smoothing of the counts. With 0, a code without tokens keeps its value; above 0, every code
-        is rewritten in every batch, and codes that are never used drift to the origin. Van den Oord et al., 2017, and
+        is rewritten in every batch, and codes that are used no more drift to the origin. Van den Oord et al., 2017, and
         vector-quantize-pytorch smooth, the latter with 1e-5.
       start: Counts and sums before the first batch. ``"empty"``: zeros, so that a code's first batch moves it all
         the way to the mean of its tokens. ``"one_token"``: as if each code had received itself once
