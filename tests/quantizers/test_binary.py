@@ -100,6 +100,25 @@ def test_the_gradient_is_that_of_the_definition_by_finite_differences():
         np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), (up - down) / 2e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("smallest_probability", [None, 1e-5])
+def test_tokens_that_do_not_count_have_no_gradient_even_if_none_does(smallest_probability):
+    """Bug: one over the smallest number above zero overflowed, and the gradient was NaN."""
+    logits = gaussian(TOKENS, 4).at[0].set(jnp.nan)
+
+    def both(logits, mask):
+        return sum(bit_entropies(logits, mask=mask, smallest_probability=smallest_probability))
+
+    differentiated = quickly_compiled(jax.value_and_grad(both))
+    value, gradient = differentiated(logits, jnp.zeros(TOKENS, bool))
+    assert float(value) == 0
+    assert not np.any(gradient)
+    mask = jnp.arange(TOKENS) > 0
+    value, gradient = differentiated(logits, mask)
+    np.testing.assert_allclose(value, differentiated(logits[1:], mask[1:])[0], rtol=1e-6)
+    assert np.all(np.isfinite(gradient))
+    assert not np.any(gradient[0])
+
+
 def test_groups_add_up_and_bound_the_entropy_of_the_batch_from_above():
     logits = gaussian(TOKENS, 7)
     joint, grouped = entropies_of_bits(logits), entropies_of_bits(logits, bits_per_group=3)

@@ -172,10 +172,12 @@ def bit_entropies(
         )
     tokens = logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1]).astype(jnp.float32)
     weights = jnp.ones(tokens.shape[0], jnp.float32) if mask is None else mask.reshape(-1).astype(jnp.float32)
+    if mask is not None:
+        tokens = jnp.where(mask.reshape(-1)[:, None], tokens, 0)
     count = jnp.sum(weights)
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)
-    count = jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
+    count = jnp.where(count > 0, count, 1.0)
 
     # Distributions are computed again in the backward pass instead of being kept for it.
     @jax.checkpoint
