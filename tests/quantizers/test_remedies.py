@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +132,20 @@ def test_running_statistics_carry_the_codes_to_the_tokens_and_decode_applies_the
     out = vq.apply(variables, z, train=False)
     np.testing.assert_array_equal(out.quantized, vq.apply(variables, out.indices, method="decode"))
     assert float(out.metrics["usage"]) > 0.5
+
+
+def test_running_statistics_do_not_move_without_a_token():
+    """Bug: an empty batch counted as one of mean zero and variance one, even as the first."""
+    vq, fresh = create(codebook=EMACodebook(transform=RunningAffine()))
+    z, nothing = 5 * gaussian(TOKENS, DIM) + 100, jnp.zeros(TOKENS, bool)
+    _, unmoved = train(vq, fresh, z, mask=nothing)
+    chex.assert_trees_all_equal(unmoved, fresh)
+    _, after_one = train(vq, fresh, z)
+    _, after_both = train(vq, unmoved, z)
+    chex.assert_trees_all_equal(after_both, after_one)
+    _, still = train(vq, after_one, z, mask=nothing)
+    name = "codebook_transform"
+    chex.assert_trees_all_equal(still["codebook"][name], after_one["codebook"][name])
 
 
 def test_implicit_codebooks_differ_by_token_and_learn():

@@ -287,7 +287,7 @@ class RunningAffine(nn.Module):
     def update(
         self, codes: Codes, latents: Latents, mask: Bool[Array, "*batch tokens"] | None, axis_name: str | None
     ) -> None:
-        """Update the statistics with one batch.
+        """Update the statistics with one batch; one without a latent that counts changes nothing.
 
         Args:
           codes: Stored codes.
@@ -295,16 +295,19 @@ class RunningAffine(nn.Module):
           mask: True for the latents that count.
           axis_name: Mapped axis over which the batch is split.
         """
-        started = read(self, "codebook", "batches") > 0
+        counted = jnp.sum(jnp.ones(latents.shape[:-1], bool) if mask is None else mask, dtype=jnp.int32)
+        counted = (counted if axis_name is None else jax.lax.psum(counted, axis_name)) > 0
+        batches = read(self, "codebook", "batches")
         for name, decay, new in (
             ("token", self.token_decay, _statistics_of(latents, mask, axis_name)),
             ("code", self.code_decay, _statistics_of(codes, None, None)),
         ):
-            moved = update_statistics(self._statistics(name), new, decay)
-            for field in FeatureStatistics._fields:
-                value = jnp.where(started, getattr(moved, field), getattr(new, field))
+            old = self._statistics(name)
+            moved = update_statistics(old, new, decay)
+            for field, before, after, first in zip(FeatureStatistics._fields, old, moved, new, strict=True):
+                value = jnp.where(counted, jnp.where(batches > 0, after, first), before)
                 write(self, "codebook", f"{name}_{field}", jax.lax.stop_gradient(value))
-        write(self, "codebook", "batches", read(self, "codebook", "batches") + 1)
+        write(self, "codebook", "batches", batches + counted)
 
     def _statistics(self, name: str) -> FeatureStatistics:
         fields = [read(self, "codebook", f"{name}_{field}") for field in FeatureStatistics._fields]
