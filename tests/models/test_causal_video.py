@@ -120,6 +120,14 @@ def test_indices_of_another_shape_are_refused(tokenizer):
         list(tokenizer.decode_parts(np.zeros((1, 2, 5), np.int32)))
 
 
+def test_attention_is_at_the_heights_of_the_feature_maps():
+    """Bug: the squares of pixels were left out of the count, and levels of a quarter of the height had attention."""
+    encoder = CausalVideoEncoder(**SMALL, patch_size=4, resolution=128, attention_resolutions=(32,))
+    assert [encoder.has_attention(level) for level in (0, 1)] == [True, False]
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.ones((1, 5, 128, 128, 3)))["params"]
+    assert [name for name in shapes if name.endswith("_attention_0")] == ["level_0_attention_0"]
+
+
 def test_parts_of_frames_need_norms_of_a_position():
     model = build_model(LOCAL | {"norm": "group"}, CODES)
     tokenizer = Tokenizer(model, {}, config={}, step=0)

@@ -195,7 +195,7 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
       UserError: diffusers has no such model.
     """
     encoder, quantizer = model.encoder, model.quantizer
-    fits = isinstance(encoder, VQGANEncoder) and isinstance(quantizer, VectorQuantizer)
+    fits = type(encoder) is VQGANEncoder and isinstance(quantizer, VectorQuantizer)
     fits = fits and quantizer.distance == "euclidean" and quantizer.heads == 1
     if not fits or encoder.code_dim is None or encoder.code_norm or model.pixels != "symmetric":
         raise UserError(
@@ -204,8 +204,7 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
             "diffusers has no other VQModel."
         )
     levels = range(len(encoder.multipliers))
-    attends = [encoder.resolution >> level in encoder.attention_resolutions for level in levels]
-    kinds = ["AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in attends]
+    kinds = ["AttnDownEncoderBlock2D" if encoder.has_attention(i) else "DownEncoderBlock2D" for i in levels]
     config = {
         "_class_name": "VQModel",
         "act_fn": "silu",

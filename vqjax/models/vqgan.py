@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,8 @@ from vqjax.quantizers.validation import check_flags, is_count, is_fraction, requ
 
 class _VQGAN(nn.Module):
     """Size and options that encoder and decoder share; see :class:`VQGANEncoder`."""
+
+    patch_size: ClassVar[int] = 1
 
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -39,6 +41,10 @@ class _VQGAN(nn.Module):
         require_count("resolution", self.resolution)
         in_range = self.dropout is None or is_fraction(self.dropout)
         require(in_range, "dropout", self.dropout, "a number in [0, 1), or None")
+
+    def has_attention(self, level: int) -> bool:
+        """Return whether the feature maps of a level have attention."""
+        return self.resolution // self.patch_size >> level in self.attention_resolutions
 
 
 class VQGANEncoder(_VQGAN):
@@ -287,7 +293,7 @@ def _level(
     """Residual blocks of a level, each followed by attention if the level has it."""
     for i in range(num_blocks):
         x = block(x, f"level_{level}_block_{i}", module.channels * module.multipliers[level])
-        if module.resolution >> level in module.attention_resolutions:
+        if module.has_attention(level):
             x = attention(x, f"level_{level}_attention_{i}")
     return x
 
