@@ -217,6 +217,15 @@ def test_a_lack_of_variety_is_visible_to_the_discriminator_of_stylegan():
         module.apply(variables, gaussian(4, 16, 16, 3))
 
 
+@pytest.mark.full
+def test_groups_of_images_are_as_large_as_the_batch_makes_them():
+    """Bug: two groups of nine images, of up to four each by the original, are not equally large."""
+    module = StyleGANDiscriminator((8, 8), group_size=4)
+    variables, images = module.init(jax.random.key(0), gaussian(1, 8, 8, 3)), gaussian(9, 8, 8, 3)
+    one_group = StyleGANDiscriminator((8, 8), group_size=9).apply(variables, images)
+    np.testing.assert_allclose(module.apply(variables, images), one_group, rtol=1e-5)
+
+
 def test_an_image_that_patchgan_has_no_patch_for_is_rejected():
     """Bug: there were no logits, whose mean is not a number."""
     module = PatchGAN(channels=4, num_layers=2)

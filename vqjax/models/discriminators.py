@@ -298,11 +298,11 @@ def _blur(x: Images, padding: int) -> Images:
 def _deviation(x: Images, group_size: int) -> Images:
     """Mean standard deviation over the images of a group, as one more channel of each of its images."""
     batch, height, width, channels = x.shape
-    size = min(group_size, batch)
     # A batch that does not divide has larger groups.
-    size = batch // (batch // size)
-    groups = x.astype(jnp.float32).reshape(size, batch // size, height, width, channels)
-    variance = jnp.mean(jnp.square(groups - jnp.mean(groups, axis=0, keepdims=True)), axis=0)
+    groups = next(number for number in range(max(1, batch // group_size), 0, -1) if batch % number == 0)
+    size = batch // groups
+    grouped = x.astype(jnp.float32).reshape(size, groups, height, width, channels)
+    variance = jnp.mean(jnp.square(grouped - jnp.mean(grouped, axis=0, keepdims=True)), axis=0)
     of_group = jnp.mean(jnp.sqrt(variance + 1e-8), axis=(1, 2, 3))
     # Image i is in group i modulo the number of groups.
     per_image = jnp.tile(of_group, size)[:, None, None, None]
