@@ -227,12 +227,24 @@ def test_init_and_invalid_indices():
     assert not np.any(decoded[0])
 
 
+def test_regularizers_of_one_name_add_up():
+    """Bug: two of a kind were one too few for their weights."""
+    z, variables = gaussian(*SHAPE, DIM), variables_of(gaussian(CODES, DIM))
+    losses = [
+        apply(IBQ(CODES, regularizers=tuple(map(EntropyPenalty, weights))), variables, z).loss
+        for weights in ((), (0.5,), (0.5, 0.5))
+    ]
+    np.testing.assert_allclose(losses[2] - losses[0], 2 * (losses[1] - losses[0]), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"num_codes": 2**31}, r"num_codes must be an integer in \[1, 2147483647\], got 2147483648"),
         ({"temperature": 0.0}, r"temperature must be a finite number above 0, got 0.0"),
         ({"commitment_weight": -1.0}, r"commitment_weight must be a finite number of at least 0, got -1.0"),
+        ({"regularizers": 0.1}, r"regularizers must be a tuple of regularizers such as .*, got 0.1"),
+        ({"codebook_init": "gaussian"}, r"codebook_init must be an initializer .*, got 'gaussian'"),
     ],
 )
 def test_mistakes_are_named(arguments, message, as_users_run_it):

@@ -16,6 +16,7 @@ from vqjax import (
     BinaryMapper,
     EMACodebook,
     FrozenCodebook,
+    GradientCodebook,
     Grouped,
     LatentQuantizer,
     MultiScaleVQ,
@@ -167,6 +168,15 @@ def test_projections_to_other_codes_are_refused_in_the_call():
         UserError, match="z must have 2 features after the projection in the variables, as the codes have, got 3"
     ):
         FSQ((5, 5)).apply(create(FSQ((5, 5, 5))), Z, train=False)
+
+
+def test_weights_of_updates_need_a_codebook_that_has_them():
+    """Bug: codes learned by gradient moved whatever their weight was."""
+    vq = VectorQuantizer(5, codebook=GradientCodebook())
+    with pytest.raises(
+        UserError, match=r"code_update_weights must be None for GradientCodebook, got .* use EMACodebook"
+    ):
+        vq.apply(create(vq), Z, train=True, code_update_weights=jnp.ones(5))
 
 
 @pytest.mark.parametrize("quantizer", [VectorQuantizer(11), ResidualVQ(VectorQuantizer(11), 1), FSQ((5, 5)), LFQ(4)])

@@ -1,7 +1,5 @@
 """Index backpropagation quantization: a codebook whose codes all learn from every token."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,7 +23,14 @@ from vqjax.quantizers.base import (
     zero_where_masked,
 )
 from vqjax.quantizers.boxes import read
-from vqjax.quantizers.validation import check_flags, require_count, require_positive, require_weight
+from vqjax.quantizers.initializers import Initializer, get_initializer
+from vqjax.quantizers.validation import (
+    check_flags,
+    require_count,
+    require_positive,
+    require_regularizers,
+    require_weight,
+)
 
 
 class IBQ(Quantizer):
@@ -51,7 +56,8 @@ class IBQ(Quantizer):
       quantization_weight: :math:`w`.
       commitment_weight: :math:`\beta`.
       codebook_weight: :math:`\alpha`.
-      codebook_init: Initializer of the codes; the authors' is standard normal.
+      codebook_init: Initializer of the codes, or its name, as of :class:`VectorQuantizer`; the authors' is
+        ``"normal"``.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
         ``jit``, where they are global without it. Average gradients over the axis.
       regularizers: Terms added to the loss, see :mod:`vqjax.functional.regularizers`; their similarity is the inner
@@ -83,7 +89,7 @@ class IBQ(Quantizer):
     quantization_weight: Number = 1.0
     commitment_weight: Number = 1.0
     codebook_weight: Number = 0.25
-    codebook_init: Callable = nn.initializers.normal(1.0)
+    codebook_init: str | Initializer = "normal"
     axis_name: str | None = None
     regularizers: tuple[Regularizer, ...] = ()
 
@@ -94,6 +100,8 @@ class IBQ(Quantizer):
         require_positive("temperature", self.temperature)
         for name in ("quantization_weight", "commitment_weight", "codebook_weight"):
             require_weight(name, getattr(self, name))
+        get_initializer(self.codebook_init)
+        require_regularizers(self.regularizers)
 
     @property
     def estimator(self) -> Estimator:
@@ -125,7 +133,7 @@ class IBQ(Quantizer):
         self._check_input(z, mask, condition)
         self._is_training(train)  # Checked as everywhere, though it changes nothing.
         if self.is_initializing():
-            self.param("codes", self.codebook_init, (self.num_codes, z.shape[-1]), jnp.float32)
+            self.param("codes", get_initializer(self.codebook_init), (self.num_codes, z.shape[-1]), jnp.float32)
         codes = self._codes(z.shape[-1])
         vectors = zero_where_masked(z, mask).astype(jnp.float32)
         quantized, indices = index_backpropagation(vectors, codes, temperature=to_scalar(self.temperature))
@@ -189,7 +197,8 @@ class IBQ(Quantizer):
             "commitment_loss": self._squared_distance(z, jax.lax.stop_gradient(chosen), mask),
             "codebook_loss": self._squared_distance(jax.lax.stop_gradient(z), chosen, mask),
         }
-        weights = [self.quantization_weight, self.commitment_weight, self.codebook_weight]
+        weights = (self.quantization_weight, self.commitment_weight, self.codebook_weight)
+        loss = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))
         tokens, token_mask = z.reshape(-1, z.shape[-1]), None if mask is None else mask.reshape(-1)
         batch = assign(tokens, indices.reshape(-1), self.num_codes, token_mask)
         counts, sums = batch if self._batch_axis is None else jax.lax.psum(batch, self._batch_axis)
@@ -198,6 +207,5 @@ class IBQ(Quantizer):
             settings = {"axis_name": self._batch_axis, "distance": "cosine"}
             settings |= {"sums": sums} if "sums" in keyword_names(regularizer) else {}
             terms[regularizer.name] = regularizer(tokens, codes, counts, token_mask, **settings)
-            weights.append(regularizer.weight)
-        loss = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))
+            loss += regularizer.weight * terms[regularizer.name]
         return loss, terms | {"perplexity": perplexity(counts), "usage": usage(counts)}

@@ -90,3 +90,9 @@ def require_choice(name: str, value: object, choices: Iterable[str | None]) -> N
     """Refuse what is not one of a few names."""
     known = isinstance(value, str | None) and value in tuple(choices)
     require(known, name, value, f"one of {', '.join(map(repr, choices))}")
+
+
+def require_regularizers(value: object) -> None:
+    """Require a tuple of regularizers."""
+    known = isinstance(value, tuple) and all(hasattr(term, "needs_learned_codes") for term in value)
+    require(known, "regularizers", value, "a tuple of regularizers such as (Diversity(0.1),)")

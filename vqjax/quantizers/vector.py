@@ -32,6 +32,7 @@ from vqjax.quantizers.boxes import box_like, read, write
 from vqjax.quantizers.codebooks import (
     BaseCodebook,
     Candidates,
+    EMACodebook,
     FrozenCodebook,
     Variables,
     get_codebook,
@@ -47,6 +48,7 @@ from vqjax.quantizers.validation import (
     require,
     require_count,
     require_positive,
+    require_regularizers,
     require_weight,
 )
 
@@ -204,10 +206,8 @@ class VectorQuantizer(Quantizer):
         require_count("heads", self.heads)
         if self.codebook_dim is not None:
             require_count("codebook_dim", self.codebook_dim)
-        regularizers = self.regularizers
         get_initializer(self.codebook_init)
-        known = isinstance(regularizers, tuple) and all(hasattr(r, "needs_learned_codes") for r in regularizers)
-        require(known, "regularizers", regularizers, "a tuple of regularizers such as (Diversity(0.1),)")
+        require_regularizers(self.regularizers)
         if self.sampling_temperature is not None:
             require_positive("sampling_temperature", self.sampling_temperature)
         shards = self.codebook_shards
@@ -339,7 +339,7 @@ class VectorQuantizer(Quantizer):
           train: Update the codebook after the lookup, and draw what is random; to be given here or at construction,
             unless neither happens.
           condition: One vector per token, for a transform that gives each token a codebook of its own.
-          code_update_weights: Update weight of each code, in [0, 1]; 0 freezes the code.
+          code_update_weights: Update weight of each code of an :class:`EMACodebook`, in [0, 1]; 0 freezes the code.
 
         Returns:
           Codes, indices, the weighted loss, and these metrics:
@@ -652,6 +652,11 @@ class VectorQuantizer(Quantizer):
             if chooses_codes(get_estimator(self.estimator)):
                 chooses = f"estimator={self.estimator!r} chooses the codes itself"
                 raise UserError(f"indices must be None, got {given}; {chooses}.")
+        if weights is not None and not isinstance(self.codebook, EMACodebook):
+            raise UserError(
+                f"code_update_weights must be None for {type(self.codebook).__name__}, got an array of shape "
+                f"{weights.shape}; use EMACodebook, whose updates they weigh."
+            )
         expected = (self.heads, self.num_codes) if self.separate_codebooks else (self.num_codes,)
         if weights is not None and weights.shape not in (expected, expected[-1:]):
             raise UserError(f"code_update_weights must have shape {expected}, one per code, got {weights.shape}.")
