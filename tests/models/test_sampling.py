@@ -202,6 +202,20 @@ def test_the_halton_order_has_each_position_once_and_covers_the_grid_early(grid)
     assert len(quarters) == (4 if grid == (8, 8) else len(quarters))
 
 
+def test_numbers_of_any_library_restrict_alike(as_users_run_it):
+    """Bug: those of NumPy were refused as out of range."""
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    expected = restricted(logits, temperature=0.5, top_p=0.75)
+    for number in (np.float32, np.float64, jnp.float32):
+        np.testing.assert_array_equal(restricted(logits, temperature=number(0.5), top_p=number(0.75)), expected)
+
+
+def test_a_share_of_one_leaves_every_code():
+    """Bug: the probabilities of many codes added up to 1 before the last ones."""
+    logits = 4 * jax.random.normal(KEY, (2**18,))
+    np.testing.assert_array_equal(restricted(logits, top_p=1.0), logits)
+
+
 def test_guidance_of_one_is_none_and_of_zero_has_no_class():
     c, u = jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])
     np.testing.assert_array_equal(guided(c, u, 1.0), c)

@@ -1,6 +1,5 @@
 """Sampling of tokens: one after another from a causal transformer, or many at once from one that fills in masks."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.errors import UserError
-from vqjax.functional.numbers import Number
+from vqjax.functional.numbers import Number, is_number, is_positive, is_traced
 from vqjax.quantizers.validation import require, require_choice, require_count
 
 Tokens = Int[Array, "batch positions *levels"]
@@ -92,8 +91,8 @@ def restricted(
       logits: Logits of codes.
       temperature: Above 0; below 1, likely codes become likelier.
       top_k: Number of codes that are left; those as likely as the last of them stay too. None: all.
-      top_p: The fewest likely codes are left whose probabilities, behind ``top_k``, add up to so much; in (0, 1]. None:
-        all.
+      top_p: The fewest likely codes are left whose probabilities, behind ``top_k``, add up to so much, and those as
+        likely as the last of them; in (0, 1]. None: all.
 
     Returns:
       Logits, which are minus infinity for codes that are left out.
@@ -108,16 +107,16 @@ def restricted(
       >>> jnp.isfinite(restricted(logits, top_p=0.6)).tolist()
       [True, True, False]
     """
-    if not isinstance(temperature, jax.Array):
-        in_range = isinstance(temperature, int | float) and 0 < temperature < math.inf
-        require(in_range, "temperature", temperature, "a finite number above 0")
+    require(is_positive(temperature), "temperature", temperature, "a finite number above 0")
     logits = logits.astype(jnp.float32) / temperature
     if top_k is not None:
         require_count("top_k", top_k)
         least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
     if top_p is not None:
-        require(isinstance(top_p, int | float) and 0 < top_p <= 1, "top_p", top_p, "a number in (0, 1], or None")
+        require(is_number(top_p, lambda p: 0 < p <= 1), "top_p", top_p, "a number in (0, 1], or None")
+    # Sums of the probabilities of many codes may reach 1 too early.
+    if top_p is not None and (is_traced(top_p) or top_p < 1):
         likely_first = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(likely_first, axis=-1)
         # A code stays if those before it do not reach top_p yet, so that the first always does.
