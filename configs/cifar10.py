@@ -1,8 +1,9 @@
 """CIFAR-10: the model of the rotation-trick paper's CIFAR-10 experiments, and Sonnet's VQ-VAE as `:sonnet`.
 
 Data:      CIFAR-10 as tensorflow-datasets prepares it (array_record), found through TFDS_DATA_DIR.
-Arguments: preset (small, medium, large, xlarge: 256, 512, 1024 or 2048 codes), codes, beta (commitment weight),
-           estimator, epochs, and sonnet; for example configs/cifar10.py:preset=small,beta=0.5,epochs=100
+Arguments: preset (small, medium, large, xlarge: 256, 512, 1024 or 2048 codes; large by default), codes, beta
+           (commitment weight), estimator, epochs, and sonnet, which has 512 codes; for example
+           configs/cifar10.py:preset=small,beta=0.5,epochs=100
 
 Command:   python train.py --config=configs/cifar10.py:sonnet --workdir=runs/sonnet
 Time:      10 minutes on two cores of a server CPU that are otherwise idle
@@ -17,6 +18,7 @@ from typing import Literal
 from ml_collections import ConfigDict
 
 from vqjax import quantizers
+from vqjax.errors import UserError
 from vqjax.training.config import base_config
 
 PRESETS = {"small": 256, "medium": 512, "large": 1024, "xlarge": 2048}
@@ -25,12 +27,14 @@ PRESETS = {"small": 256, "medium": 512, "large": 1024, "xlarge": 2048}
 def get_config(
     *,
     sonnet: bool = False,
-    preset: Literal["small", "medium", "large", "xlarge"] = "large",
+    preset: Literal["small", "medium", "large", "xlarge"] | None = None,
     codes: int | None = None,
     beta: float = 0.25,
     estimator: str | None = None,
     epochs: int | None = None,
 ) -> ConfigDict:
+    if sonnet and preset is not None:
+        raise UserError("preset must be left out with sonnet, which has 512 codes; pass codes=N for another number.")
     config = base_config()
     config.data = dict(source="tfds", name="cifar10", image_size=32)
     if sonnet:
@@ -46,7 +50,7 @@ def get_config(
         config.batch_size = 128
         config.num_steps = 50 * (50_000 // config.batch_size)
         config.model = dict(name="residual", width=256)
-        config.quantizer = quantizers.defaults("vq", num_codes=PRESETS[preset], estimator="rotation")
+        config.quantizer = quantizers.defaults("vq", num_codes=PRESETS[preset or "large"], estimator="rotation")
         config.loss = dict(name="mse")
         config.optimizer = dict(name="adam", learning_rate=2e-4)
 

@@ -64,6 +64,10 @@ def test_presets_change_the_number_of_codes_as_in_the_code_of_the_study(preset, 
         ("beta=", "config argument beta must be a finite number, got ''."),
         ("sonnet=maybe", "config argument sonnet must be True or False, got 'maybe'."),
         ("preset=smal", "config argument preset='smal' is unknown; did you mean 'small'?"),
+        (
+            "sonnet,preset=small",
+            "preset must be left out with sonnet, which has 512 codes; pass codes=N for another number.",
+        ),
     ],
 )
 def test_arguments_of_a_config_file_are_checked(argument, message):
