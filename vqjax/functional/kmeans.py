@@ -105,5 +105,5 @@ def kmeans_plus_plus(
 
     # Made from the tokens, because shard_map checks that the carry varies over the same devices as they do. Before
     # the first draw all latents are equally far.
-    start = (jnp.zeros((count, z.shape[1])) + 0 * z[:1], jnp.full_like(z[:, 0], jnp.finfo(jnp.float32).max))
+    start = (jnp.zeros_like(z[:1]) + jnp.zeros((count, 1), z.dtype), jnp.full_like(z[:, 0], jnp.finfo(jnp.float32).max))
     return jax.lax.fori_loop(0, count, draw, start)[0]

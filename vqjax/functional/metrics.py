@@ -100,7 +100,9 @@ def index_statistics(
     if mask is not None:
         valid &= mask.reshape(-1)
     if num_codes <= _MAX_HISTOGRAM:
-        counts = jnp.zeros(num_codes, jnp.float32).at[jnp.where(valid, indices, 0)].add(valid.astype(jnp.float32))
+        # As integers: sums of ones in float32 end at 2 ** 24.
+        counts = jnp.zeros(num_codes, jnp.int32).at[jnp.where(valid, indices, 0)].add(valid.astype(jnp.int32))
+        counts = counts.astype(jnp.float32)
         counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
         return {"perplexity": perplexity(counts), "usage": usage(counts)}
     indices = jnp.where(valid, indices, -1)
@@ -110,8 +112,11 @@ def index_statistics(
     first = (ordered >= 0) & (ordered != jnp.concatenate([jnp.full_like(ordered[:1], -1), ordered[:-1]]))
     # Masked tokens come first in the order, before any run; they add nothing to the first one.
     run = jnp.maximum(jnp.cumsum(first, dtype=jnp.int32) - 1, 0)
-    counts = jnp.zeros(ordered.shape[0], jnp.float32).at[run].add((ordered >= 0).astype(jnp.float32))
-    return {"perplexity": perplexity(counts), "usage": jnp.sum(first, dtype=jnp.float32) / num_codes}
+    counts = jnp.zeros(ordered.shape[0], jnp.int32).at[run].add((ordered >= 0).astype(jnp.int32))
+    return {
+        "perplexity": perplexity(counts.astype(jnp.float32)),
+        "usage": jnp.sum(first, dtype=jnp.float32) / num_codes,
+    }
 
 
 def masked_mean(

@@ -20,7 +20,7 @@ from vqjax.errors import UserError
 from vqjax.functional.sharding import with_automatic_axes
 from vqjax.functional.target import target
 from vqjax.quantizers.sharding import automatic_axes
-from vqjax.quantizers.validation import require, require_count, require_counts
+from vqjax.quantizers.validation import is_count, require, require_count, require_counts
 
 Images = Float[Array, "batch _ _ _"]
 """Images or feature maps, [batch, height, width, channels]."""
@@ -372,7 +372,7 @@ def apply_in_parts(
       The module's output for the whole batch.
 
     Raises:
-      UserError: The module takes ``train``, and it is not given.
+      UserError: ``microbatches`` does not divide the rows, or the module takes ``train``, and it is not given.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -383,6 +383,9 @@ def apply_in_parts(
       >>> Halves().init_with_output(jax.random.key(0), jnp.ones((4, 5)))[0].shape
       (4, 3)
     """
+    rows = batch.shape[0]
+    divides = is_count(microbatches) and (microbatches == 1 or rows % microbatches == 0)
+    require(divides, "microbatches", microbatches, f"a divisor of {rows}, the number of rows")
     options = {}
     if "train" in inspect.signature(getattr(module, method)).parameters:
         if train is None and not module.is_initializing():
