@@ -59,6 +59,18 @@ def test_a_jpeg_decoded_at_reduced_size_looks_like_the_full_one():
     assert abs(result.astype(int) - wanted).max() <= 6
 
 
+def test_a_photograph_that_lies_on_its_side_is_decoded_at_twice_the_size():
+    """Bug: height and width were those of the upright image, and a narrow one was scaled up."""
+    image, tag = Image.fromarray(noise(512, 128)), Image.Exif()
+    tag[0x0112] = 6  # a quarter turn
+    content = encode(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=tag.tobytes())
+    small, whole = (
+        decode_image(io.BytesIO(content), (64, 16), path="picture", shrinks=shrinks) for shrinks in (True, False)
+    )
+    assert small.shape == (64, 16, 3)
+    assert np.abs(small.astype(float) - whole).mean() < 4
+
+
 @pytest.mark.parametrize("extension", ["JPEG", "PNG", "WEBP"])
 def test_the_orientation_of_the_camera_is_honored(extension):
     image = np.zeros((16, 16, 3), np.uint8)

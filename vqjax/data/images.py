@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vqjax.data.dataset import UnreadableImage
 from vqjax.errors import UserError, one_line
@@ -15,6 +15,7 @@ from vqjax.errors import UserError, one_line
 # Pillow also reads formats that start other programs (EPS); a data directory has no business doing that.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_ON_ITS_SIDE = range(5, 9)  # values of the orientation tag
 
 LARGEST_SIDE = 4096
 
@@ -145,7 +146,9 @@ def decode_image(
         with Image.open(file, formats=_formats()) as image:
             # JPEG can be decoded at a fraction of its size; twice the wanted size leaves room for antialiasing.
             if shrinks:
-                image.draft(image.mode, (2 * width, 2 * height))
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
+                as_stored = (height, width) if turned else (width, height)
+                image.draft(image.mode, (2 * as_stored[0], 2 * as_stored[1]))
             ImageOps.exif_transpose(image, in_place=True)
             return (crop or resize_and_center_crop)(with_channels(image, channels), size)
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types
