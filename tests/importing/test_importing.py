@@ -1,5 +1,7 @@
 """State dicts of vector-quantize-pytorch, built here in NumPy, as variables."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -191,9 +193,12 @@ def test_a_safetensors_file_is_read(tmp_path):
 
 def test_files_that_hold_no_arrays_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"something else")
+    header = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "float8.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
     (tmp_path / "quantizer.pt").write_bytes(b"something else")
     for name, message in (
         ("broken.safetensors", "cannot be read"),
+        ("float8.safetensors", "cannot be read"),
         ("absent.safetensors", "does not exist"),
         ("quantizer.pt", "begins as none of these does"),
     ):

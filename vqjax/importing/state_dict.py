@@ -9,7 +9,6 @@ import flax
 import flax.linen as nn
 import jax
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vqjax.errors import UserError, one_line
@@ -214,7 +213,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         )
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except Exception as error:  # also those of dtypes that NumPy lacks
         raise UserError(
             f"arrays must be a valid .safetensors file, got {str(path)!r}, which cannot be read ({error}); write it "
             "again."

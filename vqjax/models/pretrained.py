@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import vqjax
@@ -101,7 +100,7 @@ def read_pretrained(directory: Path) -> tuple[nn.Module, PyTree, dict[str, Any]]
     try:
         config = json.loads((directory / CONFIG).read_bytes())
         arrays = load((directory / WEIGHTS).read_bytes())
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # of the file system, JSON, safetensors, and of dtypes that NumPy lacks
         raise UserError(
             f"{directory} must hold {CONFIG} and {WEIGHTS} of Tokenizer.save_pretrained, but one cannot be read "
             f"({one_line(error)}); load or save them again."
