@@ -73,6 +73,10 @@ def test_images_in_parts_have_the_features_of_all_at_once(number, resnet):
 
 
 def test_a_published_file_is_found_by_its_name_and_known_by_its_checksum(torchvision, tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/of/all")
+    with pytest.raises(UserError, match=r"must be in /of/all/torch/hub/checkpoints"):
+        FeatureNetwork.from_file("alexnet")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"alexnet-owt-7be5be79.pth must be in .*hub/checkpoints.*from torchvision"):
         FeatureNetwork.from_file("alexnet")

@@ -274,7 +274,8 @@ def _found(name_or_file: str | os.PathLike[str]) -> Path:
             raise UserError(f"features must be a file or one of {', '.join(KNOWN)}, got {str(name_or_file)!r}.{hint}")
         return path
     known = KNOWN[str(name_or_file)]
-    home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(os.environ.get("TORCH_HOME") or Path(cache, "torch")).expanduser()
     for file in known.files:
         if (stored := home / "hub" / "checkpoints" / file).is_file():
             return stored
