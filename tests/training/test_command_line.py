@@ -21,9 +21,10 @@ import pytest
 from helpers.commands import ROOT, TINY, call, save_images, start
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import to_model_range
+from vqjax.errors import UserError
 from vqjax.evaluation import load_tokens
 from vqjax.runtime.signature import Call
-from vqjax.training.cli import COMMANDS, _call
+from vqjax.training.cli import COMMANDS, _call, _command
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,13 @@ def test_a_mistake_ends_with_one_line_and_leaves_nothing_behind(tmp_path, script
 
 def uses(command):
     return [use for use in (command, command.other) if use]
+
+
+def test_a_value_that_is_named_like_a_flag_is_none(tmp_path, monkeypatch):
+    """Bug: `vqjax eval --workdir output` was refused, as --workdir and --output do not go together."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="output contains no checkpoint"):
+        _command("eval", "--workdir", "output")
 
 
 def test_vqjax_lists_its_commands_and_loads_none_of_them():

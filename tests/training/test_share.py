@@ -37,3 +37,11 @@ def test_an_evaluation_of_another_checkpoint_is_left_out(finished, tmp_path):
 def test_a_place_is_asked_for(finished):
     with pytest.raises(UserError, match="--out must be a directory unless --hub is given"):
         share_tokenizer(workdir=finished)
+
+
+def test_flags_that_would_be_ignored_are_refused(finished, tmp_path):
+    with pytest.raises(UserError, match="--private must be left out without --hub"):
+        share_tokenizer(workdir=finished, out=tmp_path / "shared", private=True)
+    with pytest.raises(UserError, match="--step must be left out with --best, got 1"):
+        share_tokenizer(workdir=finished, out=tmp_path / "shared", step=1, best=True)
+    assert not (tmp_path / "shared").exists()

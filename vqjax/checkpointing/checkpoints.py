@@ -229,6 +229,8 @@ def load_networks(workdir: str | Path, step: int | None = None, *, best: bool = 
 
 def _load_networks(workdir: Path, step: int | None, best: bool) -> SavedNetworks:
     """Load the networks of a run from a local directory."""
+    if best and step is not None:
+        raise UserError(f"--step must be left out with --best, got {step}; give one of the two.")
     info = find_checkpoint(workdir, best_step(workdir) if best else step)
     if info is None:
         raise UserError(

@@ -216,7 +216,7 @@ def _command(name: str = "--help", *flags: str) -> None:
     command, program = COMMANDS[name], f"vqjax {name}"
     if command.other:
         fields, others = (Call(use.imported()).fields for use in (command, command.other))
-        given = {flag.partition("=")[0].removeprefix("--") for flag in flags}
+        given = {flag.partition("=")[0].removeprefix("--") for flag in flags if flag.startswith("-")}
         if given & {"help", "-h"}:
             print(_parser(command.imported(), program, command.example).format_help())
             command = command.other

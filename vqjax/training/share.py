@@ -39,6 +39,8 @@ def share_tokenizer(
     """
     if out is None and hub is None:
         raise UserError("--out must be a directory unless --hub is given, got neither; give one of the two.")
+    if private and hub is None:
+        raise UserError("--private must be left out without --hub, got True; the files of --out are your own.")
     with local_copy(workdir, "--workdir") as (directory, _):
         tokenizer = load_tokenizer(directory, step, best=best)
         card = _card(tokenizer, local_path(directory) / "eval")
