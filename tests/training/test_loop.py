@@ -334,6 +334,13 @@ def test_a_run_needs_a_directory_that_can_be_named():
         usable_workdir(os.fsdecode(b"/tmp/\xff"))
 
 
+def test_a_run_needs_data_that_can_be_named(config, tmp_path):
+    """Bug: the file of the config could not be written, which ended with a stack trace."""
+    config.data.name = os.fsdecode(b"/tmp/\xff.npz")
+    with pytest.raises(UserError, match=r"config\.data\.name must be a path in UTF-8, got .*; rename it"):
+        train(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "number",
     [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGINT, signal.SIGHUP))],

@@ -26,7 +26,7 @@ from vqjax.data.tokens import token_splits
 from vqjax.data.video_arrays import video_array_splits
 from vqjax.data.video_folder import video_folder_splits
 from vqjax.errors import UserError, did_you_mean
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.paths import is_unicode, local_path
 from vqjax.runtime.signature import Call, Registry
 
 
@@ -131,7 +131,7 @@ def with_absolute_path(data: ConfigDict) -> ConfigDict:
       data: ``source`` and its arguments.
 
     Raises:
-      UserError: The path is a URL, or cannot be reached.
+      UserError: The path is a URL, is not UTF-8, or cannot be reached.
 
     Example:
       >>> data = ConfigDict({"source": "arrays", "name": "images.npz"})
@@ -141,4 +141,7 @@ def with_absolute_path(data: ConfigDict) -> ConfigDict:
     name = inspect.signature(SOURCES[data.source]).parameters.get("name")
     if name is None or not data.name or Path not in typing.get_args(name.annotation):
         return data
-    return ConfigDict({**data, "name": str(local_path(data.name, "config.data.name").absolute())})
+    path = str(local_path(data.name, "config.data.name").absolute())
+    if not is_unicode(path):
+        raise UserError(f"config.data.name must be a path in UTF-8, got {path!r}; rename it, or make a link to it.")
+    return ConfigDict({**data, "name": path})

@@ -25,6 +25,20 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return scheme is not None and scheme[1].lower() != "file"
 
 
+def is_unicode(path: str) -> bool:
+    """Return whether a path can be written as UTF-8: Python has surrogates for the bytes of one that cannot.
+
+    Example:
+      >>> is_unicode("café"), is_unicode(os.fsdecode(b"caf\xe9"))
+      (True, False)
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
     """Return the place in the local file system that a user means.
 

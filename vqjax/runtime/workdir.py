@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vqjax.errors import UserError
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.paths import is_unicode, local_path
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process, main_process_first
 
 SHARE_THE_WORKDIR = "Pass the same --workdir to all of them, on a file system that they share."
@@ -37,7 +37,7 @@ def usable_workdir(workdir: str | Path) -> Path:
     """
     if not str(workdir):
         raise UserError("--workdir must be the directory of the run, got ''; pass, for example, --workdir=runs/first.")
-    if not _is_unicode(str(workdir)):
+    if not is_unicode(str(workdir)):
         raise UserError(f"--workdir must have a name in UTF-8, got {str(workdir)!r}; use another path.")
     path = local_path(workdir, "--workdir")
     existing = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
@@ -92,11 +92,3 @@ def _locked(workdir: Path) -> Iterator[None]:
         lock.flush()
         os.fsync(lock.fileno())
         yield
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
