@@ -76,7 +76,8 @@ def _snapshots(networks: SavedNetworks, images: int) -> Iterator[tuple[str, Snap
     dataset = load_splits(config.data).eval
     # The frames of clips count as images.
     frames = config.data.get("frames", 1)
-    batch = pixels_of(next(evaluation_batches(dataset, min(max(1, images // frames), len(dataset)))))
+    batch = next(evaluation_batches(dataset, min(max(1, images // frames), len(dataset))))
+    batch = pixels_of(batch)[batch["valid"]]
     network = CLASSIFIER if isinstance(model, Classifier) else NETWORK
     params = (networks.ema_params or networks.params)[network]
     variables = {"params": params, **networks.variables[network]}
