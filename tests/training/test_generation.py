@@ -114,6 +114,16 @@ def test_a_damaged_shard_is_named_and_rewritten(finished, labelled, tokens, tmp_
     assert contents(tmp_path) == contents(tokens)
 
 
+def test_a_tokenizer_that_has_moved_rewrites_its_tokens(finished, labelled, tokens, tmp_path):
+    """Bug: another directory was taken for another tokenizer."""
+    moved, directory = shutil.copytree(finished, tmp_path / "moved"), shutil.copytree(tokens, tmp_path / "tokens")
+    (directory / "train-00001.npy").unlink()
+    write(moved, labelled, directory)
+    before, after = contents(tokens), contents(directory)
+    assert json.loads(after.pop(INDEX_FILE))["tokenizer"]["workdir"] == str(moved)
+    assert after == {name: content for name, content in before.items() if name != INDEX_FILE}
+
+
 def test_a_directory_of_other_tokens_is_not_touched(finished, labelled, tokens):
     before = contents(tokens)
     with pytest.raises(UserError, match=r"--out must be a new directory, .* whose `crops` is 2 instead of 1"):
@@ -191,7 +201,8 @@ def test_a_box_of_an_image_is_redrawn(models, labelled, tokens, tmp_path):
         (True, {"box": (3, 0, 2, 1)}, r"--box must be FIRST_ROW,FIRST_COLUMN,ROWS,COLUMNS within 4 x 4 tokens"),
         (False, {"classes": ("cat",)}, "--classes=cat is unknown; use one of '0', '1', '2', 'none'"),
         (False, {"num": 0}, "--num must be a positive integer, got 0"),
-        (False, {"out": "samples.png"}, "--out must end in .npz, got 'samples.png'"),
+        (False, {"out": "samples.png"}, "--out must be a file name that ends in .npz in a writable directory, got"),
+        (False, {"out": "/dev/null/samples.npz"}, r"--out must be a file name .* \(/dev/null: Not a directory\)"),
         (False, {"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
         (False, {"tokenizer": "/nowhere"}, "config.task.tokenizer: /nowhere contains no checkpoint"),
     ],
@@ -217,6 +228,21 @@ def test_a_file_of_exported_tokens_is_a_source(finished, labelled, tmp_path):
     config = model_config(file, finished)
     config.data.eval_fraction = 0.25
     assert train(config, tmp_path / "run", devices=jax.devices()[:1]).metrics["images"] == 12
+
+
+def test_samples_of_tokens_of_an_earlier_checkpoint_are_decoded_by_it(finished, labelled, tmp_path):
+    """Bug: a file of exported tokens did not say its step, and samples were decoded by the newest or not at all."""
+    run, file = shutil.copytree(finished, tmp_path / "tokenizer"), tmp_path / "tokens.npz"
+    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdecimal())
+    assert len(steps) > 1
+    evaluate_workdir(run, f"--config.data.name={labelled}", step=steps[0], export_tokens=file)
+    assert token_splits(file).train.info.tokenizer["step"] == steps[0]
+    config = model_config(file)
+    train(config, tmp_path / "model", devices=jax.devices()[:1])
+    sample_images(tmp_path / "model", out=tmp_path / "samples.npz", num=4)
+    drawn = np.load(tmp_path / "samples.npz")
+    images = load_tokenizer(run, steps[0]).decode(drawn["tokens"])
+    np.testing.assert_allclose(drawn["arr_0"] / 127.5 - 1, np.clip(images, -1, 1), atol=1.1 / 127.5)
 
 
 RESIDUAL = {"name": "residual", "quantizer": {"name": "vq", "num_codes": 8}, "num_quantizers": 3}

@@ -12,8 +12,8 @@ class TokenInfo(NamedTuple):
       num_classes: Number of classes of the images; 0 if they have none.
       scales: Rows and columns of each scale of a multi-scale quantizer, whose tokens have one axis; None for others.
       code_dim: Features of the quantizer's map; None if they are not known.
-      tokenizer: Checksum of the tokenizer that made them, under ``checksum``, and where it was, under ``workdir``; None
-        if neither is known.
+      tokenizer: Checksum of the tokenizer that made them, under ``checksum``, where it was, under ``workdir``, and the
+        step of its checkpoint, under ``step``; None if nothing is known.
     """
 
     num_codes: tuple[int, ...]

@@ -6,6 +6,7 @@ import math
 import numbers
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vqjax.errors import UserError
 from vqjax.runtime.paths import local_path
 
 
@@ -52,6 +54,38 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def new_file(path: str | os.PathLike[str], name: str, *, ending: str) -> Path:
+    """Return the place of a file to be written, which is refused now rather than when all has been computed.
+
+    Args:
+      path: Path as the user typed it. Missing parent directories are no mistake.
+      name: Name of the argument in messages.
+      ending: Ending of the file name, such as ``".npz"``.
+
+    Returns:
+      The path.
+
+    Raises:
+      UserError: The path has another ending, is a directory, or its directory cannot be written to.
+
+    Example:
+      >>> new_file("results/tokens.npz", "--out", ending=".npz").name
+      'tokens.npz'
+    """
+    file = local_path(path, name)
+    parent = next(p for p in file.absolute().parents if p.exists())
+    reason = "" if file.suffix == ending and not file.is_dir() else "."
+    if not reason:
+        try:
+            with tempfile.TemporaryFile(dir=parent):
+                pass
+        except OSError as error:
+            reason = f" ({parent}: {error.strerror})."
+    if reason:
+        raise UserError(f"{name} must be a file name that ends in {ending} in a writable directory, got {path}{reason}")
+    return file
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 import re
 import sys
 import zlib
@@ -43,7 +42,8 @@ from vqjax.evaluation.clips import OfFrames
 from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.evaluation.partial import PartialSums
 from vqjax.reporting.progress import progress_of
-from vqjax.runtime.paths import is_url, local_path
+from vqjax.runtime.files import new_file
+from vqjax.runtime.paths import is_url
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process, join_if_asked
 from vqjax.runtime.remote import check_storage, local_copy, shown
 from vqjax.runtime.workdir import usable_workdir
@@ -53,6 +53,7 @@ from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import check_only_data, complete, override_all
 from vqjax.training.devices import gathered, make_mesh, state_sharding, without_mesh
 from vqjax.training.protocols import Protocols
+from vqjax.training.tokens import tokenizer_context
 
 PARTIAL_FILE = "partial.npz"
 
@@ -201,8 +202,6 @@ def evaluate_workdir(
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
-    if best and step is not None:
-        raise UserError(f"--step must be left out with --best, got {step}; give one of the two.")
     if export_tokens is not None:
         export_tokens = _tokens_file(export_tokens)
     check_only_data(overrides, "an evaluation")
@@ -275,7 +274,7 @@ def evaluate_workdir(
                 rows["indices"],
                 num_codes=task.facts["num_codes"],
                 context=context
-                | {"tokenizer": {"checksum": tokenizer.checksum, "workdir": str(workdir.absolute())}}
+                | {"tokenizer": tokenizer_context(tokenizer, workdir)}
                 | {"codes_of_position": tokenizer.model.quantizer.codebook_sizes},
                 labels=rows.get("label"),
                 class_names=dataset.class_names,
@@ -362,8 +361,4 @@ def _tokens_file(path: str | Path) -> str | Path:
     if is_url(path) and str(path).endswith(".npz"):
         check_storage(path, "--export_tokens")
         return path
-    file = local_path(path, "--export_tokens")
-    parent = next(p for p in file.absolute().parents if p.exists())
-    if file.suffix != ".npz" or file.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--export_tokens must be a file name that ends in .npz in a writable directory, got {path}.")
-    return file
+    return new_file(path, "--export_tokens", ending=".npz")

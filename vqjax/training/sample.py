@@ -22,8 +22,7 @@ from vqjax.models.sampling import GuidanceSchedule, Order
 from vqjax.reporting import comparison_sheet, save_png
 from vqjax.reporting.pictures import to_rgb
 from vqjax.reporting.progress import progress_of
-from vqjax.runtime.files import atomic_file
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.files import atomic_file, new_file
 from vqjax.runtime.remote import local_copy, shown
 from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
@@ -95,8 +94,6 @@ def sample_images(
         if value < 1:
             raise UserError(f"--{name} must be a positive integer, got {value}.")
     check_only_data(overrides, "sampling")
-    if out is not None and local_path(out, "--out").suffix != ".npz":
-        raise UserError(f"--out must end in .npz, got {str(out)!r}.")
     options = {
         "temperature": temperature,
         "top_k": top_k,
@@ -110,7 +107,7 @@ def sample_images(
     }
     options = {name: value for name, value in options.items() if value is not None}
     with without_mesh(), local_copy(workdir, "--workdir") as (directory, _):
-        file = Path(directory) / "samples.npz" if out is None else local_path(out, "--out")
+        file = new_file(Path(directory) / "samples.npz" if out is None else out, "--out", ending=".npz")
         networks = load_networks(directory, step, best=best)
         config = override_all(complete(networks.info.config), overrides)
         if config.data.source != "tokens":
@@ -141,11 +138,12 @@ def sample_images(
 
 def _set_tokenizer(config: ConfigDict, given: str | None, tokens: TokenInfo) -> None:
     """Name the tokenizer in the config: the one given, that of the run, or what is noted with the tokens."""
-    noted = (tokens.tokenizer or {}).get("workdir")
-    place = given or (config.task.tokenizer or {}).get("workdir") or noted
+    of_run, noted = config.task.tokenizer or {}, tokens.tokenizer or {}
+    place = given or of_run.get("workdir") or noted.get("workdir")
     if place is None:
         raise UserError("--tokenizer must be the directory of the run that made the tokens, got none; pass it.")
-    config.task.tokenizer = {"name": "run", "workdir": place, "step": (tokens.tokenizer or {}).get("step")}
+    step = noted.get("step") if of_run.get("step") is None else of_run.step
+    config.task.tokenizer = {"name": "run", "workdir": place, "step": step}
 
 
 def _check_options(task: SecondStageTask, name: str, options: Mapping[str, Any], box: Sequence[int] | None) -> None:

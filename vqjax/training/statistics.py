@@ -20,7 +20,7 @@ from vqjax.evaluation.fid import FeatureMoments
 from vqjax.evaluation.statistics import Statistics, load_statistics, save_statistics
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.cache import user_cache
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.files import new_file
 from vqjax.runtime.processes import is_main_process, true_in_all_processes
 from vqjax.training.config import base_config, override_all
 
@@ -53,9 +53,7 @@ def write_statistics(
     Raises:
       UserError: The data or the network cannot be read.
     """
-    output = local_path(output, "--output")
-    if output.suffix != ".npz":
-        raise UserError(f"--output must end in .npz, got {str(output)!r}.")
+    output = new_file(output, "--output", ending=".npz")
     if batch_size < 1:
         raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
     data = override_all(base_config(), overrides).data
@@ -65,6 +63,10 @@ def write_statistics(
         raise UserError(f"--split must have at least 2 images, which a covariance takes, got 1 of {dataset.name}.")
     network = FeatureNetwork.from_file(features, scaling)
     statistics = measured_statistics(dataset, network, data, split=split, batch_size=batch_size)
+    if statistics.pool.count < 2:
+        raise UserError(
+            f"--split must have at least 2 images that can be read, got {statistics.pool.count} of {dataset.name}."
+        )
     save_statistics(output, statistics)
     print(f"{output}: {statistics.pool.count} images of {dataset.name}; {network.how}")
 
@@ -145,6 +147,6 @@ def cached_statistics(
         if is_main_process():
             print(f"measuring the {len(dataset):,} images of {dataset.name}, once:", file=sys.stderr, flush=True)
         statistics = measured_statistics(dataset, network, data, split=split, batch_size=batch_size, mesh=mesh)
-        if file and len(dataset) > 1:
+        if file and statistics.pool.count > 1:
             save_statistics(file, statistics)
     return dataclasses.replace(statistics, described=f"the {statistics.pool.count:,} images of {dataset.name}")

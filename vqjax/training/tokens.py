@@ -98,11 +98,7 @@ def write_tokens(
             "shape": shape,
             "scales": [list(scale) for scale in quantizer.shapes] if isinstance(quantizer, MultiScaleVQ) else None,
             "code_dim": encode.code_dim(shape),
-            "tokenizer": {
-                "checksum": tokenizer.checksum,
-                "workdir": str(workdir) if is_url(workdir) else str(local_path(workdir).absolute()),
-                "step": tokenizer.step,
-            },
+            "tokenizer": tokenizer_context(tokenizer, workdir),
             "class_names": None if splits.train.class_names is None else list(splits.train.class_names),
             "images": {split: [dataset.name, fingerprint(dataset)] for split, dataset in splits._asdict().items()},
             "flip": flip,
@@ -126,6 +122,20 @@ def write_tokens(
                 write_index(directory, index | {"complete": True, "splits": shards})
                 train, held_out = (sum(shard["rows"] for shard in shards[split]) for split in splits._fields)
                 print(f"tokens:  {directory}: {train:,} examples to train on, {held_out:,} held out", flush=True)
+
+
+def tokenizer_context(tokenizer: Tokenizer, workdir: str | Path) -> dict[str, Any]:
+    """Return what is noted with tokens of the tokenizer that made them.
+
+    Args:
+      tokenizer: The tokenizer.
+      workdir: Directory of its run, or its URL.
+    """
+    return {
+        "checksum": tokenizer.checksum,
+        "workdir": str(workdir) if is_url(workdir) else str(local_path(workdir).absolute()),
+        "step": tokenizer.step,
+    }
 
 
 class _Version(NamedTuple):
@@ -166,7 +176,11 @@ def _start(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
                 ) from error
     found = found or read_index(directory)
     for name, value in index.items():
-        if (there := found.get(name)) != value:
+        there = found.get(name)
+        if name == "tokenizer" and isinstance(there, dict):
+            # The same one may have moved.
+            there, value = there.get("checksum"), value["checksum"]
+        if there != value:
             raise UserError(
                 f"--out must be a new directory, or hold the same tokens, got {str(directory)!r}, whose `{name}` is "
                 f"{there!r:.100} instead of {value!r:.100}; use another one."
@@ -198,8 +212,8 @@ def _write_parts(directory: Path, parts: Sequence[_Part], before: dict[str, Any]
         write_shard(
             directory / part.file, np.concatenate(tokens), np.array(labels) if labels else None, encode.most_codes
         )
-    for report in reports.values():
-        report.summarize(sum(len(part.images) for part in mine))
+    for split, report in reports.items():
+        report.summarize(sum(len(part.images) for part in mine if part.split == split))
 
 
 def _batches(part: _Part, batch_size: int, report: UnreadableReport) -> Iterator[list[Example]]:
