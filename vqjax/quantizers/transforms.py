@@ -307,7 +307,7 @@ class RunningAffine(nn.Module):
             for field, before, after, first in zip(FeatureStatistics._fields, old, moved, new, strict=True):
                 value = jnp.where(counted, jnp.where(batches > 0, after, first), before)
                 write(self, "codebook", f"{name}_{field}", jax.lax.stop_gradient(value))
-        write(self, "codebook", "batches", batches + counted)
+        write(self, "codebook", "batches", jnp.where(counted, batches + 1, batches))
 
     def _statistics(self, name: str) -> FeatureStatistics:
         fields = [read(self, "codebook", f"{name}_{field}") for field in FeatureStatistics._fields]
