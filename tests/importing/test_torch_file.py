@@ -42,6 +42,13 @@ def test_where_the_state_dict_is(tmp_path, place):
     np.testing.assert_array_equal(read_torch_file(path)["weight"], np.ones((2, 2)))
 
 
+def test_tensors_beside_the_state_dict_are_no_weights(tmp_path):
+    """Bug: the state of random numbers made a state dict of the whole file."""
+    state, random = {"weight": np.ones(1, np.float32)}, np.zeros(3, np.float32)
+    for objects in ({"model": state, "rng_state": random}, {"ema": {"decay": random, "shadow": state}, "model": state}):
+        assert read_torch_file(write_archive(tmp_path / "x.pt", objects)).keys() == {"weight"}
+
+
 def test_the_average_comes_first(tmp_path):
     objects = {"model": {"weight": np.zeros(1, np.float32)}, "ema": {"weight": np.ones(1, np.float32)}}
     assert read_torch_file(write_archive(tmp_path / "x.pt", objects))["weight"] == 1

@@ -299,13 +299,19 @@ def _numbers(data: bytes, tensor: Tensor) -> np.ndarray:
     return np.frombuffer(data, tensor.dtype)
 
 
+def _has(group: dict[str, Any], kind: Any) -> bool:
+    """Whether one of the values is of a kind."""
+    return any(isinstance(value, kind) for value in group.values())
+
+
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:
     if isinstance(content, dict):
-        for candidate in (content, *(content.get(name) for name in ("ema", "model", "state_dict"))):
-            if isinstance(candidate, dict) and any(
-                isinstance(value, Tensor | NumpyArray) for value in candidate.values()
-            ):
-                return candidate
+        # Inner ones first: beside them may stand tensors that are no weights, such as the state of random numbers.
+        places = [content.get(name) for name in ("ema", "model", "state_dict")] + [content]
+        groups = [group for group in places if isinstance(group, dict) and _has(group, Tensor | NumpyArray)]
+        plain = [group for group in groups if not _has(group, dict)]
+        if groups:
+            return (plain or groups)[0]
     found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
     raise UserError(
         f"{path} must hold a state dict, or a dictionary with one as 'ema', 'model' or 'state_dict', got {found}; save "
