@@ -27,6 +27,15 @@ def test_recorded_logits_of_taming_transformers():
     assert_equal(logits, arrays["logits"])
 
 
+def test_models_of_taming_that_see_what_follows_are_refused():
+    """Bug: those of n_unmasked > 0 had other logits than the original's."""
+    arrays, facts = golden("taming_mingpt")
+    original = weights(arrays)
+    original["blocks.1.attn.mask"][..., :4, :4] = 1
+    with pytest.raises(UserError, match=r"blocks.1.attn.mask must show each token those before it and itself"):
+        taming_transformer(original, facts)
+
+
 def llamagen_arrays():
     shapes = {"tok_embeddings": (8, 8), "cls_embedding.embedding_table": (4, 8), "output": (8, 8), "norm": (8,)}
     shapes |= {f"layers.0.{name}": (8,) for name in ("attention_norm", "ffn_norm")}

@@ -35,6 +35,15 @@ def test_the_model_is_the_recorded_one():
     assert_equal(output.quantizer.loss, arrays["quantizer_loss"])
 
 
+def test_a_config_may_leave_out_any_size_and_the_norm():
+    arrays, config = recorded()
+    original = weights(arrays)
+    partial = config | {"quantizer": {"embed_dim": config["quantizer"]["embed_dim"]}}
+    assert enhancing_transformers(original, partial)[0] == enhancing_transformers(original, config)[0]
+    plain, _ = enhancing_transformers(original, config | {"quantizer": config["quantizer"] | {"use_norm": False}})
+    assert plain.quantizer.distance == "euclidean"
+
+
 def test_what_is_another_model_is_rejected():
     arrays, config = recorded()
     original = weights(arrays)

@@ -10,8 +10,10 @@ from safetensors.numpy import save_file
 from helpers.arrays import gaussian
 from helpers.goldens import assert_equal, channels_last, golden, kernel, weights
 from helpers.tokenizers import CONFIG, state_dict
-from vqjax import UserError
+from vqjax import EMACodebook, GradientCodebook, UserError, VectorQuantizer
 from vqjax.importing import diffusers, llamagen, taming, to_diffusers
+from vqjax.models.registry import vqgan
+from vqjax.quantizers import LinearTransform
 
 
 @pytest.mark.full
@@ -64,6 +66,30 @@ def test_export_and_import_are_inverse(tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("codebook", [EMACodebook(), GradientCodebook(transform=LinearTransform())])
+def test_codes_are_exported_as_they_are_used(codebook):
+    """Bug: those of moving averages were left out, and a transform was written in the place of its codes."""
+    size = {"channels": 32, "multipliers": (1, 2), "num_res_blocks": 1, "latent_dim": 4, "code_dim": 4}
+    model = vqgan(VectorQuantizer(16, codebook=codebook), **size, attention_resolutions=())
+    images = gaussian(2, 8, 8, 3)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    again, same = diffusers(*to_diffusers(model, variables))
+    first, second = (m.apply(v, images, method="reconstruct") for m, v in ((model, variables), (again, same)))
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+    for option in ({"codebook_dim": 2}, {"latent_norm": "rms"}):
+        with pytest.raises(UserError, match="without codebook_dim and latent_norm"):
+            to_diffusers(vqgan(VectorQuantizer(16, **option), **size), variables)
+
+
+@pytest.mark.parametrize(("option", "value"), [("norm_num_groups", 16), ("act_fn", "gelu"), ("norm_type", "spatial")])
+def test_models_of_diffusers_with_other_layers_are_refused(option, value):
+    """Bug: they were imported as if they had the layers of all others."""
+    arrays, config = to_diffusers(*taming(state_dict(), CONFIG))
+    with pytest.raises(UserError, match=rf"{option} must be .*, got '?{value}"):
+        diffusers(arrays, config | {option: value})
+
+
+@pytest.mark.full
 def test_names_of_old_diffusers_files():
     model, variables = taming(state_dict(), CONFIG)
     arrays, config = to_diffusers(model, variables)
@@ -99,6 +125,7 @@ def without(key):
         (state_dict(), CONFIG | {"n_embed": 8}, r"quantize.embedding.weight must have shape \[8, 4\], got \[16, 4\]"),
         (state_dict() | {"quant_conv.bias": np.full(4, np.nan)}, CONFIG, r"undefined numbers in \['quant_conv.bias'\]"),
         (state_dict(), CONFIG | {"ddconfig": CONFIG["ddconfig"] | {"double_z": True}}, "double_z must be False"),
+        (state_dict(), CONFIG | {"ddconfig": CONFIG["ddconfig"] | {"tanh_out": True}}, "tanh_out must be False"),
     ],
 )
 def test_what_is_another_model_is_rejected(arrays, config, message):

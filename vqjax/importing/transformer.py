@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vqjax.errors import UserError
 from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict
@@ -120,7 +121,14 @@ def taming_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[MinGP
         return Entry(".".join([*(_TAMING.get(name, name) for name in modules), *leaf]), axes)
 
     masks = {f"blocks.{number}.attn.mask": (1, 1, length, length) for number in range(depth)}
-    return model, {"params": read_params(arrays, like, entry_of, _ADVICE, masks)}
+    params = read_params(arrays, like, entry_of, _ADVICE, masks)
+    for name in masks:
+        if not np.array_equal(arrays[name][0, 0], np.tri(length)):
+            raise UserError(
+                f"{name} must show each token those before it and itself, got others; models of n_unmasked > 0 are not "
+                "imported."
+            )
+    return model, {"params": params}
 
 
 _ADVICE = "pass the original's config, and the state dict of its transformer"

@@ -42,7 +42,11 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = No
     Source: enhancing-transformers, ``enhancing/modules/stage1/vitvqgan.py``.
     """
     arrays = {key: value for key, value in read_state_dict(arrays).items() if not key.startswith("loss.")}
-    config = _sizes(arrays) | dict(config or {})
+    sizes, config = _sizes(arrays), dict(config or {})
+    config |= {
+        name: size | dict(config.get(name, {})) if isinstance(size, dict) else config.get(name, size)
+        for name, size in sizes.items()
+    }
     quantizer = config["quantizer"]
     if quantizer.get("use_residual", False):
         raise UserError("quantizer.use_residual must be False, got True; residual ViT-VQGANs are not imported.")
@@ -52,9 +56,9 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = No
     )
     codebook = GradientCodebook(weight=1.0)
     # The original passes the gradient around its normalization, to the latents as they were.
-    options = {"estimator": "straight_through", "differentiate_norm": False}
+    normalized = {"distance": "cosine", "differentiate_norm": False} if quantizer.get("use_norm", True) else {}
     model = vit_vqgan(
-        VectorQuantizer(quantizer["n_embed"], codebook=codebook, distance="cosine", **options),
+        VectorQuantizer(quantizer["n_embed"], codebook=codebook, estimator="straight_through", **normalized),
         patch_size=patch,
         code_dim=quantizer["embed_dim"],
         **encoder,

@@ -8,6 +8,7 @@ from typing import Any
 from vqjax.errors import UserError
 from vqjax.importing.state_dict import Entry, StateDict, read_model, read_state_dict, write_params
 from vqjax.models.registry import vqgan
+from vqjax.models.tokenizer import quantizer_variables
 from vqjax.models.vqgan import VQGANEncoder
 from vqjax.models.vqvae import VQVAE
 from vqjax.quantizers.base import Quantizer
@@ -113,7 +114,7 @@ def llamagen(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[V
     ddconfig |= {"resolution": 2**last, "attn_resolutions": [1]}
     quantizer = VectorQuantizer(
         config.get("codebook_size", sizes["n_embed"]),
-        distance="cosine",
+        distance="cosine" if config.get("codebook_l2_norm", True) else "euclidean",
         estimator="straight_through",
         codebook=GradientCodebook(weight=1.0),
         commitment_weight=0.25,
@@ -160,6 +161,9 @@ def _of_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     widths = list(config["block_out_channels"])
     if config.get("norm_type", "group") != "group":
         raise UserError(f"norm_type must be 'group', got {config['norm_type']!r}; MoVQ is a different model.")
+    for option, known in (("norm_num_groups", (32,)), ("act_fn", ("silu", "swish"))):
+        if config.get(option, known[0]) not in known:
+            raise UserError(f"{option} must be {known[0]!r}, got {config[option]!r}; other models are not imported.")
     if any(width % widths[0] for width in widths):
         raise UserError(f"block_out_channels must be multiples of the first, got {widths}.")
     last = len(widths) - 1
@@ -183,8 +187,8 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
     """Turn a VQGAN into the state dict and config of a ``VQModel`` of diffusers.
 
     Args:
-      model: A model of :class:`VQGANEncoder`, a Euclidean :class:`VectorQuantizer` whose codes are parameters, and
-        :class:`VQGANDecoder`.
+      model: A model of :class:`VQGANEncoder`, a Euclidean :class:`VectorQuantizer` of one head, and
+        :class:`VQGANDecoder`. Codes that a transform makes are written as they are used.
       variables: Its variables.
 
     Returns:
@@ -197,12 +201,14 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
     encoder, quantizer = model.encoder, model.quantizer
     fits = type(encoder) is VQGANEncoder and isinstance(quantizer, VectorQuantizer)
     fits = fits and quantizer.distance == "euclidean" and quantizer.heads == 1
+    fits = fits and quantizer.codebook_dim is None and quantizer.latent_norm is None
     if not fits or encoder.code_dim is None or encoder.code_norm or model.pixels != "symmetric":
         raise UserError(
             "model must be a VQGAN with code_dim, without code_norm, for symmetric pixels, and a VectorQuantizer of "
-            f"one head and Euclidean distance, got {type(encoder).__name__} and {type(quantizer).__name__}; "
-            "diffusers has no other VQModel."
+            "one head and Euclidean distance, without codebook_dim and latent_norm, got "
+            f"{type(encoder).__name__} and {type(quantizer).__name__}; diffusers has no other VQModel."
         )
+    codes = quantizer.clone(parent=None, name=None).apply(quantizer_variables(variables), method="code_vectors")
     levels = range(len(encoder.multipliers))
     kinds = ["AttnDownEncoderBlock2D" if encoder.has_attention(i) else "DownEncoderBlock2D" for i in levels]
     config = {
@@ -222,7 +228,7 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
         "vq_embed_dim": encoder.code_dim,
     }
     name = _diffusers_names(len(encoder.multipliers) - 1)
-    return write_params(variables["params"], _entries(name)), config
+    return write_params(variables["params"] | {"quantizer": {"codes": codes}}, _entries(name)), config
 
 
 def _autoencoder(arrays: StateDict) -> StateDict:
@@ -317,6 +323,8 @@ def vqgan_model(
     ddconfig = config["ddconfig"]
     if ddconfig.get("double_z", False):
         raise UserError("ddconfig.double_z must be False, got True; that is a variational autoencoder without codes.")
+    if ddconfig.get("tanh_out", False):
+        raise UserError("ddconfig.tanh_out must be False, got True; decoders that end in a tanh are not imported.")
     model = vqgan(
         quantizer,
         channels=ddconfig["ch"],
