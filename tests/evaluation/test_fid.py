@@ -155,6 +155,9 @@ def test_statistics_of_other_tools_are_read(tmp_path):
         ),
         ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"finite mean and covariance .*, got shapes \(3,\) and \(2, 2\)"),
         ({"mu": np.zeros(1), "sigma": np.full((1, 1), np.nan)}, "must hold a finite mean and covariance of at least 2"),
+        ({"mu": np.array([np.nan]), "sigma": np.eye(1)}, "must hold a finite mean and covariance of at least 2"),
+        ({"mu": np.zeros(1), "sigma": np.eye(1), "context": "[]"}, "must hold a finite mean and covariance"),
+        ({"mu": np.zeros(1), "sigma": np.eye(1), "count": [1, 2]}, "must hold the arrays mu and sigma"),
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "must hold the arrays mu and sigma .*allow_pickle=False"),
     ],
 )
@@ -165,6 +168,28 @@ def test_a_file_without_statistics_is_refused(arrays, message, tmp_path):
         load_statistics(tmp_path / "wrong.npz")
     with pytest.raises(UserError, match="No such file"):
         load_statistics(tmp_path / "missing.npz")
+
+
+def test_a_damaged_file_of_statistics_is_refused(tmp_path):
+    """Bug: errors of the archive ended with a stack trace."""
+    np.savez(tmp_path / "cut.npz", mu=np.zeros(64), sigma=np.eye(64))
+    content = (tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    (tmp_path / "flipped.npz").write_bytes(content[:5000] + bytes([content[5000] ^ 255]) + content[5001:])
+    np.save(tmp_path / "array.npy", np.eye(2))
+    for name in ("cut.npz", "flipped.npz", "array.npy"):
+        with pytest.raises(UserError, match="must hold the arrays mu and sigma"):
+            load_statistics(tmp_path / name)
+
+
+@pytest.mark.full
+def test_the_network_is_in_32_bits_whatever_the_default_is():
+    """Bug: the number of pixels of a window made its mean a float64."""
+    network = FIDInception()
+    with jax.enable_x64(True):
+        images = jnp.zeros((1, 299, 299, 3), jnp.float32)
+        outputs = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), images))
+    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
 
 
 class NotRounded(ReconstructionFID):

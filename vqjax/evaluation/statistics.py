@@ -80,13 +80,16 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
             for part in ("", "_s")
             if not part or f"mu{part}" in arrays
         }
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive can raise anything
         raise UserError(
             f"{path} must hold the arrays mu and sigma ({one_line(error)}); pass an .npz of vqjax stats, pytorch-fid "
             "or guided diffusion, or a .pt of torch-fidelity."
         ) from error
     for mean, covariance in moments.values():
-        if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance).all() or count < 2:
+        fits = mean.ndim == 1 and covariance.shape == 2 * mean.shape and isinstance(context, dict)
+        if not fits or not all(np.isfinite(of).all() for of in (mean, covariance)) or count < 2:
             raise UserError(
                 f"{path} must hold a finite mean and covariance of at least 2 images, got shapes {mean.shape} and "
                 f"{covariance.shape}; measure the images again."

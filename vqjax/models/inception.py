@@ -100,7 +100,8 @@ def _chain(x: Array, *units: tuple[str, int, tuple[int, int]]) -> Array:
 
 
 def _average(x: Array) -> Array:
-    return nn.avg_pool(x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)
+    # The number of pixels of a window is counted in the default dtype.
+    return nn.avg_pool(x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=False).astype(x.dtype)
 
 
 def _joined(branches: Sequence[Array]) -> Array:
