@@ -25,6 +25,7 @@ VQ = {"name": "vq", "num_codes": 16, "codebook": {"name": "ema", "replace": {"be
 MODELS = {
     "sonnet": (SMALL, VQ),
     "bfloat16": ({**SMALL, "dtype": "bfloat16"}, VQ),
+    "running affine": (SMALL, VQ | {"codebook": {"name": "ema", "transform": {"name": "running_affine"}}}),
     "residual": (SMALL, {"name": "residual", "num_quantizers": 2, "quantizer": {"name": "fsq", "levels": (4, 4)}}),
     "vqgan": (
         {"name": "vqgan", "resolution": 16, "channels": 32, "multipliers": (1, 2), "num_res_blocks": 1}
@@ -178,6 +179,14 @@ def test_exported_programs_run_without_the_package(tmp_path):
         out = dict(file)
     np.testing.assert_array_equal(out["tokens"], tokens)
     np.testing.assert_allclose(out["images"], ours.decode(tokens), atol=1e-5)
+
+
+def test_an_export_is_for_platforms_that_there_are():
+    """Bug: the platforms of the text cpu were c, p and u."""
+    program = jax.export.deserialize(bytearray(tokenizer().export("decode", (4, 4), "cpu")))
+    assert program.platforms == ("cpu",)
+    with pytest.raises(UserError, match=r"platforms must be one of 'cpu', 'cuda', 'rocm', 'tpu', got 'gpu'"):
+        tokenizer().export("decode", (4, 4), ("cpu", "gpu"))
 
 
 def test_a_shape_that_does_not_fit_is_refused_before_anything_is_written():

@@ -74,7 +74,7 @@ def write_pretrained(
     """
     directory = local_path(directory, "directory")
     written = {"format": _FORMAT, "vqjax": vqjax.__version__, **facts, **describe(model, config)}
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flatten_dict(variables, sep="/").items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in flatten_dict(variables, sep="/").items()}
     for file, content in (
         (WEIGHTS, save(arrays)),
         (CONFIG, (strict_json(written, indent=2) + "\n").encode()),

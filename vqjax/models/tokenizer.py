@@ -22,11 +22,13 @@ from vqjax.functional.pixels import check_pixels, value_range
 from vqjax.models.causal_video import STREAM, CausalVideoDecoder
 from vqjax.models.pretrained import export_program, located, read_pretrained, upload, write_pretrained
 from vqjax.models.vqvae import Images, takes_clips
+from vqjax.quantizers.validation import require_choice
 
 NETWORK = "generator"
 """Key of the tokenizer among the networks of a training state; adversarial tasks train it as their generator."""
 
 _CHANNELS = (1, 3, 4)
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _DECODE_HINT = "pass what encode returns, with the axis of the batch and all axes of the grid"
 
 
@@ -297,7 +299,7 @@ class Tokenizer:
         self,
         method: Literal["encode", "decode"],
         shape: Sequence[int],
-        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+        platforms: str | Sequence[str] = ("cpu", "cuda", "tpu"),
     ) -> bytes:
         """Export a method with the weights as a StableHLO program, which runs without this package.
 
@@ -307,13 +309,13 @@ class Tokenizer:
         Args:
           method: ``"encode"`` or ``"decode"``.
           shape: Shape of one image, or of the indices of one.
-          platforms: Platforms to run on.
+          platforms: Platforms to run on: ``"cpu"``, ``"cuda"``, ``"rocm"`` or ``"tpu"``, or several of them.
 
         Returns:
           The program, to be written into a file.
 
         Raises:
-          UserError: The shape does not fit the model.
+          UserError: There is no such method or platform, or the shape does not fit the model.
 
         Example:
           >>> from vqjax.models.registry import build_model
@@ -323,9 +325,13 @@ class Tokenizer:
           >>> jax.export.deserialize(program).call(np.zeros((5, 4, 4), np.int32)).shape
           (5, 16, 16, 3)
         """
+        require_choice("method", method, ("encode", "decode"))
+        platforms = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+        for platform in platforms:
+            require_choice("platforms", platform, _PLATFORMS)
         example = jax.ShapeDtypeStruct(tuple(shape), np.float32 if method == "encode" else np.int32)
         with _fitting("shape", example.shape, "pass that of one image, or of the indices of one"):
-            return export_program(self.model, self.variables, method, example, tuple(platforms))
+            return export_program(self.model, self.variables, method, example, platforms)
 
     @property
     def checksum(self) -> str:
