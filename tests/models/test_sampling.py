@@ -216,6 +216,17 @@ def test_a_share_of_one_leaves_every_code():
     np.testing.assert_array_equal(restricted(logits, top_p=1.0), logits)
 
 
+def test_strict_promotion_stops_no_draw(request):
+    """Bug: the number of masked tokens, an integer, was multiplied by a share."""
+    request.addfinalizer(lambda: jax.config.update("jax_numpy_dtype_promotion", "standard"))
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    drawn = jax.eval_shape(
+        lambda key: sample_masked(conditionals, key, tokens, jnp.ones((1, 2), bool), num_steps=2), jax.random.key(0)
+    )
+    assert drawn.shape == (1, 2)
+
+
 def test_guidance_of_one_is_none_and_of_zero_has_no_class():
     c, u = jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])
     np.testing.assert_array_equal(guided(c, u, 1.0), c)

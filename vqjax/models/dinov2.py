@@ -9,6 +9,7 @@ from vqjax.errors import UserError
 from vqjax.models.features import imagenet_normalized
 from vqjax.models.layers import Images
 from vqjax.models.vit import HEAD_DIM
+from vqjax.quantizers.sharding import automatic_axes
 
 INPUT_SIZE = 224
 """Height and width of the images in the published distances."""
@@ -43,6 +44,7 @@ class DINOv2(nn.Module):
     registers: int = 0
 
     # Distances are compared between machines, which products of 10 bits would tell apart.
+    @automatic_axes
     @jax.default_matmul_precision("highest")
     @nn.compact
     def __call__(self, images: Images) -> Float[Array, "batch dim"]:

@@ -16,6 +16,7 @@ from vqjax.models.layers import (
     group_norm,
     pointwise_conv,
 )
+from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import check_flags, require_choice, require_count
 
 Variant = Literal["maskgit", "open_magvit2"]
@@ -135,6 +136,7 @@ class MAGVITDecoder(_MAGVIT):
     def __call__(self, codes: Images) -> Images:
         return self.to_images(self.features(codes))
 
+    @automatic_axes
     @nn.compact
     def features(self, codes: Images) -> Images:
         """Return the float32 input of the last layer, ``conv_out``; see :meth:`VQGANDecoder.features`."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from vqjax.errors import UserError
 from vqjax.models.layers import LARGEST_DIM, check_dtype, dense
 from vqjax.models.transformer import LARGEST_VOCABULARY
+from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import require, require_count
 
 _EPSILON = 1e-5
@@ -57,6 +58,7 @@ class MinGPT(nn.Module):
             require_count(name, getattr(self, name), largest=LARGEST_DIM)
         require(self.dim % self.heads == 0, "dim", self.dim, f"a multiple of heads={self.heads}")
 
+    @automatic_axes
     @nn.compact
     def __call__(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens vocabulary"]:
         """Return the logits of the token behind each.

@@ -19,6 +19,7 @@ from vqjax.models.layers import LARGEST_DIM, dense
 from vqjax.models.sampling import guided, restricted, with_none
 from vqjax.models.transformer import LARGEST_VOCABULARY, Classes, Heads, Logits, Tokens, Vectors, check_sizes
 from vqjax.quantizers.multi_scale import MultiScaleVQ, join_scales
+from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import is_count, require, require_count
 
 Inputs = Float[Array, "batch inputs code_dim"]
@@ -126,6 +127,7 @@ class NextScaleTransformer(nn.Module):
         self.modulation = nn.Dense(2 * self.dim, kernel_init=nn.initializers.normal(std / 2))
         self.head = dense(self.num_codes, kernel_init=nn.initializers.zeros)
 
+    @automatic_axes
     def __call__(self, inputs: Inputs, classes: Classes | None = None, *, train: bool | None = None) -> Logits:
         """Return the logits of the tokens of all scales, each by the class and the tokens of coarser scales.
 
@@ -155,6 +157,7 @@ class NextScaleTransformer(nn.Module):
             x, _ = block(x, nn.silu(condition), None, mask, bool(train))
         return self._logits(x, condition)
 
+    @automatic_axes
     def step(self, scale: int, inputs: Inputs | None, classes: Classes, cache: ScaleCache) -> tuple[Logits, ScaleCache]:
         """Return the logits of the tokens of one scale, and the cache with it; the same as those of a whole pass.
 

@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 
 from vqjax.models.features import Features, check_color
 from vqjax.models.layers import LARGEST_DIM, Images, check_dtype, space_to_depth
+from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import require_counts
 
 
@@ -39,6 +40,7 @@ class ResNet(nn.Module):
     channels: tuple[int, ...] = (32, 64, 128)
     dtype: DTypeLike | None = None
 
+    @automatic_axes
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Features:
         """Return the features of each level, from images in [-1, 1].

@@ -275,7 +275,7 @@ def sample_masked(
         of_all = masked.reshape(*masked.shape, *(1 for _ in levels))
         tokens = jnp.where(of_all, jnp.stack(drawn, axis=-1).reshape(tokens.shape), tokens)
         done = (number + 1) / num_steps
-        left = jnp.floor(wanted * MASK_SCHEDULES[schedule](done) + _ROUNDING).astype(jnp.int32)
+        left = jnp.floor(wanted.astype(jnp.float32) * MASK_SCHEDULES[schedule](done) + _ROUNDING).astype(jnp.int32)
         # Each step keeps a token where one is left, and the last one keeps all.
         left = jnp.where(done < 1, jnp.clip(left, 0, jnp.maximum(jnp.sum(masked, axis=1) - 1, 0)), 0)
         if order == "confidence":

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vqjax.errors import UserError
 from vqjax.models.layers import LARGEST_DIM, check_dtype, dense, rows_product
+from vqjax.quantizers.sharding import automatic_axes
 from vqjax.quantizers.validation import check_flags, is_fraction, require, require_count, require_counts
 
 Tokens = Int[Array, "batch positions *levels"]
@@ -203,6 +204,7 @@ class CausalTransformer(_TokenTransformer):
         else:
             self.head, self.level_blocks = list(map(last_layer, self._sizes)), blocks(self.head_depth)
 
+    @automatic_axes
     def __call__(self, tokens: Tokens, classes: Classes | None = None, *, train: bool | None = None) -> Logits:
         """Return the logits of each token by the class and the tokens before it.
 
@@ -256,6 +258,7 @@ class CausalTransformer(_TokenTransformer):
         codes = jnp.zeros((batch, self.dim), jnp.float32)
         return Cache(empty(self.depth, self.positions), empty(head_depth, len(self._sizes)), codes)
 
+    @automatic_axes
     def step(
         self,
         previous: Classes,
@@ -438,6 +441,7 @@ class MaskedTransformer(_TokenTransformer):
     Source: Chang et al., 2022 (arXiv 2202.04200); Yu et al., 2023 (arXiv 2310.05737) for several codes.
     """
 
+    @automatic_axes
     @nn.compact
     def __call__(
         self,
