@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -82,7 +83,9 @@ class I3D(nn.Module):
             for name, channels in blocks.items():
                 x = _Block(channels, name=f"Mixed_{name}")(x)
         # Logits are linear: the mean over time of theirs is that of the mean.
-        pool = jnp.mean(nn.avg_pool(x, (2, 7, 7)), axis=1, keepdims=True)
+        # Flax divides by an integer, which strict promotion of dtypes refuses.
+        pool = nn.pool(x, 0.0, jax.lax.add, (2, 7, 7), (1, 1, 1), "VALID") / (2.0 * 7 * 7)
+        pool = jnp.mean(pool, axis=1, keepdims=True)
         logits = nn.Conv(CLASSES, (1, 1, 1), precision="highest", name="logits")(pool)
         return I3DFeatures(logits.reshape(-1, CLASSES), pool.reshape(-1, pool.shape[-1]))
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -93,7 +94,8 @@ class MAGVITEncoder(_MAGVIT):
             if level == len(self.multipliers) - 1:
                 break
             if self.variant == "maskgit":
-                x = nn.avg_pool(x, (2, 2), (2, 2))
+                # Flax divides by an integer, which strict promotion of dtypes refuses.
+                x = nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
             else:
                 name = f"level_{level}_downsample"
                 x = nn.Conv(x.shape[-1], (3, 3), 2, ((1, 1), (1, 1)), dtype=self.dtype, name=name)(x)

@@ -148,7 +148,7 @@ def located(name: str | Path, revision: str | None) -> Path:
     hub = _hub_library()
     try:
         files = [hub.hf_hub_download(str(name), file, revision=revision) for file in (CONFIG, WEIGHTS)]
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+    except Exception as error:  # of the hub, of files, and of the network
         raise UserError(
             f"{str(name)!r} is not a directory, and cannot be loaded from the hub ({one_line(error)}); check the name "
             "and the connection, and log in with `hf auth login` for one that is not public."
@@ -173,7 +173,7 @@ def upload(directory: Path, name: str, *, private: bool) -> str:
     try:
         address = hub.create_repo(name, private=private, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=directory, allow_patterns=[CONFIG, WEIGHTS, CARD])
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+    except Exception as error:  # of the hub, of files, and of the network
         raise UserError(
             f"{name!r} cannot be written on the hub ({one_line(error)}); log in with `hf auth login`."
         ) from error

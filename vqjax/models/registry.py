@@ -49,7 +49,7 @@ def residual(
     precision: Precision = "default",
     image_channels: int = 3,
 ) -> VQVAE:
-    """Build the autoencoder of the rotation trick's CIFAR-10 experiments.
+    """Build the autoencoder of the CIFAR-10 study in docs/reproduction.md.
 
     Args:
       quantizer: The quantizer of the latents.
