@@ -144,6 +144,12 @@ MISTAKES = {
         stages() | {"layers.1._codebook.initted": np.array(False)},
         "layers.1._codebook.initted must be True",
     ),
+    "padding": (
+        "ResidualVQ",
+        RVQ | {"return_zeros_for_masked_padding": False},
+        stages(),
+        "config\\['return_zeros_for_masked_padding'\\] must be on, got False",
+    ),
     "transform": ("SimVQ", VQ | {"codebook_transform": object()}, {}, "config\\['codebook_transform'\\] must be off"),
     "frozen codes": (
         "SimVQ",

@@ -247,7 +247,7 @@ def test_lpips_is_read_from_a_file(tmp_path):
     state = jax.eval_shape(task.init, KEY, batch)
     chex.assert_trees_all_equal_shapes(jax.eval_shape(task.train_step, state, batch, KEY)[0], state)
     config.task = {"name": "vqgan", "perceptual": {"name": "lpips", "file": "nothing.safetensors"}}
-    with pytest.raises(UserError, match=r"config.task.perceptual.arrays must be an existing file, got .*nothing"):
+    with pytest.raises(UserError, match=r"config.task.perceptual.file must be an existing file, got .*nothing"):
         build_task(validate(config), ArrayDataset("black", images, image_size=32))
 
 

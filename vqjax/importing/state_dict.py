@@ -200,14 +200,14 @@ def _numbers(key: str, value: Any) -> np.ndarray:
 def _read_file(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         found = "is a directory" if path.is_dir() else "does not exist"
-        raise UserError(f"arrays must be an existing file, got {str(path)!r}, which {found}.")
+        raise UserError(f"file must be an existing file, got {str(path)!r}, which {found}.")
     if path.suffix != ".safetensors":
         if is_torch_file(path):
             return read_torch_file(path)
         if _is_msgpack(path):
             return _read_msgpack(path)
         raise UserError(
-            f"arrays must be a .safetensors file or one that torch.save or Flax wrote, got {str(path)!r}, which begins "
+            f"file must be a .safetensors file or one that torch.save or Flax wrote, got {str(path)!r}, which begins "
             "as none of these does; write one in PyTorch with safetensors.torch.save_file(module.state_dict(), "
             "'model.safetensors')."
         )
@@ -215,8 +215,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         return load_file(path)
     except Exception as error:  # also those of dtypes that NumPy lacks
         raise UserError(
-            f"arrays must be a valid .safetensors file, got {str(path)!r}, which cannot be read ({error}); write it "
-            "again."
+            f"file must be a valid .safetensors file, got {str(path)!r}, which cannot be read ({one_line(error)}); "
+            "write it again."
         ) from error
 
 

@@ -29,12 +29,14 @@ class Arguments(NamedTuple):
       known: Those that decide what the arrays mean and how training continues, with their defaults.
       ignored: Those that change nothing here: layouts of inputs, devices, how the codebook was started.
       refused: Those that are not imported; all are off by default.
+      required: Those that are on by default, and are not imported where they are off.
     """
 
     kind: str
     known: Mapping[str, Any]
     ignored: Set[str] = frozenset()
     refused: Set[str] = frozenset()
+    required: Set[str] = frozenset()
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the known arguments, completed by their defaults.
@@ -43,7 +45,7 @@ class Arguments(NamedTuple):
           UserError: An argument is unknown, or is not imported and on.
         """
         require(isinstance(config, Mapping), "config", config, "a mapping of argument names to values")
-        names = self.known.keys() | self.ignored | self.refused
+        names = self.known.keys() | self.ignored | self.refused | self.required
         for name, value in config.items():
             if name not in names:
                 known = did_you_mean(name, names)
@@ -51,11 +53,13 @@ class Arguments(NamedTuple):
             advice = "it is not imported; leave it out to continue without it"
             off = name not in self.refused or not value
             require(off, f"config[{name!r}]", value, "off", advice)
+            on = name not in self.required or bool(value)
+            require(on, f"config[{name!r}]", value, "on", "without it the class is not imported")
         return {**self.known, **{name: value for name, value in config.items() if name in self.known}}
 
     def within(self, kind: str, known: Mapping[str, Any], *, refused: frozenset[str] = frozenset()) -> "Arguments":
         """Return the arguments of a class that passes those of this one on to its parts."""
-        return Arguments(kind, {**self.known, **known}, self.ignored, self.refused | refused)
+        return self._replace(kind=kind, known={**self.known, **known}, refused=self.refused | refused)
 
 
 def entries_under(arrays: StateDict, prefix: str) -> StateDict:

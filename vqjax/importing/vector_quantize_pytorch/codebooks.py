@@ -52,7 +52,6 @@ VECTOR_QUANTIZE = Arguments(
     },
     ignored=LAYOUT
     | {"kmeans_init", "kmeans_iters", "sync_kmeans", "sync_codebook", "sync_affine_param"}
-    | {"return_zeros_for_masked_padding", "route_gradients_to_input"}
     | {"orthogonal_reg_active_codes_only", "orthogonal_reg_max_codes", "codebook_diversity_temperature"}
     | {"directional_reparam_variance"},
     refused=frozenset(
@@ -60,6 +59,7 @@ VECTOR_QUANTIZE = Arguments(
         | {"codebook_diversity_loss_weight", "straight_through", "directional_reparam"}
         | {"manual_ema_update", "in_place_codebook_optimizer", "manual_in_place_optimizer_update", "sync_update_v"}
     ),
+    required=frozenset({"return_zeros_for_masked_padding", "route_gradients_to_input"}),
 )
 SIM_VQ = Arguments(
     "SimVQ",
