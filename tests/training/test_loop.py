@@ -334,6 +334,13 @@ def test_a_run_needs_a_directory_that_can_be_named():
         usable_workdir(os.fsdecode(b"/tmp/\xff"))
 
 
+def test_a_run_needs_a_directory_that_can_be_written(tmp_path, monkeypatch):
+    # The user of the tests may be allowed everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(UserError, match=r"--workdir must be writable, got .*; use another path"):
+        usable_workdir(tmp_path / "run")
+
+
 def test_a_run_needs_data_that_can_be_named(config, tmp_path):
     """Bug: the file of the config could not be written, which ended with a stack trace."""
     config.data.name = os.fsdecode(b"/tmp/\xff.npz")
