@@ -1,4 +1,4 @@
-"""CIFAR-10: the model of the rotation-trick paper's CIFAR-10 experiments, and Sonnet's VQ-VAE as `:sonnet`.
+"""CIFAR-10: the model of a published study of rotation (docs/reproduction.md), and Sonnet's VQ-VAE as `:sonnet`.
 
 Data:      CIFAR-10 as tensorflow-datasets prepares it (array_record), found through TFDS_DATA_DIR.
 Arguments: preset (small, medium, large, xlarge: 256, 512, 1024 or 2048 codes; large by default), codes, beta
@@ -10,7 +10,8 @@ Time:      10 minutes on two cores of a server CPU that are otherwise idle
 Result:    MSE/variance 0.0564 and perplexity 331.5 over batches of 32 on the test split (docs/results.md)
 
 Command:   python train.py --config=configs/cifar10.py --workdir=runs/cifar10
-Time:      about 6 hours on two CPU cores, by the speed of its first steps (115 images/s); not yet run to its end
+Time:      6 to 11 hours on two CPU cores, by the speed of its steps (115 images/s, on slower cores 61); not yet run to
+           its end
 """
 
 from typing import Literal

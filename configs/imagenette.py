@@ -5,7 +5,7 @@ Arguments: tiny, discriminator (False: the same without one), estimator, and fol
 Data:      9,469 photographs to train on, 3,925 held out; for LPIPS, --config.task.perceptual.file=FILE
            (docs/options.md), without which the reconstruction loss is L1 alone
 Command:   python train.py --config=configs/imagenette.py:tiny,folder=data/imagenette --workdir=runs/imagenette
-Time:      tiny: about 2 hours on two CPU cores, by the CPU time of its first steps (1.6 s a step)
+Time:      tiny: about 1 hour on two CPU cores, by the CPU time of its first steps (1.6 s a step)
 Result:    not run to its end yet
 """
 

@@ -30,7 +30,6 @@ _OF_DESCENTS = {
     "quantization error at the end": "quantization_error",
     "of all steps": "delay",
 }
-_NOT_YET = "Not measured yet: `python -m studies.classification`"
 
 
 def document_parts(results: Results) -> dict[str, str]:
@@ -57,7 +56,7 @@ def document_parts(results: Results) -> dict[str, str]:
             if rows:
                 tables.append(_titled(model, LEAST_ACCURACY[scale][model], cells[(scale, model, "none")]))
                 tables.append(markdown_table(["quantizer", *_COLUMNS, "seeds"], rows))
-        parts[scale] = "\n\n".join(tables) or _NOT_YET
+        parts[scale] = "\n\n".join(tables) or _not_yet(scale)
     return parts
 
 
@@ -73,7 +72,7 @@ def descents(results: Results) -> dict[str, Record]:
 
 def _of_descents(records: Mapping[str, Record]) -> str:
     if not records:
-        return _NOT_YET
+        return _not_yet("cpu")
     rows = [
         [name, *(with_spread(record.measured[column]) for column in _OF_DESCENTS.values())]
         for name, record in records.items()
@@ -87,3 +86,7 @@ def _titled(model: str, least: float, without: list[Record]) -> str:
     if reached and min(reached) >= least:
         return f"**{model}**"
     return f"**{model}**, below the {100 * least:.0f} % that make its rows count"
+
+
+def _not_yet(scale: str) -> str:
+    return f"Not measured yet: `python -m studies.classification{'' if scale == 'cpu' else f' --scale={scale}'}`"

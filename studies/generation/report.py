@@ -14,8 +14,6 @@ from vqjax.reporting.figures import BLUE, INK, ORANGE, new_figure
 DOCUMENT, PICTURES = "generation.md", "generation"
 """The document and the directory of its pictures, from the directory of all documents."""
 
-_NOT_YET = "Not measured yet: `python -m studies.generation`"
-
 _COUNTED = {"unigram_bits": "frequencies of codes", "bigram_bits": "pairs of neighbors"}
 _LABELS = {"causal": "causal", "masked": "masked, from the class alone"}
 _LIKELIHOODS: dict[str, Callable[[Mapping[str, Any]], float]] = {
@@ -58,7 +56,7 @@ def document_parts(results: Results, docs: Path) -> dict[str, str]:
             (of["tokenizer"], of["model"]): record for record in results.records(scale) for of in [record.settings]
         }
         records = {key: found[key] for name in TOKENIZERS for model in MODELS if (key := (name, model)) in found}
-        parts[scale] = _of_scale(scale, records, docs) if records else _NOT_YET
+        parts[scale] = _of_scale(scale, records, docs) if records else _not_yet(scale)
     return parts
 
 
@@ -118,6 +116,10 @@ def _of_scale(scale: str, records: Mapping[tuple[str, str], Record], docs: Path)
         pictures = {kind: f"{PICTURES}/{slug(record.run)}_{kind}.png" for kind in ("samples", "nearest")}
         found = [f"![{kind}]({place})" for kind, place in pictures.items() if (docs / place).exists()]
         if found:
-            title = f"Samples of the {model} model over {tokenizer}, a column for each class, and their nearest images:"
-            blocks += [title, *found]
+            title = f"Samples of the {model} model over {tokenizer}, a column for each class"
+            blocks += [f"{title}{', and their nearest images' if len(found) > 1 else ''}:", *found]
     return "\n\n".join(blocks)
+
+
+def _not_yet(scale: str) -> str:
+    return f"Not measured yet: `python -m studies.generation{'' if scale == 'cpu' else f' --scale={scale}'}`"
