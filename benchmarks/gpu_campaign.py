@@ -453,7 +453,7 @@ def _decide_accumulated(rows: Rows) -> Verdict:
 def _startups(toy: bool) -> Rows:
     configs = [_TOY_CONFIG] if toy else ["configs/quickstart.py", "configs/cifar10.py"]
     extra = fields({"model.width": 8}) if toy else []
-    return [row for config in configs for row in startup.measure(config, *extra)]
+    return [{"config": config, **row} for config in configs for row in startup.measure(config, *extra)]
 
 
 def _decide_startups(rows: Rows) -> Verdict:
