@@ -26,7 +26,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def is_unicode(path: str) -> bool:
-    """Return whether a path can be written as UTF-8: Python has surrogates for the bytes of one that cannot.
+    r"""Return whether a path can be written as UTF-8: Python has surrogates for the bytes of one that cannot.
 
     Example:
       >>> is_unicode("café"), is_unicode(os.fsdecode(b"caf\xe9"))
