@@ -20,7 +20,8 @@ def scaled(name, images, size):
 @pytest.mark.parametrize("size", [31, (9, 13)])
 def test_pixels_stay_in_range_and_one_color_stays_itself(name, size):
     assert scaled(name, IMAGES, size).shape == (3, *((size, size) if size == 31 else size), 3)
-    assert np.abs(scaled(name, IMAGES, size)).max() <= 1
+    # An optimized program multiplies by the reciprocal of the divisor, which is rounded.
+    assert np.abs(scaled(name, IMAGES, size)).max() <= 1 + 1e-6
     gray = scaled(name, np.full_like(IMAGES, 77), size)
     expected = (77 - 128) / 128 if name in ("clean-fid", "tf1") else 77 / 127.5 - 1
     np.testing.assert_allclose(gray, expected, atol=1e-5)
