@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from studies.classification.grid import MODELS, QUANTIZERS, SCALES
 from studies.classification.trajectories import VARIANTS
-from studies.common.document import percent, with_spread
+from studies.common.document import not_measured, percent, with_spread
 from studies.common.records import Record, Results
 from vqjax.reporting import markdown_table
 
@@ -56,7 +56,7 @@ def document_parts(results: Results) -> dict[str, str]:
             if rows:
                 tables.append(_titled(model, LEAST_ACCURACY[scale][model], cells[(scale, model, "none")]))
                 tables.append(markdown_table(["quantizer", *_COLUMNS, "seeds"], rows))
-        parts[scale] = "\n\n".join(tables) or _not_yet(scale)
+        parts[scale] = "\n\n".join(tables) or not_measured("classification", scale)
     return parts
 
 
@@ -72,7 +72,7 @@ def descents(results: Results) -> dict[str, Record]:
 
 def _of_descents(records: Mapping[str, Record]) -> str:
     if not records:
-        return _not_yet("cpu")
+        return not_measured("classification")
     rows = [
         [name, *(with_spread(record.measured[column]) for column in _OF_DESCENTS.values())]
         for name, record in records.items()
@@ -86,7 +86,3 @@ def _titled(model: str, least: float, without: list[Record]) -> str:
     if reached and min(reached) >= least:
         return f"**{model}**"
     return f"**{model}**, below the {100 * least:.0f} % that make its rows count"
-
-
-def _not_yet(scale: str) -> str:
-    return f"Not measured yet: `python -m studies.classification{'' if scale == 'cpu' else f' --scale={scale}'}`"

@@ -159,3 +159,17 @@ def skeleton(title: str, names: Sequence[str]) -> str:
       <BLANKLINE>
     """
     return "\n\n".join([f"# {title}", *(f"<!-- generated: {name} -->\n<!-- end -->" for name in names)]) + "\n"
+
+
+def not_measured(study: str, scale: str = "cpu") -> str:
+    """Say which command measures what a document does not have yet.
+
+    Args:
+      study: Name of the study.
+      scale: Its scale; ``"cpu"`` is the default of its command.
+
+    Example:
+      >>> not_measured("generation", "full")
+      'Not measured yet: `python -m studies.generation --scale=full`'
+    """
+    return f"Not measured yet: `python -m studies.{study}{'' if scale == 'cpu' else f' --scale={scale}'}`"

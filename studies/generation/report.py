@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studies.common.document import percent
+from studies.common.document import not_measured, percent
 from studies.common.records import Record, Results, slug
 from studies.generation.runs import GUIDANCES, MODELS, SCALES, TOKENIZERS
 from vqjax.reporting import markdown_table
@@ -56,7 +56,7 @@ def document_parts(results: Results, docs: Path) -> dict[str, str]:
             (of["tokenizer"], of["model"]): record for record in results.records(scale) for of in [record.settings]
         }
         records = {key: found[key] for name in TOKENIZERS for model in MODELS if (key := (name, model)) in found}
-        parts[scale] = _of_scale(scale, records, docs) if records else _not_yet(scale)
+        parts[scale] = _of_scale(scale, records, docs) if records else not_measured("generation", scale)
     return parts
 
 
@@ -119,7 +119,3 @@ def _of_scale(scale: str, records: Mapping[tuple[str, str], Record], docs: Path)
             title = f"Samples of the {model} model over {tokenizer}, a column for each class"
             blocks += [f"{title}{', and their nearest images' if len(found) > 1 else ''}:", *found]
     return "\n\n".join(blocks)
-
-
-def _not_yet(scale: str) -> str:
-    return f"Not measured yet: `python -m studies.generation{'' if scale == 'cpu' else f' --scale={scale}'}`"
