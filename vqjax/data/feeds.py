@@ -100,7 +100,7 @@ class ResidentFeed:
     def describe(
         batch_spec: Mapping[str, jax.ShapeDtypeStruct], num_images: int, steps_per_dispatch: int, mesh: Mesh
     ) -> PyTree[jax.ShapeDtypeStruct]:
-        """Return the ``staged_spec`` of a feed of so many images; see :class:`Feed`."""
+        """Return the ``staged_spec`` of a feed with this number of images; see :class:`Feed`."""
         whole, by_step = NamedSharding(mesh, PartitionSpec()), step_batches_sharding(mesh)
         examples = {
             name: jax.ShapeDtypeStruct((num_images, *spec.shape[1:]), spec.dtype, sharding=whole)

@@ -300,13 +300,13 @@ def _numbers(data: bytes, tensor: Tensor) -> np.ndarray:
 
 
 def _has(group: dict[str, Any], kind: Any) -> bool:
-    """Whether one of the values is of a kind."""
+    """Whether a dictionary holds a value of this type."""
     return any(isinstance(value, kind) for value in group.values())
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:
     if isinstance(content, dict):
-        # Inner ones first: beside them may stand tensors that are no weights, such as the state of random numbers.
+        # Nested ones first: a checkpoint may also hold tensors that are not weights, such as a random state.
         places = [content.get(name) for name in ("ema", "model", "state_dict")] + [content]
         groups = [group for group in places if isinstance(group, dict) and _has(group, Tensor | NumpyArray)]
         plain = [group for group in groups if not _has(group, dict)]

@@ -315,7 +315,7 @@ class Tokenizer:
           The program, to be written into a file.
 
         Raises:
-          UserError: There is no such method or platform, or the shape does not fit the model.
+          UserError: The method or a platform is unknown, or the shape does not fit the model.
 
         Example:
           >>> from vqjax.models.registry import build_model

@@ -60,7 +60,7 @@ def new_file(path: str | os.PathLike[str], name: str, *, ending: str) -> Path:
     """Return the place of a file to be written, which is refused now rather than when all has been computed.
 
     Args:
-      path: Path as the user typed it. Missing parent directories are no mistake.
+      path: Path as the user typed it. Missing parent directories are allowed.
       name: Name of the argument in messages.
       ending: Ending of the file name, such as ``".npz"``.
 
@@ -76,15 +76,14 @@ def new_file(path: str | os.PathLike[str], name: str, *, ending: str) -> Path:
     """
     file = local_path(path, name)
     parent = next(p for p in file.absolute().parents if p.exists())
-    reason = "" if file.suffix == ending and not file.is_dir() else "."
-    if not reason:
-        try:
-            with tempfile.TemporaryFile(dir=parent):
-                pass
-        except OSError as error:
-            reason = f" ({parent}: {error.strerror})."
-    if reason:
-        raise UserError(f"{name} must be a file name that ends in {ending} in a writable directory, got {path}{reason}")
+    message = f"{name} must be a file name that ends in {ending} in a writable directory, got {path}"
+    if file.suffix != ending or file.is_dir():
+        raise UserError(f"{message}.")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{message} ({parent}: {error.strerror}).") from error
     return file
 
 
