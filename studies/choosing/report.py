@@ -10,7 +10,7 @@ from studies.choosing.figures import collapse_figure, himmelblau_figure, surface
 from studies.choosing.runs import PLANE_ESTIMATORS
 from studies.choosing.surfaces import SURFACES
 from studies.choosing.variants import GROUPS, STARTS
-from studies.common.document import with_spread
+from studies.common.document import not_measured, with_spread
 from studies.common.records import Record, Results
 from vqjax.reporting import markdown_table
 from vqjax.reporting.figures import save_figure
@@ -21,7 +21,7 @@ DOCUMENT, FIGURES = "choosing-a-quantizer.md", "choosing"
 PARTS = ("surfaces", "himmelblau", "collapse")
 """Experiments of the study; the names of their runs start with these."""
 
-_NOT_MEASURED = "Not measured yet: `python -m studies.choosing`"
+_NOT_MEASURED = not_measured("choosing")
 _COLLAPSE_COLUMNS = {
     "psnr": "PSNR (dB)",
     "codes_used": "codes used",

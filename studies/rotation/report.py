@@ -5,13 +5,13 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from studies.common.document import percent, with_interval, with_spread
+from studies.common.document import not_measured, percent, with_interval, with_spread
 from studies.common.records import Record, Results
 from studies.rotation.grid import COMBINED, CONFIRMED_WITH, ESTIMATORS, FINALISTS, FRESH, REMEDIES, SETTINGS
 from vqjax.reporting import markdown_table
 
 DOCUMENT = "rotation.md"
-_NOT_YET = "Not measured yet: `python -m studies.rotation`"
+_NOT_YET = not_measured("rotation")
 _COLUMNS: dict[str, Callable[[dict], float | None]] = {
     "PSNR (dB)": lambda measured: measured.get("psnr"),
     "SSIM": lambda measured: measured.get("ssim"),

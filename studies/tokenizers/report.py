@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from studies.common.document import percent, with_spread
+from studies.common.document import not_measured, percent, with_spread
 from studies.common.records import Record, Results
 from studies.tokenizers.grid import DISCRIMINATED, ESTIMATORS, SETTINGS
 from vqjax.reporting import markdown_table
@@ -28,7 +28,7 @@ _OF_DISCRIMINATOR: dict[str, Callable[[dict], float | None]] = {
     "logits of images": lambda measured: measured.get("late_logits_real"),
     "of reconstructions": lambda measured: measured.get("late_logits_fake"),
 }
-_NOT_YET = "Not measured yet: `python -m studies.tokenizers`"
+_NOT_YET = not_measured("tokenizers")
 
 
 def document_parts(results: Results) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 
-from studies.common.document import percent, with_spread
+from studies.common.document import not_measured, percent, with_spread
 from studies.common.records import Record, Results
 from studies.video.grid import ESTIMATORS, SETTINGS
 from vqjax.reporting import markdown_table
@@ -19,7 +19,7 @@ _COLUMNS: dict[str, Callable[[dict], float | None]] = {
     "relative error": lambda measured: measured.get("late_relative_error"),
     "rms of latents": lambda measured: measured.get("late_rms_latents"),
 }
-_NOT_YET = "Not measured yet: `python -m studies.video`"
+_NOT_YET = not_measured("video")
 
 
 def document_parts(results: Results) -> dict[str, str]:
