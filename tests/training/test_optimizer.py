@@ -16,6 +16,7 @@ PARAMS = {
     "Conv_0": {"kernel": jnp.full((3, 2), 0.5), "bias": jnp.full(2, 0.5)},
     "GroupNorm_0": {"scale": jnp.full(2, 0.5), "bias": jnp.full(2, 0.5)},
     "embedding": jnp.full((4, 2), 0.5),
+    "codebook_transform": {"scale": jnp.full((3, 2), 0.5), "shift": jnp.full((3, 2), 0.5)},
 }
 GRADIENT = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), PARAMS)
 
@@ -70,6 +71,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(name):
         "Conv_0": {"kernel": pytest.approx(0.98), "bias": 1.0},
         "GroupNorm_0": {"scale": 1.0, "bias": 1.0},
         "embedding": pytest.approx(0.98),
+        "codebook_transform": {"scale": 1.0, "shift": 1.0},
     }
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vqjax.errors import UserError
 from vqjax.runtime.signature import Registry
 
-_UNDECAYED = frozenset({"bias", "scale"})
+_UNDECAYED = frozenset({"bias", "scale", "shift"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ def is_decayed(params: PyTree) -> PyTree:
       params: Parameters of a network.
 
     Returns:
-      False for vectors and scalars, and for parameters named ``bias`` or ``scale``.
+      False for vectors and scalars, and for parameters named ``bias``, ``scale`` or ``shift``.
 
     Example:
       >>> import jax.numpy as jnp
