@@ -49,8 +49,10 @@ class Variant(NamedTuple):
         return VQVAE(encoder, self.quantizer(num_codes, commitment_weight), decoder)
 
 
-def _ema(num_codes: int, commitment_weight: float, **options: object) -> VectorQuantizer:
-    return VectorQuantizer(num_codes, commitment_weight=commitment_weight, codebook_init=initial_codes, **options)
+def _ema(num_codes: int, commitment_weight: float, estimator: str = "rotation", **options: object) -> VectorQuantizer:
+    return VectorQuantizer(
+        num_codes, commitment_weight=commitment_weight, codebook_init=initial_codes, estimator=estimator, **options
+    )
 
 
 PROTOCOLS = {

@@ -106,6 +106,12 @@ def test_the_total_of_a_faithful_run_is_what_its_parts_say(finished, small):
     assert identity_error(record.measured["epochs"], 0.25) < 3e-6
 
 
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "faithful"])
+def test_a_variant_has_the_estimator_of_its_name_whatever_the_default_is(name):
+    estimator = "rotation" if name == "corrected" else name.partition(",")[0]
+    assert VARIANTS[name].model(SIZE, 0.25).quantizer.estimator == estimator.replace("-", "_").replace(" ", "_")
+
+
 def test_test_images_move_the_codebook_of_faithful_runs_alone(small):
     for name in PROTOCOLS:
         training = Training(VARIANTS[name], SIZE, 0.25, TINY, random_images())
