@@ -1,7 +1,7 @@
 """A training step of the quantizer beside its peers: python -m benchmarks.quantizer [CASE ...]
 
 Forward with the rotation trick, gradient to the input, update of the moving averages. A case is TOKENSxCODESxDIM, with
-`:bfloat16` for inputs of that type.
+`:bfloat16` for inputs of that type, which the peers do not take.
 """
 
 import argparse
@@ -54,9 +54,10 @@ def measure(case: str) -> list[dict[str, Any]]:
     z, slope = (rng.normal(size=(tokens, dim)).astype(np.float32) for _ in range(2))
     work, temporary = vqjax_quantizer(z, slope, codes, dtype or "float32")
     contenders: dict[str, Callable[[], object]] = {"vqjax": work}
-    if fits(tokens, codes, of_torch=False):
+    if fits(tokens, codes, "product"):
         contenders["one matrix product, float32"] = matrix_product(z, codes)
-    contenders |= _peers(z, slope, codes)
+    if not dtype:
+        contenders |= _peers(z, slope, codes)
     timings = by_turns(contenders)
     product = timings.get("one matrix product, float32")
     return [
@@ -86,7 +87,7 @@ def vqjax_quantizer(z: np.ndarray, slope: np.ndarray, num_codes: int, dtype: str
     Returns:
       A function that returns when the step is done, and the bytes of temporary memory of the compiled step.
     """
-    quantizer = VectorQuantizer(num_codes=num_codes)
+    quantizer = VectorQuantizer(num_codes=num_codes, estimator="rotation")
     tokens, weights = jnp.asarray(z, dtype), jnp.asarray(slope, dtype)
     variables = quantizer.init(jax.random.key(0), tokens[:1])
 
@@ -118,7 +119,7 @@ def matrix_product(z: np.ndarray, num_codes: int) -> Callable[[], object]:
 
 def _peers(z: np.ndarray, slope: np.ndarray, codes: int) -> dict[str, Callable[[], object]]:
     contenders = {}
-    if fits(len(z), codes, of_torch=False):
+    if fits(len(z), codes, "plain"):
         from benchmarks.peers.plain_quantizer import plain_quantizer
 
         contenders["plain JAX, straight-through"] = plain_quantizer(z, slope, codes)
@@ -126,7 +127,7 @@ def _peers(z: np.ndarray, slope: np.ndarray, codes: int) -> dict[str, Callable[[
             from benchmarks.peers.haiku_quantizer import haiku_quantizer
 
             contenders["dm-haiku, straight-through"] = haiku_quantizer(z, slope, codes)
-    if installed("vector_quantize_pytorch") and fits(len(z), codes, of_torch=True):
+    if installed("vector_quantize_pytorch") and fits(len(z), codes, "torch"):
         from benchmarks.peers.torch_quantizer import torch_quantizer
 
         contenders["vector-quantize-pytorch"] = torch_quantizer(z, slope, codes, compiled=False)

@@ -57,12 +57,12 @@ def measure(case: str) -> list[dict[str, Any]]:
     searches = {"vqjax": _compiled(nearest_codes, z, codes)}
     if jax.default_backend() == "gpu":
         searches |= _gpu_searches(z, codes)
-    if fits(tokens, num_codes, of_torch=False):
+    if fits(tokens, num_codes, "plain"):
         searches["all distances at once"] = _compiled(_all_distances_at_once, z, codes)
     contenders = {
         name: lambda search=search: jax.block_until_ready(search(z, codes)) for name, search in searches.items()
     }
-    if fits(tokens, num_codes, of_torch=False):
+    if fits(tokens, num_codes, "product"):
         contenders["one matrix product, float32"] = matrix_product(np.asarray(z), num_codes)
     timings = by_turns(contenders)
     wrong = _wrong_codes(z, codes, searches)

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize
 
+from benchmarks.peers.torch_device import torch_device
+
 
 class StudyBlock(nn.Module):
     """Two 3x3 convolutions around which the input is added."""
@@ -78,9 +80,7 @@ def torch_train_step(
     Returns:
       A function that returns when the step is done.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    device = torch_device()
     encoder, dim, codes, decoder = MODELS[name]()
     encoder, decoder = (part.to(device, memory_format=torch.channels_last) for part in (encoder, decoder))
     quantizer = VectorQuantize(dim=dim, codebook_size=codes, decay=0.99, commitment_weight=0.25, rotation_trick=True)

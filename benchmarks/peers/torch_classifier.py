@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.peers.torch_device import torch_device
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions around which the input is added; a 1x1 convolution fits it where the size changes."""
@@ -86,9 +88,7 @@ def torch_classifier_step(
     Returns:
       A function that returns when the step is done.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    device = torch_device()
     model = (
         ResNet18(width, quantizer=_Quantizer(2 * width, codes)).to(device, memory_format=torch.channels_last).train()
     )

@@ -17,6 +17,8 @@ from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import nn
 from torch._functorch import config as functorch
 
+from benchmarks.peers.torch_device import torch_device
+
 np.float = float  # enhancing-transformers asks NumPy for this name, which is gone
 
 
@@ -81,9 +83,7 @@ def torch_tokenizer_step(
     Returns:
       A function that returns when the step is done.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    device = torch_device()
     # The adaptive weight reads the graph twice.
     functorch.donated_buffer = False
     model = MODELS[name](**fields).to(device, memory_format=torch.channels_last).train()
@@ -101,6 +101,7 @@ def torch_tokenizer_step(
         return torch.autograd.grad(loss, model.last.weight, retain_graph=True)[0].norm()
 
     def generator_step(pixels: torch.Tensor) -> None:
+        judge.requires_grad_(False)  # as PyTorch Lightning does around the step of each optimizer
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             features, of_quantizer = generate(pixels)
             images = model.last(features)
@@ -112,6 +113,7 @@ def torch_tokenizer_step(
         optimizers[0].zero_grad(set_to_none=True)
         (of_images + weight * deceived + of_quantizer).backward()
         optimizers[0].step()
+        judge.requires_grad_(True)
 
     def discriminator_step(pixels: torch.Tensor) -> None:
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):

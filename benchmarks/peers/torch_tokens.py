@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.peers.torch_device import torch_device
 from benchmarks.peers.torch_transformer import torch_transformer
 from vqjax.models.transformer import CausalTransformer, MaskedTransformer
 
@@ -114,7 +115,7 @@ def torch_tokens_step(
     Returns:
       A function that returns when the step is done.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device()
     is_masked = isinstance(like, MaskedTransformer)
     network = (torch_masked if is_masked else torch_transformer)(like, params).to(device).train()
     trained = list(network.parameters())

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.peers.torch_device import torch_device
 from vqjax.models.transformer import CausalTransformer, rotary_table
 
 
@@ -146,7 +147,7 @@ def torch_sampler(like: CausalTransformer, params: Mapping[str, Any], classes: n
       compiled: With ``torch.compile`` of the blocks.
     """
     network = torch_transformer(like, params)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device()
     network, given = network.to(device), torch.from_numpy(classes).to(device)
     if compiled:
         for block in network.blocks:
