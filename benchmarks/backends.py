@@ -27,7 +27,6 @@ from vqjax.tasks.vqgan import VQGANTask
 from vqjax.tasks.vqvae import VQVAETask
 
 COLUMNS = ("name", "largest difference", "where", "indices differ", "of", "error")
-_KEY = jax.random.key(5)
 _VQGAN = {"channels": 32, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (16,), "resolution": 32}
 _VIT = {"dim": 64, "depth": 2, "heads": 2, "mlp_dim": 128, "patch_size": 4, "code_dim": 16}
 _THREADS = 8
@@ -96,7 +95,7 @@ def _quantizer(name: str) -> tuple[Callable, tuple]:
 
     def work(variables: dict, z: jax.Array) -> tuple:
         def loss(params: Any, z: jax.Array) -> tuple:
-            options = {"train": True, "mutable": ["codebook"], "rngs": {"quantizer": _KEY}}
+            options = {"train": True, "mutable": ["codebook"], "rngs": {"quantizer": jax.random.key(5)}}
             out, updates = quantizer.apply(variables | {"params": params}, z, **options)
             return out.loss + jnp.mean(jnp.sin(out.quantized)), (out, updates)
 
@@ -113,7 +112,7 @@ def _task(task: VQVAETask) -> tuple[Callable, tuple]:
         state = jax.jit(task.init)(jax.random.key(0), {"image": jnp.asarray(images)})
 
     def work(state: Any, images: jax.Array) -> tuple:
-        after, metrics = task.train_step(state, {"image": images}, _KEY)
+        after, metrics = task.train_step(state, {"image": images}, jax.random.key(5))
         indices = task.model.apply(state.trained(NETWORK), to_model_range(images), method="encode")
         return after.params, after.variables, metrics, indices
 

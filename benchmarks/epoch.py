@@ -1,7 +1,7 @@
 """Training end to end, with data, logging, evaluation and checkpoints: python -m benchmarks.epoch [CONFIG] [--steps=N]
 
-Prints images per second of the whole command after its first step. Beside those of the compiled step alone
-(python -m benchmarks.train_step) they show what everything around the step costs.
+Prints images per second of the whole command after its first step, and of its steps with data and logs alone. Beside
+those of the compiled step (python -m benchmarks.train_step) they show what everything around the step costs.
 """
 
 import argparse
@@ -12,7 +12,10 @@ from typing import Any
 from benchmarks.measure import report
 from benchmarks.trainer import fields, train
 
-COLUMNS = ("config", "steps", "seconds", "seconds after the first step", "images/s after the first step")
+COLUMNS = (
+    *("config", "steps", "seconds", "seconds after the first step", "images/s after the first step"),
+    "images/s of the steps",
+)
 
 
 def main() -> None:
@@ -47,6 +50,7 @@ def measure(config: str, steps: int, batch_size: int, *overrides: str) -> dict[s
         "seconds": taken.seconds,
         "seconds after the first step": after,
         "images/s after the first step": (steps - taken.first_step) * batch_size / after,
+        "images/s of the steps": taken.steps_per_second and taken.steps_per_second * batch_size,
     }
 
 

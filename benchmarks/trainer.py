@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-_STEP = re.compile(r"step (\d+)/")
+_STEP = re.compile(r"step (\d+)/(\d+)")
 
 
 class Training(NamedTuple):
@@ -19,12 +19,22 @@ class Training(NamedTuple):
     Attributes:
       first_step: The step of the first line of progress.
       first_seconds: From the command to that line.
+      last_step: The step of the last line before the run's end, whose own line follows an evaluation.
+      last_seconds: From the command to that line.
       seconds: From the command to its end.
     """
 
     first_step: int
     first_seconds: float
+    last_step: int
+    last_seconds: float
     seconds: float
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Steps a second between the two lines; None if they are one."""
+        steps = self.last_step - self.first_step
+        return steps / (self.last_seconds - self.first_seconds) if steps > 0 else None
 
 
 def start(workdir: Path, *arguments: str, script: str = "train.py", **environment: str | None) -> subprocess.Popen:
@@ -67,13 +77,15 @@ def train(workdir: Path, *arguments: str, echo: bool = False, **environment: str
     """
     began = time.perf_counter()
     process = start(workdir, *arguments, **environment)
-    first, printed = None, []
+    lines, printed = [], []
     for line in process.stderr:
         printed.append(line)
         if echo:
             print(line, end="", file=sys.stderr, flush=True)
-        if first is None and (match := _STEP.match(line)):
-            first = (int(match[1]), time.perf_counter() - began)
-    if process.wait() != 0 or first is None:
+        if match := _STEP.match(line):
+            lines.append((int(match[1]), time.perf_counter() - began, match[1] == match[2]))
+    if process.wait() != 0 or not lines:
         raise RuntimeError(f"{' '.join(process.args)} ended with status {process.returncode}:\n{''.join(printed)}")
-    return Training(*first, time.perf_counter() - began)
+    first, *others = lines
+    last = ([first] + [line for line in others if not line[2]])[-1]
+    return Training(*first[:2], *last[:2], time.perf_counter() - began)
