@@ -1,6 +1,6 @@
 """Every test runs on eight fake CPU devices, on any machine, and under strict shape promotion.
 
-`pytest` proves the main promises in a few minutes: it leaves out what is marked `full`, takes a few cases of each
+`pytest` proves the main promises in a few minutes: it leaves out what is marked `full`, takes one case of each
 parametrized test, and few random examples. `pytest --full` and `pytest PATH` leave out nothing, `pytest --share PATH`
 does.
 
@@ -14,6 +14,7 @@ import pathlib
 import jax
 import jaxtyping
 import pytest
+from hypothesis import HealthCheck, settings
 
 from helpers import shares
 
@@ -24,6 +25,11 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same random examples everywhere, and as many seconds for each as compiling takes.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

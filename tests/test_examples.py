@@ -3,6 +3,7 @@
 import importlib.util
 
 import jax.numpy as jnp
+import pytest
 from skimage import data
 
 from helpers.commands import ROOT
@@ -10,6 +11,7 @@ from vqjax import Tokenizer, load_tokenizer
 from vqjax.evaluation.metrics import psnr
 
 
+@pytest.mark.full
 def test_a_sweep_trains_all_combinations_once_and_ranks_them(config, tmp_path, capfd):
     spec = importlib.util.spec_from_file_location("sweep", ROOT / "examples" / "sweep.py")
     example = importlib.util.module_from_spec(spec)

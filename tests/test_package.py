@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import vqjax
 
 ROOT = Path(vqjax.__file__).parents[1]
@@ -47,6 +49,7 @@ def test_importing_the_package_imports_no_trainer_and_no_data_library():
     assert added - set(sys.stdlib_module_names) <= {"vqjax", "jaxtyping", "wadler_lindig"}
 
 
+@pytest.mark.full
 def test_the_quantizers_work_without_the_packages_of_the_extras():
     run(BORROWER)
 

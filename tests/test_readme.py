@@ -140,6 +140,7 @@ def test_no_example_is_left_out():
         assert all(re.fullmatch(marked, before) for before in found), page
 
 
+@pytest.mark.full
 def test_tokens_are_drawn_from_a_transformer_of_ones_own():
     names = run_examples("docs/generation.md", 1)
     assert names["tokens"].shape == (4, 64)
@@ -162,6 +163,7 @@ def headings(page):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@pytest.mark.full
 def test_the_examples_for_contributors_train_a_model(tmp_path):
     with contextlib.ExitStack() as stack:
         for registry in (QUANTIZERS, MODELS, LOSSES, SOURCES, TASKS, GROUPS["data"]):

@@ -62,6 +62,7 @@ def test_a_network_of_ones_own_in_the_trainer(tmp_path):
     assert "psnr" in printed
 
 
+@pytest.mark.full
 def test_the_readme_evaluates_uses_and_shares_a_tokenizer(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "runs/quickstart")
     assert "weights" in follow("README.md", tmp_path)

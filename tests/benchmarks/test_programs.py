@@ -60,6 +60,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
     assert program.matrices(4, 4) == [Array("f32", (4, 4))] * 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("resident_limit_mb", [0, 1])
 def test_programs_are_for_what_a_feed_stages(config, resident_limit_mb):
     config.data.resident_limit_mb = resident_limit_mb

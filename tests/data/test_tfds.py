@@ -130,6 +130,7 @@ def test_a_dataset_in_a_format_that_needs_tensorflow_is_refused(data_dir, tmp_pa
         tfds_splits("levels", 8, "train", "test")
 
 
+@pytest.mark.full
 def test_reading_neither_imports_tensorflow_nor_prints_anything():
     command = (
         "import sys; from vqjax.data.tfds import tfds_splits; "
@@ -152,6 +153,7 @@ def cifar10(monkeypatch):
 REAL_DATA_DIR = os.environ.get("TFDS_DATA_DIR")
 
 
+@pytest.mark.full
 def test_cifar10_has_the_published_sizes_and_mean(cifar10):
     assert (len(cifar10.train), len(cifar10.eval)) == (50_000, 10_000)
     mean = materialize(cifar10.eval)["image"].mean((0, 1, 2)) / 255

@@ -107,6 +107,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.full
 def test_reading_neither_imports_tensorflow_nor_prints_anything():
     command = (
         "import sys; from vqjax.data.tfds_video import tfds_video_splits; from vqjax.data import materialize; "

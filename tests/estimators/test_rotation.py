@@ -279,7 +279,7 @@ bounded = st.floats(-(2**50), 2**50, width=32, allow_subnormal=False)
 vectors = st.lists(st.lists(bounded, min_size=3, max_size=3), min_size=2, max_size=2)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(vectors)
 def test_any_pair_has_a_finite_gradient_no_longer_than_the_ratio_of_lengths(pair):
     z, q = np.array(pair, np.float32)

@@ -31,6 +31,7 @@ def torchvision(tmp_path_factory):
     return path
 
 
+@pytest.mark.full
 def test_a_file_is_recognized_by_its_entries(resnet, torchvision):
     small, large = FeatureNetwork.from_file(resnet), FeatureNetwork.from_file(torchvision, "clean-fid")
     checksums = [file_checksum(file)[:8] for file in (resnet, torchvision)]
@@ -109,6 +110,7 @@ def test_gray_images_are_seen_as_tools_read_them(resnet):
     np.testing.assert_array_equal(network(gray).pool, network(jnp.tile(gray, 3)).pool)
 
 
+@pytest.mark.full
 def test_the_classifier_of_a_run_is_a_feature_network(tmp_path, config):
     random = np.random.default_rng(0)
     arrays = {name: random.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8) for name in ("train", "test")}

@@ -145,6 +145,7 @@ def test_differences_take_two_frames():
         BY_FRAME.features(jnp.asarray(CLIPS[:, :1]))
 
 
+@pytest.mark.full
 def test_a_file_of_i3d_is_recognized_and_other_weights_have_another_name(tmp_path):
     """VideoGPT's file has the weights of published distances; pytorch-i3d's has the same entries."""
     published, other = tmp_path / "i3d_pretrained_400.safetensors", tmp_path / "rgb_imagenet.safetensors"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.quantizing import gaussian
@@ -47,7 +47,7 @@ def soften(vectors):
     return sum(w * v for w, v in zip(weights / weights.sum(), vectors, strict=True)) if vectors else choose([])
 
 
-@settings(deadline=None, derandomize=True, max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**16), geometry=st.sampled_from(GEOMETRIES))
 def test_every_window_is_that_of_a_loop(seed, geometry):
     # vqtorch counts rows as if dilation were 1, and fails for any other.

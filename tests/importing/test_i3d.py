@@ -13,6 +13,7 @@ def arrays():
     return i3d()
 
 
+@pytest.mark.full
 def test_norms_become_part_of_the_convolutions(arrays):
     steps = {"Mixed_4d.b2b.bn.num_batches_tracked": np.array(7)}
     unit = load_i3d(arrays | steps)[1]["params"]["Mixed_4d"]["b2b"]["conv3d"]

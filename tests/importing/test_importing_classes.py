@@ -45,6 +45,7 @@ def test_stages_become_stages():
         np.testing.assert_array_equal(codes, stages()[f"layers.{stage}._codebook.embed"][0])
 
 
+@pytest.mark.full
 def test_an_imported_module_goes_on_in_nnx():
     rvq, variables = vector_quantize_pytorch(stages(), RVQ, "ResidualVQ")
     z = jax.numpy.asarray(random(7, DIM, seed=9))

@@ -186,7 +186,6 @@ def test_archives_of_something_else_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["lightning.ckpt", "legacy.pth"])
 @hypothesis.given(data=st.data())
-@hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_any_damage_is_a_user_error_or_harmless(tmp_path, name, data):
     intact = (RECORDED / name).read_bytes()
     if data.draw(st.booleans()):

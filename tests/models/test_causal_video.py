@@ -61,6 +61,7 @@ def test_a_frame_leaves_the_past_as_it_is(tokenizer, clips, whole, frame):
     np.testing.assert_array_equal(tokenizer.decode(found)[:, :before], frames[:, :before])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cuts", [(3, 7), (1, 5, 7)])
 def test_a_clip_that_passes_in_parts_has_the_same_indices(tokenizer, clips, whole, cuts):
     parts = [clips[:, start:end] for start, end in zip((0, *cuts), cuts, strict=False)]
@@ -141,6 +142,7 @@ def test_models_that_look_ahead_refuse_parts():
         list(Tokenizer(model, {}, config={}, step=0).encode_parts([]))
 
 
+@pytest.mark.full
 def test_an_image_tokenizer_makes_one_of_clips():
     image_model = build_model({"name": "vqgan"} | SMALL, CODES)
     model = build_model({"name": "causal_video", "time_scalings": 1} | SMALL, CODES)
@@ -173,6 +175,7 @@ def test_its_config_describes_it():
     assert build_model(**groups) == build_model(LOCAL, CODES)
 
 
+@pytest.mark.full
 def test_bfloat16_is_close_and_returns_float32(tokenizer):
     encoder, variables = tokenizer.model.encoder, {"params": tokenizer.variables["params"]["encoder"]}
     clips = gaussian(1, 3, 16, 16, 3)

@@ -51,6 +51,7 @@ def test_every_place_takes_a_quantizer_and_its_codes_go_on(name):
     assert (logits.shape, features.shape[0]) == ((2, 10), 2)
 
 
+@pytest.mark.full
 def test_a_place_without_a_quantizer_changes_nothing_and_one_with_passes_codes():
     images = gaussian(2 * 32 * 32, 3).reshape(2, 32, 32, 3)
     plain = SMALL["vit"]
@@ -63,6 +64,7 @@ def test_a_place_without_a_quantizer_changes_nothing_and_one_with_passes_codes()
     assert jnp.any(same.logits != output.logits)
 
 
+@pytest.mark.full
 def test_the_mask_leaves_images_out_of_the_losses():
     images = gaussian(2 * 32 * 32, 3).reshape(2, 32, 32, 3)
     network = SMALL["vit"].clone(quantizers={"block_1": VectorQuantizer(num_codes=4)})

@@ -109,6 +109,7 @@ def test_the_discriminator_of_stylegan_has_the_published_number_of_parameters():
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 28_864_129
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("make", "sizes"), [(PatchGAN, (16, 16)), (PatchGAN3D, (3, 6, 8))])
 def test_parts_of_a_batch_are_normalized_by_themselves(make, sizes):
     images = gaussian(4, *sizes, 3).at[2:].multiply(3.0)
@@ -173,6 +174,7 @@ def test_statistics_of_clips_that_are_divided_over_devices_are_those_of_the_whol
     chex.assert_trees_all_close(actual, judge(variables, clips), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_the_patchgan_of_clips_in_bfloat16_is_close_and_its_gradient_finite():
     clips = gaussian(2, 5, 6, 8, 3)
     exact, rounded = (PatchGAN3D(channels=4, num_layers=1, dtype=dtype) for dtype in (None, "bfloat16"))

@@ -151,6 +151,7 @@ def test_samples_follow_the_distribution_of_the_steps():
     assert np.sum((found - expected) ** 2 / expected) < 54
 
 
+@pytest.mark.full
 def test_half_precision_and_recomputation_change_nothing_but_rounding():
     model, variables = model_and_variables(depth=1)
     inputs, classes = gaussian(3, 10, DIM), jnp.arange(3)

@@ -168,6 +168,7 @@ np.savez("out.npz", tokens=tokens, images=decode.call(tokens))
 """
 
 
+@pytest.mark.full
 def test_exported_programs_run_without_the_package(tmp_path):
     ours, images = tokenizer(), np.float32(IMAGES) / 127.5 - 1
     tokens = ours.encode(images)

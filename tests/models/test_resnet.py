@@ -32,6 +32,7 @@ def test_levels_halve_height_and_width_and_leave_an_odd_row_out(size):
     assert [x.shape[1:] for x in features] == expected
 
 
+@pytest.mark.full
 def test_the_features_of_an_image_do_not_depend_on_the_batch_unless_in_training(images, variables):
     apply = jax.jit(NETWORK.apply, static_argnames=("train", "mutable"))
     others = jnp.concatenate([images[:1], -images[1:]])

@@ -114,6 +114,7 @@ def test_a_patch_reaches_its_place_at_all_times_and_then_all_places(variables, s
     assert not differs[1].any()
 
 
+@pytest.mark.full
 def test_a_new_encoder_takes_each_frame_by_itself():
     variables = TimeSformerEncoder(**SMALL, code_dim=5).init(jax.random.key(0), CLIPS)
     differs = np.any(encode(variables, CLIPS.at[:, 1].add(1.0)) != encode(variables, CLIPS), axis=(0, 2, 3, 4))
@@ -144,6 +145,7 @@ def test_a_patch_is_made_from_its_own_code_by_the_last_layer():
     assert variables["params"]["conv_out"]["kernel"].shape == (8, 2, 2, 3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("make", "x"), [(TimeSformerEncoder, CLIPS), (TimeSformerDecoder, CODES)])
 def test_recomputed_blocks_have_the_same_gradient(make, x):
     variables = randomized(make(**SMALL), x)
@@ -158,6 +160,7 @@ def test_recomputed_blocks_have_the_same_gradient(make, x):
         np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("make", "x"), [(TimeSformerEncoder, CLIPS), (TimeSformerDecoder, CODES)])
 def test_bfloat16_is_close_and_its_output_in_float32(make, x):
     variables = randomized(make(**SMALL), x)

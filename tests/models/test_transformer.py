@@ -110,6 +110,7 @@ def test_a_code_depends_on_the_levels_before_it_and_on_all_levels_of_the_positio
         np.testing.assert_array_equal(moved(logits, others), order > order[place, level])
 
 
+@pytest.mark.full
 def test_codes_of_levels_are_drawn_with_the_cache_as_without():
     model, variables = model_and_variables(**OF_LEVELS)
     key, apply = jax.random.key(7), whole_pass(**OF_LEVELS)
@@ -150,6 +151,7 @@ def test_the_likelihood_of_levels_is_the_sum_of_those_of_the_steps():
     np.testing.assert_allclose(of_whole, of_steps(variables), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_masked_positions_are_hidden_with_all_their_levels():
     model, variables = model_and_variables(MaskedTransformer, **OF_LEVELS)
     apply = jax.jit(lambda tokens, masked: model.apply(variables, tokens, masked, LABELS, train=False))
@@ -160,6 +162,7 @@ def test_masked_positions_are_hidden_with_all_their_levels():
         assert moved(logits, apply(changed_code(place, level), masked)).any() == (place % 2 == 0)
 
 
+@pytest.mark.full
 def test_one_level_beside_none_is_the_same_masked_model():
     """Several codes are no other model: with one level the parameters and logits are those without levels."""
     model, variables = model_and_variables(MaskedTransformer)
@@ -186,6 +189,7 @@ def test_masked_tokens_are_not_seen_and_the_others_are():
     assert jnp.any(apply(TOKENS, ~masked) != logits)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [CausalTransformer, MaskedTransformer])
 def test_half_precision_and_recomputation_change_nothing_but_rounding(kind):
     model, variables = model_and_variables(kind)

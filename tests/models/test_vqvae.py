@@ -156,6 +156,7 @@ def test_the_reconstruction_trains_encoder_and_decoder_and_leaves_the_codes_to_t
     assert not np.any(gradient["quantizer"]["codes"])
 
 
+@pytest.mark.full
 def test_any_modules_that_fit_make_an_autoencoder():
     model = VQVAE(nn.Dense(3), VectorQuantizer(num_codes=4), nn.Dense(5))
     out, _ = model.init_with_output(jax.random.key(0), jnp.ones((1, 2, 2, 5)))

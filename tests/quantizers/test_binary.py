@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -42,7 +42,7 @@ CASES = {
 quickly_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 entropies_of_bits = quickly_compiled(bit_entropies, static_argnames="bits_per_group")
 any_case = st.sampled_from(sorted(CASES))
-examples = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), max_examples=25)
+examples = settings(max_examples=25)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,7 +22,7 @@ TOKENS, BITS = 16, 4
 MAPPER = BinaryMapper(BITS)
 COTANGENT = gaussian(2**BITS, seed=9)
 SHAPES = [((TOKENS, BITS), jnp.float32), ((2, 4, 2, BITS), jnp.bfloat16)]
-examples = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), max_examples=30)
+examples = settings(max_examples=30)
 
 
 # Compiling takes most of the time of these tests.

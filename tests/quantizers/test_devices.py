@@ -48,7 +48,7 @@ def step(vq, variables, z, mask, average=lambda x: x):
 
 
 def variables_of(vq):
-    variables = vq.init(KEY, jnp.zeros((1, DIM)))
+    variables = jax.jit(vq.init)(KEY, jnp.zeros((1, DIM)))
     relative_usage = jnp.linspace(0.9, 1.1, CODES)  # so that some codes die
     return variables | {"codebook": variables["codebook"] | {"relative_usage": relative_usage}}
 
@@ -175,7 +175,7 @@ def test_averaging_gradients_over_the_devices_of_pmap_is_enough():
     # The devices hold between 0 and 16 unmasked tokens: a mean of means would weigh them alike.
     mapped = VectorQuantizer(CODES, axis_name="data", codebook="gradient")
     alone = VectorQuantizer(CODES, codebook="gradient")
-    variables = alone.init(KEY, jnp.zeros((1, DIM)))
+    variables = jax.jit(alone.init)(KEY, jnp.zeros((1, DIM)))
     expected, expected_parts = step(alone, variables, *batch())
     z, mask = (x.reshape(8, 16, *x.shape[1:]) for x in batch())
     whole, parts = jax.pmap(lambda z, mask: step(mapped, variables, z, mask), axis_name="data")(z, mask)

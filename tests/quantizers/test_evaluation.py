@@ -99,6 +99,6 @@ def test_a_batch_without_tokens_has_no_codes_and_no_loss(name):
 def test_nan_in_a_latent_stays_visible(quantizer):
     """Bug: a latent of NaN counted as one that is too short for a direction, and got a code like any other."""
     z = gaussian(4, 4)
-    variables = quantizer.init(RNGS, z)
+    variables = jax.jit(quantizer.init)(RNGS, z)
     out, _ = quantizer.apply(variables, z.at[0, 0].set(jnp.nan), train=True, mutable=["codebook"], rngs=RNGS)
     assert np.isnan(out.loss)

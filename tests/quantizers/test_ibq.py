@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -127,7 +127,7 @@ def test_each_term_has_its_own_weight_and_gradient():
     assert np.all(np.any(slopes("quantization_weight")[1], axis=-1))
 
 
-@settings(deadline=None, derandomize=True, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**16),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),

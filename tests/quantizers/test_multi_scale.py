@@ -87,7 +87,7 @@ def gradients(vq, variables, z, weights, mask=None, shape=(6, 5)):
 def test_indices_give_the_output_back_bit_for_bit(options):
     vq, variables = make(**options)
 
-    @settings(max_examples=5, deadline=None)
+    @settings(max_examples=5)
     @given(st.integers(0, 2**31 - 1), st.sampled_from([1e-2, 1.0, 30.0]))
     def holds(seed, scale):
         z = scale * gaussian(4, 6, 5, DIM, seed=seed)

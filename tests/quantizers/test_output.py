@@ -47,7 +47,7 @@ def test_the_text_of_numbers_that_are_not_there_has_their_shapes(as_users_run_it
 @pytest.mark.parametrize("train", [False, True])
 def test_an_exported_quantizer_is_the_same_after_serialization(train, as_users_run_it):
     vq, z = VectorQuantizer(num_codes=8), jax.random.normal(jax.random.key(0), (6, 4))
-    variables = vq.init(jax.random.key(1), z)
+    variables = jax.jit(vq.init)(jax.random.key(1), z)
 
     @jax.jit
     def run(variables, z):

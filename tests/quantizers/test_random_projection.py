@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.quantizing import CODES, KEY, check_eight_devices, every_second, gaussian, train
@@ -17,7 +17,7 @@ from vqjax.quantizers.random_projection import RandomProjectionQuantizer
 pytestmark = pytest.mark.full
 
 SHAPE, FEATURES, CODE_DIM = (4, 8), 6, 5
-few = settings(deadline=None, derandomize=True, max_examples=5, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=5)
 fixed = pytest.mark.parametrize("num_codebooks", [1, 3])
 
 

@@ -68,7 +68,7 @@ def passes(model, variables, images, key):
 def test_every_quantizer_trains_and_gives_images_from_its_tokens(name):
     # Convolutions would take most of the time to compile.
     model = VQVAE(nn.Dense(8 if name == "binary_mapper" else 4), build(**recipe(name)), nn.Dense(3))
-    variables = model.init({"params": jax.random.key(1), "quantizer": jax.random.key(2)}, IMAGES)
+    variables = jax.jit(model.init)({"params": jax.random.key(1), "quantizer": jax.random.key(2)}, IMAGES)
     gradient, metrics, indices, direct, decoded = passes(model, variables, IMAGES, jax.random.key(3))
     for leaf in jax.tree.leaves((gradient, metrics)):
         assert np.all(np.isfinite(leaf))

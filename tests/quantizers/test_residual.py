@@ -170,7 +170,7 @@ def test_the_gradient_is_routed_once_and_per_stage_is_its_multiple(stages):
     stage = VectorQuantizer(num_codes=8, estimator="straight_through")
     for form, factor in (("total", 1.0), ("per_stage", float(stages))):
         module = ResidualVQ(stage, stages, gradient=form)
-        variables = module.init(KEY, Z)
+        variables = jax.jit(module.init)(KEY, Z)
         gradient = jax.grad(lambda z, m=module, v=variables: jnp.sum(m.apply(v, z, train=False).quantized))(Z)
         np.testing.assert_allclose(gradient, factor, rtol=1e-6)
 
@@ -190,7 +190,7 @@ def test_the_loss_of_each_stage_pulls_the_encoder():
 def test_decay_of_a_shared_codebook_does_not_depend_on_the_number_of_stages():
     """vector-quantize-pytorch updates once per stage: a decay of 0.99 acts as 0.99 ** stages."""
     module = ResidualVQ(VectorQuantizer(num_codes=8, codebook=EMACodebook(decay=0.9)), 4, shared_codebook=True)
-    variables = module.init(KEY, Z)
+    variables = jax.jit(module.init)(KEY, Z)
     out, updates = module.apply(variables, Z, train=True, mutable=["codebook"])
     counts = updates["codebook"]["stages_0"]["counts"]
     expected = 0.1 * np.bincount(np.asarray(out.indices).ravel(), minlength=8)
@@ -206,7 +206,7 @@ def test_beam_search_beats_greedy_on_what_is_left(train, batch):
     errors = {}
     for size in (1, 8):
         module = ResidualVQ(VectorQuantizer(num_codes=32, estimator="straight_through"), 4, beam_size=size)
-        variables = module.init(KEY, z)
+        variables = jax.jit(module.init)(KEY, z)
         out, _ = module.apply(variables, z, train=train, mutable=["codebook"])
         errors[size] = float(jnp.mean(jnp.square(z - out.quantized)))
     assert errors[8] < 0.95 * errors[1]
@@ -226,10 +226,11 @@ def test_beam_search_finds_the_best_sum_where_all_beams_fit():
     np.testing.assert_array_equal(found[:, 0] * 4 + found[:, 1], best)
 
 
+@pytest.mark.full
 def test_a_beam_search_updates_no_frozen_codebook():
     """vector-quantize-pytorch moves it."""
     module = ResidualVQ(VectorQuantizer(num_codes=8, codebook="frozen"), 2, beam_size=3)
-    variables = module.init(KEY, Z)
+    variables = jax.jit(module.init)(KEY, Z)
     _, updates = module.apply(variables, Z, train=True, mutable=["codebook"])
     assert_alike(updates["codebook"], variables["codebook"], rtol=0)
 
@@ -255,7 +256,7 @@ def test_depths_keep_to_their_limits():
 
 def test_dropped_stages_take_no_part_in_statistics():
     module = ResidualVQ(VectorQuantizer(num_codes=8, codebook=EMACodebook(decay=0.0)), 3, dropout=1.0)
-    variables = module.init(KEY, Z)
+    variables = jax.jit(module.init)(KEY, Z)
     out, updates = module.apply(variables, Z, train=True, mutable=["codebook"], rngs={"quantizer": KEY})
     for number in range(3):
         reached = np.asarray(out.indices)[..., number]
@@ -424,7 +425,7 @@ SIDE_BY_SIDE = {
 def test_errors_and_sizes_of_groups_are_those_of_the_whole(name):
     grouped, whole = SIDE_BY_SIDE[name]
     z, mask = unequal(8, 6, 4), MASK
-    variables = grouped.init({"params": KEY, "quantizer": KEY}, z)
+    variables = jax.jit(grouped.init)({"params": KEY, "quantizer": KEY}, z)
     parts = variables.get("codebook", {}).values()
     joined = {"codebook": jax.tree.map(lambda *each: jnp.stack(each), *parts)} if parts else {}
     for masks in ((), (mask,)):
@@ -436,7 +437,7 @@ def test_errors_and_sizes_of_groups_are_those_of_the_whole(name):
 
 def test_the_relative_error_of_groups_of_stages_is_a_ratio_of_totals():
     module, z = Grouped(Residual(STAGE, 2), 2), unequal(8, 6, 4)
-    variables = module.init(KEY, z)
+    variables = jax.jit(module.init)(KEY, z)
     out = module.apply(variables, z, train=False)
     expected = np.sum(np.square(z - out.quantized)) / np.sum(np.square(z))
     np.testing.assert_allclose(out.metrics["relative_error"], expected, rtol=1e-5)
@@ -450,7 +451,7 @@ def test_groups_measure_the_global_batch(mapped):
         # The axis belongs to the template.
         module = Grouped(STAGE.clone(axis_name="data"), 2)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    variables = module.init(KEY, z)
+    variables = jax.jit(module.init)(KEY, z)
     expected = Grouped(STAGE, 2).apply(variables, z, train=False).metrics
     run = lambda z: module.apply(variables, z, train=False).metrics  # noqa: E731
     if mapped:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.quantizing import CODES, DIM, KEY, check_eight_devices, every_second, gaussian, train
@@ -20,7 +20,7 @@ from vqjax.quantizers.vector import SimVQ
 pytestmark = pytest.mark.full
 
 SHAPE = (4, 8)
-few = settings(deadline=None, derandomize=True, max_examples=5, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=5)
 
 
 @functools.partial(jax.jit, static_argnames="vq")

@@ -32,7 +32,7 @@ def unit(x):
 def test_the_contract():
     z = gaussian(2, 3, DIM)
     vq = VectorQuantizer(num_codes=CODES)
-    variables = vq.init({"params": jax.random.key(0), "quantizer": jax.random.key(1)}, z)
+    variables = jax.jit(vq.init)({"params": jax.random.key(0), "quantizer": jax.random.key(1)}, z)
     out, changed = vq.apply(variables, z, train=True, mutable=["codebook"], rngs={"quantizer": jax.random.key(2)})
     chex.assert_shape([out.quantized, out.indices, out.loss], [(2, 3, DIM), (2, 3), ()])
     chex.assert_type([out.quantized, out.indices, out.loss], [jnp.float32, jnp.int32, jnp.float32])

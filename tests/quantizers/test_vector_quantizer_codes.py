@@ -137,7 +137,7 @@ def test_random_numbers_come_from_the_stream_alone():
 def test_decode_takes_every_integer_dtype(dtype, num_codes):
     """Bug: uint8 indices, as token files hold them, were compared with 256 and -1 in uint8."""
     vq = VectorQuantizer(num_codes=num_codes)
-    variables = vq.init(KEY, gaussian(1, DIM))
+    variables = jax.jit(vq.init)(KEY, gaussian(1, DIM))
     indices = jnp.arange(min(num_codes, int(jnp.iinfo(dtype).max) + 1)).astype(dtype)
     np.testing.assert_array_equal(
         vq.apply(variables, indices, method="decode"), variables["codebook"]["codes"][: len(indices)]
@@ -158,6 +158,6 @@ def test_the_state_is_float32_under_64_bit_defaults():
     with jax.enable_x64(True):
         vq = VectorQuantizer(num_codes=CODES)
         z = jnp.asarray(np.random.default_rng(0).normal(size=(6, DIM)))
-        variables = vq.init(KEY, z)
+        variables = jax.jit(vq.init)(KEY, z)
         _, changed = train(vq, variables, z)
     assert {leaf.dtype for leaf in jax.tree.leaves(changed)} == {jnp.dtype("float32")}

@@ -208,6 +208,7 @@ def test_processes_with_other_arguments_are_told(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [2, 4])
 def test_processes_evaluate_like_one(finished, tmp_path, number):
     """Twenty images in batches of eight, of which two or four processes have a part each; process 0 alone reports."""
@@ -224,6 +225,7 @@ def test_processes_evaluate_like_one(finished, tmp_path, number):
     assert together["images"] == len(load_tokens(tokens).indices) == 20
 
 
+@pytest.mark.full
 def test_processes_write_the_tokens_that_one_writes(finished, tmp_path):
     """Shards of which each process writes every second one."""
     flags = [f"--workdir={finished}", "--flip", "--crops=2", "--shard_size=10", "--batch_size=8"]

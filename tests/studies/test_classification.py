@@ -11,6 +11,7 @@ from studies.common.records import Results, Run
 from vqjax.models.registry import build_model
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_cell_can_be_built(scale):
     runs = study_runs(MODELS, seeds=2, scale=scale)
@@ -22,6 +23,7 @@ def test_every_cell_can_be_built(scale):
         assert config.num_steps == run.settings["steps"]
 
 
+@pytest.mark.full
 def test_alternating_and_synchronized_steps_bring_points_and_codes_lower():
     """The message of the paper's toy example; means over the starts."""
     ends = {name: measure_descent(VARIANTS[name]) for name in ("straight-through", "both")}

@@ -21,6 +21,8 @@ from vqjax.errors import UserError
 from vqjax.evaluation import evaluate
 from vqjax.models.feature_discriminator import FeatureDiscriminator
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def images():

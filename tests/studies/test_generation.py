@@ -14,6 +14,7 @@ from vqjax.models.registry import build_model
 from vqjax.training.config import base_config
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_run_can_be_built(scale, tmp_path):
     runs = study_runs(list(TOKENIZERS), list(MODELS), scale)
@@ -44,6 +45,7 @@ def test_samples_of_frequencies_have_them():
     np.testing.assert_allclose(np.bincount(drawn.ravel()) / drawn.size, np.array([3.5, 0.5, 1.5]) / 5.5, atol=0.005)
 
 
+@pytest.mark.full
 def test_a_small_pipeline_is_measured(tmp_path):
     random, arrays = np.random.default_rng(0), {}
     for split, count in (("train", 64), ("test", 32)):

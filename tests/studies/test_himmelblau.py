@@ -33,6 +33,7 @@ def test_every_estimator_starts_from_the_same_points_and_codes():
     assert not np.array_equal(one["points"][-1], other["points"][-1])
 
 
+@pytest.mark.full
 def test_what_is_stored():
     measured = measure_descent("straight_through", SMALL)
     assert measured["points"].shape == (3, 8, 2)

@@ -8,6 +8,8 @@ import pytest
 
 from studies.reproduction.quantizer import FaithfulQuantizer
 
+pytestmark = pytest.mark.full
+
 TOKENS, CODES, DIM = 64, 8, 4
 MODULE = FaithfulQuantizer(CODES, commitment_weight=0.5)
 
@@ -34,7 +36,6 @@ def codes_of(variables):
     return np.asarray(variables["params"]["codes"] + variables["codebook"]["offsets"])
 
 
-@pytest.mark.full
 def test_the_output_has_the_codes_direction_and_the_vectors_length():
     z = tokens()
     output, _, _ = step(started(), z)

@@ -7,6 +7,8 @@ from studies.choosing.runs import PLANE_ESTIMATORS
 from studies.choosing.surfaces import SURFACES, fixed_codes, grid_points, measure_field, reaching_gradient
 from vqjax.functional.search import nearest_codes
 
+pytestmark = pytest.mark.full
+
 KEY = jax.random.key(0)
 Z, CODES = grid_points(2.0, side=6), fixed_codes(2.0)
 

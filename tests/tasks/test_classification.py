@@ -80,6 +80,7 @@ def test_a_run_learns_classes_and_reports_accuracy_and_codes_by_place(config, tm
     assert 0 < metrics["usage_split_stage_1"] <= 1
 
 
+@pytest.mark.full
 def test_an_evaluation_has_no_reconstructions(config, tmp_path, capsys):
     config.num_steps = 1
     before = train(config, tmp_path / "run", devices=jax.devices()[:1]).metrics
@@ -103,6 +104,7 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(config, tmp_path, devi
     assert train(config, tmp_path / "cut", devices=devices).metrics == whole.metrics
 
 
+@pytest.mark.full
 def test_eight_devices_take_the_steps_of_one():
     """The statistics of batch norms are those of the global batch; the steps are so small that rounding stays small."""
     model = ResNet18(CLASSES, {"stage_2": VectorQuantizer(num_codes=8)}, width=4)
@@ -124,6 +126,7 @@ def test_eight_devices_take_the_steps_of_one():
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full
 def test_codes_take_steps_of_their_own_towards_the_features():
     model = ViT(CLASSES, {"block_1": learned(commitment_weight=0.0)}, dim=8, depth=2, heads=1, mlp_dim=8)
     batch, errors, codes = batch_of(), [], []
@@ -138,6 +141,7 @@ def test_codes_take_steps_of_their_own_towards_the_features():
     assert codes == [False, True]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
 def test_codes_start_from_clusters_of_each_place(codebook):
     quantized = {place: VectorQuantizer(num_codes=8, codebook=codebook) for place in ("block_1", "block_2")}
@@ -208,6 +212,7 @@ def test_configs_that_do_not_fit_are_refused(config, tmp_path, changes, message)
         train(config, tmp_path / "run")
 
 
+@pytest.mark.full
 def test_a_run_is_the_network_of_a_perceptual_loss_and_of_a_discriminator(config, tmp_path):
     config.num_steps = 1
     train(config, tmp_path / "run", devices=jax.devices()[:1])

@@ -60,6 +60,7 @@ def trained():
     return task, state, metrics
 
 
+@pytest.mark.full
 def test_the_likelihood_approaches_the_entropy_of_the_images():
     """One bit for the first token, and none for the others."""
     task, state, _ = trained()
@@ -69,6 +70,7 @@ def test_the_likelihood_approaches_the_entropy_of_the_images():
     assert metrics["bits_per_token"] == pytest.approx(metrics["bits_per_image"] / TOKENS)
 
 
+@pytest.mark.full
 def test_samples_are_such_images():
     task, state, _ = trained()
     classes = jnp.arange(200) % CLASSES

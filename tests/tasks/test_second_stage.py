@@ -59,6 +59,7 @@ def test_the_likelihood_approaches_the_entropy_of_the_images():
     assert metrics["bits_per_token"] == pytest.approx(metrics["bits_per_image"] / 6)
 
 
+@pytest.mark.full
 def test_masked_tokens_are_known_from_one_that_is_not():
     metrics = evaluated(MaskedTokensTask, 16)
     # With all masked, each token alone has a bit.
@@ -66,6 +67,7 @@ def test_masked_tokens_are_known_from_one_that_is_not():
     assert metrics["bits_per_token_tenth"] < 0.4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [AutoregressiveTask, MaskedTokensTask])
 def test_evaluations_do_not_depend_on_the_batches(kind):
     whole, parts = evaluated(kind, 48), evaluated(kind, 12)
@@ -74,6 +76,7 @@ def test_evaluations_do_not_depend_on_the_batches(kind):
             assert whole[name] == pytest.approx(parts[name], rel=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [AutoregressiveTask, MaskedTokensTask])
 def test_the_information_of_a_position_is_that_of_all_its_levels(kind):
     """A new model is uniform over 4 and 8 codes, or nearly so: 5 bits a position."""
@@ -125,6 +128,7 @@ def test_samples_of_the_masked_model_are_such_images():
     assert share_of_such_images(at_once, CHOSEN) < 0.1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [AutoregressiveTask, MaskedTokensTask])
 def test_a_step_is_the_same_on_eight_devices(kind):
     task = task_of(kind)
@@ -138,6 +142,7 @@ def test_a_step_is_the_same_on_eight_devices(kind):
         np.testing.assert_allclose(many[name], one[name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.full
 def test_classes_that_are_not_seen_are_learned_as_no_class():
     task = task_of(AutoregressiveTask, class_dropout=0.99)
     state = task.init(jax.random.key(0), images(1))

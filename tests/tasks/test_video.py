@@ -73,6 +73,7 @@ def test_pictures_move(run):
     assert b"GIF89a" in events
 
 
+@pytest.mark.full
 def test_a_run_that_was_cut_ends_as_one_that_was_not(run, videos_file, tmp_path):
     config = clip_config(videos_file)
     for config.num_steps in (2, 4):
@@ -80,6 +81,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(run, videos_file, tmp_path)
     assert resumed.metrics == run[1].metrics
 
 
+@pytest.mark.full
 def test_the_evaluation_has_filmstrips_and_a_distance_of_clips(run, tmp_path):
     network = save_resnet(tmp_path / "small.safetensors")
     result = evaluate_workdir(run[0], features=str(network))
@@ -119,6 +121,7 @@ def test_a_discriminator_of_clips_trains_beside_it(videos_file, tmp_path, model)
     assert np.isfinite(result.metrics["psnr"])
 
 
+@pytest.mark.full
 def test_a_new_run_starts_from_an_image_tokenizer(images_file, videos_file, tmp_path):
     of_images = tiny_config(images_file)
     of_images.num_steps = of_images.eval_every = of_images.checkpoint_every = 1

@@ -231,6 +231,7 @@ def test_the_example_of_a_command_is_a_call_of_its_function(name):
         assert calls == [function]
 
 
+@pytest.mark.full
 def test_vqjax_is_train_py_and_eval_py(images_file, tmp_path):
     run = [*run_of(images_file), "--config.num_steps=2"]
     status, out, err = call("vqjax", "train", f"--workdir={tmp_path}/run", *run)
@@ -270,6 +271,7 @@ def test_commands_flags_and_configs_are_completed(completion, words, completed):
     assert process.stdout.split() == completed
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -68,6 +68,7 @@ def moments(features, sets):
     return [Moments.of(np.stack([of_image(file) for file in place.rglob("*.png")])) for place in sets[:2]]
 
 
+@pytest.mark.full
 def test_the_distance_is_that_of_all_images_one_by_one(sets, features, moments, tmp_path, capsys):
     """In batches that do not divide their numbers."""
     output = tmp_path / "report"

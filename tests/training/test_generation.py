@@ -89,6 +89,7 @@ def test_the_tokens_are_those_of_each_image_of_its_mirror_image_and_of_its_crops
     assert splits.train.info.num_classes == len(splits.eval.class_names) == CLASSES
 
 
+@pytest.mark.full
 def test_what_is_written_depends_neither_on_interruptions_nor_on_the_batches(finished, labelled, tokens, tmp_path):
     write(finished, labelled, tmp_path, batch_size=24)
     assert contents(tmp_path) == contents(tokens)
@@ -157,6 +158,7 @@ def test_pictures_of_samples_join_the_evaluations(models):
         assert (run / "eval" / "samples.png").exists()
 
 
+@pytest.mark.full
 def test_an_evaluation_from_outside_measures_the_same(models):
     logged = [json.loads(line) for line in (models[0] / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in logged if "eval/bits_per_token" in line][-1]
@@ -179,6 +181,7 @@ def test_samples_are_files_that_evaluations_read(models, finished, tmp_path):
     assert (tmp_path / "again.npz").read_bytes() == file.read_bytes()
 
 
+@pytest.mark.full
 def test_a_box_of_an_image_is_redrawn(models, labelled, tokens, tmp_path):
     file = tmp_path / "box.npz"
     sample_images(models[1], out=file, num=20, box=(1, 0, 2, 3), num_steps=3)
@@ -218,6 +221,7 @@ def test_the_run_of_a_tokenizer_has_no_samples(finished, tmp_path):
         sample_images(finished, out=tmp_path / "samples.npz")
 
 
+@pytest.mark.full
 def test_a_file_of_exported_tokens_is_a_source(finished, labelled, tmp_path):
     # The directory of the run belongs to all tests.
     run, file = shutil.copytree(finished, tmp_path / "tokenizer"), tmp_path / "tokens.npz"
@@ -230,6 +234,7 @@ def test_a_file_of_exported_tokens_is_a_source(finished, labelled, tmp_path):
     assert train(config, tmp_path / "run", devices=jax.devices()[:1]).metrics["images"] == 12
 
 
+@pytest.mark.full
 def test_samples_of_tokens_of_an_earlier_checkpoint_are_decoded_by_it(finished, labelled, tmp_path):
     """Bug: a file of exported tokens did not say its step, and samples were decoded by the newest or not at all."""
     run, file = shutil.copytree(finished, tmp_path / "tokenizer"), tmp_path / "tokens.npz"
@@ -249,6 +254,7 @@ RESIDUAL = {"name": "residual", "quantizer": {"name": "vq", "num_codes": 8}, "nu
 MULTI_SCALE = {"name": "multi_scale_vq", "quantizer": {"name": "vq", "num_codes": 8}, "scales": (1, 2, 4)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("quantizer", "shape", "task", "model"),
     [

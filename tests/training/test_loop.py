@@ -166,6 +166,7 @@ def test_the_best_checkpoint_and_every_so_many_are_kept(config, tmp_path, mode):
         load_tokenizer(tmp_path, best=True)
 
 
+@pytest.mark.full
 def test_a_run_ends_when_checkpoints_are_no_longer_better_and_goes_on_with_more_patience(config, tmp_path, capfd):
     config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = 12, 2, 2, 2
     with config.ignore_type():
@@ -190,6 +191,7 @@ def test_a_run_ends_when_checkpoints_are_no_longer_better_and_goes_on_with_more_
     assert (load_tokenizer(whole).step, load_tokenizer(whole, best=True).step) == (8, 2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("value", [2.0, float("nan")])
 def test_equal_and_missing_metrics_are_no_better(config, tmp_path, monkeypatch, value):
     """Bug: ties and metrics that were never a number went on to the end."""

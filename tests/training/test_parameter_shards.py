@@ -55,6 +55,7 @@ FULL = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("change", [vqvae, *FULL])
 def test_devices_that_share_parameters_take_the_same_steps_in_less_memory(config, change):
     config, shards = change(config), 4 if change is with_divided_codes else 8

@@ -30,6 +30,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.full
 def test_training_images_are_measured_once_and_have_their_name(network, finished, images_file, tmp_path, capsys):
     data = (f"--config.data.{name}={value}" for name, value in dict(tiny_config(images_file).data).items())
     data = [flag for flag in data if flag.partition("=")[0] in _DATA]
@@ -136,6 +137,7 @@ def test_what_is_not_measured_of_clips_is_refused(network, clips):
         several.metrics(clips, ConfigDict(), batch_size=4, mesh=None)
 
 
+@pytest.mark.full
 def test_images_have_no_distance_of_clips(network):
     images = ArrayDataset("images", np.zeros((2, 8, 8, 3), np.uint8), image_size=8)
     (metric,) = Protocols(network, split="eval").metrics(Splits(images, images), ConfigDict(), batch_size=4, mesh=None)

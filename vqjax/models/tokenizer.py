@@ -99,7 +99,7 @@ class Tokenizer:
         Example:
           >>> from vqjax.models.registry import build_model
           >>> model = build_model({"name": "causal_video", "channels": 32}, {"name": "vq", "num_codes": 16})
-          >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))
+          >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))
           >>> tokenizer, clips = Tokenizer(model, variables, config={}, step=0), np.zeros((1, 9, 16, 16, 3), np.uint8)
           >>> [part.shape for part in tokenizer.encode_parts([clips[:, :5], clips[:, 5:]])]
           [(1, 2, 2, 2), (1, 1, 2, 2)]

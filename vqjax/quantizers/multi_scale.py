@@ -96,7 +96,7 @@ class MultiScaleVQ(StagedQuantizer):
       >>> from vqjax import MultiScaleVQ, VectorQuantizer
       >>> z = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
       >>> vq = MultiScaleVQ(VectorQuantizer(num_codes=16), scales=(1, 2, 4))
-      >>> variables = vq.init(jax.random.key(1), z)
+      >>> variables = jax.jit(vq.init)(jax.random.key(1), z)
       >>> out, updates = vq.apply(variables, z, train=True, mutable=["codebook"])
       >>> out.quantized.shape, out.indices.shape
       ((2, 8, 8, 4), (2, 21))
