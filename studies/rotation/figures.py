@@ -7,7 +7,7 @@ from typing import Any
 
 from studies.common.records import Record
 from studies.rotation.candidates import CANDIDATES
-from studies.rotation.grid import SETTINGS
+from studies.rotation.grid import FRESH, SETTINGS
 from vqjax.reporting.figures import BLUE, INK, ORANGE, new_figure
 
 _INCHES = 4.4
@@ -24,22 +24,26 @@ def scale_figure(records: Sequence[Record]) -> Any:
     """Draw the held-out PSNR of each estimator against the root mean square of its latents, a panel for each setting.
 
     Args:
-      records: Of the study; those with remedies, below 21 dB, and without a measured size, are left out.
+      records: Of the study; those with remedies, of fresh seeds, and without a measured size are left out, and
+        estimators whose mean is below 21 dB.
 
     Returns:
       A matplotlib figure.
     """
     points: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        shown = (record.measured.get("psnr") or 0) > _LEAST_PSNR and "rms_latents" in record.measured
-        if record.settings["remedy"] == "none" and shown:
-            points[record.settings["setting"]][record.settings["estimator"]].append(record)
+        of = record.settings
+        shown = record.measured.get("psnr") is not None and "rms_latents" in record.measured
+        if of["remedy"] == "none" and of["seed"] < FRESH and shown:
+            points[of["setting"]][of["estimator"]].append(record)
     panels = [name for name in SETTINGS if name in points]
     figure, axes = new_figure(_INCHES * len(panels), 3.6, 1, len(panels))
     for setting, panel in zip(panels, axes[0], strict=True):
         labels = []
         for estimator, of_estimator in points[setting].items():
             x, y = (fmean(record.measured[name] for record in of_estimator) for name in ("rms_latents", "psnr"))
+            if y <= _LEAST_PSNR:
+                continue
             color = ORANGE if "rotation" in estimator else BLUE
             panel.plot(x, y, "o", color=color, fillstyle="none" if estimator in CANDIDATES else "full")
             if estimator in _LABELLED:
