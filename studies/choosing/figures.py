@@ -68,8 +68,8 @@ def himmelblau_figure(records: Mapping[str, Record]) -> Any:
     for axis, (title, record) in zip(axes, records.items(), strict=True):
         _draw_heights(axis)
         _draw_paths(axis, np.asarray(record.measured["points"]), np.asarray(record.measured["codes"]))
-        values = [value for value in record.measured["value_at_points"] if value is not None]
-        axis.set_title(f"{title}\nhere f(z) = {values[0]:.1f}" if values else "diverged")
+        value = record.measured["value_at_points"][0]
+        axis.set_title(f"{title}\n{'diverged' if value is None else f'here f(z) = {value:.1f}'}")
     (steps,) = {record.settings["steps"] for record in records.values()}
     figure.suptitle(
         f"{steps} updates on Himmelblau's function: points from ring to dot, "

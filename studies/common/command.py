@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from studies.common.records import slug
 from vqjax.errors import UserError, did_you_mean
 from vqjax.runtime.paths import local_path
 
 
 def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]:
-    """Check names that were given on the command line.
+    """Find names that were given on the command line.
 
     Args:
-      names: Names as given; an empty list stands for all.
+      names: Names as given, or as they are in names of files: a list of names is divided at commas, which some have; an
+        empty list stands for all.
       allowed: All names that exist.
       flag: Name of the flag.
 
@@ -24,14 +26,17 @@ def chosen(names: Sequence[str], allowed: Sequence[str], flag: str) -> list[str]
     Example:
       >>> chosen([], ["betas", "sizes"], "tables")
       ['betas', 'sizes']
+      >>> chosen(["rotation_scale_of_at_most_1"], ["rotation", "rotation, scale of at most 1"], "variants")
+      ['rotation, scale of at most 1']
       >>> chosen(["rotatoin"], ["rotation", "straight_through"], "variants")
       Traceback (most recent call last):
       vqjax.errors.UserError: --variants='rotatoin' is unknown; did you mean 'rotation'?
     """
+    by_slug = {slug(name): name for name in allowed}
     for name in names:
-        if name not in allowed:
+        if slug(name) not in by_slug:
             raise UserError(f"--{flag}={name!r} is unknown; {did_you_mean(name, allowed)}")
-    return list(names) or list(allowed)
+    return [by_slug[slug(name)] for name in names] or list(allowed)
 
 
 def check_positive(**counts: int) -> None:
