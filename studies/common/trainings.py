@@ -7,8 +7,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
@@ -152,7 +154,7 @@ def make_runs(runs: Sequence[Run], results: Results, workdir: Path, measure: Mea
             print(f"{run.name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             continue
         results.add(run, measured, seconds)
-        shutil.rmtree(_directory(run, workdir))
+        shutil.rmtree(run_directory(run, workdir))
         left = (time.monotonic() - began) / number * (len(runs) - number) / 3600
         print(f"{run.name}: {number} of {len(runs)} done, {left:.1f} h left", file=sys.stderr, flush=True)
     if failures:
@@ -168,23 +170,42 @@ def _outcomes(
             print(f"{run.name}", file=sys.stderr, flush=True)
             yield run, functools.partial(_timed, measure, run, workdir)
         return
-    with worker_pool(jobs, _silence) as pool:
-        futures = {pool.submit(_timed, measure, run, workdir): run for run in runs}
+    # Pools of one process each: one that dies fails its own training alone.
+    idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+    for _ in range(jobs):
+        idle.put(worker_pool(1, _silence))
+
+    def in_a_process(run: Run) -> tuple[dict[str, Any], float]:
+        pool = idle.get()
+        try:
+            return pool.submit(_timed, measure, run, workdir).result()
+        except BrokenProcessPool:
+            pool.shutdown()
+            pool = worker_pool(1, _silence)
+            raise
+        finally:
+            idle.put(pool)
+
+    with ThreadPoolExecutor(jobs) as threads:
+        futures = {threads.submit(in_a_process, run): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result
         finally:
-            pool.shutdown(cancel_futures=True)
+            threads.shutdown(cancel_futures=True)
+            while not idle.empty():
+                idle.get().shutdown()
 
 
 def _silence() -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
 
 
-def _directory(run: Run, workdir: Path) -> Path:
+def run_directory(run: Run, workdir: Path) -> Path:
+    """Return the directory of a run within that of the study."""
     return workdir / slug(run.name)
 
 
 def _timed(measure: Measure, run: Run, workdir: Path) -> tuple[dict[str, Any], float]:
     started = time.monotonic()
-    return measure(run, _directory(run, workdir)), time.monotonic() - started
+    return measure(run, run_directory(run, workdir)), time.monotonic() - started

@@ -12,9 +12,10 @@ from typing import Literal
 from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
 from studies.common.records import Results
-from studies.common.trainings import make_runs
+from studies.common.trainings import make_runs, run_directory
+from studies.common.workers import worker_pool
 from studies.generation.report import DOCUMENT, PICTURES, curve_of, document_parts, likelihood_figure
-from studies.generation.runs import MODELS, SCALES, TOKENIZERS, measure_run, study_runs
+from studies.generation.runs import MODELS, SCALES, TOKENIZERS, measure_run, prepare_run, study_runs
 from vqjax.reporting.figures import save_figure
 from vqjax.training.cli import run
 
@@ -40,7 +41,7 @@ def main(
       tokenizers: sonnet, "learned codes" or "affine and alternating".
       models: causal and masked.
       scale: cpu, for two cores; short, for ten minutes of a GPU; full, for a GPU.
-      jobs: Trainings at once, each in a process of its own; of one tokenizer.
+      jobs: Models of tokens that are trained at once, each in a process of its own.
     """
     records, docs, workdir = local_paths(records=records, docs=docs, workdir=workdir)
     check_positive(jobs=jobs)
@@ -48,7 +49,13 @@ def main(
     results = Results(records / "results.jsonl")
     (docs / PICTURES).mkdir(parents=True, exist_ok=True)
     if not report_only:
-        make_runs(results.unfinished(runs), results, workdir, measure_run, jobs)
+        unfinished = results.unfinished(runs)
+        if jobs > 1:
+            # One after another: they share tokenizers and the classifier. In a process that leaves the device again.
+            with worker_pool(1) as pool:
+                for of_run in unfinished:
+                    pool.submit(prepare_run, of_run, run_directory(of_run, workdir)).result()
+        make_runs(unfinished, results, workdir, measure_run, jobs)
         for picture in sorted((workdir / "shared" / "pictures").glob("*.png")):
             shutil.copy(picture, docs / PICTURES)
     for scale in SCALES:

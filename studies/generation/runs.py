@@ -138,11 +138,8 @@ def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num
     Returns:
       Numbers by name, and the curve of the held-out bits per token.
     """
-    shared, name = pipeline.shared, pipeline.name
-    of_tokenizer, tokens, classifier = _tokenizer(shared, name), _tokens(shared, name), shared / "classifier"
-    _trained(pipeline.tokenizer, of_tokenizer)
-    _trained(pipeline.classifier, classifier)
-    write_tokens(of_tokenizer, out=tokens, flip=True)
+    shared = pipeline.shared
+    of_tokenizer, tokens, classifier = prepare(pipeline)
     _trained(pipeline.model, directory)
     splits = token_splits(tokens)
     rows = [_rows(dataset) for dataset in splits]
@@ -189,6 +186,29 @@ def measure(pipeline: Pipeline, directory: Path, options: Mapping[str, Any], num
     sheet = comparison_sheet(*pairs, captions=("sample", "nearest image"))
     save_png(pictures / f"{directory.name}_nearest.png", sheet)
     return of_tokens | {"bits": of_tokens["curve"][-1][1]} | of_images
+
+
+def prepare_run(run: Run, directory: Path) -> None:
+    """Train what a run shares with others."""
+    prepare(pipeline_of(run, directory))
+
+
+def prepare(pipeline: Pipeline) -> tuple[Path, Path, Path]:
+    """Train tokenizer and classifier of a pipeline, and write the tokens, unless that is done.
+
+    Args:
+      pipeline: The configs.
+
+    Returns:
+      Directories of the tokenizer, the tokens and the classifier.
+    """
+    shared, name = pipeline.shared, pipeline.name
+    # The larger classifier of the full scale is another network, with other distances.
+    classifier = shared / f"classifier_of_{pipeline.classifier.num_steps}_steps"
+    _trained(pipeline.tokenizer, _tokenizer(shared, name))
+    _trained(pipeline.classifier, classifier)
+    write_tokens(_tokenizer(shared, name), out=_tokens(shared, name), flip=True)
+    return _tokenizer(shared, name), _tokens(shared, name), classifier
 
 
 def _drawn(

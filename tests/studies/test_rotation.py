@@ -7,10 +7,12 @@ import pytest
 
 from helpers.arrays import rotation_matrix
 from helpers.runs import tiny_config
-from studies.common.records import Results, Run
+from helpers.studies import killed_by_its_name
+from studies.common.records import Record, Results, Run
 from studies.common.trainings import make_runs
 from studies.rotation.candidates import CANDIDATES, known_candidates
-from studies.rotation.grid import COMBINED, REMEDIES
+from studies.rotation.figures import scale_figure
+from studies.rotation.grid import COMBINED, FRESH, REMEDIES
 from studies.rotation.mechanism import pushes
 from studies.rotation.report import document_parts
 from studies.rotation.runs import STAGES, measure, measure_run, run_config, study_runs
@@ -95,6 +97,28 @@ def test_trainings_run_at_once_and_one_that_fails_stops_no_other(tmp_path):
         make_runs(runs, results, tmp_path / "runs", measure_run, jobs=2)
     assert [record.run for record in results.records()] == ["photographs/rotation"]
     assert results.unfinished(runs) == runs[1:]
+
+
+def test_a_process_that_is_killed_fails_its_own_training_alone(tmp_path):
+    """It ended the pool, and with it all trainings."""
+    runs = [Run(name, {}) for name in ("a", "killed", "b", "c")]
+    results = Results(tmp_path / "results.jsonl")
+    with pytest.raises(UserError, match="1 of 4 trainings failed"):
+        make_runs(runs, results, tmp_path / "runs", killed_by_its_name, jobs=2)
+    assert {record.run for record in results.records()} == {"a", "b", "c"}
+
+
+def trained_to(estimator, psnr, rms, seed=0, remedy="none"):
+    settings = {"setting": "photographs", "estimator": estimator, "remedy": remedy, "seed": seed}
+    return Record(f"{estimator}{seed}", settings, {"psnr": psnr, "rms_latents": rms}, 1.0)
+
+
+def test_the_figure_shows_means_of_all_first_seeds():
+    """It left out seeds below 21 dB, and kept those above, and mixed in the fresh ones."""
+    records = [trained_to("rotation", psnr, rms, seed) for seed, (psnr, rms) in enumerate([(20.0, 1.0), (24.0, 3.0)])]
+    records += [trained_to("diveq", 20.0, 0.1), trained_to("rotation", 30.0, 9.0, seed=FRESH)]
+    (panel,) = scale_figure(records).axes
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in panel.lines] == [(2.0, 22.0)]
 
 
 def test_candidates_have_their_jacobians():
