@@ -31,9 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000, help="images of the whole evaluation")
     rows = measure_features()
-    report("evaluation", rows, COLUMNS)
+    report("evaluation", rows, COLUMNS, by="case")
     rows.append(alone(measure_evaluation, parser.parse_args().images))
-    report("evaluation", rows, COLUMNS)
+    report("evaluation", rows, COLUMNS, by="case")
 
 
 def measure_features(seconds: float = 120.0) -> list[dict[str, Any]]:

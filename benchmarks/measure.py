@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -149,7 +150,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], platform: str | None = None) -> None:
+def report(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    platform: str | None = None,
+    by: str | None = None,
+) -> None:
     """Print a table, and write ``benchmarks/results/NAME-PLATFORM.json``, or ``NAME-PLATFORM-huge_pages.json``.
 
     Args:
@@ -157,12 +164,20 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str],
       rows: Numbers and text by name; the file holds all of them.
       columns: What the table shows.
       platform: What the rows are about, if not the platform of this process.
+      by: Column of what can be measured alone: rows of the file with other values in it are kept, with the machine that
+        they are from.
     """
     where = machine()
     path = results_file(name, platform or f"{where['platform']}{'-huge_pages' if where['huge_pages'] else ''}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    kept: list[Mapping[str, Any]] = []
+    if by is not None and path.exists():
+        before, measured = json.loads(path.read_text()), {row[by] for row in rows}
+        from_there = {} if before["machine"] == where else {"machine": before["machine"]}
+        kept = [from_there | row for row in before["rows"] if row[by] not in measured]
+    record = {"benchmark": name, "machine": where, "rows": [*kept, *rows]}
     with atomic_file(path) as file:
-        file.write(strict_json({"benchmark": name, "machine": where, "rows": list(rows)}, indent=1).encode() + b"\n")
+        file.write(strict_json(record, indent=1).encode() + b"\n")
     print(markdown_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]))
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 

@@ -36,7 +36,7 @@ def main() -> None:
     for case in cases:
         print(f"measuring {case}", file=sys.stderr, flush=True)
         rows += measure(case)
-    report("quantizer", rows, COLUMNS)
+    report("quantizer", rows, COLUMNS, by="case")
 
 
 def measure(case: str) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def main() -> None:
     for case in parser.parse_args().cases or CASES["cpu" if jax.default_backend() == "cpu" else "gpu"]:
         print(f"measuring {case}", file=sys.stderr, flush=True)
         rows += measure(case)
-    report("search", rows, COLUMNS)
+    report("search", rows, COLUMNS, by="case")
 
 
 def measure(case: str) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [{"task": config} | row for config in options.configs for row in measure(config)]
     if options.configs:
-        report("startup", rows, COLUMNS)
+        report("startup", rows, COLUMNS, by="task")
     else:
         with tempfile.TemporaryDirectory() as directory:
             for name in options.tasks:
@@ -96,7 +96,7 @@ def main() -> None:
                 # As it is named here: paths are those of one machine.
                 rows += [{"task": name, "config": CASES[name].config} | row for row in measure(config, *changes)]
                 # After each, as all of them take a quarter of an hour.
-                report("startup", rows, COLUMNS)
+                report("startup", rows, COLUMNS, by="task")
 
 
 def needed(case: Case, photographs: Path, directory: Path) -> dict[str, Path]:

@@ -27,7 +27,7 @@ def main() -> None:
     for case in parser.parse_args().cases or CASES:
         print(f"measuring {case}", file=sys.stderr, flush=True)
         rows += measure(case, "even") + measure(case, "skewed")
-    report("statistics", rows, COLUMNS)
+    report("statistics", rows, COLUMNS, by="case")
 
 
 def measure(case: str, tokens_per_code: str) -> list[dict[str, Any]]:

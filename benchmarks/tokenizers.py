@@ -71,7 +71,7 @@ def main() -> None:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         rows += measure(name, memory=on_cpu)
         # After each case, as one takes minutes.
-        report("tokenizers", rows, CPU_COLUMNS if on_cpu else COLUMNS)
+        report("tokenizers", rows, CPU_COLUMNS if on_cpu else COLUMNS, by="case")
 
 
 def measure(name: str, toy: bool = False, memory: bool = False) -> list[dict[str, Any]]:

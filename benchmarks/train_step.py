@@ -47,7 +47,7 @@ def main() -> None:
     for name in parser.parse_args().models or BATCH_SIZES:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         rows += measure(name)
-    report("train_step", rows, COLUMNS)
+    report("train_step", rows, COLUMNS, by="model")
 
 
 def measure(name: str, batch_size: int | None = None) -> list[dict[str, Any]]:
