@@ -27,7 +27,7 @@ from vqjax.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 PLACES = ("", "docs/", "docs/tutorials/", "benchmarks/")
-PAGES = [str(page.relative_to(ROOT)) for place in PLACES for page in ROOT.glob(f"{place}*.md")]
+PAGES = [str(page.relative_to(ROOT)) for place in PLACES for page in sorted(ROOT.glob(f"{place}*.md"))]
 
 
 def run_examples(page, number, **names):
@@ -116,6 +116,19 @@ def test_frozen_networks_are_discriminators_and_distances():
         loss=MeanSquaredError(ArrayDataset("gray", np.zeros((2, 32, 32, 3), np.uint8), 32)),
     )
     assert names["distances"].shape == (2,)
+
+
+@pytest.mark.full
+def test_clips_pass_through_a_tokenizer_in_parts():
+    names = run_examples("docs/video.md", 1)
+    assert names["indices"].shape[:2] == (1, 3)
+    assert names["frames"].shape == (1, 4, 32, 32, 3)
+
+
+def test_every_page_with_examples_is_run_by_a_test():
+    """Bug: that of docs/video.md was marked as tested, and was not."""
+    called = set(re.findall(r'run_examples\(\s*"([\w./-]+\.md)"', Path(__file__).read_text()))
+    assert called == {page for page in PAGES if "<!-- tested -->" in (ROOT / page).read_text()} | {"CONTRIBUTING.md"}
 
 
 def test_the_example_of_the_site_runs():

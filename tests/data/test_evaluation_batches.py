@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -22,9 +24,13 @@ def test_an_unreadable_image_takes_no_place(numbered_images, warnings_logged):
 
 
 def test_a_loop_may_stop_early(numbered_images):
+    before = set(threading.enumerate())
     batches = evaluation_batches(numbered_images(100), batch_size=2)
     next(batches)
     batches.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=60)
+    assert set(threading.enumerate()) <= before
 
 
 def test_nothing_readable_is_an_error(numbered_images):

@@ -62,13 +62,14 @@ def test_ssim_refuses_images_smaller_than_its_window():
         jax.jit(ssim)(x, y)
 
 
-def test_ms_ssim_is_one_for_equal_images_and_falls_with_noise():
-    x, y = (jnp.asarray(images) for images in noise(180, 200, 1))
-    like = 0.9 * x + 0.1 * y
-    assert float(ms_ssim(x, x)[0]) == pytest.approx(1, abs=1e-5)
-    assert 0 <= float(ms_ssim(x, y)[0]) < float(ms_ssim(x, like)[0]) < 1
+def test_ms_ssim_is_one_for_equal_images_and_that_of_pytorch_msssim_for_others():
+    """Those of pytorch-msssim 1.0.0, ``ms_ssim(x, y, data_range=1.0, size_average=False)``."""
+    x, y = (jnp.asarray(images) for images in noise(192, 208, 1))
+    np.testing.assert_allclose(ms_ssim(x, x), 1, atol=1e-5)
+    np.testing.assert_allclose(ms_ssim(x, y), [0.0745684, 0.0865600], atol=2e-5)
+    np.testing.assert_allclose(ms_ssim(x, 0.9 * x + 0.1 * y), [0.9907324, 0.9912435], atol=2e-5)
     with pytest.raises(UserError, match="at least 176 x 176 pixels for MS-SSIM, got 175 x 200"):
-        ms_ssim(x[:, :175], y[:, :175])
+        ms_ssim(x[:, :175, :200], y[:, :175, :200])
 
 
 WRONG_PAIRS = [

@@ -143,7 +143,12 @@ except UserError as error:
 def test_a_tokenizer_goes_to_the_hub_and_comes_back(saved, tmp_path):
     with local_hub() as (address, repositories):
         settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_none"}
-        settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "JAX_PLATFORMS": "cpu"}
+        settings |= {
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "JAX_PLATFORMS": "cpu",
+            "NO_PROXY": "127.0.0.1",
+        }
         process = subprocess.run(
             [sys.executable, "-c", _ON_THE_HUB, saved],
             env=os.environ | settings | {"PYTHONPATH": str(ROOT)},

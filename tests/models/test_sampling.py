@@ -195,11 +195,12 @@ def test_schedules_fall_from_all_to_none(name):
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (8, 8)])
-def test_the_halton_order_has_each_position_once_and_covers_the_grid_early(grid):
-    order = halton_order(grid)
-    assert sorted(order) == list(range(grid[0] * grid[1]))
-    quarters = {(place // grid[1] >= grid[0] / 2, place % grid[1] >= grid[1] / 2) for place in order[: len(order) // 4]}
-    assert len(quarters) == (4 if grid == (8, 8) else len(quarters))
+def test_the_halton_order_has_each_position_once(grid):
+    assert sorted(halton_order(grid)) == list(range(grid[0] * grid[1]))
+
+
+def test_the_halton_order_covers_the_grid_early():
+    assert len({(place // 8 >= 4, place % 8 >= 4) for place in halton_order((8, 8))[:16]}) == 4
 
 
 def test_numbers_of_any_library_restrict_alike(as_users_run_it):

@@ -94,7 +94,6 @@ def test_float32_and_int32_whatever_the_default_is(name):
 
 FLAGS = {
     "jax_numpy_dtype_promotion": "strict",
-    "jax_numpy_rank_promotion": "raise",
     "jax_default_matmul_precision": "bfloat16",
     "jax_debug_key_reuse": True,
     "jax_default_prng_impl": "rbg",

@@ -132,7 +132,7 @@ def test_a_step_is_in_32_bits_whatever_the_default_is(options):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("jax_numpy_dtype_promotion", "strict"), ("jax_numpy_rank_promotion", "raise"), ("jax_default_prng_impl", "rbg")],
+    [("jax_numpy_dtype_promotion", "strict"), ("jax_default_prng_impl", "rbg")],
 )
 @pytest.mark.parametrize(
     "options",
