@@ -1,6 +1,8 @@
 """The dependencies of `import vqjax`, and its public names."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -59,6 +61,21 @@ def test_the_core_depends_on_jax_flax_and_array_libraries_alone():
     names = {requirement.partition(">")[0] for requirement in project["dependencies"]}
     assert names == {"flax", "jax", "jaxtyping", "numpy", "safetensors"}
     assert "vqjax[train,plots,hub,video]" in project["optional-dependencies"]["test"]
+
+
+def test_each_room_imports_from_those_below_it_alone():
+    """In the order of README.md, and whatever they import where it is used."""
+    rooms = re.findall(r"^vqjax/(\w+)(?:/|\.py) ", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(rooms) > {"training", "quantizers", "functional"}
+    for number, room in enumerate(rooms):
+        place = ROOT / "vqjax" / room
+        for file in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom):
+                    names = [f"{node.module}.{alias.name}" for alias in node.names]
+                parts = {name.split(".")[1] for name in names if name.startswith("vqjax.")}
+                assert not parts & set(rooms[:number]), f"{file.name}: {parts}"
 
 
 def test_the_version_stands_in_one_place():

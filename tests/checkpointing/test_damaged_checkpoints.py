@@ -1,6 +1,7 @@
 """Nothing that happens to the newest checkpoint costs more than the steps since the one before."""
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,21 @@ def run(finished, tmp_path) -> Path:
     """A finished run with checkpoints of steps 10 and 12."""
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_sha256sum_reads_the_checksums(run):
+    def verdicts() -> list[str]:
+        process = subprocess.run(
+            ["sha256sum", "--check", CHECKSUMS_FILE], cwd=run / "checkpoints" / "12", capture_output=True, text=True
+        )
+        return [line.rpartition(": ")[2] for line in process.stdout.splitlines()]
+
+    before = verdicts()
+    assert len(before) >= 8
+    assert set(before) == {"OK"}
+    flip_a_bit(next((run / "checkpoints" / "12").rglob("d/*")))
+    assert sorted(verdicts()) == ["FAILED", *before[1:]]
 
 
 @pytest.mark.full

@@ -7,7 +7,7 @@ import pytest
 from skimage import data, metrics
 
 from vqjax.errors import UserError
-from vqjax.evaluation.metrics import mean_squared_error, ms_ssim, psnr, ssim
+from vqjax.evaluation.metrics import SSIM, mean_squared_error, ms_ssim, psnr, ssim
 
 
 def noise(height, width, channels):
@@ -70,6 +70,16 @@ def test_ms_ssim_is_one_for_equal_images_and_that_of_pytorch_msssim_for_others()
     np.testing.assert_allclose(ms_ssim(x, 0.9 * x + 0.1 * y), [0.9907324, 0.9912435], atol=2e-5)
     with pytest.raises(UserError, match="at least 176 x 176 pixels for MS-SSIM, got 175 x 200"):
         ms_ssim(x[:, :175, :200], y[:, :175, :200])
+
+
+def test_an_evaluation_has_ms_ssim_from_176_pixels_on():
+    x, y = noise(192, 208, 1)
+    pixels = (255 * x).astype(np.uint8)
+    outputs = {"image": jnp.asarray(pixels), "reconstruction": jnp.asarray(2 * y - 1)}
+    expected = ms_ssim(jnp.asarray(pixels / np.float32(255)), jnp.asarray(y))
+    np.testing.assert_allclose(SSIM().per_image(outputs)["ms_ssim"], expected, atol=1e-5)
+    smaller = {name: rows[:, :175] for name, rows in outputs.items()}
+    assert SSIM().per_image(smaller).keys() == {"ssim"}
 
 
 WRONG_PAIRS = [

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 _COMMIT = "0" * 39 + "1"
 
@@ -67,6 +68,18 @@ class _Hub(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+def settings_of(address: str, home: Path) -> dict[str, str]:
+    """Environment variables of a process for which a hub at that address is the real one."""
+    return {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_none",
+        "NO_PROXY": "127.0.0.1",
+    }
 
 
 @contextlib.contextmanager

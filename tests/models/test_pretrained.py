@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers.commands import ROOT
-from helpers.hub import local_hub
+from helpers.hub import local_hub, settings_of
 from vqjax import Tokenizer
 from vqjax.errors import UserError
 from vqjax.models.registry import build_model
@@ -142,13 +142,7 @@ except UserError as error:
 
 def test_a_tokenizer_goes_to_the_hub_and_comes_back(saved, tmp_path):
     with local_hub() as (address, repositories):
-        settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_none"}
-        settings |= {
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
-            "JAX_PLATFORMS": "cpu",
-            "NO_PROXY": "127.0.0.1",
-        }
+        settings = settings_of(address, tmp_path / "home") | {"JAX_PLATFORMS": "cpu"}
         process = subprocess.run(
             [sys.executable, "-c", _ON_THE_HUB, saved],
             env=os.environ | settings | {"PYTHONPATH": str(ROOT)},

@@ -147,9 +147,9 @@ def test_eight_devices_train_like_one(config, of_one, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("number", [2, 4])
-def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_path, number):
-    """Each reads its own rows of every batch."""
+@pytest.mark.parametrize(("number", "then"), [(2, 2), (4, 4), (2, 4), (4, 1)])
+def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_path, number, then):
+    """Also in another number. Each reads its own rows of every batch."""
     workdir = tmp_path / "run"
     processes = start(number, endless(config), workdir)
     wait_for_step(processes, workdir, 5)
@@ -162,13 +162,12 @@ def test_processes_killed_and_started_again_end_like_one(config, of_one, tmp_pat
 
     config.num_steps = max(config.num_steps, load_tokenizer(workdir).step + 1)
     train(config, of_one, devices=ONE_DEVICE)
-    for status, error in end(start(number, config, workdir)):
+    for status, error in end(start(then, config, workdir)):
         assert status == 0, error
-        assert f"rows of a batch: {{{config.batch_size // number}}}" in error
+        assert f"rows of a batch: {{{config.batch_size // then}}}" in error
     assert_same_run(of_one, workdir, config.data.name)
 
 
-@pytest.mark.full
 @pytest.mark.full
 @pytest.mark.parametrize("number", [2, 4])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(config, tmp_path, number):
@@ -206,6 +205,20 @@ def test_processes_with_other_arguments_are_told(config, tmp_path):
         assert status == 2
         assert "error: process 1 has a different config from process 0. Start all of them with the same" in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_processes_with_other_images_are_told(config, tmp_path):
+    """In files of one name, as a directory that each machine has a copy of."""
+    content = dict(np.load(config.data.name))
+    content["train"] = 255 - content["train"]
+    other = config.copy_and_resolve_references()
+    other.data.name = str(tmp_path / "other" / "images.npz")
+    (tmp_path / "other").mkdir()
+    np.savez(other.data.name, **content)
+    for status, error in end(start(2, config, tmp_path / "run", others=other)):
+        assert status == 2
+        assert "error: process 1 has a different" in error
 
 
 @pytest.mark.full

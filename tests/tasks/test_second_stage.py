@@ -96,6 +96,24 @@ def test_the_information_of_a_position_is_that_of_all_its_levels(kind):
     assert 0.4 < metrics["accuracy"] <= 1
 
 
+@pytest.mark.full
+def test_guidance_that_rises_begins_with_none():
+    """The likeliest code with the class is another one than with five times its difference to that without."""
+    model = CausalTransformer(**SIZE | {"num_codes": 16, "num_classes": 40, "depth": 1})
+    task, classes = AutoregressiveTask(model, optax.identity()), jnp.arange(40)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), images(1))
+    random = np.random.default_rng(0)
+    networks = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes.params)
+    draw = functools.partial(task.sample, {TRANSFORMER: {"params": networks[TRANSFORMER]}}, jax.random.key(1), classes)
+    plain, constant, linear = (
+        np.asarray(draw(top_k=1, guidance=guidance, guidance_schedule=schedule))
+        for guidance, schedule in ((1.0, "constant"), (6.0, "constant"), (6.0, "linear"))
+    )
+    np.testing.assert_array_equal(linear[:, 0], plain[:, 0])
+    assert np.mean(constant[:, 0] != plain[:, 0]) > 0.2
+    assert np.mean(linear[:, 5] != plain[:, 5]) > 0.2
+
+
 def share_of_such_images(tokens, classes):
     steady = jnp.all((tokens[:, 1:] - tokens[:, :-1]) % CODES == 1, axis=1)
     return float(jnp.mean(steady & ((tokens[:, 0] - classes) % CODES < 2)))

@@ -39,6 +39,9 @@ from vqjax.training.config import (
         "cifar10:sonnet,estimator=rotation",
         "cifar10:preset=xlarge,beta=2,epochs=3",
         "cifar10:codes=333",
+        "classify_cifar10",
+        "classify_imagenet",
+        "classify_imagenette",
         *(f"quickstart:quantizer={name}" for name in RECIPES),
     ],
 )

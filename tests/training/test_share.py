@@ -5,6 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+from helpers.commands import call
+from helpers.hub import local_hub, settings_of
 from vqjax import Tokenizer, load_tokenizer
 from vqjax.errors import UserError
 from vqjax.evaluation.report import METRICS_FILE
@@ -32,6 +34,17 @@ def test_an_evaluation_of_another_checkpoint_is_left_out(finished, tmp_path):
     file.write_text(file.read_text().replace(f'"checkpoint_step": {step}', '"checkpoint_step": 1'))
     share_tokenizer(workdir=run, out=tmp_path / "shared")
     assert "psnr" not in (tmp_path / "shared" / "README.md").read_text()
+
+
+@pytest.mark.full
+def test_a_run_is_shared_on_the_hub(finished, tmp_path):
+    with local_hub() as (address, repositories):
+        settings = settings_of(address, tmp_path / "home")
+        status, out, err = call("vqjax", "share", f"--workdir={finished}", "--hub=owner/shared", **settings)
+        assert status == 0, err
+        assert f"{address}/owner/shared" in out
+        assert {"README.md", "config.json"} <= repositories["owner/shared"].keys()
+    assert b"## Evaluation" in repositories["owner/shared"]["README.md"]
 
 
 def test_a_place_is_asked_for(finished):
