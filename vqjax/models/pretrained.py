@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 from safetensors.numpy import load, save
 
-import vqjax
 from vqjax.errors import UserError, one_line
 from vqjax.models.registry import build_model, describe
 from vqjax.runtime.files import atomic_file, strict_json
@@ -73,7 +73,7 @@ def write_pretrained(
       UserError: No config holds such a model, or the directory is elsewhere.
     """
     directory = local_path(directory, "directory")
-    written = {"format": _FORMAT, "vqjax": vqjax.__version__, **facts, **describe(model, config)}
+    written = {"format": _FORMAT, "vqjax": version("vqjax"), **facts, **describe(model, config)}
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in flatten_dict(variables, sep="/").items()}
     for file, content in (
         (WEIGHTS, save(arrays)),

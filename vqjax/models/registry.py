@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
-from vqjax import quantizers
 from vqjax.errors import UserError
 from vqjax.functional.tokens import TokenInfo
 from vqjax.models.causal_video import CausalVideoDecoder, CausalVideoEncoder, NormName
@@ -610,7 +609,7 @@ def build_model(model: Any, quantizer: Any) -> nn.Module:
     """
     if model["name"] not in CLASSIFIERS:
         with within("config.quantizer"):
-            built = quantizers.build(**quantizer)
+            built = QUANTIZERS.build(**quantizer)
         with within("config.model"):
             return build(**model, quantizer=built)
     if not all(hasattr(group, "items") for group in quantizer.values()):
@@ -621,7 +620,7 @@ def build_model(model: Any, quantizer: Any) -> nn.Module:
     by_place = {}
     for place, group in quantizer.items():
         with within(f"config.quantizer.{place}"):
-            by_place[place] = quantizers.build(**group)
+            by_place[place] = QUANTIZERS.build(**group)
     with within("config.model"):
         return build(**model, quantizers=by_place)
 
