@@ -91,7 +91,7 @@ def test_a_discriminator_and_averages_join_it(tmp_path, checkpoint, images_file)
     [
         ("[1, 2]", (), "must hold parameters by name, got list"),
         ("{", (), "must be a YAML or JSON file"),
-        ("ddconfig: 3", (), "must describe a tokenizer of the format taming, but cannot be used"),
+        ("ddconfig: 3", (), "config must be that of the original model, but cannot be used"),
         ("n_embed: 17", (), r"quantize.embedding.weight must have shape \[17, 4\], got \[16, 4\]"),
         ("ddconfig: {ch_mult: [1, -2]}", (), "multipliers must be"),
         (None, ("--config.quantizer.codebook.name=ema",), "must keep the parameters of the imported tokenizer"),

@@ -1,5 +1,6 @@
 """State dicts of PyTorch modules as NumPy arrays, without PyTorch."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,38 @@ from vqjax.importing.torch_file import is_torch_file, read_torch_file
 from vqjax.runtime.paths import local_path
 
 StateDict = dict[str, np.ndarray]
+
+
+def explains_config[**P, R](importer: Callable[P, R]) -> Callable[P, R]:
+    """Make an importer say that its ``config`` cannot be used, where it stumbles over what the original has in it.
+
+    Args:
+      importer: A function of ``arrays`` and ``config``.
+
+    Example:
+      >>> @explains_config
+      ... def read(arrays, config):
+      ...     return config["n_embed"]
+      >>> read({}, {"n_codes": 8})
+      Traceback (most recent call last):
+      vqjax.errors.UserError: config must be that of the original model, but cannot be used (KeyError: 'n_embed'); ...
+    """
+
+    @functools.wraps(importer)
+    def read(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return importer(*args, **kwargs)
+        except UserError:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            if kwargs.get("config", args[1] if len(args) > 1 else None) is None:
+                raise
+            raise UserError(
+                f"config must be that of the original model, but cannot be used ({type(error).__name__}: "
+                f"{one_line(error)}); pass the one of the checkpoint, or none to read the sizes from the shapes."
+            ) from error
+
+    return read
 
 
 def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> StateDict:

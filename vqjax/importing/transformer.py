@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict
+from vqjax.importing.state_dict import Entry, StateDict, explains_config, read_params, read_state_dict
 from vqjax.importing.vqgan import Arrays, shape_of
 from vqjax.models.mingpt import MinGPT
 from vqjax.models.transformer import CausalTransformer
@@ -42,6 +42,7 @@ _TAMING = {
 }
 
 
+@explains_config
 def llamagen_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[CausalTransformer, dict[str, Any]]:
     """Turn a class-conditional ``Transformer`` of LlamaGen into a model and its variables.
 
@@ -86,6 +87,7 @@ def llamagen_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[Cau
     return model, {"params": read_params(arrays, like, entry_of, _ADVICE)}
 
 
+@explains_config
 def taming_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[MinGPT, dict[str, Any]]:
     """Turn a ``GPT`` of taming-transformers into a model and its variables.
 

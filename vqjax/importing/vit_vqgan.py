@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, StateDict, read_model, read_state_dict
+from vqjax.importing.state_dict import Entry, StateDict, explains_config, read_model, read_state_dict
 from vqjax.importing.vqgan import Arrays, shape_of
 from vqjax.models.registry import vit_vqgan
 from vqjax.models.vit import HEAD_DIM, positions
@@ -19,6 +19,7 @@ from vqjax.quantizers.vector import VectorQuantizer
 _POSITIONS = ("encoder.en_pos_embedding", "decoder.de_pos_embedding")
 
 
+@explains_config
 def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``ViTVQ`` of enhancing-transformers into a model and its variables.
 

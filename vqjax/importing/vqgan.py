@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, StateDict, read_model, read_state_dict, write_params
+from vqjax.importing.state_dict import Entry, StateDict, explains_config, read_model, read_state_dict, write_params
 from vqjax.models.registry import vqgan
 from vqjax.models.tokenizer import quantizer_variables
 from vqjax.models.vqgan import VQGANEncoder
@@ -36,6 +36,7 @@ Names = Callable[[str], str]
 """The name of a parameter in a state dict, from its name in that of taming-transformers."""
 
 
+@explains_config
 def taming(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of taming-transformers or latent diffusion into a model and its variables.
 
@@ -63,6 +64,7 @@ def taming(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQV
     return vqgan_model(arrays, config, quantizer)
 
 
+@explains_config
 def ibq(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn an ``IBQ`` of SEED-Voken into a model and its variables.
 
@@ -88,6 +90,7 @@ def ibq(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE,
     return vqgan_model(arrays, config, IBQ(config["n_embed"], codebook_weight=config.get("beta", 0.25)))
 
 
+@explains_config
 def llamagen(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of LlamaGen into a model and its variables.
 
@@ -130,6 +133,7 @@ def llamagen(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[V
     return vqgan_model(arrays, taming_config, quantizer, name)
 
 
+@explains_config
 def diffusers(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of diffusers into a model and its variables.
 

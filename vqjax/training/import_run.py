@@ -109,15 +109,7 @@ def _check_is_new(workdir: Path) -> None:
 def _read(arrays: Mapping[str, Any], name: str, config: str | None) -> tuple[VQVAE, dict[str, PyTree]]:
     """The model for images in [-1, 1], and its variables."""
     original = None if config is None else original_config(_published(local_path(config, "--config")))
-    try:
-        model, variables = FORMATS[name].read(arrays, original)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        if original is None or isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"--config={config} must describe a tokenizer of the format {name}, but cannot be used "
-            f"({one_line(error)}); leave it out to read the sizes from the shapes."
-        ) from error
+    model, variables = FORMATS[name].read(arrays, original)
     return (model if FORMATS[name].pixels == "symmetric" else model.clone(pixels=FORMATS[name].pixels)), variables
 
 
