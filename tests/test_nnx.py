@@ -7,7 +7,6 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import orbax.checkpoint
@@ -323,9 +322,7 @@ def test_collections_may_share_names():
         ({"variables": {"codebook": {"codes": jnp.zeros((CODES, DIM + 1)), **_untouched()}}}, r"\(12, 5\)"),
     ],
 )
-def test_mistakes_are_refused(arguments, message, monkeypatch):
-    # The type checks of the test run would speak first; users do not have them.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_mistakes_are_refused(arguments, message, as_users_run_it):
     arguments = {"module": VectorQuantizer(num_codes=CODES), "dim": DIM, "rngs": nnx.Rngs(0)} | arguments
     with pytest.raises(UserError, match=message):
         Quantizer(arguments.pop("module"), **arguments)

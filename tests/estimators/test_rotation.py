@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.arrays import rotation_matrix
+from helpers.arrays import normal, rotation_matrix
 from vqjax import UserError, estimators
 from vqjax.estimators import get_estimator, rotation, scaled_rotation
 from vqjax.functional import norm_ratio
@@ -21,10 +21,6 @@ ROTATIONS = (
 )
 LINEAR = ["straight_through", *ROTATIONS, "reflection"]
 names = pytest.mark.parametrize("name", LINEAR)
-
-
-def gaussian(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def pairs_at(angle, tokens, dim, seed=0):
@@ -83,7 +79,7 @@ def angle_between(x, y):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_value_is_the_code_bit_for_bit(name, dtype):
     # `z + stop_gradient(q - z)` and the rotated vector itself are both wrong in the last bits of most entries.
-    z, q = jnp.asarray(gaussian(64, 5), dtype), jnp.asarray(gaussian(64, 5, seed=1) * 1e-3, dtype)
+    z, q = jnp.asarray(normal(64, 5), dtype), jnp.asarray(normal(64, 5, seed=1) * 1e-3, dtype)
     estimator = get_estimator(name)
     for run in (estimator, jax.jit(jax.vmap(estimator))):
         np.testing.assert_array_equal(run(z, q), q)
@@ -94,7 +90,7 @@ def test_the_value_is_the_code_bit_for_bit(name, dtype):
 @names
 @pytest.mark.parametrize("dim", [2, 8, 256])
 def test_both_derivatives_equal_the_dense_matrix(name, dim):
-    z, q, g = gaussian(20, dim), gaussian(20, dim, seed=1), gaussian(20, dim, seed=2)
+    z, q, g = normal(20, dim), normal(20, dim, seed=1), normal(20, dim, seed=2)
     matrix = dense_jacobian(name, z, q)
     atol = 1e-5 * np.max(np.linalg.norm(q, axis=-1) / np.linalg.norm(z, axis=-1)) * np.max(np.linalg.norm(g, axis=-1))
     np.testing.assert_allclose(vjp(name, z, q, g), apply(np.swapaxes(matrix, -1, -2), g), atol=atol)
@@ -122,7 +118,7 @@ def test_in_one_dimension_only_the_length_is_left(name):
 )
 def test_every_angle(name, angle):
     z, q = pairs_at(angle, 20, 8)
-    g = gaussian(20, 8, seed=2)
+    g = normal(20, 8, seed=2)
     axis_length = 2 * (np.sin(angle / 2) if name == "reflection" else np.cos(angle / 2))
     if axis_length < 1e-5:
         expected, atol = g, 0  # the plane of the map is lost in rounding: straight-through
@@ -137,7 +133,7 @@ def test_every_angle(name, angle):
 def test_the_gradient_keeps_its_angle_to_the_vector_it_belongs_to(dim, angle):
     # Fifty et al., Section 4.3: what the rotation trick is for.
     z, q = pairs_at(angle, 20, dim)
-    g = gaussian(20, dim, seed=3)
+    g = normal(20, dim, seed=3)
     gradient = vjp("rotation", z, q, g)
     np.testing.assert_allclose(angle_between(gradient, z), angle_between(g, q), atol=2e-5)
     ratio = np.linalg.norm(q, axis=-1) / np.linalg.norm(z, axis=-1)
@@ -146,7 +142,7 @@ def test_the_gradient_keeps_its_angle_to_the_vector_it_belongs_to(dim, angle):
 
 @pytest.mark.parametrize(("name", "determinant"), [("rotation", 1), ("rotation_unscaled", 1), ("reflection", -1)])
 def test_rotations_turn_and_the_reflection_mirrors(name, determinant):
-    z, q = gaussian(4, seed=4), gaussian(4, seed=5)
+    z, q = normal(4, seed=4), normal(4, seed=5)
     jacobian = np.asarray(jax.jacobian(get_estimator(name))(jnp.asarray(z), jnp.asarray(q)), np.float64)
     scale = 1 if name == "rotation_unscaled" else np.linalg.norm(q) / np.linalg.norm(z)
     np.testing.assert_allclose(np.linalg.det(jacobian / scale), determinant, atol=1e-5)
@@ -161,27 +157,27 @@ def test_codes_of_another_shape_are_refused():
 
 
 def test_the_rotation_takes_z_to_q():
-    z, q = gaussian(20, 8), gaussian(20, 8, seed=1)
+    z, q = normal(20, 8), normal(20, 8, seed=1)
     np.testing.assert_allclose(jvp("rotation", z, q, z), q, atol=2e-6)
     np.testing.assert_allclose(jvp("reflection", z, q, z), q, atol=2e-6)
 
 
 def test_the_normalized_rotation_has_no_radial_part():
     # The official VQGAN code differentiates z/|z|: its gradient never changes the length of z.
-    z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
+    z, q, g = normal(20, 8), normal(20, 8, seed=1), normal(20, 8, seed=2)
     assert np.max(np.abs(np.sum(np.asarray(vjp("rotation_normalized", z, q, g)) * z, -1))) < 1e-5
     assert np.max(np.abs(np.sum(np.asarray(vjp("rotation", z, q, g)) * z, -1))) > 0.1
 
 
 @pytest.mark.parametrize("name", ["tangential_rotation", "tangential_rotation_rescaled"])
 def test_the_radial_part_is_that_of_straight_through(name):
-    z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
+    z, q, g = normal(20, 8), normal(20, 8, seed=1), normal(20, 8, seed=2)
     np.testing.assert_allclose(np.sum(vjp(name, z, q, g) * z, -1), np.sum(g * z, -1), rtol=1e-4, atol=1e-5)
 
 
 def test_maps_of_the_latent_to_its_code_have_the_radial_part_of_the_code():
     # What takes z to its code passes <z, gradient> = <q, g>: no loss of quantization pushes the latent outward.
-    z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
+    z, q, g = normal(20, 8), normal(20, 8, seed=1), normal(20, 8, seed=2)
     of_code = np.sum(q * g, -1)
     for name in ("rotation", "reflection"):
         np.testing.assert_allclose(np.sum(vjp(name, z, q, g) * z, -1), of_code, rtol=1e-4, atol=1e-5)
@@ -192,7 +188,7 @@ def test_maps_of_the_latent_to_its_code_have_the_radial_part_of_the_code():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_rotation_about_the_mean_is_that_of_centered_vectors(masked):
-    z, q, g = jnp.asarray(gaussian(20, 8)) + 5, jnp.asarray(gaussian(20, 8, seed=1)) - 3, gaussian(20, 8, seed=2)
+    z, q, g = jnp.asarray(normal(20, 8)) + 5, jnp.asarray(normal(20, 8, seed=1)) - 3, normal(20, 8, seed=2)
     mask = np.arange(20) < 15 if masked else np.ones(20, bool)
     mask = jnp.asarray(mask)
     value, pullback = jax.vjp(lambda z: estimators.rotation_about_mean(z, q, mask=mask if masked else None), z)
@@ -207,7 +203,7 @@ def test_the_rotation_about_the_mean_is_that_of_centered_vectors(masked):
 
 
 def test_the_mean_is_that_of_all_devices():
-    z, q = jnp.asarray(gaussian(2, 10, 8)) + jnp.array([[[3.0]], [[-2.0]]]), jnp.asarray(gaussian(2, 10, 8, seed=1))
+    z, q = jnp.asarray(normal(2, 10, 8)) + jnp.array([[[3.0]], [[-2.0]]]), jnp.asarray(normal(2, 10, 8, seed=1))
 
     def gradient(z, q, axis_name=None):
         return jax.grad(lambda z: jnp.sum(jnp.sin(estimators.rotation_about_mean(z, q, axis_name=axis_name))))(z)
@@ -218,20 +214,20 @@ def test_the_mean_is_that_of_all_devices():
 
 @names
 def test_no_gradient_reaches_the_code(name):
-    z, q = jnp.asarray(gaussian(5, 3)), jnp.asarray(gaussian(5, 3, seed=1))
+    z, q = jnp.asarray(normal(5, 3)), jnp.asarray(normal(5, 3, seed=1))
     assert not np.any(jax.grad(lambda q: jnp.sum(get_estimator(name)(z, q) ** 2))(q))
 
 
 @names
 def test_the_map_is_held_constant(name):
     # The second derivative of a constant linear map is zero; z also enters the map's coefficients.
-    z, q, g = (jnp.asarray(gaussian(3, seed=seed)) for seed in range(3))
+    z, q, g = (jnp.asarray(normal(3, seed=seed)) for seed in range(3))
     second = jax.hessian(lambda z: jnp.dot(get_estimator(name)(z, q), g))(z)
     assert not np.any(second)
 
 
 def test_the_general_family_contains_the_named_rotations():
-    z, q, g = gaussian(20, 8), gaussian(20, 8, seed=1), gaussian(20, 8, seed=2)
+    z, q, g = normal(20, 8), normal(20, 8, seed=1), normal(20, 8, seed=2)
     rotated = np.asarray(vjp("rotation_unscaled", z, q, g))
     np.testing.assert_array_equal(vjp(scaled_rotation(norm_ratio), z, q, g), vjp("rotation", z, q, g))
     np.testing.assert_array_equal(vjp(scaled_rotation(1.0), z, q, g), rotated)
@@ -296,7 +292,7 @@ def test_any_pair_has_a_finite_gradient_no_longer_than_the_ratio_of_lengths(pair
 @pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", 2**-8), ("float16", 2**-11)])
 def test_short_types_lose_only_their_own_rounding(name, dtype, precision):
     # In the input's own arithmetic the peers are off by 9e-2 in bfloat16 (1e-2 in float16).
-    z, q, g = (jnp.asarray(gaussian(50, 64, seed=seed), dtype) for seed in range(3))
+    z, q, g = (jnp.asarray(normal(50, 64, seed=seed), dtype) for seed in range(3))
     gradient = vjp(name, z, q, g)
     assert gradient.dtype == dtype
     z, q, g = (np.asarray(x, np.float32) for x in (z, q, g))
@@ -306,7 +302,7 @@ def test_short_types_lose_only_their_own_rounding(name, dtype, precision):
 
 def test_float32_vectors_and_bfloat16_codes():
     # The cosine quantizer normalizes in float32 and returns codes of the input's dtype.
-    z, q = jnp.asarray(gaussian(5, 3)), jnp.asarray(gaussian(5, 3, seed=1), jnp.bfloat16)
+    z, q = jnp.asarray(normal(5, 3)), jnp.asarray(normal(5, 3, seed=1), jnp.bfloat16)
     value, pullback = jax.vjp(lambda z: estimators.rotation(z, q), z)
     (gradient,) = pullback(jnp.ones_like(q))
     assert (value.dtype, gradient.dtype) == (jnp.bfloat16, jnp.float32)
@@ -318,7 +314,7 @@ def test_float32_vectors_and_bfloat16_codes():
 
 @names
 def test_transformations_compose(name):
-    z, q = jnp.asarray(gaussian(2, 5, 3)), jnp.asarray(gaussian(2, 5, 3, seed=1))
+    z, q = jnp.asarray(normal(2, 5, 3)), jnp.asarray(normal(2, 5, 3, seed=1))
 
     def gradient(z, q):
         return jax.grad(lambda z: jnp.sum(get_estimator(name)(z, q) ** 3))(z)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.arrays import gaussian
+from helpers.arrays import gaussian, half_masked
 from vqjax.functional.codebook import (
     Assignment,
     Codebook,
@@ -26,13 +26,6 @@ KEY = jax.random.key(7)
 E = gaussian(CODES, DIM, seed=1)
 
 
-def half_masked():
-    """Tokens of which every second is NaN and masked, the mask, and the others alone."""
-    z = gaussian(TOKENS, DIM)
-    mask = jnp.arange(TOKENS) % 2 == 0
-    return jnp.where(mask[:, None], z, jnp.nan), mask, z[::2]
-
-
 def assert_equal_states(actual, expected, **tolerance):
     for name in Codebook._fields:
         compare = np.testing.assert_allclose if tolerance else np.testing.assert_array_equal
@@ -48,7 +41,7 @@ def test_assign_counts_and_sums_the_tokens_of_each_code():
 
 
 def test_masked_tokens_are_not_assigned_even_if_they_are_nan():
-    z, mask, valid = half_masked()
+    z, mask, valid = half_masked(TOKENS, DIM)
     indices = jnp.arange(TOKENS) % CODES
     for actual, expected in zip(assign(z, indices, CODES, mask), assign(valid, indices[::2], CODES), strict=True):
         np.testing.assert_array_equal(actual, expected)
@@ -199,7 +192,7 @@ def test_every_token_is_drawn_equally_often():
 
 
 def test_masked_tokens_are_never_drawn_even_when_the_others_run_out():
-    z, mask, valid = half_masked()
+    z, mask, valid = half_masked(TOKENS, DIM)
     drawn = np.asarray(sample_latents(KEY, z, 2 * TOKENS, mask))
     rows, times = np.unique(drawn, axis=0, return_counts=True)
     np.testing.assert_array_equal(rows, np.unique(valid, axis=0))
@@ -230,7 +223,7 @@ def test_nothing_is_replaced_when_every_token_is_masked():
 
 
 def test_masked_tokens_replace_no_code():
-    z, mask, valid = half_masked()
+    z, mask, valid = half_masked(TOKENS, DIM)
     new = replace_codes(KEY, init_codebook(gaussian(CODES, DIM)), jnp.ones(CODES, bool), z, mask)
     assert {tuple(code) for code in new.codes.tolist()} <= {tuple(token) for token in valid.tolist()}
 

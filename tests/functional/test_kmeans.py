@@ -6,20 +6,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from helpers.arrays import gaussian
+from helpers.arrays import gaussian, half_masked
 from vqjax.errors import UserError
 from vqjax.functional.codebook import sample_latents
 from vqjax.functional.kmeans import kmeans, kmeans_plus_plus
 
 TOKENS, CODES, DIM = 60, 10, 3
 KEY = jax.random.key(7)
-
-
-def half_masked():
-    """Tokens of which every second is NaN and masked, the mask, and the others alone."""
-    z = gaussian(TOKENS, DIM)
-    mask = jnp.arange(TOKENS) % 2 == 0
-    return jnp.where(mask[:, None], z, jnp.nan), mask, z[::2]
 
 
 def lloyd(z, means, iterations, unit_norm):
@@ -47,7 +40,7 @@ def test_kmeans_is_lloyds_algorithm_from_random_tokens(unit_norm):
 
 
 def test_masked_kmeans_does_not_see_the_masked_tokens():
-    z, mask, valid = half_masked()
+    z, mask, valid = half_masked(TOKENS, DIM)
     state = kmeans(KEY, z, CODES, iterations=4, mask=mask)
     codes, counts, _ = lloyd(valid, sample_latents(KEY, z, CODES, mask), 4, False)
     np.testing.assert_allclose(state.codes, codes, atol=1e-5)

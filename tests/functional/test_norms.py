@@ -5,16 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import normal
 from vqjax.functional.norms import MIN_LENGTH, length_and_direction, normalize
-
-
-def gaussian(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e-6, 1.0, 1e20, 1e37])
 def test_lengths_are_right_where_their_squares_leave_the_range_of_float32(scale):
-    x = gaussian(5, 7) * np.float32(scale)
+    x = normal(5, 7) * np.float32(scale)
     length, direction = length_and_direction(jnp.asarray(x))
     expected = np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True)
     np.testing.assert_allclose(length, expected, rtol=1e-6)
@@ -49,7 +46,7 @@ def test_normalize_keeps_the_dtype(dtype):
 
 @pytest.mark.parametrize("scale", [1e-5, 1.0, 1e10])
 def test_the_gradient_of_normalize_is_the_projection_onto_the_tangent_space(scale):
-    z, g = gaussian(6, 5) * np.float32(scale), gaussian(6, 5, seed=1)
+    z, g = normal(6, 5) * np.float32(scale), normal(6, 5, seed=1)
     gradient = jax.vjp(normalize, jnp.asarray(z))[1](jnp.asarray(g))[0]
     length = np.linalg.norm(z.astype(np.float64), axis=-1, keepdims=True)
     u = z / length

@@ -5,8 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def normal(*shape, seed=0, scale=1.0):
+    """Of NumPy, in float32."""
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
+
+
 def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    """Of JAX, in float32."""
+    return jnp.asarray(normal(*shape, seed=seed))
+
+
+def half_masked(tokens, dim):
+    """Tokens of which every second is NaN and masked, the mask, and the others alone."""
+    z = gaussian(tokens, dim)
+    mask = jnp.arange(tokens) % 2 == 0
+    return jnp.where(mask[:, None], z, jnp.nan), mask, z[::2]
 
 
 def unit(x):

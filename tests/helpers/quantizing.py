@@ -40,6 +40,12 @@ def train(vq, variables, z, mask=None, key=KEY):
     return out, variables | changed
 
 
+def unit(x):
+    """In float64."""
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
 def codes_of(vq, variables):
     return np.asarray(vq.apply(variables, jnp.arange(CODES), method="decode"))
 

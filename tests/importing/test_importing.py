@@ -4,11 +4,11 @@ import json
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from helpers.arrays import unit
 from helpers.quantizing import CODES, DIM, gaussian, nearest
 from vqjax import UserError
 from vqjax.importing import vector_quantize_pytorch
@@ -18,10 +18,6 @@ HEADS, FEATURES = 3, 5
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def unit(array):
-    return array / np.linalg.norm(array, axis=-1, keepdims=True)
 
 
 def state_dict(codebooks=1, **entries):
@@ -270,9 +266,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "state", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes_are_refused(arguments, state, message, monkeypatch):
-    # The type checks of the test run would speak first; users do not have them.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_mistakes_are_refused(arguments, state, message, as_users_run_it):
     with pytest.raises(UserError, match=message):
         vector_quantize_pytorch(state, {"dim": DIM, "codebook_size": CODES, **arguments})
 

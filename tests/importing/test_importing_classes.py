@@ -1,7 +1,6 @@
 """Whole classes of vector-quantize-pytorch, from state dicts built here: what is refused, and by which name."""
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -221,8 +220,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("class_name", "config", "state", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes_are_refused(class_name, config, state, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_mistakes_are_refused(class_name, config, state, message, as_users_run_it):
     with pytest.raises(UserError, match=message):
         vector_quantize_pytorch(state, config, class_name)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import gaussian
 from vqjax.errors import UserError
 from vqjax.models import ResidualEncoder, SonnetEncoder, ViTEncoder, VQGANEncoder
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
@@ -17,10 +18,6 @@ LAYERS = {
     "pointwise": (pointwise_conv(5), nn.Conv(5, (1, 1))),
     "up": (UpsamplingConv(5), nn.ConvTranspose(5, (4, 4), strides=(2, 2), padding="SAME")),
 }
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @pytest.mark.parametrize("name", LAYERS)

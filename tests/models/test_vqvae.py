@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import gaussian
 from vqjax import EMACodebook, VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.models import VQVAE, ResidualDecoder, ResidualEncoder, SonnetDecoder, SonnetEncoder
@@ -15,10 +16,6 @@ from vqjax.models.registry import build_model, residual, sonnet
 
 STUDY = {"name": "residual", "width": 256, "num_residual_blocks": 2, "num_scalings": 2, "latent_dim": None}
 SONNET = {"name": "sonnet", "width": 128, "num_residual_blocks": 2, "latent_dim": 64}
-
-
-def gaussian(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def random_variables(module, x):

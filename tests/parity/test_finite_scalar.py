@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import normal
 from vqjax.quantizers.residual import Residual
 from vqjax.quantizers.scalar import FSP, FSQ, LatentQuantizer
 
@@ -12,10 +13,6 @@ torch = pytest.importorskip("torch")
 peer = pytest.importorskip("vector_quantize_pytorch")
 
 LEVELS, DIM = (8, 5, 5, 4), 4
-
-
-def gaussian(*shape, seed=0, scale=1.0):
-    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
 
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):
@@ -37,7 +34,7 @@ def compare(ours, variables, theirs, z, rtol=1e-5):
     """Values, indices, gradients and the decoded indices; returns both outputs."""
     x = torch.tensor(z, requires_grad=True)
     output = theirs(x)
-    weights = gaussian(*output[0].shape, seed=9)
+    weights = normal(*output[0].shape, seed=9)
     (output[0] * torch.tensor(weights)).sum().backward()
     out, pull = jax.vjp(lambda z: ours.apply(variables, z, train=False).quantized, jnp.asarray(z))
     close(out, output[0], rtol=rtol)
@@ -54,7 +51,7 @@ def test_fsq(symmetric, hard_clamp):
     ours = FSQ(LEVELS, bound="symmetric" if symmetric else "asymmetric", hard_clamp=hard_clamp)
     for scale in (0.3, 1.0, 5.0):
         theirs = peer.FSQ(list(LEVELS), **arguments)
-        result, output = compare(ours, {}, theirs, gaussian(3, 200, DIM, scale=scale))
+        result, output = compare(ours, {}, theirs, normal(3, 200, DIM, scale=scale))
         close(ours.apply({}, result.indices, method="decode"), theirs.indices_to_codes(output[1]))
 
 
@@ -65,7 +62,7 @@ def test_fsq_with_codebooks_projections_and_rotation(rotated):
     variables = {"params": projections_of(theirs)}
     if rotated:
         variables["codebook"] = {"rotation": jnp.asarray(theirs.orthogonal_rot.numpy())}
-    compare(ours, variables, theirs, gaussian(3, 50, 7))
+    compare(ours, variables, theirs, normal(3, 50, 7))
 
 
 def test_fsq_indices_beyond_2_to_the_24_are_not_exact_in_theirs():
@@ -95,7 +92,7 @@ def test_residual_fsq(dim, hard_clamp):
     template = FSQ(LEVELS) if hard_clamp else FSQ(LEVELS, hard_clamp=False)
     ours = Residual(template, 3, gradient="per_stage", soft_clamp=None if hard_clamp else 1.5)
     variables = {"params": projections_of(theirs)}
-    result, output = compare(ours, variables, theirs, gaussian(2, 100, dim))
+    result, output = compare(ours, variables, theirs, normal(2, 100, dim))
     close(ours.apply(variables, result.indices, method="decode"), theirs.get_output_from_indices(output[1]))
 
 
@@ -104,7 +101,7 @@ def test_residual_fsq(dim, hard_clamp):
 def test_fsp(activation, invert):
     theirs = peer.FSP(list(LEVELS), act_name=activation, need_inv_act=invert).eval()
     ours = FSP(LEVELS, activation=activation, invert=invert)
-    result, output = compare(ours, {}, theirs, gaussian(3, 50, DIM))
+    result, output = compare(ours, {}, theirs, normal(3, 50, DIM))
     close(ours.apply({}, result.indices, method="decode"), theirs.indices_to_codes(output[1]))
     close(result.loss, output[2])
 
@@ -123,7 +120,7 @@ def test_fsp(activation, invert):
 def test_moments_of_fsp(name, of_theirs):
     theirs = peer.FSP([8, 5, 5], dim=6, vector_norm=of_theirs).eval()
     ours, variables = FSP((8, 5, 5), moments=name), {"params": projections_of(theirs)}
-    z = gaussian(2, 60, 6, scale=2.0)
+    z = normal(2, 60, 6, scale=2.0)
     x = torch.tensor(z, requires_grad=True)
     loss = theirs(x)[2]
     loss.backward()
@@ -133,7 +130,7 @@ def test_moments_of_fsp(name, of_theirs):
 
 
 def test_noise_of_fsp_with_the_same_numbers(monkeypatch):
-    key, z = jax.random.key(3), gaussian(40, 3)
+    key, z = jax.random.key(3), normal(40, 3)
     theirs = peer.FSP([8, 5, 5], quantize_rate=0.0).train()
     ours = FSP((8, 5, 5))
     drawn = []
@@ -155,7 +152,7 @@ def test_noise_of_fsp_with_the_same_numbers(monkeypatch):
 def test_latent_quantize(codebooks):
     theirs = peer.LatentQuantize([5, 7, 3], dim=3 * codebooks, num_codebooks=codebooks).train()
     ours = LatentQuantizer((5, 7, 3), num_codebooks=codebooks)
-    z = gaussian(4, 30, 3 * codebooks, scale=0.4)
+    z = normal(4, 30, 3 * codebooks, scale=0.4)
     variables = ours.init(jax.random.key(0), jnp.asarray(z))
     x = torch.tensor(np.moveaxis(z, -1, 1).copy(), requires_grad=True)
     quantized, indices, loss = theirs(x)

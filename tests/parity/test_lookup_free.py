@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from helpers.arrays import normal
 from vqjax.functional.binary import bit_entropies
 from vqjax.quantizers.binary import BSQ, LFQ, BinaryMapper
 from vqjax.quantizers.residual import Residual
@@ -26,13 +27,8 @@ SHAPE = (3, 20)
 KEY = jax.random.key(0)
 PLAIN = LFQ(DIM, inverse_temperature=1.0, smallest_probability=CLAMP)
 # Compiling takes most of the time of these tests.
-quickly_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-clamped_entropies = quickly_compiled(functools.partial(bit_entropies, smallest_probability=CLAMP))
-exact_entropies = quickly_compiled(bit_entropies)
-
-
-def gaussian(*shape, seed=0, scale=1.0):
-    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
+clamped_entropies = jax.jit(functools.partial(bit_entropies, smallest_probability=CLAMP))
+exact_entropies = jax.jit(bit_entropies)
 
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):
@@ -55,17 +51,17 @@ def state_of(theirs):
     return {"codebook": {"rotation": jnp.asarray(theirs.orthogonal_rot.numpy())}} if rotated else {}
 
 
-@functools.partial(quickly_compiled, static_argnames=("module", "train"))
+@functools.partial(jax.jit, static_argnames=("module", "train"))
 def run(module, z, mask=None, *, train=True, key=KEY):
     return module.apply({}, z, mask, train=train, rngs={"quantizer": key})
 
 
-@functools.partial(quickly_compiled, static_argnames="module")
+@functools.partial(jax.jit, static_argnames="module")
 def decode(module, params, state, indices):
     return module.apply({"params": params} | state, indices, method="decode")
 
 
-@functools.partial(quickly_compiled, static_argnames="module")
+@functools.partial(jax.jit, static_argnames="module")
 def ours_with_gradients(module, params, state, z, weights, mask):
     def loss(params, z):
         out = module.apply({"params": params} | state, z, mask, train=True, rngs={"quantizer": KEY})
@@ -82,7 +78,7 @@ def compare(ours, theirs, z, *, mask=None, rtol=1e-5, **arguments):
     theirs_mask = None if mask is None else torch.tensor(mask)
     output = theirs(x, mask=theirs_mask, **arguments)
     quantized, indices, losses = output[0] if arguments.get("return_loss_breakdown") else output
-    weights = gaussian(*quantized.shape, seed=9)
+    weights = normal(*quantized.shape, seed=9)
     if mask is not None:
         weights *= mask[..., None]
     ((quantized * torch.tensor(weights)).sum() + 50 * losses.sum()).backward()
@@ -132,7 +128,7 @@ def test_one_codebook_and_several(kind, num_codebooks, inverse_temperature):
     bits = DIM // num_codebooks
     theirs = peer.LFQ(codebook_size=2**bits, num_codebooks=num_codebooks, spherical=kind is BSQ)
     ours = kind(bits, num_codebooks=num_codebooks, inverse_temperature=inverse_temperature, smallest_probability=CLAMP)
-    z = gaussian(*SHAPE, DIM)
+    z = normal(*SHAPE, DIM)
     check_evaluation(ours, theirs, z, compare_with_terms(ours, theirs, z))
 
 
@@ -162,7 +158,7 @@ def test_every_option_with_projections(kind):
         inverse_temperature=10.0,
         smallest_probability=CLAMP,
     )
-    z = gaussian(*SHAPE, 5)
+    z = normal(*SHAPE, 5)
     check_evaluation(ours, theirs, z, compare_with_terms(ours, theirs, z))
 
 
@@ -174,7 +170,7 @@ def test_masks(num_codebooks):
     theirs = peer.LFQ(
         codebook_size=2**ours.bits, num_codebooks=num_codebooks, commitment_loss_weight=0.3, diversity_gamma=0.0
     )
-    z, mask = gaussian(*SHAPE, DIM), gaussian(*SHAPE, seed=1) > 0
+    z, mask = normal(*SHAPE, DIM), normal(*SHAPE, seed=1) > 0
     _, (_, terms) = compare(ours, theirs, z, mask=mask, inv_temperature=1.0, return_loss_breakdown=True)
     # Where all tokens count, the mask changes nothing in ours.
     out = run(ours, jnp.asarray(z), jnp.ones(SHAPE, bool))
@@ -185,7 +181,7 @@ def test_masks(num_codebooks):
 
 def test_defect_their_mask_turns_the_entropy_of_the_batch_into_that_of_the_tokens():
     # The mask drops an axis, and the mean over tokens is taken over none: the default loss is always zero.
-    z, mask = gaussian(*SHAPE, DIM), gaussian(*SHAPE, seed=1) > 0
+    z, mask = normal(*SHAPE, DIM), normal(*SHAPE, seed=1) > 0
     theirs = peer.LFQ(dim=DIM).train()
     (_, _, loss), terms = theirs(
         torch.tensor(z), inv_temperature=1.0, return_loss_breakdown=True, mask=torch.tensor(mask)
@@ -207,7 +203,7 @@ def test_residual_stages(projected):
     )
     arguments = {"soft_clamp": 1.5, "commitment_weight": 0.2, "smallest_probability": CLAMP}
     ours = Residual(LFQ(bits, **arguments), stages, gradient="per_stage")
-    z = gaussian(*SHAPE, dim)
+    z = normal(*SHAPE, dim)
     out, _ = compare(ours, theirs, z)
     check_evaluation(ours, theirs, z, out)
 
@@ -217,13 +213,13 @@ def test_residual_stages(projected):
 def test_exact_entropies_exceed_theirs_by_less_than_a_few_thousandths(bits, largest, inverse_temperature):
     # Bounding a probability p < 1e-5 within the logarithm takes p log(1e-5/p) off, at most 1e-5/e for each code.
     assert largest > 2**bits * CLAMP / np.e
-    logits = jnp.asarray(4 * inverse_temperature * gaussian(*SHAPE, bits))
+    logits = jnp.asarray(4 * inverse_temperature * normal(*SHAPE, bits))
     for exact, clamped in zip(exact_entropies(logits), clamped_entropies(logits), strict=True):
         assert -1e-5 < float(exact) - float(clamped) < largest
 
 
 def test_binary_mapper():
-    theirs, logits, weights = peer.BinaryMapper(4, deterministic_on_eval=True), gaussian(5, 7, 4), gaussian(5, 7, 16)
+    theirs, logits, weights = peer.BinaryMapper(4, deterministic_on_eval=True), normal(5, 7, 4), normal(5, 7, 16)
     x = torch.tensor(logits, requires_grad=True)
     one_hot, indices, loss = theirs.train()(x, return_indices=True)
     ((one_hot * torch.tensor(weights)).sum() + 50 * loss).backward()
@@ -241,7 +237,7 @@ def test_binary_mapper():
 
 
 def test_binary_mapper_draws_at_a_temperature_from_the_same_distribution():
-    logits = np.broadcast_to(gaussian(3), (2**14, 3))
+    logits = np.broadcast_to(normal(3), (2**14, 3))
     theirs = peer.BinaryMapper(3)(torch.tensor(logits.copy()), temperature=2.0, return_indices=True)[1]
     ours = run(BinaryMapper(3, temperature=2.0), jnp.asarray(logits))
     shares = [np.bincount(np.asarray(indices), minlength=8) / 2**14 for indices in (ours.indices, theirs)]
@@ -270,7 +266,7 @@ torch.multiprocessing.start_processes(measure, (sys.argv[1],), nprocs=2, start_m
 
 
 def test_defect_their_entropy_over_processes_is_that_of_local_probabilities_divided_by_their_number(tmp_path):
-    z = gaussian(2, 40, DIM, scale=2.0)
+    z = normal(2, 40, DIM, scale=2.0)
     np.save(tmp_path / "z.npy", z)
     subprocess.run([sys.executable, "-W", "ignore", "-c", TWO_PROCESSES, tmp_path], check=True, timeout=120)
     theirs = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
@@ -282,7 +278,7 @@ def test_defect_their_entropy_over_processes_is_that_of_local_probabilities_divi
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     module = LFQ(DIM, inverse_temperature=1.0, smallest_probability=CLAMP, axis_name="data")
     entropy = lambda z: module.apply({}, z, train=True).metrics["batch_entropy"][None]  # noqa: E731
-    ours = quickly_compiled(jax.shard_map(entropy, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(jnp.asarray(z))
+    ours = jax.jit(jax.shard_map(entropy, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(jnp.asarray(z))
     _, expected = clamped_entropies(jnp.asarray(4 * z))
     close(ours, np.full(2, expected))
     assert all(float(expected) > float(alone) + 0.1 for alone in local)
@@ -292,7 +288,7 @@ def test_defect_their_entropy_over_processes_is_that_of_local_probabilities_divi
 def test_defect_their_entropy_of_many_codes_saturates_and_loses_its_gradient():
     # A uniform distribution over 2^17 codes has probabilities below 1e-5: theirs is log(1e5) for every such batch.
     bits = 17
-    z = gaussian(4, bits, scale=0.02)
+    z = normal(4, bits, scale=0.02)
     x = torch.tensor(z[None], requires_grad=True)
     _, terms = peer.LFQ(dim=bits).train()(x, inv_temperature=1.0, return_loss_breakdown=True)
     terms.batch_entropy.backward()
@@ -304,9 +300,9 @@ def test_defect_their_entropy_of_many_codes_saturates_and_loses_its_gradient():
         return LFQ(bits, inverse_temperature=1.0).apply({}, z).metrics["batch_entropy"]
 
     exact = lambda z: bit_entropies(4 * z, bits_per_group=bits)[1]  # noqa: E731
-    value, gradient = quickly_compiled(jax.value_and_grad(exact))(jnp.asarray(z))
+    value, gradient = jax.jit(jax.value_and_grad(exact))(jnp.asarray(z))
     assert 0.99 * bits * np.log(2) < float(value) < bits * np.log(2)
-    close(quickly_compiled(entropy)(jnp.asarray(z)), value, rtol=1e-3)
+    close(jax.jit(entropy)(jnp.asarray(z)), value, rtol=1e-3)
     assert float(jnp.max(jnp.abs(gradient))) > 1e-2
 
 
@@ -314,34 +310,34 @@ def test_defect_their_loss_holds_a_value_for_each_token_and_code():
     tokens, bits = 64, 12
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda t: t):
-        peer.LFQ(dim=bits).train()(torch.tensor(gaussian(1, tokens, bits), requires_grad=True))
+        peer.LFQ(dim=bits).train()(torch.tensor(normal(1, tokens, bits), requires_grad=True))
     assert max(saved) == tokens * 2**bits
-    gradient = jax.make_jaxpr(jax.grad(lambda z: LFQ(bits).apply({}, z).loss))(gaussian(tokens, bits))
+    gradient = jax.make_jaxpr(jax.grad(lambda z: LFQ(bits).apply({}, z).loss))(normal(tokens, bits))
     shapes = re.findall(r"\w+\d\[([\d,]+)\]", str(gradient))
     sizes = [math.prod(int(axis) for axis in shape.split(",")) for shape in shapes]
     assert tokens * bits <= max(sizes) <= 2**bits
 
 
 def test_defect_a_batch_without_valid_tokens_is_nan_in_theirs():
-    z, mask = gaussian(*SHAPE, DIM), np.zeros(SHAPE, bool)
+    z, mask = normal(*SHAPE, DIM), np.zeros(SHAPE, bool)
     assert np.isnan(float(peer.LFQ(dim=DIM).train()(torch.tensor(z), mask=torch.tensor(mask))[2]))
     assert float(run(PLAIN, jnp.asarray(z), jnp.asarray(mask)).loss) == 0
 
 
 def test_defect_what_theirs_returns_in_training_is_the_code_up_to_rounding_of_its_input():
-    z = gaussian(*SHAPE, DIM, scale=1e5)
+    z = normal(*SHAPE, DIM, scale=1e5)
     quantized = peer.LFQ(dim=DIM, codebook_scale=0.3).train()(torch.tensor(z))[0]
     assert np.max(np.abs(np.abs(quantized.detach().numpy()) - 0.3)) > 1e-3
     out = run(LFQ(DIM, scale=0.3), jnp.asarray(z))
     np.testing.assert_array_equal(np.abs(out.quantized), np.full_like(z, np.float32(0.3)))
-    logits = gaussian(*SHAPE, DIM)
+    logits = normal(*SHAPE, DIM)
     one_hot = peer.BinaryMapper(DIM).train()(torch.tensor(logits))[0]
     assert set(np.unique(one_hot.detach().numpy())) != {0.0, 1.0}
     assert set(np.unique(run(BinaryMapper(DIM), jnp.asarray(logits)).quantized)) == {0.0, 1.0}
 
 
 def test_defect_masked_tokens_have_codes_in_theirs():
-    z, mask = gaussian(*SHAPE, DIM), np.zeros(SHAPE, bool)
+    z, mask = normal(*SHAPE, DIM), np.zeros(SHAPE, bool)
     mask[0] = True
     quantized, indices, _ = peer.LFQ(dim=DIM).train()(torch.tensor(z), mask=torch.tensor(mask))
     assert bool((quantized[1:] != 0).any() and (indices[1:] >= 0).all())
@@ -351,19 +347,19 @@ def test_defect_masked_tokens_have_codes_in_theirs():
 
 
 def test_defect_08_their_gradient_grows_with_the_stages_ours_does_not():
-    z = gaussian(*SHAPE, DIM)
+    z = normal(*SHAPE, DIM)
     x = torch.tensor(z, requires_grad=True)
     peer.ResidualLFQ(dim=DIM, codebook_size=2**DIM, num_quantizers=3).train()(x)[0].sum().backward()
     close(x.grad, np.full_like(z, 3.0))
     total = lambda z: jnp.sum(Residual(LFQ(DIM), 3).apply({}, z).quantized)  # noqa: E731
-    gradient = quickly_compiled(jax.grad(total))(jnp.asarray(z))
+    gradient = jax.jit(jax.grad(total))(jnp.asarray(z))
     close(gradient, np.ones_like(z))
 
 
 @pytest.mark.parametrize("option", ["spherical", "orthogonal_rotation"])
 def test_defect_their_residual_form_decodes_other_vectors_than_it_returned(option):
     # Its codebook is that of plain signs whatever the stages do.
-    z = gaussian(*SHAPE, DIM)
+    z = normal(*SHAPE, DIM)
     theirs = peer.ResidualLFQ(dim=DIM, codebook_size=2**DIM, num_quantizers=2, **{option: True}).eval()
     quantized, indices, _ = theirs(torch.tensor(z))
     assert float((theirs.get_output_from_indices(indices) - quantized).abs().max()) > 0.5
@@ -374,7 +370,7 @@ def test_defect_their_residual_form_decodes_other_vectors_than_it_returned(optio
 
 
 def test_defect_their_binary_mapper_draws_in_evaluation():
-    logits = gaussian(500, 4)
+    logits = normal(500, 4)
     theirs = peer.BinaryMapper(4).eval()
     first, second = (theirs(torch.tensor(logits), return_indices=True)[1] for _ in range(2))
     assert not torch.equal(first, second)
@@ -384,7 +380,7 @@ def test_defect_their_binary_mapper_draws_in_evaluation():
 
 
 def test_defect_a_missing_index_has_the_probability_of_the_last_code_in_theirs():
-    logits = gaussian(1, 4)
+    logits = normal(1, 4)
     theirs = peer.BinaryMapper(4)
     missing, last = (theirs.log_prob(torch.tensor(logits), indices=torch.tensor([index])) for index in (-1, 15))
     assert torch.equal(missing, last)

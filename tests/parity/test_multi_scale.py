@@ -5,16 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import normal
 from vqjax import VectorQuantizer
 from vqjax.quantizers.multi_scale import MultiScaleVQ
 
 torch = pytest.importorskip("torch")
 
 DIM, CODES, SPACES = 4, 16, {1: (9,), 2: (8, 6), 3: (4, 4, 4)}
-
-
-def gaussian(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def close(actual, expected, atol=1e-5):
@@ -33,7 +30,7 @@ def make_theirs(scales, spatial_dims, **arguments):
         # In their training mode, where losses and gradients are, each scale would move the codes of the next.
         vq.freeze_codebook = True
         with torch.no_grad():
-            vq._codebook.embed.copy_(torch.tensor(gaussian(1, CODES, DIM, seed=number + 1)))
+            vq._codebook.embed.copy_(torch.tensor(normal(1, CODES, DIM, seed=number + 1)))
     return theirs
 
 
@@ -50,7 +47,7 @@ def make_ours(theirs, scales, spatial_dims, rotation=False, **arguments):
         params[f"phi_{number}"] = {"convolution": conv}
     codebook = {}
     for name, state in variables["codebook"].items():
-        codebook[name] = state | {"codes": jnp.asarray(gaussian(CODES, DIM, seed=int(name.split("_")[1]) + 1))}
+        codebook[name] = state | {"codes": jnp.asarray(normal(CODES, DIM, seed=int(name.split("_")[1]) + 1))}
     assert jax.tree.structure(params) == jax.tree.structure(variables["params"])
     return vq, {"params": params, "codebook": codebook}
 
@@ -60,7 +57,7 @@ def compare(scales, spatial_dims, mask=None, rotation=False, shared=True, num_ph
         scales, spatial_dims, rotation_trick=rotation, shared_codebook=shared, share_quant_resi=num_phi or 0
     )
     vq, variables = make_ours(theirs, scales, spatial_dims, rotation, shared_codebook=shared, num_phi=num_phi)
-    z, g = (gaussian(2, *SPACES[spatial_dims], DIM, seed=seed) for seed in (10, 11))
+    z, g = (normal(2, *SPACES[spatial_dims], DIM, seed=seed) for seed in (10, 11))
     x = torch.tensor(z, requires_grad=True)
     quantized, indices, loss = theirs(x, mask=None if mask is None else torch.tensor(mask))
     (torch.sum(quantized * torch.tensor(g)) + 10 * loss).backward()
@@ -110,7 +107,7 @@ def test_decode_at_another_size_and_at_that_of_the_last_scale():
 
 
 def test_defect_16_their_clusters_see_the_coarsest_scale_only():
-    z = gaussian(4, 8, 6, DIM, seed=10)
+    z = normal(4, 8, 6, DIM, seed=10)
     theirs = make_theirs((1, 2, 4), 2, kmeans_init=True)
     theirs.vq.freeze_codebook = False
     theirs(torch.tensor(z))

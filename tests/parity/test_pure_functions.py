@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import normal
 from vqjax.estimators import diveq
 from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
 from vqjax.functional.codebook import init_codebook, replace_codes
@@ -20,17 +21,13 @@ module = importlib.import_module("vector_quantize_pytorch.vector_quantize_pytorc
 CODES, TOKENS, DIM = 16, 64, 8
 
 
-def gaussian(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 def close(actual, expected, rtol=1e-5, atol=1e-6):
     expected = expected.detach().numpy() if hasattr(expected, "detach") else expected
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=rtol, atol=atol)
 
 
 def test_diveq_with_the_same_noise(monkeypatch):
-    z, q, g = (gaussian(TOKENS, DIM, seed=seed) for seed in range(3))
+    z, q, g = (normal(TOKENS, DIM, seed=seed) for seed in range(3))
     key = jax.random.key(1)
     noise = np.array(jax.random.normal(key, z.shape))
     monkeypatch.setattr(module.torch, "randn_like", lambda x: torch.tensor(noise))
@@ -46,7 +43,7 @@ def test_diveq_with_the_same_noise(monkeypatch):
 
 @pytest.mark.parametrize("cosine", [False, True])
 def test_kmeans_from_given_means(cosine):
-    z, start = gaussian(TOKENS, DIM), gaussian(CODES, DIM, seed=1)
+    z, start = normal(TOKENS, DIM), normal(CODES, DIM, seed=1)
     if cosine:
         z, start = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (z, start))
     means, counts = module.kmeans(
@@ -58,7 +55,7 @@ def test_kmeans_from_given_means(cosine):
 
 
 def test_kmeans_leaves_an_empty_cluster_where_theirs_ends_at_the_origin(make_peer):
-    z = gaussian(10, DIM)
+    z = normal(10, DIM)
     start = np.concatenate([z, np.full((6, DIM), 50.0, np.float32)])
     theirs = make_peer(start, kmeans_init=True)
     theirs._codebook.sample_fn = lambda samples, num: torch.tensor(start[None])
@@ -70,12 +67,12 @@ def test_kmeans_leaves_an_empty_cluster_where_theirs_ends_at_the_origin(make_pee
 
 
 def test_orthogonality():
-    for codes in (gaussian(CODES, DIM), gaussian(4, DIM)):
+    for codes in (normal(CODES, DIM), normal(4, DIM)):
         close(orthogonality(jnp.asarray(codes)), module.orthogonal_loss_fn(torch.tensor(codes[None])))
 
 
 def test_orthogonality_of_active_codes(make_peer):
-    codes, z = gaussian(CODES, DIM, seed=1), gaussian(1, 6, DIM)
+    codes, z = normal(CODES, DIM, seed=1), normal(1, 6, DIM)
     theirs = make_peer(codes, orthogonal_reg_weight=1.0, orthogonal_reg_active_codes_only=True, ema_update=False)
     _, indices, _, breakdown = theirs(torch.tensor(z), return_loss_breakdown=True)
     active = jnp.zeros(CODES, bool).at[jnp.asarray(indices.numpy().ravel())].set(True)
@@ -83,7 +80,7 @@ def test_orthogonality_of_active_codes(make_peer):
 
 
 def test_diversity_is_theirs_where_they_average_over_tokens(make_peer):
-    codes, z = gaussian(CODES, DIM, seed=1), gaussian(TOKENS, 1, DIM)
+    codes, z = normal(CODES, DIM, seed=1), normal(TOKENS, 1, DIM)
     theirs = make_peer(codes, codebook_diversity_loss_weight=1.0, codebook_diversity_temperature=1.0)
     breakdown = theirs(torch.tensor(z), return_loss_breakdown=True, freeze_codebook=True)[3]
     per_token, of_batch = assignment_entropies(jnp.asarray(z), jnp.asarray(codes), inverse_temperature=1.0)
@@ -95,11 +92,11 @@ def test_diversity_is_theirs_where_they_average_over_tokens(make_peer):
 
 
 def test_running_affine_over_three_steps_in_their_order(make_peer):
-    codes = gaussian(CODES, DIM, seed=1)
+    codes = normal(CODES, DIM, seed=1)
     theirs = make_peer(codes, affine_param=True, decay=0.8)
     tokens = codes_statistics = None
     for step in range(3):
-        z = 2 * gaussian(TOKENS, DIM, seed=step) + 1
+        z = 2 * normal(TOKENS, DIM, seed=step) + 1
         stored = jnp.asarray(theirs._codebook.embed[0].numpy().copy())
         quantized, indices, _ = theirs(torch.tensor(z[None]))
         new, new_codes = feature_statistics(jnp.asarray(z)), feature_statistics(stored)
@@ -113,7 +110,7 @@ def test_running_affine_over_three_steps_in_their_order(make_peer):
 
 
 def test_expired_codes_become_the_sampled_tokens(make_peer):
-    codes, z = gaussian(CODES, DIM, seed=1), gaussian(1, TOKENS, DIM)
+    codes, z = normal(CODES, DIM, seed=1), normal(1, TOKENS, DIM)
     theirs = make_peer(codes, threshold_ema_dead_code=2, decay=0.8)
     sampled = []
     theirs._codebook.replace_sample_fn = lambda samples, num: sampled.append(samples[:, :num]) or sampled[-1]
@@ -131,7 +128,7 @@ def test_expired_codes_become_the_sampled_tokens(make_peer):
 
 
 def test_sampled_codes_come_as_often_as_theirs():
-    codes, count = gaussian(6, 2, seed=1), 20_000
+    codes, count = normal(6, 2, seed=1), 20_000
     z = np.zeros((count, 2), np.float32)
     logits = -module.cdist(torch.tensor(z[None]), torch.tensor(codes[None]))[0]
     theirs, _ = module.gumbel_sample(logits, temperature=0.5, stochastic=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import normal
 from vqjax import VectorQuantizer
 from vqjax.quantizers import EMACodebook
 from vqjax.quantizers.grouped import Grouped
@@ -17,10 +18,6 @@ peer = pytest.importorskip("vector_quantize_pytorch")
 STAGES, CODES, DIM = 4, 16, 8
 AVERAGES = EMACodebook(decay=0.8, smoothing=1e-5, start="one_token")
 STAGE = VectorQuantizer(num_codes=CODES, codebook=AVERAGES, commitment_weight=1.0)
-
-
-def gaussian(*shape, seed=0, scale=1.0):
-    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
 
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):
@@ -53,7 +50,7 @@ def our_state(codebooks):
 
 
 def codebooks_of(sizes=(CODES,) * STAGES, dim=DIM):
-    return [gaussian(size, dim, seed=number, scale=0.7**number) for number, size in enumerate(sizes)]
+    return [normal(size, dim, seed=number, scale=0.7**number) for number, size in enumerate(sizes)]
 
 
 def stage_losses(out, stages=STAGES):
@@ -67,7 +64,7 @@ def test_moving_averages_over_three_steps(sizes):
     module = ResidualVQ(STAGE, len(sizes), stage_sizes=sizes)
     variables = {"codebook": our_state(codebooks)}
     for step in range(3):
-        z = gaussian(2, 32, DIM, seed=10 + step)
+        z = normal(2, 32, DIM, seed=10 + step)
         quantized, indices, losses = theirs(torch.tensor(z))
         out, updates = module.apply(variables, jnp.asarray(z), train=True, mutable=["codebook"])
         variables = variables | updates
@@ -85,7 +82,7 @@ def test_moving_averages_over_three_steps(sizes):
 
 @pytest.mark.parametrize("rotation", [False, True])
 def test_defect_08_the_gradient_of_the_per_stage_form_grows_with_the_stages_ours_does_not(rotation):
-    codebooks, z, cotangent = codebooks_of(), gaussian(2, 32, DIM, seed=10), gaussian(2, 32, DIM, seed=11)
+    codebooks, z, cotangent = codebooks_of(), normal(2, 32, DIM, seed=10), normal(2, 32, DIM, seed=11)
     theirs = their_residual(codebooks, rotation_trick=rotation)
     x = torch.tensor(z, requires_grad=True)
     (theirs(x)[0] * torch.tensor(cotangent)).sum().backward()
@@ -105,7 +102,7 @@ def test_defect_08_the_gradient_of_the_per_stage_form_grows_with_the_stages_ours
 
 
 def test_projection_around_all_stages():
-    codebooks, z = codebooks_of(dim=4), gaussian(2, 32, DIM, seed=10)
+    codebooks, z = codebooks_of(dim=4), normal(2, 32, DIM, seed=10)
     theirs = peer.ResidualVQ(dim=DIM, codebook_size=CODES, codebook_dim=4, num_quantizers=STAGES).eval()
     inject(theirs, codebooks)
     params = {
@@ -121,7 +118,7 @@ def test_projection_around_all_stages():
 
 
 def test_implicit_codebooks():
-    codebooks, z = codebooks_of(), gaussian(2, 16, DIM, seed=10)
+    codebooks, z = codebooks_of(), normal(2, 16, DIM, seed=10)
     theirs = peer.ResidualVQ(
         dim=DIM,
         codebook_size=CODES,
@@ -162,7 +159,7 @@ def test_groups():
     for part, codes in zip(theirs.rvqs, codebooks, strict=True):
         inject(part, codes)
     state = {f"parts_{number}": our_state(codes) for number, codes in enumerate(codebooks)}
-    z = gaussian(2, 32, 2 * DIM, seed=10)
+    z = normal(2, 32, 2 * DIM, seed=10)
     module = Grouped(ResidualVQ(STAGE, STAGES), 2)
     out, _ = module.apply({"codebook": state}, jnp.asarray(z), train=True, mutable=["codebook"])
     quantized, indices, losses = theirs(torch.tensor(z))
@@ -172,7 +169,7 @@ def test_groups():
 
 
 def test_defect_01_their_beam_search_scores_the_sum_over_stages_ours_what_is_left():
-    codebooks, z = codebooks_of(), gaussian(3, 32, DIM, seed=10)
+    codebooks, z = codebooks_of(), normal(3, 32, DIM, seed=10)
     theirs = their_residual(codebooks, beam_size=8, rotation_trick=False).eval()
     their_error = np.mean((theirs(torch.tensor(z))[0].detach().numpy() - z) ** 2)
     module = ResidualVQ(STAGE, STAGES, beam_size=8)
@@ -181,7 +178,7 @@ def test_defect_01_their_beam_search_scores_the_sum_over_stages_ours_what_is_lef
 
 
 def test_defect_01_their_beam_search_moves_a_frozen_codebook_ours_does_not():
-    codebooks, z = codebooks_of(), gaussian(3, 32, DIM, seed=10)
+    codebooks, z = codebooks_of(), normal(3, 32, DIM, seed=10)
     theirs = their_residual(codebooks, beam_size=8, rotation_trick=False)
     theirs(torch.tensor(z), freeze_codebook=True)
     assert np.max(np.abs(theirs.layers[0]._codebook.embed[0].numpy() - codebooks[0])) > 0.1
@@ -195,7 +192,7 @@ def test_defect_15_their_shared_codebook_decays_once_per_stage():
     codes = codebooks_of()[0]
     theirs = peer.ResidualVQ(dim=DIM, codebook_size=CODES, num_quantizers=STAGES, shared_codebook=True, decay=0.8)
     inject(theirs, [codes] * STAGES)
-    z = gaussian(2, 32, DIM, seed=10)
+    z = normal(2, 32, DIM, seed=10)
     _, indices, _ = theirs.train()(torch.tensor(z))
     state = {"stages_0": our_state([codes])["stages_0"]}
     module = ResidualVQ(STAGE, STAGES, shared_codebook=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import normal
 from vqjax.functional.pooling import max_vector_pool, softmax_vector_pool
 from vqjax.quantizers import FrozenCodebook, LinearTransform, RandomProjectionQuantizer, SimVQ
 
@@ -17,10 +18,6 @@ peer = importlib.import_module("vector_quantize_pytorch")
 CODES, TOKENS, DIM = 16, 64, 8
 
 
-def gaussian(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 def close(actual, expected, rtol=1e-5, atol=1e-5):
     np.testing.assert_allclose(np.asarray(actual), expected.detach().numpy(), rtol=rtol, atol=atol)
 
@@ -28,7 +25,7 @@ def close(actual, expected, rtol=1e-5, atol=1e-5):
 @pytest.mark.parametrize("estimator", ["rotation", "straight_through"])
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 def test_simvq_with_every_gradient(estimator, weight):
-    z, g = gaussian(2, TOKENS, DIM), gaussian(2, TOKENS, DIM, seed=1)
+    z, g = normal(2, TOKENS, DIM), normal(2, TOKENS, DIM, seed=1)
     theirs = peer.SimVQ(
         dim=DIM, codebook_size=CODES, rotation_trick=estimator == "rotation", commitment_weight=weight
     ).eval()
@@ -57,7 +54,7 @@ def test_simvq_with_every_gradient(estimator, weight):
 @pytest.mark.parametrize("num_codebooks", [1, 4])
 @pytest.mark.parametrize("standardize", [True, False])
 def test_random_projection_labels(num_codebooks, standardize):
-    z, code_dim = 3 * gaussian(2, TOKENS, DIM) + 1, 6
+    z, code_dim = 3 * normal(2, TOKENS, DIM) + 1, 6
     theirs = peer.RandomProjectionQuantizer(
         dim=DIM, codebook_size=CODES, codebook_dim=code_dim, num_codebooks=num_codebooks, norm=standardize
     )
@@ -90,7 +87,7 @@ def pool():
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 1)])
 @pytest.mark.parametrize("kind", ["max", "softmax"])
 def test_pooling_without_padding(pool, kind, window, stride):
-    x, g = gaussian(2, 7, 6, 3), gaussian(2, 1, 1, 3, seed=1)
+    x, g = normal(2, 7, 6, 3), normal(2, 1, 1, 3, seed=1)
     theirs, ours = {
         "max": (pool.MaxVecPool2d, max_vector_pool),
         "softmax": (pool.SoftMaxVecPool2d, softmax_vector_pool),

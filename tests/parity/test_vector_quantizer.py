@@ -7,20 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import normal, unit
 from vqjax import EMACodebook, GradientCodebook, VectorQuantizer
 
 torch = pytest.importorskip("torch")
 
 CODES, TOKENS = 16, 64
 PEER_EMA = EMACodebook(decay=0.8, smoothing=1e-5, start="one_token")
-
-
-def gaussian(*shape, seed=0, scale=1.0):
-    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def ours(codes, **arguments):
@@ -46,12 +39,12 @@ def close(actual, expected, rtol=1e-5, atol=1e-6):
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize(("dim", "scale"), [(2, 1.0), (32, 0.1), (256, 3.0)])
 def test_moving_averages_over_four_steps(make_peer, distance, dim, scale):
-    codes = gaussian(CODES, dim, seed=1)
+    codes = normal(CODES, dim, seed=1)
     codes = unit(codes) if distance == "cosine" else codes
     theirs = make_peer(codes, decay=0.8, use_cosine_sim=distance == "cosine")
     vq, variables = ours(codes, distance=distance, codebook=PEER_EMA)
     for step in range(4):
-        z = gaussian(2, TOKENS, dim, seed=10 + step, scale=scale)
+        z = normal(2, TOKENS, dim, seed=10 + step, scale=scale)
         quantized, indices, loss = theirs(torch.tensor(z))
         out, variables = train(vq, variables, jnp.asarray(z))
         np.testing.assert_array_equal(out.indices, indices)
@@ -67,7 +60,7 @@ def test_moving_averages_over_four_steps(make_peer, distance, dim, scale):
 @pytest.mark.parametrize("estimator", ["rotation", "straight_through"])
 @pytest.mark.parametrize("scale", [1e-2, 1.0])
 def test_value_and_gradient_of_the_estimators(make_peer, dim, estimator, scale):
-    codes, z, g = gaussian(CODES, dim, seed=1, scale=scale), gaussian(1, TOKENS, dim), gaussian(1, TOKENS, dim, seed=2)
+    codes, z, g = normal(CODES, dim, seed=1, scale=scale), normal(1, TOKENS, dim), normal(1, TOKENS, dim, seed=2)
     theirs = make_peer(codes, rotation_trick=estimator == "rotation", commitment_weight=0.0)
     vq, variables = ours(codes, estimator=estimator, codebook=PEER_EMA)
     x = torch.tensor(z, requires_grad=True)
@@ -81,7 +74,7 @@ def test_value_and_gradient_of_the_estimators(make_peer, dim, estimator, scale):
 
 
 def test_update_weights_per_code(make_peer):
-    codes, z = gaussian(CODES, 8, seed=1), gaussian(1, TOKENS, 8)
+    codes, z = normal(CODES, 8, seed=1), normal(1, TOKENS, 8)
     weights = np.linspace(0, 1, CODES).astype(np.float32)
     theirs = make_peer(codes, decay=0.8)
     theirs(torch.tensor(z), ema_update_weight=torch.tensor(weights))
@@ -95,7 +88,7 @@ def test_update_weights_per_code(make_peer):
 
 
 def test_accumulated_statistics_are_applied_once(make_peer):
-    codes, z = gaussian(CODES, 8, seed=1), gaussian(3, TOKENS, 8)
+    codes, z = normal(CODES, 8, seed=1), normal(3, TOKENS, 8)
     theirs = make_peer(codes, decay=0.8)
     vq, variables = ours(codes, codebook=dataclasses.replace(PEER_EMA, accumulation_steps=3))
     for step in range(3):
@@ -108,7 +101,7 @@ def test_accumulated_statistics_are_applied_once(make_peer):
 
 
 def test_learned_codebook_loss_and_gradient(make_peer):
-    codes, z = gaussian(CODES, 8, seed=1), gaussian(1, TOKENS, 8)
+    codes, z = normal(CODES, 8, seed=1), normal(1, TOKENS, 8)
     theirs = make_peer(codes, learnable_codebook=True, ema_update=False, commitment_weight=1.0)
     with torch.no_grad():
         theirs._codebook.embed.copy_(torch.tensor(codes[None]))
@@ -129,8 +122,8 @@ def test_learned_codebook_loss_and_gradient(make_peer):
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_heads(make_peer, separate):
-    codes = gaussian(2, CODES, 4, seed=1) if separate else gaussian(CODES, 4, seed=1)
-    z = gaussian(2, TOKENS, 8)
+    codes = normal(2, CODES, 4, seed=1) if separate else normal(CODES, 4, seed=1)
+    z = normal(2, TOKENS, 8)
     theirs = make_peer(codes, dim=8, codebook_dim=4, heads=2, separate_codebook_per_head=separate, decay=0.8)
     quantized, indices, loss = theirs(torch.tensor(z))
     vq, variables = ours(codes, heads=2, separate_codebooks=separate, codebook=PEER_EMA)
@@ -143,7 +136,7 @@ def test_heads(make_peer, separate):
 
 
 def test_projection(make_peer):
-    codes, z = gaussian(CODES, 4, seed=1), gaussian(2, TOKENS, 12)
+    codes, z = normal(CODES, 4, seed=1), normal(2, TOKENS, 12)
     theirs = make_peer(codes, dim=12, codebook_dim=4)
     vq = VectorQuantizer(num_codes=CODES, codebook_dim=4, commitment_weight=1.0)
     variables = vq.init(jax.random.key(0), jnp.zeros((1, 12)))
@@ -161,14 +154,14 @@ def test_projection(make_peer):
 
 
 def test_top_k(make_peer):
-    codes, z = gaussian(CODES, 8, seed=1), gaussian(1, TOKENS, 8)
+    codes, z = normal(CODES, 8, seed=1), normal(1, TOKENS, 8)
     _, indices, _ = make_peer(codes)(torch.tensor(z), topk=3)
     vq, variables = ours(codes)
     np.testing.assert_array_equal(vq.apply(variables, jnp.asarray(z), method="encode", top_k=3), indices)
 
 
 def test_masked_commitment_differs_where_theirs_compares_with_the_raw_input(make_peer):
-    codes, z = unit(gaussian(CODES, 8, seed=1)), gaussian(1, TOKENS, 8, scale=10.0)
+    codes, z = unit(normal(CODES, 8, seed=1)), normal(1, TOKENS, 8, scale=10.0)
     mask = np.ones((1, TOKENS), bool)
     theirs = make_peer(codes, use_cosine_sim=True)
     _, _, right = theirs(torch.tensor(z), freeze_codebook=True)
@@ -181,7 +174,7 @@ def test_masked_commitment_differs_where_theirs_compares_with_the_raw_input(make
 
 
 def test_a_mask_changes_statistics_as_theirs(make_peer):
-    codes, z = gaussian(CODES, 8, seed=1), gaussian(2, TOKENS, 8)
+    codes, z = normal(CODES, 8, seed=1), normal(2, TOKENS, 8)
     mask = np.random.default_rng(0).uniform(size=(2, TOKENS)) < 0.5
     theirs = make_peer(codes, decay=0.8)
     quantized, indices, loss = theirs(torch.tensor(z), mask=torch.tensor(mask))
@@ -194,7 +187,7 @@ def test_a_mask_changes_statistics_as_theirs(make_peer):
 
 
 def test_synchronization_reaches_the_codes_where_theirs_does_not(make_peer):
-    codes, z = gaussian(CODES, 8, seed=1), gaussian(1, TOKENS, 8)
+    codes, z = normal(CODES, 8, seed=1), normal(1, TOKENS, 8)
     theirs = make_peer(
         codes, learnable_codebook=True, ema_update=False, sync_update_v=0.5, commitment_weight=0.0, rotation_trick=False
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.arrays import normal
 from vqjax import VectorQuantizer
 from vqjax.quantizers import LearnedAffine
 from vqjax.quantizers.weightings import vqtorch as vqtorch_weights
@@ -21,14 +22,10 @@ with warnings.catch_warnings():
 CODES, DIM = 8, 4
 
 
-def gaussian(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 @pytest.mark.parametrize("nu", [0.0, 0.3])
 @pytest.mark.parametrize("groups", [None, 1, 2])
 def test_loss_value_and_every_gradient(nu, groups):
-    z, g, codes = gaussian(2, 30, DIM), gaussian(2, 30, DIM, seed=1), gaussian(CODES, DIM, seed=2)
+    z, g, codes = normal(2, 30, DIM), normal(2, 30, DIM, seed=1), normal(CODES, DIM, seed=2)
     theirs = vqtorch_nn.VectorQuant(
         DIM, CODES, beta=0.75, sync_nu=nu, affine_lr=2.0 if groups else 0.0, affine_groups=groups or 1, dim=-1
     ).train()
@@ -36,7 +33,7 @@ def test_loss_value_and_every_gradient(nu, groups):
     with torch.no_grad():
         theirs.codebook.weight.copy_(torch.tensor(codes))
         if groups:
-            affine = {"scale": 0.1 * gaussian(groups, DIM, seed=3), "shift": 0.1 * gaussian(groups, DIM, seed=4)}
+            affine = {"scale": 0.1 * normal(groups, DIM, seed=3), "shift": 0.1 * normal(groups, DIM, seed=4)}
             theirs.affine_transform.scale.copy_(torch.tensor(affine["scale"]))
             theirs.affine_transform.bias.copy_(torch.tensor(affine["shift"]))
     x = torch.tensor(z, requires_grad=True)

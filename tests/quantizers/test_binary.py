@@ -39,18 +39,17 @@ CASES = {
     "residual, rotated": Residual(LFQ(3, num_codebooks=2, orthogonal_rotation=True), 2),
 }
 # Compiling takes most of the time of these tests.
-quickly_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-entropies_of_bits = quickly_compiled(bit_entropies, static_argnames="bits_per_group")
+entropies_of_bits = jax.jit(bit_entropies, static_argnames="bits_per_group")
 any_case = st.sampled_from(sorted(CASES))
 examples = settings(max_examples=25)
 
 
 @functools.cache
 def variables_of(name):
-    return quickly_compiled(CASES[name].init)(KEY, jnp.ones((2, DIM)))
+    return jax.jit(CASES[name].init)(KEY, jnp.ones((2, DIM)))
 
 
-@functools.partial(quickly_compiled, static_argnames=("module", "train"))
+@functools.partial(jax.jit, static_argnames=("module", "train"))
 def run(module, variables, z, mask=None, *, train=True):
     def loss(z):
         out = module.apply(variables, z, mask, train=train, rngs={"quantizer": KEY})
@@ -60,7 +59,7 @@ def run(module, variables, z, mask=None, *, train=True):
     return out, gradient
 
 
-@functools.partial(quickly_compiled, static_argnames="module")
+@functools.partial(jax.jit, static_argnames="module")
 def round_trip(module, variables, z):
     indices = module.apply(variables, z, method="encode")
     return indices, module.apply(variables, indices, method="decode")
@@ -94,7 +93,7 @@ def test_the_factorized_entropies_are_those_over_all_codes(kind, inverse_tempera
 
 def test_the_gradient_is_that_of_the_definition_by_finite_differences():
     logits, direction = gaussian(TOKENS, 4), np.asarray(gaussian(TOKENS, 4, seed=2), np.float64)
-    for which, gradient in enumerate(quickly_compiled(jax.jacrev(bit_entropies))(logits)):
+    for which, gradient in enumerate(jax.jit(jax.jacrev(bit_entropies))(logits)):
         shifted = [np.asarray(logits, np.float64) + step * direction for step in (1e-5, -1e-5)]
         up, down = (entropies(x, all_codes(4), 0.25)[which] for x in shifted)
         np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), (up - down) / 2e-5, rtol=1e-3)
@@ -108,7 +107,7 @@ def test_tokens_that_do_not_count_have_no_gradient_even_if_none_does(smallest_pr
     def both(logits, mask):
         return sum(bit_entropies(logits, mask=mask, smallest_probability=smallest_probability))
 
-    differentiated = quickly_compiled(jax.value_and_grad(both))
+    differentiated = jax.jit(jax.value_and_grad(both))
     value, gradient = differentiated(logits, jnp.zeros(TOKENS, bool))
     assert float(value) == 0
     assert not np.any(gradient)
@@ -146,9 +145,9 @@ def test_parts_and_whole_agree_in_value_and_gradient(smallest_probability, monke
     def both(logits):
         return sum(bit_entropies(logits, mask=mask, smallest_probability=smallest_probability))
 
-    whole = quickly_compiled(jax.value_and_grad(both))(gaussian(TOKENS, 4))
+    whole = jax.jit(jax.value_and_grad(both))(gaussian(TOKENS, 4))
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 5 * (16 if smallest_probability else 4))
-    parts = quickly_compiled(jax.value_and_grad(lambda logits: both(logits)))
+    parts = jax.jit(jax.value_and_grad(lambda logits: both(logits)))
     assert "scan" in str(parts.trace(gaussian(TOKENS, 4)).jaxpr)
     for part, expected in zip(parts(gaussian(TOKENS, 4)), whole, strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
@@ -180,7 +179,7 @@ def test_spherical_codes_have_unit_length_and_zero_vectors_no_gradient():
 def test_residual_stages_halve_the_error_and_the_gradient_crosses_once():
     z = jnp.asarray(np.random.default_rng(0).uniform(-2, 2, size=(TOKENS, DIM)), jnp.float32)
 
-    @functools.partial(quickly_compiled, static_argnames="gradient")
+    @functools.partial(jax.jit, static_argnames="gradient")
     def quantize(z, gradient):
         module = Residual(LFQ(DIM), 3, gradient=gradient)
         value, pull = jax.vjp(lambda z: module.apply({}, z).quantized, z)
@@ -197,7 +196,7 @@ def test_dropped_stages_have_index_minus_one():
     out, gradient = run(module, {}, gaussian(TOKENS, DIM))
     depths = np.sum(np.asarray(out.indices) >= 0, axis=-1)
     assert set(depths.tolist()) == {1, 2, 3}
-    decode = quickly_compiled(functools.partial(module.apply, {}, method="decode"))
+    decode = jax.jit(functools.partial(module.apply, {}, method="decode"))
     np.testing.assert_array_equal(out.quantized, decode(out.indices))
     assert bool(jnp.all(jnp.isfinite(gradient)))
 
@@ -280,7 +279,7 @@ def test_eight_devices_have_the_entropy_of_the_global_batch(name):
         return (indices, gradient), averaged
 
     specs = {"in_specs": (P(), P("data"), P("data")), "out_specs": (P("data"), P())}
-    step = quickly_compiled(jax.shard_map(step, mesh=mesh, **specs))
+    step = jax.jit(jax.shard_map(step, mesh=mesh, **specs))
     (indices, gradient), (value, found) = step(variables, z, mask)
     assert_same((expected[0].replace(indices=indices, loss=value, metrics=found), gradient), expected)
 
@@ -311,7 +310,7 @@ def test_the_entropy_of_the_global_batch_is_not_the_mean_over_devices():
         return batch[None], *jax.lax.pmean((found[0][0], local), "data")
 
     specs = {"in_specs": P("data"), "out_specs": (P("data"), P(), P())}
-    batch, per_token, local = quickly_compiled(jax.shard_map(step, mesh=mesh, **specs))(5 * z)
+    batch, per_token, local = jax.jit(jax.shard_map(step, mesh=mesh, **specs))(5 * z)
     expected = entropies(z, all_codes(DIM), 1.25)
     np.testing.assert_allclose(per_token, expected[0], rtol=1e-5)
     np.testing.assert_allclose(batch, np.full(8, expected[1]), rtol=1e-5)
@@ -329,7 +328,7 @@ def test_a_quarter_of_a_million_codes_train_within_two_gibibytes(module):
         return out.loss + jnp.sum(out.quantized)
 
     tokens = jax.ShapeDtypeStruct((LARGE, 18), jnp.float32)
-    step = quickly_compiled(jax.value_and_grad(loss)).lower(tokens).compile()
+    step = jax.jit(jax.value_and_grad(loss)).lower(tokens).compile()
     memory = step.memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**29
     shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", step.as_text())

@@ -26,10 +26,9 @@ examples = settings(max_examples=30)
 
 
 # Compiling takes most of the time of these tests.
-quickly_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@functools.partial(quickly_compiled, static_argnames=("module", "train"))
+@functools.partial(jax.jit, static_argnames=("module", "train"))
 def run(module, logits, mask=None, key=KEY, *, train=True):
     def loss(logits):
         out = module.apply({}, logits, mask, train=train, rngs={"quantizer": key})
@@ -40,7 +39,7 @@ def run(module, logits, mask=None, key=KEY, *, train=True):
     return out, gradient
 
 
-@quickly_compiled
+@jax.jit
 def round_trip(logits):
     indices = MAPPER.apply({}, logits, method="encode")
     return indices, MAPPER.apply({}, indices, method="decode")
@@ -76,7 +75,7 @@ def test_what_is_drawn_depends_on_the_key_alone():
 
 def test_the_product_distribution_is_that_of_the_definition():
     logits = gaussian(TOKENS, BITS)
-    np.testing.assert_allclose(quickly_compiled(product_distribution)(logits), distribution(logits), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(product_distribution)(logits), distribution(logits), rtol=1e-5)
 
 
 def test_there_are_no_variables_and_init_needs_no_draws():
@@ -107,7 +106,7 @@ def test_the_gradient_is_that_of_the_distribution_whatever_was_drawn():
     slope = np.sum((up - down) * np.asarray(COTANGENT)) / 2e-5
     np.testing.assert_allclose(np.sum(np.asarray(gradients[0]) * direction), slope, rtol=1e-4)
     total = lambda x: jnp.sum(product_distribution(x) @ COTANGENT)  # noqa: E731
-    exact = quickly_compiled(jax.grad(total))(logits)
+    exact = jax.jit(jax.grad(total))(logits)
     np.testing.assert_allclose(gradients[0], exact, rtol=1e-5, atol=1e-6)
 
 
@@ -119,7 +118,7 @@ def divergence(logits):
 @pytest.mark.parametrize("free_nats", [0.0, np.log(2), 100.0])
 def test_the_loss_is_the_divergence_beyond_the_free_nats(free_nats):
     logits, mapper = gaussian(TOKENS, BITS), BinaryMapper(BITS, free_nats=float(free_nats))
-    loss, gradient = quickly_compiled(jax.value_and_grad(lambda z: mapper.apply({}, z, train=False).loss))(logits)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda z: mapper.apply({}, z, train=False).loss))(logits)
     beyond = lambda x: np.mean(np.maximum(divergence(x) - free_nats, 0))  # noqa: E731
     np.testing.assert_allclose(loss, beyond(logits), rtol=1e-5)
     np.testing.assert_allclose(run(mapper, logits)[0].metrics["kl"], np.mean(divergence(logits)), rtol=1e-5)
@@ -150,7 +149,7 @@ def test_log_probabilities_are_those_of_the_distribution_and_of_no_token_zero():
 def test_the_gradient_of_log_probabilities_is_bits_minus_their_probabilities():
     logits, indices = gaussian(TOKENS, BITS), jnp.arange(TOKENS)
     total = lambda z: jnp.sum(MAPPER.apply({}, z, indices, method="log_prob"))  # noqa: E731
-    gradient = quickly_compiled(jax.grad(total))(logits)
+    gradient = jax.jit(jax.grad(total))(logits)
     bits = np.arange(TOKENS)[:, None] >> np.arange(BITS) & 1
     np.testing.assert_allclose(gradient, bits - 1 / (1 + np.exp(-np.asarray(logits, np.float64))), atol=1e-6)
 
@@ -231,7 +230,7 @@ def test_a_mapped_axis_has_the_loss_of_the_global_batch_and_draws_of_its_own():
         return out.indices, jax.lax.pmean((out.loss, out.metrics["kl"]), "data")
 
     same = jnp.zeros((TOKENS, BITS)).at[:, 0].set(9.0)
-    indices, (loss, kl) = quickly_compiled(jax.shard_map(step, mesh=mesh, **specs))(same, mask)
+    indices, (loss, kl) = jax.jit(jax.shard_map(step, mesh=mesh, **specs))(same, mask)
     expected, _ = run(MAPPER, same, mask)
     np.testing.assert_allclose((loss, kl), (expected.loss, expected.metrics["kl"]), rtol=1e-5, atol=1e-6)
     assert len(set(indices[5:].tolist())) > 2

@@ -19,14 +19,10 @@ from helpers.quantizing import (
     nearest,
     replacing,
     train,
+    unit,
 )
 from vqjax import EMACodebook, Replacement, UserError, VectorQuantizer
 from vqjax.quantizers.codebooks import CODEBOOKS
-
-
-def unit(x):
-    x = np.asarray(x, np.float64)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def test_the_contract():

@@ -17,14 +17,10 @@ from helpers.quantizing import (
     nearest,
     replacing,
     train,
+    unit,
 )
 from vqjax import GradientCodebook
 from vqjax.functional.metrics import perplexity
-
-
-def unit(x):
-    x = np.asarray(x, np.float64)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def mean_squared_error(x, y):
