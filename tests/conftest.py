@@ -77,8 +77,9 @@ def _compiled_once(tmp_path_factory):
 def _few_memory_maps():
     """Every compiled program maps memory, and Linux kills a process that maps more than about 65,000 places."""
     yield
-    maps, most = pathlib.Path("/proc/self/maps"), pathlib.Path("/proc/sys/vm/max_map_count")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 0.7 * int(most.read_text()):
+    maps = pathlib.Path("/proc/self/maps")
+    # Fewer than half of what is allowed: by then a worker holds ten gigabytes.
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
         jax.clear_caches()
 
 
