@@ -92,11 +92,14 @@ def test_a_run_whose_terminal_is_closed_saves_and_under_nohup_goes_on(
     arguments = (f"--workdir={run}", *run_of(images_file), f"--config.num_steps={num_steps}")
     shown = b""
     with start("train.py", *arguments, terminal=ours, outlives_terminal=outlives) as process:
-        while b"61/" not in shown:
-            shown += os.read(theirs, 1024)
-        os.close(ours)
-        os.close(theirs)
-        assert process.wait(240) == status
+        try:
+            while b"61/" not in shown:
+                shown += os.read(theirs, 1024)
+            os.close(ours)
+            os.close(theirs)
+            assert process.wait(240) == status
+        finally:
+            process.kill()
     step = load_tokenizer(run).step
     assert step == num_steps if outlives else step > 60
 
