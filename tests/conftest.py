@@ -10,6 +10,7 @@ the environment asks for a level: XLA_FLAGS=--xla_backend_optimization_level=3.
 
 import os
 import pathlib
+import signal
 
 import jax
 import jaxtyping
@@ -25,6 +26,10 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Under nohup, or in the background of a script, signals are ignored that the tests, and programs they start, are sent.
+for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 # The same random examples everywhere, and as many seconds for each as compiling takes.
 settings.register_profile(
     "tests", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

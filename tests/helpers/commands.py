@@ -1,7 +1,6 @@
 """The commands as their users run them, on a run that takes seconds."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,19 +45,14 @@ def start(
         # The first terminal that the first process of a session opens becomes that of the session.
         ignored = "trap '' HUP; " if outlives_terminal else ""
         command = ["sh", "-c", f'{ignored}exec "$@" <>"$0" >&0 2>&0', os.ttyname(terminal), *command]
-    # A program inherits what is ignored, as SIGHUP is where the tests run under nohup.
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    try:
-        return subprocess.Popen(
-            command,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=terminal is not None,
-        )
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=terminal is not None,
+    )
 
 
 def call(script: str, *arguments: object, **options: Any) -> tuple[int, str, str]:
