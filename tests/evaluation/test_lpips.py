@@ -18,6 +18,7 @@ def brighter(batch):
     return {"reconstruction": batch["image"] / 127.5 - 0.5}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("network", "name"), [pytest.param(VGG16(), "lpips_vgg", marks=pytest.mark.full), (AlexNet(), "lpips_alex")]
 )

@@ -90,6 +90,7 @@ def test_what_lies_outside_of_the_margin_does_not_matter(tokenizer):
     assert np.abs(decode(variables, changed) - decode(variables, codes))[:, :, 30:].max() > 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("quantizer", [CODES, pytest.param(RESIDUAL, marks=pytest.mark.full)])
 def test_parts_agree_where_layers_see_whole_frames(quantizer):
     model = build_model({"name": "causal_video", "time_scalings": 1} | SMALL, quantizer)

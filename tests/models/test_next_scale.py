@@ -56,6 +56,7 @@ def whole_pass():
     return jax.jit(logits_of)
 
 
+@pytest.mark.full
 def test_a_token_depends_on_its_class_and_on_all_tokens_of_coarser_scales_alone():
     changed = jnp.where(jnp.eye(11, dtype=bool), (TOKENS + 1) % CODES, TOKENS)
     tokens, classes = jnp.concatenate([TOKENS, TOKENS, changed]), jnp.zeros(13, int).at[1].set(1)

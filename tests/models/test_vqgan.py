@@ -52,6 +52,7 @@ def test_the_published_models_have_the_published_number_of_parameters(
         assert round(count / 1e6, 2) == expected
 
 
+@pytest.mark.full
 def test_images_of_any_size_keep_attention_at_the_same_levels(variables):
     # The resolution is that of the model, not that of the image.
     assert "level_1_attention_0" in variables["params"]

@@ -235,6 +235,7 @@ def test_a_beam_search_updates_no_frozen_codebook():
     assert_alike(updates["codebook"], variables["codebook"], rtol=0)
 
 
+@pytest.mark.full
 def test_dropout_is_drawn_per_example():
     out, _ = trained("dropout")(variables_of("dropout"), Z, jnp.ones_like(MASK), KEY)
     depths = np.sum(np.asarray(out.indices) >= 0, axis=-1)
@@ -254,6 +255,7 @@ def test_depths_keep_to_their_limits():
     assert np.mean(half == 8) == pytest.approx(0.5 + 0.5 / 8, abs=0.03)
 
 
+@pytest.mark.full
 def test_dropped_stages_take_no_part_in_statistics():
     module = ResidualVQ(VectorQuantizer(num_codes=8, codebook=EMACodebook(decay=0.0)), 3, dropout=1.0)
     variables = jax.jit(module.init)(KEY, Z)

@@ -81,6 +81,7 @@ def test_samples_are_such_images():
     assert 0.3 < float(jnp.mean(tokens[:, 0] == classes)) < 0.7
 
 
+@pytest.mark.full
 def test_a_step_takes_the_quantizer_from_the_state_and_leaves_it_alone():
     task, state, _ = trained()
     tokenizer = task.tokenizer

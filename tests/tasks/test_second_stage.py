@@ -132,6 +132,7 @@ def test_samples_of_the_causal_model_are_such_images():
     assert share_of_such_images(tokens, CHOSEN) > 0.8
 
 
+@pytest.mark.full
 def test_samples_of_the_masked_model_are_such_images():
     task, state, _ = trained(MaskedTokensTask)
 

@@ -74,6 +74,7 @@ def models(finished, tokens, tmp_path_factory):
     return place / "False", place / "True"
 
 
+@pytest.mark.full
 def test_the_tokens_are_those_of_each_image_of_its_mirror_image_and_of_its_crops(finished, labelled, tokens):
     tokenizer, images = load_tokenizer(finished), np.load(labelled)
     splits = token_splits(tokens)

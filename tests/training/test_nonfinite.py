@@ -56,6 +56,7 @@ def test_the_run_ends_and_names_the_step_its_images_and_the_checkpoint(config, t
     assert load_tokenizer(tmp_path).step == 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps_per_dispatch", [1, pytest.param(4, marks=pytest.mark.full)])
 def test_a_step_that_is_skipped_leaves_nothing_behind(config, tmp_path, overflow, capsys, steps_per_dispatch):
     overflow(6)

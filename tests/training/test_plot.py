@@ -18,6 +18,7 @@ def snapshot_of(step=0, dim=3):
     return Snapshot(step, vectors, codes, rng.integers(0, 4, 50))
 
 
+@pytest.mark.full
 def test_a_picture_of_the_checkpoints_of_a_run(finished, tmp_path, capsys):
     plot_run("codebook", workdir=finished, output=tmp_path)
     with Image.open(tmp_path / "codebook.png") as picture:
