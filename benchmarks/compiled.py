@@ -28,8 +28,9 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from benchmarks.h100 import h100s, lowered_for_h100
-from benchmarks.measure import alone, report, results_file
+from benchmarks.measure import report, results_file
 from benchmarks.programs import Program
+from studies.common.workers import alone
 from vqjax.data.arrays import ArrayDataset
 from vqjax.data.batches import PARAMETERS_AXIS, batch_axes, num_parts
 from vqjax.data.clips import ClipPlan

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measure import alone, by_turns, peak_mib, report
+from benchmarks.measure import by_turns, peak_mib, report
 from benchmarks.peers.available import installed
+from studies.common.workers import alone
 from vqjax.data import Batch
 from vqjax.evaluation import ReconstructionFID, evaluate
 from vqjax.evaluation.features import FeatureNetwork

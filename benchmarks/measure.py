@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.stages import Compiled
 
-from studies.common.workers import worker_pool
 from vqjax.data import Batch
 from vqjax.reporting import markdown_table
 from vqjax.runtime.compilation import compiler_options
@@ -76,17 +75,6 @@ def by_turns(
 def _timing(times: Sequence[float]) -> Timing:
     quarter, median, three_quarters = statistics.quantiles(times, n=4)
     return Timing(median, quarter, three_quarters, len(times))
-
-
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own, and return what it returns.
-
-    Args:
-      function: A function of a module.
-      *arguments: Its arguments.
-    """
-    with worker_pool(1) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def peak_mib(work: Callable[[], object]) -> float:

@@ -17,8 +17,9 @@ import numpy as np
 import optax
 from jaxtyping import UInt8
 
-from benchmarks.measure import alone, by_turns, compiled_step, peak_mib, report
+from benchmarks.measure import by_turns, compiled_step, peak_mib, report
 from benchmarks.peers.available import installed
+from studies.common.workers import alone
 from vqjax import GradientCodebook, VectorQuantizer
 from vqjax.models.discriminators import PatchGAN
 from vqjax.models.registry import build

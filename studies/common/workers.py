@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 
 def worker_pool(workers: int, initializer: Callable[[], None] | None = None) -> ProcessPoolExecutor:
@@ -25,6 +26,17 @@ def worker_pool(workers: int, initializer: Callable[[], None] | None = None) -> 
     # A process with threads, as JAX has them, cannot be forked.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(initializer,))
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own, and return what it returns.
+
+    Args:
+      function: A function of a module.
+      *arguments: Its arguments.
+    """
+    with worker_pool(1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _start(initializer: Callable[[], None] | None) -> None:

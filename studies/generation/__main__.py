@@ -13,7 +13,7 @@ from studies.common.command import check_positive, chosen, local_paths
 from studies.common.document import write_document
 from studies.common.records import Results
 from studies.common.trainings import make_runs, run_directory
-from studies.common.workers import worker_pool
+from studies.common.workers import alone
 from studies.generation.report import DOCUMENT, PICTURES, curve_of, document_parts, likelihood_figure
 from studies.generation.runs import MODELS, SCALES, TOKENIZERS, measure_run, prepare_run, study_runs
 from vqjax.reporting.figures import save_figure
@@ -51,10 +51,9 @@ def main(
     if not report_only:
         unfinished = results.unfinished(runs)
         if jobs > 1:
-            # One after another: they share tokenizers and the classifier. In a process that leaves the device again.
-            with worker_pool(1) as pool:
-                for of_run in unfinished:
-                    pool.submit(prepare_run, of_run, run_directory(of_run, workdir)).result()
+            # One after another: they share tokenizers and the classifier. In processes that leave the device again.
+            for of_run in unfinished:
+                alone(prepare_run, of_run, run_directory(of_run, workdir))
         make_runs(unfinished, results, workdir, measure_run, jobs)
         for picture in sorted((workdir / "shared" / "pictures").glob("*.png")):
             shutil.copy(picture, docs / PICTURES)
