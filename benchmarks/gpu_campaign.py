@@ -148,7 +148,7 @@ def _run(names: Sequence[str], results: Path, toy: bool, minutes: float | None) 
 
 
 def _verdict(name: str, results: Path) -> Verdict | None:
-    """What a part has found; None before it was measured. Undecided where a case has failed."""
+    """Return the verdict on a part, undecided if a case failed; None if the part has not been measured."""
     path = _path(name, results)
     if not path.exists():
         return None
@@ -215,7 +215,7 @@ def _print_findings(names: Sequence[str], results: Path) -> None:
 
 
 def _share_with_pytorch() -> None:
-    """JAX would take three quarters of the GPU's memory when it starts, and leave its peers the rest."""
+    """Let JAX allocate GPU memory as it needs it; by default it takes three quarters of it before PyTorch starts."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from studies.common.document import percent, with_spread
+from studies.common.document import not_measured, percent, with_spread
 from studies.common.records import Record, Results
 from studies.quantizers.variants import VARIANTS
 from vqjax.reporting import markdown_table
@@ -24,7 +24,7 @@ def document_parts(results: Results) -> dict[str, str]:
         records[record.settings["quantizer"]].append(record)
     header = ["class", "source", "use it for", "bits", "µs", "PSNR (dB)", "codes used", "images/s"]
     rows = [_row(name, records[name]) for name in VARIANTS if name in records]
-    return {"measured": markdown_table(header, rows) if rows else "Not measured yet: `python -m studies.quantizers`"}
+    return {"measured": markdown_table(header, rows) if rows else not_measured("quantizers")}
 
 
 def _row(name: str, records: list[Record]) -> list[str]:

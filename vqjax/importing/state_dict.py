@@ -45,7 +45,8 @@ def explains_config[**P, R](importer: Callable[P, R]) -> Callable[P, R]:
                 raise
             raise UserError(
                 f"config must be that of the original model, but cannot be used ({type(error).__name__}: "
-                f"{one_line(error)}); pass the one of the checkpoint, or none to read the sizes from the shapes."
+                f"{one_line(error)}); pass the one of the checkpoint, or leave it out if the importer can "
+                "read the sizes from the shapes."
             ) from error
 
     return read

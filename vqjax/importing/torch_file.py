@@ -300,7 +300,7 @@ def _numbers(data: bytes, tensor: Tensor) -> np.ndarray:
 
 
 def _has(group: dict[str, Any], kind: Any) -> bool:
-    """Whether a dictionary holds a value of this type."""
+    """Return whether any value of a dictionary has this type."""
     return any(isinstance(value, kind) for value in group.values())
 
 
