@@ -10,22 +10,29 @@ from helpers.arrays import gaussian
 from vqjax.errors import UserError
 from vqjax.models import ResidualEncoder, SonnetEncoder, ViTEncoder, VQGANEncoder
 from vqjax.models.discriminators import PatchGAN, StyleGANDiscriminator
-from vqjax.models.layers import DownsamplingConv, UpsamplingConv, pointwise_conv
+from vqjax.models.layers import DownsamplingConv, UpsamplingConv, clips_conv, pointwise_conv
 
 LAYERS = {
     "down": (DownsamplingConv(5), nn.Conv(5, (4, 4), strides=2, padding=1)),
     "down of 3x3": (DownsamplingConv(5, kernel_size=3), nn.Conv(5, (3, 3), strides=2, padding=1)),
     "pointwise": (pointwise_conv(5), nn.Conv(5, (1, 1))),
     "up": (UpsamplingConv(5), nn.ConvTranspose(5, (4, 4), strides=(2, 2), padding="SAME")),
+    **{
+        f"clips, {name}": tuple(layer(5, size, **options) for layer in (clips_conv, nn.Conv))
+        for name, size, options in (
+            ("patchgan", (4, 4, 4), dict(strides=2, padding=2)),
+            ("i3d", (3, 3, 3), dict(strides=(2, 1, 1), padding="SAME")),
+            ("valid", (2, 1, 3), dict(strides=(1, 2, 3), padding=((0, 0), (1, 2), (3, 0)))),
+        )
+    },
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_value_and_gradient_equal_those_of_flax(name):
     layer, reference = LAYERS[name]
-    x = gaussian(2, 6, 10, 3)
-    size = {"down of 3x3": 3, "pointwise": 1}.get(name, 4)
-    params = {"kernel": gaussian(size, size, 3, 5, seed=1), "bias": gaussian(5, seed=2)}
+    x = gaussian(2, 5, 6, 7, 3) if name.startswith("clips") else gaussian(2, 6, 10, 3)
+    params = {"kernel": gaussian(*reference.kernel_size, 3, 5, seed=1), "bias": gaussian(5, seed=2)}
 
     def loss(layer, params, x):
         y = layer.apply({"params": params}, x)
@@ -46,7 +53,7 @@ def test_value_and_gradient_equal_those_of_flax(name):
 def test_initial_parameters_are_those_of_flax(name):
     # A kernel of the same shape with another fan-in would start at another scale.
     layer, reference = LAYERS[name]
-    x = jnp.zeros((1, 4, 4, 3))
+    x = jnp.zeros((1, 4, 4, 4, 3) if name.startswith("clips") else (1, 4, 4, 3))
     actual, expected = (module.init(jax.random.key(0), x)["params"] for module in (layer, reference))
     assert jax.tree.map(jnp.shape, actual) == jax.tree.map(jnp.shape, expected)
     np.testing.assert_array_equal(actual["kernel"], expected["kernel"])

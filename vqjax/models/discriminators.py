@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
 from vqjax.functional.sharding import with_automatic_axes
-from vqjax.models.layers import LARGEST_DIM, Clips, Images, check_clips, check_dtype, check_images
+from vqjax.models.layers import LARGEST_DIM, Clips, Images, check_clips, check_dtype, check_images, clips_conv
 from vqjax.quantizers.validation import require_count, require_counts
 
 Logits = Float[Array, "batch *positions"]
@@ -38,8 +38,8 @@ class _PatchGAN(nn.Module):
 
     def _judge(self, x: Maps, train: bool, padding: int, widest: int) -> Logits:
         """Logits of patches, by convolutions over all axes between batch and channels."""
-        size, init = (4,) * (x.ndim - 2), nn.initializers.normal(0.02)
-        conv = functools.partial(nn.Conv, kernel_size=size, padding=padding, kernel_init=init)
+        layer, size = (clips_conv, (4, 4, 4)) if x.ndim == 5 else (nn.Conv, (4, 4))
+        conv = functools.partial(layer, kernel_size=size, padding=padding, kernel_init=nn.initializers.normal(0.02))
         x = conv(self.channels, strides=2, dtype=self.dtype, name="conv_0")(x)
         x = nn.leaky_relu(x, _SLOPE)
         for layer in range(1, self.num_layers + 1):

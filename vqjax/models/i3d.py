@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vqjax.errors import UserError
+from vqjax.models.layers import clips_conv
 
 INPUT_SIZE = 224
 """Height and width for which the network was trained."""
@@ -111,7 +112,7 @@ class _ConvUnit(nn.Module):
     @nn.compact
     def __call__(self, x: Clips) -> Clips:
         # Distances are compared between machines, which products of 10 bits would tell apart.
-        conv = nn.Conv(self.channels, self.size, self.strides, precision="highest", name="conv3d")
+        conv = clips_conv(self.channels, self.size, strides=self.strides, precision="highest", name="conv3d")
         return nn.relu(conv(x))
 
 
