@@ -83,6 +83,15 @@ def test_something_else_is_no_lpips():
         load_lpips(arrays)
 
 
+def test_heads_of_the_first_version_are_refused():
+    """Bug: they were taken for those of 0.1. Sums of the first heads in the files of lpips 0.1.4."""
+    network = {"features.0.weight": np.ones((64, 3, 3, 3), np.float32)}
+    for total, message in ((3.641608, "got those of 0.0"), (6.925992, "got missing"), (2.565887, "got those of 0.0")):
+        head = np.full((1, 64, 1, 1), total / 64, np.float32)
+        with pytest.raises(UserError, match=message):
+            load_lpips(network | {"lin0.model.1.weight": head})
+
+
 def test_a_weight_of_zero_is_no_loss(small):
     with pytest.raises(UserError, match=r"weight must be above 0, got 0.0; leave the perceptual loss out"):
         PerceptualLoss(small[0], small[1], weight=0.0)

@@ -16,6 +16,8 @@ from vqjax.models.lpips import LPIPS
 
 # The heads appear twice in the files of the package lpips.
 _LEFT_OUT = re.compile(r"^(scaling_layer\.|lins\.|classifier\.)")
+# Sums of the first heads of version 0.0 for AlexNet and VGG, which saw other inputs; the files have the same form.
+_OLD_HEADS = (2.5659, 3.6416)
 _ADVICE = "pass the state dict of LPIPS 0.1 with net='vgg' or net='alex'"
 
 
@@ -32,7 +34,7 @@ def load_lpips(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[LPIP
       The module and its variables.
 
     Raises:
-      UserError: Entries are missing, surplus, of the wrong shape or not finite.
+      UserError: Entries are missing, surplus, of the wrong shape or not finite, or the heads are those of LPIPS 0.0.
 
     Source: PerceptualSimilarity, ``lpips/lpips.py``; taming-transformers, ``taming/modules/losses/lpips.py``.
     """
@@ -42,6 +44,8 @@ def load_lpips(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[LPIP
             "arrays must have the entries features.0.weight or net.slice1.0.weight, and lin0.model.1.weight, got "
             f"{sorted(arrays)[:5]}; pass the state dict of LPIPS, or those of the network and of its heads together."
         )
+    if np.isclose(np.sum(arrays["lin0.model.1.weight"]), _OLD_HEADS, atol=5e-4).any():
+        raise UserError("arrays must hold the heads of LPIPS 0.1, got those of 0.0; pass those of the directory v0.1.")
     known = {key: value for key, value in arrays.items() if not _LEFT_OUT.match(key)}
     if surplus := sorted(key for key in known if not key.startswith(("features.", "lin"))):
         raise UserError(f"arrays must have the entries of this model, got surplus {surplus}; {_ADVICE}.")
