@@ -176,6 +176,10 @@ def test_archives_of_something_else_are_refused(tmp_path):
         archive.writestr("word/document.xml", "text")
     with pytest.raises(UserError, match=r"zip archive with 0 files data.pkl"):
         read_state_dict(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.ckpt", "text")
+    with pytest.raises(UserError, match=r"unpack it, and pass the model.ckpt in it"):
+        read_state_dict(path)
     write_archive(path, {"a": BF16})
     with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():

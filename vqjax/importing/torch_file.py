@@ -232,10 +232,14 @@ class _Archive:
         self._zip = zipfile.ZipFile(file)
         if any("/code/" in name for name in self._zip.namelist()):
             raise ValueError("it is a program of TorchScript, of which nothing is run, and lacks a state dict")
+        pickles = [name for name in self._zip.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+        inner = [name for name in self._zip.namelist() if name.endswith((".ckpt", ".pt", ".pth", ".safetensors"))]
+        if not pickles and inner:
+            # Latent diffusion publishes its autoencoders so.
+            raise UserError(f"{file.name} is an archive, not a checkpoint; unpack it, and pass the {inner[0]} in it.")
         packed = [entry.filename for entry in self._zip.infolist() if entry.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise ValueError(f"{packed[0]} is compressed, which torch.save does not do")
-        pickles = [name for name in self._zip.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise ValueError(f"it is a zip archive with {len(pickles)} files data.pkl")
         self._folder = pickles[0].removesuffix("data.pkl")
