@@ -7,22 +7,31 @@ import pytest
 from helpers.tokenizers import CONFIG, magvit_entries, state_dict
 from vqjax import UserError
 from vqjax.importing import diffusers, ibq, llamagen, taming, to_diffusers
-from vqjax.importing.formats import original_config, recognize
+from vqjax.importing.formats import recognize
+from vqjax.importing.state_dict import original_config
 
 
 def keys(*names):
     return dict.fromkeys(names, np.ones(1))
 
 
+def first_stage(arrays):
+    return {f"first_stage_model.{key}": value for key, value in arrays.items()}
+
+
 @pytest.mark.parametrize(
     ("arrays", "name"),
     [
         (state_dict(), "taming"),
-        ({f"first_stage_model.{key}": value for key, value in state_dict().items()}, "taming"),
-        (keys("encoder.down_blocks.0.resnets.0.norm1.weight"), "diffusers"),
+        (first_stage(state_dict()), "taming"),
+        (keys("encoder.down_blocks.0.resnets.0.norm1.weight", "quantize.embedding.weight"), "diffusers"),
         (keys("encoder.conv_blocks.0.res.0.norm1.weight"), "llamagen"),
         (keys("encoder.to_patch_embedding.0.weight"), "enhancing_transformers"),
         (magvit_entries(variant="open_magvit2"), "open_magvit2"),
+        (
+            first_stage(magvit_entries(variant="open_magvit2")) | keys("transformer.layers.0.attention.wo"),
+            "open_magvit2",
+        ),
         (magvit_entries(variant="maskgit"), "maskgit"),
         (keys("module.vq._codebook.embed", "module.encoder.conv_in.weight"), "rotation_trick"),
     ],
@@ -39,7 +48,10 @@ def test_a_format_is_recognized(arrays, name):
         (keys("loss.discriminator.main.0.weight"), "a discriminator, which lacks an autoencoder"),
         (keys("transformer.h.0.attn.c_attn.weight"), "a transformer, which lacks"),
         (keys("fc.weight", "fc.bias"), r"none of these, with the entries \['fc.bias', 'fc.weight'\]"),
+        (keys("encoder.down_blocks.0.resnets.0.norm1.weight", "quant_conv.weight"), "autoencoder .* lacks codes"),
+        (keys("encoder.down_blocks.0.resnets.0.norm1.weight"), "an autoencoder of diffusers that lacks codes"),
         (state_dict() | keys("encoder.down.0.block.3.norm1.weight"), "--format must be taming or ibq"),
+        (first_stage(state_dict() | keys("encoder.down.0.block.3.norm1.weight")), "--format must be taming or ibq"),
     ],
 )
 def test_a_file_of_something_else_is_refused(arrays, message):

@@ -71,6 +71,13 @@ def test_lists_of_a_json_file_are_taken_for_tuples():
 
 MISTAKES = {
     "class": ("ResidualQV", RVQ, stages(), "class_name must be .*, got 'ResidualQV'; did you mean 'ResidualVQ'"),
+    "no name": (["VectorQuantize"], VQ, {}, "class_name must be .*, got \\['VectorQuantize'\\]"),
+    "text for a number": (
+        "LatentQuantize",
+        {"levels": 8, "dim": 2, "codebook_dim": "2"},
+        {},
+        "config must be .* TypeError",
+    ),
     "evolution": ("EvoLFQ", LFQ, {}, "class_name must be .*, got 'EvoLFQ'"),
     "forgotten class": (
         "VectorQuantize",

@@ -57,6 +57,11 @@ def test_sizes_of_llamagen_are_read_from_the_shapes():
     ("config", "left_out", "message"),
     [
         ({"n_head": 2}, None, "config.block_size must be given"),
+        (None, None, "config.n_head must be given"),
+        (CONFIG | {"norm_eps": 1e-6}, None, "config.norm_eps must be 1e-05, got 1e-06"),
+        (CONFIG | {"rope_base": 500_000}, None, "config.rope_base must be 10000"),
+        (CONFIG | {"class_dropout_prob": 0}, None, "config.class_dropout_prob must be above 0"),
+        (CONFIG, "cls_embedding.embedding_table.weight", "embedding_table.weight' of 2 axes, .* of its transformer"),
         (CONFIG | {"block_size": 5}, None, "must be a square number of tokens, got 5"),
         (CONFIG | {"n_kv_head": 1}, None, "as many heads of keys as of queries, got n_kv_head=1"),
         (CONFIG | {"cls_token_num": 120}, None, "cls_token_num=120"),

@@ -42,6 +42,8 @@ def test_a_config_may_leave_out_any_size_and_the_norm():
     assert enhancing_transformers(original, partial)[0] == enhancing_transformers(original, config)[0]
     plain, _ = enhancing_transformers(original, config | {"quantizer": config["quantizer"] | {"use_norm": False}})
     assert plain.quantizer.distance == "euclidean"
+    heavier, _ = enhancing_transformers(original, config | {"quantizer": config["quantizer"] | {"beta": 1.0}})
+    assert (plain.quantizer.commitment_weight, heavier.quantizer.commitment_weight) == (0.25, 1.0)
 
 
 def test_what_is_another_model_is_rejected():

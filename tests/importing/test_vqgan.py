@@ -57,7 +57,7 @@ def test_export_and_import_are_inverse(tmp_path):
     assert arrays["encoder.mid_block.attentions.0.to_out.0.weight"].shape == (64, 64)
     assert config["down_block_types"] == ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
     assert config["up_block_types"] == ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]
-    save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, tmp_path / "model.safetensors")
+    save_file(arrays, tmp_path / "model.safetensors")
     again, same = diffusers(tmp_path / "model.safetensors", config)
     chex.assert_trees_all_equal(same["params"], variables["params"])
     images = gaussian(2, 8, 8, 3)
@@ -79,6 +79,9 @@ def test_codes_are_exported_as_they_are_used(codebook):
     for option in ({"codebook_dim": 2}, {"latent_norm": "rms"}):
         with pytest.raises(UserError, match="without codebook_dim and latent_norm"):
             to_diffusers(vqgan(VectorQuantizer(16, **option), **size), variables)
+    for option in ({"num_res_blocks": 2}, {"middle_attention": False}, {"attention_resolutions": (256,)}):
+        with pytest.raises(UserError, match="must be a VQGANDecoder with the sizes and latent_dim of the encoder"):
+            to_diffusers(model.clone(decoder=model.decoder.clone(**option)), variables)
 
 
 @pytest.mark.parametrize(("option", "value"), [("norm_num_groups", 16), ("act_fn", "gelu"), ("norm_type", "spatial")])
@@ -111,8 +114,20 @@ def test_a_checkpoint_of_a_whole_training():
     chex.assert_trees_all_equal(taming(prefixed, CONFIG)[1], taming(arrays, CONFIG)[1])
 
 
+def with_option(name):
+    return CONFIG | {"ddconfig": CONFIG["ddconfig"] | {name: True}}
+
+
 def without(key):
     return {name: value for name, value in state_dict().items() if name != key}
+
+
+def test_no_attention_is_none_at_any_level():
+    """Bug: ``attn_type: none`` left the attention of the levels, which latent diffusion takes away as well."""
+    arrays = {key: value for key, value in state_dict().items() if ".attn" not in key}
+    assert CONFIG["ddconfig"]["attn_resolutions"]
+    model, _ = taming(arrays, CONFIG | {"ddconfig": CONFIG["ddconfig"] | {"attn_type": "none"}})
+    assert not any(model.encoder.has_attention(level) for level in range(len(model.encoder.multipliers)))
 
 
 @pytest.mark.parametrize(
@@ -124,8 +139,12 @@ def without(key):
         (state_dict() | {"quantize.used": np.ones(3)}, CONFIG, "whose indices are remapped"),
         (state_dict(), CONFIG | {"n_embed": 8}, r"quantize.embedding.weight must have shape \[8, 4\], got \[16, 4\]"),
         (state_dict() | {"quant_conv.bias": np.full(4, np.nan)}, CONFIG, r"undefined numbers in \['quant_conv.bias'\]"),
-        (state_dict(), CONFIG | {"ddconfig": CONFIG["ddconfig"] | {"double_z": True}}, "double_z must be False"),
-        (state_dict(), CONFIG | {"ddconfig": CONFIG["ddconfig"] | {"tanh_out": True}}, "tanh_out must be False"),
+        (state_dict(), with_option("double_z"), "double_z must be False"),
+        (state_dict(), with_option("tanh_out"), "tanh_out must be False"),
+        (state_dict(), {"model": {"params": with_option("tanh_out")}}, "tanh_out must be False"),
+        (state_dict(), with_option("give_pre_end"), "give_pre_end must be False"),
+        (state_dict(), CONFIG | {"l2_normalize": True}, "l2_normalize must be False"),
+        (state_dict() | {0: np.ones(2)}, CONFIG, "arrays must have names for keys, got 0"),
     ],
 )
 def test_what_is_another_model_is_rejected(arrays, config, message):

@@ -1,7 +1,7 @@
 """The formats of published tokenizers, and which of them a state dict has."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vqjax.errors import UserError
@@ -28,7 +28,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "open_magvit2": Format(open_magvit2, r"decoder\.adaptive\.0\."),
+    "open_magvit2": Format(open_magvit2, r"(first_stage_model\.)?decoder\.adaptive\.0\."),
     "maskgit": Format(maskgit, r"(params\.)?encoder\.ResBlock_0\."),
     "rotation_trick": Format(rotation_trick, r"(module\.)?vq\._codebook\.embed$"),
     "diffusers": Format(diffusers, r"encoder\.down_blocks\.0\."),
@@ -41,15 +41,16 @@ FORMATS = {
 
 _OTHERS = {
     r"(first_stage_model\.)?quant_conv\.weight$": "a variational autoencoder of latent diffusion, which lacks codes",
+    r"encoder\.down_blocks\.0\.": "an autoencoder of diffusers that lacks codes",
     r"(.*\.)?_codebook\.embed$": "a quantizer of vector-quantize-pytorch, which lacks an encoder and a decoder; use "
     "vqjax.importing.vector_quantize_pytorch",
     r"(loss\.)?discriminator\.": "a discriminator, which lacks an autoencoder",
     r"(net\.slice1|lin0\.model|features\.0)\.": "a network of a perceptual loss, which lacks an autoencoder",
     r"(.*\.)?(self_attn|attention|attn)\.": "a transformer, which lacks an autoencoder of images",
 }
-_TAMING_CODES = r"(first_stage_model\.)?(quantize\.|colorize)"
+_CODES = {"taming": r"(first_stage_model\.)?(quantize\.|colorize)", "diffusers": r"quantize\."}
 # Of all published models of this form, those of IBQ alone have so many in a level.
-_BLOCKS_OF_IBQ = r"encoder\.down\.0\.block\.3\."
+_BLOCKS_OF_IBQ = r"(first_stage_model\.)?encoder\.down\.0\.block\.3\."
 
 
 def recognize(arrays: StateDict) -> str:
@@ -74,7 +75,7 @@ def recognize(arrays: StateDict) -> str:
         return any(re.match(pattern, key) for key in arrays)
 
     for name, kind in FORMATS.items():
-        if kind.mark is None or not has(kind.mark) or (name == "taming" and not has(_TAMING_CODES)):
+        if kind.mark is None or not has(kind.mark) or (name in _CODES and not has(_CODES[name])):
             continue
         if name == "taming" and has(_BLOCKS_OF_IBQ):
             raise UserError(
@@ -87,20 +88,3 @@ def recognize(arrays: StateDict) -> str:
     if looks is None:
         looks = f"none of these, with the entries {sorted(arrays)[:3]}; it lacks an encoder that one of them has"
     raise UserError(f"the file must hold a tokenizer of one of the formats {names}, but looks like {looks}.")
-
-
-def original_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the parameters of the tokenizer within the config that was published with it.
-
-    Args:
-      config: The contents of the file. The parameters may be those of a ``model`` (``params`` or ``init_args``), or of
-        its ``first_stage_config``.
-
-    Example:
-      >>> original_config({"model": {"target": "VQModel", "params": {"n_embed": 16}}})
-      {'n_embed': 16}
-    """
-    for names in (("model",), ("params",), ("init_args",), ("first_stage_config",), ("params",)):
-        inner = next((config[name] for name in names if isinstance(config.get(name), Mapping)), None)
-        config = config if inner is None else inner
-    return config

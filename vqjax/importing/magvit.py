@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vqjax.errors import UserError
 from vqjax.functional.regularizers import EntropyLoss
 from vqjax.importing.state_dict import Entry, read_model, read_state_dict
-from vqjax.importing.vqgan import Arrays, averaged, shape_of
+from vqjax.importing.vqgan import Arrays, first_stage, shape_of
 from vqjax.models.registry import magvit
 from vqjax.models.vqvae import VQVAE
 from vqjax.quantizers.binary import LFQ
@@ -26,8 +26,9 @@ _ADVICE = "pass the state of the whole tokenizer"
 def open_magvit2(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of Open-MAGVIT2 into a model and its variables.
 
-    If there is a moving average of the parameters (``model_ema.``), it is taken. Features of the codes are in the
-    reverse order, as the first one is the lowest bit of the index there and the highest here; indices are the same.
+    Entries may have the prefix ``first_stage_model.``, and a moving average of the parameters (``model_ema.``) is taken
+    if there is one. Features of the codes are in the reverse order, as the first one is the lowest bit of the index
+    there and the highest here; indices are the same.
 
     Args:
       arrays: The state dict, or the path of a file with it; see :func:`taming`.
@@ -41,7 +42,7 @@ def open_magvit2(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tup
 
     Source: SEED-Voken, ``src/Open_MAGVIT2/models/lfqgan.py``.
     """
-    arrays = averaged(read_state_dict(arrays))
+    arrays = first_stage(read_state_dict(arrays))
     outer, bits = (shape_of(arrays, f"encoder.conv_{end}.weight", 4) for end in ("in", "out"))
     levels = _numbers(arrays, r"encoder\.down\.(\d+)\.block\.0\.")
     ends = [shape_of(arrays, f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in range(levels)]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import StateDict, check_entries, explains_config, read_state_dict
+from vqjax.importing.state_dict import StateDict, check_entries, read_state_dict, takes_config
 from vqjax.importing.vqgan import Arrays, encoder_sizes, vqgan_model
 from vqjax.models.vqvae import VQVAE
 from vqjax.quantizers.codebooks import EMACodebook
@@ -27,7 +27,7 @@ _ADVICE = "pass the entry 'model' of the checkpoint"
 _MODELS = {"vqvae": "straight_through", "rot_vqvae": "rotation"}
 
 
-@explains_config
+@takes_config
 def rotation_trick(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQVAE`` of the official code of the rotation trick into a model and its variables.
 

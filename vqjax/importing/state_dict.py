@@ -1,6 +1,7 @@
 """State dicts of PyTorch modules as NumPy arrays, without PyTorch."""
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,29 +20,36 @@ from vqjax.runtime.paths import local_path
 StateDict = dict[str, np.ndarray]
 
 
-def explains_config[**P, R](importer: Callable[P, R]) -> Callable[P, R]:
-    """Make an importer say that its ``config`` cannot be used, where it stumbles over what the original has in it.
+def takes_config[**P, R](importer: Callable[P, R]) -> Callable[P, R]:
+    """Make an importer take the ``config`` as it was published, and say so where it stumbles over what is in it.
 
     Args:
-      importer: A function of ``arrays`` and ``config``.
+      importer: A function of ``arrays`` and ``config``, the parameters of the original model.
 
     Example:
-      >>> @explains_config
+      >>> @takes_config
       ... def read(arrays, config):
       ...     return config["n_embed"]
+      >>> read({}, {"model": {"params": {"n_embed": 8}}})
+      8
       >>> read({}, {"n_codes": 8})
       Traceback (most recent call last):
       vqjax.errors.UserError: config must be that of the original model, but cannot be used (KeyError: 'n_embed'); ...
     """
+    signature = inspect.signature(importer)
 
     @functools.wraps(importer)
     def read(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        has_config = given.arguments.get("config") is not None
         try:
-            return importer(*args, **kwargs)
+            if has_config:
+                given.arguments["config"] = original_config(given.arguments["config"])
+            return importer(*given.args, **given.kwargs)
         except UserError:
             raise
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            if kwargs.get("config", args[1] if len(args) > 1 else None) is None:
+            if not has_config:
                 raise
             raise UserError(
                 f"config must be that of the original model, but cannot be used ({type(error).__name__}: "
@@ -50,6 +58,23 @@ def explains_config[**P, R](importer: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return read
+
+
+def original_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the parameters of the tokenizer within the config that was published with it.
+
+    Args:
+      config: The contents of the file. The parameters may be those of a ``model`` (``params`` or ``init_args``), or of
+        its ``first_stage_config``.
+
+    Example:
+      >>> original_config({"model": {"target": "VQModel", "params": {"n_embed": 16}}})
+      {'n_embed': 16}
+    """
+    for names in (("model",), ("params",), ("init_args",), ("first_stage_config",), ("params",)):
+        inner = next((config[name] for name in names if isinstance(config.get(name), Mapping)), None)
+        config = config if inner is None else inner
+    return config
 
 
 def read_state_dict(arrays: Mapping[str, Any] | str | os.PathLike[str]) -> StateDict:
@@ -216,11 +241,15 @@ def write_params(params: Mapping[str, Any], entry_of: Callable[[tuple[str, ...],
     arrays = {}
     for path, leaf in flax.traverse_util.flatten_dict(params).items():
         entry = entry_of(path, leaf.ndim)
-        arrays[entry.name] = np.asarray(leaf).transpose(entry.axes).reshape(entry.shape_there(leaf.shape))
+        array = np.asarray(leaf).transpose(entry.axes).reshape(entry.shape_there(leaf.shape))
+        # safetensors writes the memory of an array, without a look at its strides.
+        arrays[entry.name] = np.ascontiguousarray(array)
     return arrays
 
 
-def _numbers(key: str, value: Any) -> np.ndarray:
+def _numbers(key: Any, value: Any) -> np.ndarray:
+    if not isinstance(key, str):
+        raise UserError(f"arrays must have names for keys, got {key!r}; pass a state dict.")
     array = np.asarray(value) if isinstance(value, np.ndarray | np.generic | jax.Array) else None
     if array is None or not (array.dtype == bool or jax.numpy.issubdtype(array.dtype, np.number)):
         kind = type(value).__name__ if array is None else f"an array of {array.dtype}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, StateDict, explains_config, read_params, read_state_dict
+from vqjax.importing.state_dict import Entry, StateDict, read_params, read_state_dict, takes_config
 from vqjax.importing.vqgan import Arrays, shape_of
 from vqjax.models.mingpt import MinGPT
 from vqjax.models.transformer import CausalTransformer
@@ -27,6 +27,7 @@ _LLAMAGEN = {
     "up": "feed_forward.w3",
     "down": "feed_forward.w2",
 }
+_LLAMAGEN_OPTIONS = {"norm_eps": 1e-5, "rope_base": 10000}
 _TAMING = {
     "positions": "pos_emb",
     "token_table": "tok_emb",
@@ -42,7 +43,7 @@ _TAMING = {
 }
 
 
-@explains_config
+@takes_config
 def llamagen_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[CausalTransformer, dict[str, Any]]:
     """Turn a class-conditional ``Transformer`` of LlamaGen into a model and its variables.
 
@@ -61,19 +62,28 @@ def llamagen_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[Cau
     Source: LlamaGen, ``autoregressive/models/gpt.py``.
     """
     arrays = read_state_dict(arrays)
+    if any(key.startswith("cls_embedding.cap_proj.") for key in arrays):
+        raise UserError("arrays must be those of a class-conditional model, got one of texts, which is not imported.")
     heads, tokens = _given(config, "n_head"), _given(config, "block_size")
     if (config.get("n_kv_head") or heads) != heads or config.get("cls_token_num", 1) != 1:
         raise UserError(
             "config must be of a class-conditional model with as many heads of keys as of queries, got n_kv_head="
             f"{config.get('n_kv_head')!r} and cls_token_num={config.get('cls_token_num')!r}; others are not imported."
         )
+    for option, known in _LLAMAGEN_OPTIONS.items():
+        if config.get(option, known) != known:
+            raise UserError(f"config.{option} must be {known}, got {config[option]!r}; others are not imported.")
+    if config.get("class_dropout_prob", 0.1) == 0:
+        raise UserError(
+            "config.class_dropout_prob must be above 0, got 0; models without an entry for no class are not imported."
+        )
     side = math.isqrt(tokens)
     if side**2 != tokens:
         raise UserError(f"config.block_size must be a square number of tokens, got {tokens}.")
     (codes, dim), (classes, _) = (
-        shape_of(arrays, f"{_LLAMAGEN[table]}.weight", 2) for table in ("token_table", "class_table")
+        shape_of(arrays, f"{_LLAMAGEN[table]}.weight", 2, _ADVICE) for table in ("token_table", "class_table")
     )
-    hidden, _ = shape_of(arrays, "layers.0.feed_forward.w1.weight", 2)
+    hidden, _ = shape_of(arrays, "layers.0.feed_forward.w1.weight", 2, _ADVICE)
     model = CausalTransformer(codes, (side, side), classes - 1, dim, _depth(arrays, "layers."), heads, mlp_dim=hidden)
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, tokens), jnp.int32))["params"]
 
@@ -87,7 +97,7 @@ def llamagen_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[Cau
     return model, {"params": read_params(arrays, like, entry_of, _ADVICE)}
 
 
-@explains_config
+@takes_config
 def taming_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[MinGPT, dict[str, Any]]:
     """Turn a ``GPT`` of taming-transformers into a model and its variables.
 
@@ -107,8 +117,8 @@ def taming_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[MinGP
     arrays, prefix = read_state_dict(arrays), "transformer."
     if any(key.startswith(prefix) for key in arrays):
         arrays = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-    tokens, dim = shape_of(arrays, "tok_emb.weight", 2)
-    _, length, _ = shape_of(arrays, "pos_emb", 3)
+    tokens, dim = shape_of(arrays, "tok_emb.weight", 2, _ADVICE)
+    _, length, _ = shape_of(arrays, "pos_emb", 3, _ADVICE)
     depth = _depth(arrays, "blocks.")
     model = MinGPT(tokens, length, dim, depth, _given(config, "n_head"))
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, length), jnp.int32))["params"]
@@ -136,9 +146,9 @@ def taming_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[MinGP
 _ADVICE = "pass the original's config, and the state dict of its transformer"
 
 
-def _given(config: Mapping[str, Any], name: str) -> int:
-    if name not in config:
-        raise UserError(f"config.{name} must be given, as the arrays do not tell it; got {sorted(config)}.")
+def _given(config: Mapping[str, Any] | None, name: str) -> int:
+    if config is None or name not in config:
+        raise UserError(f"config.{name} must be given, as the arrays do not tell it; got {sorted(config or {})}.")
     return int(config[name])
 
 

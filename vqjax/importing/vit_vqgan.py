@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, StateDict, explains_config, read_model, read_state_dict
+from vqjax.importing.state_dict import Entry, StateDict, read_model, read_state_dict, takes_config
 from vqjax.importing.vqgan import Arrays, shape_of
 from vqjax.models.registry import vit_vqgan
 from vqjax.models.vit import HEAD_DIM, positions
@@ -19,7 +19,7 @@ from vqjax.quantizers.vector import VectorQuantizer
 _POSITIONS = ("encoder.en_pos_embedding", "decoder.de_pos_embedding")
 
 
-@explains_config
+@takes_config
 def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``ViTVQ`` of enhancing-transformers into a model and its variables.
 
@@ -31,8 +31,8 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = No
         file with it: a ``.safetensors`` file or a checkpoint, of which nothing is executed. Entries of the losses
         (``loss.``) are left out.
       config: Parameters of the original model: ``image_size``, ``patch_size``, ``encoder`` and ``decoder`` (``dim``,
-        ``depth``, ``heads``, ``mlp_dim``), and ``quantizer`` (``n_embed``, ``embed_dim``). What is left out is read
-        from the shapes of the arrays.
+        ``depth``, ``heads``, ``mlp_dim``), and ``quantizer`` (``n_embed``, ``embed_dim``, ``beta``, ``use_norm``).
+        Sizes that are left out are read from the shapes of the arrays.
 
     Returns:
       The model and its variables.
@@ -59,7 +59,13 @@ def enhancing_transformers(arrays: Arrays, config: Mapping[str, Any] | None = No
     # The original passes the gradient around its normalization, to the latents as they were.
     normalized = {"distance": "cosine", "differentiate_norm": False} if quantizer.get("use_norm", True) else {}
     model = vit_vqgan(
-        VectorQuantizer(quantizer["n_embed"], codebook=codebook, estimator="straight_through", **normalized),
+        VectorQuantizer(
+            quantizer["n_embed"],
+            codebook=codebook,
+            commitment_weight=quantizer.get("beta", 0.25),
+            estimator="straight_through",
+            **normalized,
+        ),
         patch_size=patch,
         code_dim=quantizer["embed_dim"],
         **encoder,

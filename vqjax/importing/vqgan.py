@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vqjax.errors import UserError
-from vqjax.importing.state_dict import Entry, StateDict, explains_config, read_model, read_state_dict, write_params
+from vqjax.importing.state_dict import Entry, StateDict, read_model, read_state_dict, takes_config, write_params
 from vqjax.models.registry import vqgan
 from vqjax.models.tokenizer import quantizer_variables
-from vqjax.models.vqgan import VQGANEncoder
+from vqjax.models.vqgan import VQGANDecoder, VQGANEncoder
 from vqjax.models.vqvae import VQVAE
 from vqjax.quantizers.base import Quantizer
 from vqjax.quantizers.codebooks import GradientCodebook
@@ -29,6 +29,12 @@ _OTHER_KINDS = {
     "encoder.mid.attn_1.to_qkv.weight": "a VQGAN with linear attention",
 }
 
+_NOT_IMPORTED = {
+    "double_z": "that is a variational autoencoder without codes",
+    "tanh_out": "decoders that end in a tanh are not imported",
+    "give_pre_end": "decoders that end before their last layers make no images",
+}
+
 _DIFFUSERS_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm"}
 _OLD_DIFFUSERS_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -36,7 +42,7 @@ Names = Callable[[str], str]
 """The name of a parameter in a state dict, from its name in that of taming-transformers."""
 
 
-@explains_config
+@takes_config
 def taming(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of taming-transformers or latent diffusion into a model and its variables.
 
@@ -58,13 +64,13 @@ def taming(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQV
 
     Source: taming-transformers, ``taming/models/vqgan.py``; latent-diffusion, ``ldm/models/autoencoder.py``.
     """
-    arrays = _autoencoder(read_state_dict(arrays))
+    arrays = first_stage(read_state_dict(arrays))
     config = _with_sizes(config or {}, arrays)
     quantizer = VectorQuantizer(config["n_embed"], estimator="straight_through", **taming_legacy(0.25))
     return vqgan_model(arrays, config, quantizer)
 
 
-@explains_config
+@takes_config
 def ibq(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn an ``IBQ`` of SEED-Voken into a model and its variables.
 
@@ -85,19 +91,20 @@ def ibq(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE,
 
     Source: SEED-Voken, ``src/IBQ/models/ibqgan.py``.
     """
-    arrays = _autoencoder(read_state_dict(arrays))
+    arrays = first_stage(read_state_dict(arrays))
     config = _with_sizes(config or {}, arrays)
     return vqgan_model(arrays, config, IBQ(config["n_embed"], codebook_weight=config.get("beta", 0.25)))
 
 
-@explains_config
+@takes_config
 def llamagen(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of LlamaGen into a model and its variables.
 
     Args:
       arrays: The state dict, or the path of a ``.safetensors`` file; see :func:`taming`.
-      config: Parameters of the original model: ``codebook_size``, ``codebook_embed_dim``, ``encoder_ch_mult`` and
-        ``z_channels``, and of its encoder ``ch`` and ``num_res_blocks``. What is left out is read from the shapes.
+      config: Parameters of the original model: ``codebook_size``, ``codebook_embed_dim``, ``codebook_l2_norm``,
+        ``commit_loss_beta``, ``encoder_ch_mult`` and ``z_channels``, and of its encoder ``ch`` and ``num_res_blocks``.
+        Sizes that are left out are read from the shapes.
 
     Returns:
       The model, for images in [-1, 1], and its variables.
@@ -120,7 +127,7 @@ def llamagen(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[V
         distance="cosine" if config.get("codebook_l2_norm", True) else "euclidean",
         estimator="straight_through",
         codebook=GradientCodebook(weight=1.0),
-        commitment_weight=0.25,
+        commitment_weight=config.get("commit_loss_beta", 0.25),
     )
     taming_config = {"ddconfig": ddconfig, "embed_dim": config.get("codebook_embed_dim", sizes["embed_dim"])}
 
@@ -133,7 +140,7 @@ def llamagen(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[V
     return vqgan_model(arrays, taming_config, quantizer, name)
 
 
-@explains_config
+@takes_config
 def diffusers(arrays: Arrays, config: Mapping[str, Any] | None = None) -> tuple[VQVAE, dict[str, Any]]:
     """Turn a ``VQModel`` of diffusers into a model and its variables.
 
@@ -191,8 +198,8 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
     """Turn a VQGAN into the state dict and config of a ``VQModel`` of diffusers.
 
     Args:
-      model: A model of :class:`VQGANEncoder`, a Euclidean :class:`VectorQuantizer` of one head, and
-        :class:`VQGANDecoder`. Codes that a transform makes are written as they are used.
+      model: A model of :class:`VQGANEncoder`, a Euclidean :class:`VectorQuantizer` of one head, and the
+        :class:`VQGANDecoder` of the same sizes. Codes that a transform makes are written as they are used.
       variables: Its variables.
 
     Returns:
@@ -212,8 +219,13 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
             "one head and Euclidean distance, without codebook_dim and latent_norm, got "
             f"{type(encoder).__name__} and {type(quantizer).__name__}; diffusers has no other VQModel."
         )
-    codes = quantizer.clone(parent=None, name=None).apply(quantizer_variables(variables), method="code_vectors")
     levels = range(len(encoder.multipliers))
+    if type(model.decoder) is not VQGANDecoder or _layers(model.decoder) != _layers(encoder):
+        raise UserError(
+            "model.decoder must be a VQGANDecoder with the sizes and latent_dim of the encoder, got other ones in "
+            f"{type(model.decoder).__name__}; diffusers has one config for both."
+        )
+    codes = quantizer.clone(parent=None, name=None).apply(quantizer_variables(variables), method="code_vectors")
     kinds = ["AttnDownEncoderBlock2D" if encoder.has_attention(i) else "DownEncoderBlock2D" for i in levels]
     config = {
         "_class_name": "VQModel",
@@ -235,17 +247,38 @@ def to_diffusers(model: VQVAE, variables: Mapping[str, Any]) -> tuple[StateDict,
     return write_params(variables["params"] | {"quantizer": {"codes": codes}}, _entries(name)), config
 
 
-def _autoencoder(arrays: StateDict) -> StateDict:
-    """The entries of the first stage of a latent diffusion model, or all of them; averaged, if they have averages."""
+def _layers(network: VQGANEncoder | VQGANDecoder) -> tuple[Any, ...]:
+    """What the layers of an encoder or a decoder depend on."""
+    attention = [network.has_attention(level) for level in range(len(network.multipliers))]
+    sizes = network.channels, tuple(network.multipliers), network.num_res_blocks, network.latent_dim
+    return *sizes, network.middle_attention, attention
+
+
+def first_stage(arrays: StateDict) -> StateDict:
+    """Return the entries of an autoencoder, alone or as first stage of another model; averages, if there are any.
+
+    Args:
+      arrays: The state dict.
+    """
     prefix = "first_stage_model."
-    inner = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-    return averaged(inner or arrays)
+    inner = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)} or arrays
+    # Averages are stored without the dots of the names.
+    averages = {key.removeprefix("model_ema."): value for key, value in inner.items() if key.startswith("model_ema.")}
+    others = {key: value for key, value in inner.items() if not key.startswith("model_ema.")}
+    taken = {key: averages.get(key.replace(".", ""), value) for key, value in others.items()}
+    return {key: value for key, value in taken.items() if not key.startswith(_OTHER_NETWORKS)}
 
 
 def _with_sizes(config: Mapping[str, Any], arrays: StateDict) -> dict[str, Any]:
     """The config in taming's form, with what it leaves out."""
     sizes = _sizes(arrays, r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.", "encoder.mid.attn_1.")
-    return sizes | dict(config) | {"ddconfig": sizes["ddconfig"] | dict(config.get("ddconfig", {}))}
+    if config.get("l2_normalize", False):
+        raise UserError("l2_normalize must be False, got True; lookups of normalized codes are not imported.")
+    ddconfig = sizes["ddconfig"] | dict(config.get("ddconfig", {}))
+    if ddconfig["attn_type"] == "none":
+        # Whatever attn_resolutions says.
+        ddconfig["attn_resolutions"] = []
+    return sizes | dict(config) | {"ddconfig": ddconfig}
 
 
 def _sizes(arrays: StateDict, pattern: str, middle_attention: str) -> dict[str, Any]:
@@ -300,13 +333,15 @@ def _named(found: list[re.Match[str]], level: int) -> str:
     return next((match[0] for match in first if not match[2].startswith("att")), f"{level}.")
 
 
-def shape_of(arrays: StateDict, key: str, axes: int) -> tuple[int, ...]:
+def shape_of(
+    arrays: StateDict, key: str, axes: int, advice: str = "pass the state dict of the whole autoencoder"
+) -> tuple[int, ...]:
     """Return the shape of an entry, which must exist and have so many axes."""
     shape = arrays[key].shape if key in arrays else None
     if shape is None or len(shape) != axes or not all(shape):
         raise UserError(
             f"arrays must have an entry {key!r} of {axes} axes, got {sorted(arrays)[:3] if shape is None else shape}; "
-            "pass the state dict of the whole autoencoder."
+            f"{advice}."
         )
     return shape
 
@@ -325,10 +360,9 @@ def vqgan_model(
     """
     arrays = {key: value for key, value in arrays.items() if not key.startswith(_OTHER_NETWORKS)}
     ddconfig = config["ddconfig"]
-    if ddconfig.get("double_z", False):
-        raise UserError("ddconfig.double_z must be False, got True; that is a variational autoencoder without codes.")
-    if ddconfig.get("tanh_out", False):
-        raise UserError("ddconfig.tanh_out must be False, got True; decoders that end in a tanh are not imported.")
+    for option, kind in _NOT_IMPORTED.items():
+        if ddconfig.get(option, False):
+            raise UserError(f"ddconfig.{option} must be False, got {ddconfig[option]!r}; {kind}.")
     model = vqgan(
         quantizer,
         channels=ddconfig["ch"],
@@ -419,11 +453,3 @@ def _present_name(key: str) -> str:
     if ".attentions." not in key:
         return key
     return re.sub(r"\.(query|key|value|proj_attn)\.", lambda old: f".{_OLD_DIFFUSERS_ATTENTION[old[1]]}.", key)
-
-
-def averaged(arrays: StateDict) -> StateDict:
-    """Return the parameters of an autoencoder alone, or their moving averages, stored without the dots of the names."""
-    averages = {key.removeprefix("model_ema."): value for key, value in arrays.items() if key.startswith("model_ema.")}
-    others = {key: value for key, value in arrays.items() if not key.startswith("model_ema.")}
-    taken = {key: averages.get(key.replace(".", ""), value) for key, value in others.items()}
-    return {key: value for key, value in taken.items() if not key.startswith(_OTHER_NETWORKS)}

@@ -15,7 +15,7 @@ from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import fingerprint, load_splits
 from vqjax.data.sources import with_absolute_path
 from vqjax.errors import UserError, one_line
-from vqjax.importing.formats import FORMATS, original_config, recognize
+from vqjax.importing.formats import FORMATS, recognize
 from vqjax.importing.state_dict import read_state_dict
 from vqjax.models.registry import describe
 from vqjax.models.tokenizer import NETWORK
@@ -108,7 +108,7 @@ def _check_is_new(workdir: Path) -> None:
 
 def _read(arrays: Mapping[str, Any], name: str, config: str | None) -> tuple[VQVAE, dict[str, PyTree]]:
     """The model for images in [-1, 1], and its variables."""
-    original = None if config is None else original_config(_published(local_path(config, "--config")))
+    original = None if config is None else _published(local_path(config, "--config"))
     model, variables = FORMATS[name].read(arrays, original)
     return (model if FORMATS[name].pixels == "symmetric" else model.clone(pixels=FORMATS[name].pixels)), variables
 

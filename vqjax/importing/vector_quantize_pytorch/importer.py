@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vqjax.errors import UserError, did_you_mean
-from vqjax.importing.state_dict import read_state_dict
+from vqjax.importing.state_dict import read_state_dict, takes_config
 from vqjax.importing.vector_quantize_pytorch.arguments import Import
 from vqjax.importing.vector_quantize_pytorch.codebooks import random_projection, sim_vq, vector_quantize
 from vqjax.importing.vector_quantize_pytorch.composites import (
@@ -43,6 +43,7 @@ CLASSES: dict[str, Import] = {
 """How each class is imported, by its name there."""
 
 
+@takes_config
 def vector_quantize_pytorch(
     arrays: Mapping[str, Any] | str | os.PathLike[str], config: Mapping[str, Any], class_name: str = "VectorQuantize"
 ) -> tuple[Quantizer, dict[str, Any]]:
@@ -127,7 +128,7 @@ def vector_quantize_pytorch(
 
     Source: vector-quantize-pytorch 1.32 (arguments, and names and shapes of its state dict).
     """
-    if class_name not in CLASSES:
+    if not isinstance(class_name, str) or class_name not in CLASSES:
         raise UserError(
             f"class_name must be a class of vector-quantize-pytorch that is imported, got {class_name!r}; "
             f"{did_you_mean(str(class_name), CLASSES)}"
