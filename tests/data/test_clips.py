@@ -4,7 +4,7 @@ from PIL import Image
 
 from vqjax.data import materialize
 from vqjax.data.clips import ClipPlan
-from vqjax.data.panning import _render, panning_photo_splits
+from vqjax.data.panning import _candidates, _render, panning_photo_splits
 from vqjax.data.shapes import MovingShapes, moving_shape_splits
 from vqjax.data.statistics import fingerprint, pixel_variance
 from vqjax.errors import UserError
@@ -92,6 +92,14 @@ def test_windows_stay_inside_and_move_evenly(panning):
             np.testing.assert_allclose(part, np.polyval(np.polyfit(times, part, 1), times), atol=1e-9)
             assert abs(part[1] - part[0]) <= most
         assert motion.scales.min() >= 1 - 1e-9
+
+
+def test_windows_of_long_clips_have_the_pixels_of_the_clip():
+    """Bug: those that grow or shrink by more than four times in all were smaller at their smallest."""
+    photo, plan = Image.fromarray(np.zeros((4000, 4000, 3), np.uint8)), ClipPlan(frames=161)
+    motions = _candidates(photo, (4, 4), plan, np.random.default_rng(0))
+    assert len(motions.scales) > 10
+    assert motions.scales.min() >= 1 - 1e-9
 
 
 def test_pixels_show_the_places_of_the_motion(panning):

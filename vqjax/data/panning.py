@@ -182,7 +182,7 @@ def _candidates(photo: Image.Image, size: tuple[int, int], plan: ClipPlan, gener
     # A pixel of the photograph is left on each side.
     least = (halves - paths).max(1) + 1
     most = photo.size - (halves + paths).max(1) - 1
-    fits = (least <= most).all(1)
+    fits = (least <= most).all(1) & (smallest[:, 0] <= _LARGEST_WINDOW)
     middle = least + generator.uniform(size=least.shape) * (most - least)
     return Motion((middle[:, None] + paths)[fits], angles[fits], (scale * growth)[fits])
 
