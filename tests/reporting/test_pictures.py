@@ -6,6 +6,7 @@ from PIL import Image
 
 from vqjax.errors import UserError
 from vqjax.reporting import comparison_sheet, save_png
+from vqjax.reporting.pictures import clip_sheet
 
 
 def photos(count, height, width, seed=0):
@@ -84,3 +85,9 @@ def test_what_are_no_images_is_refused(originals, reconstructions, message):
 def test_a_picture_of_floats_is_refused(tmp_path):
     with pytest.raises(UserError, match="`image` must be uint8"):
         save_png(tmp_path / "sheet.png", np.zeros((4, 6, 3)))
+
+
+def test_strips_of_one_frame_are_no_larger_than_pictures_of_images():
+    """Bug: three clips of one small frame made a picture of 4,414 rows."""
+    clips = photos(3, 8, 12)[:, None]
+    assert clip_sheet(clips, clips).shape[0] < 1500

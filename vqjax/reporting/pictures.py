@@ -92,7 +92,8 @@ def clip_sheet(
     """
     shown = min(_SHOWN_FRAMES, originals.shape[1])
     strips = filmstrips(originals, shown), filmstrips(reconstructions, shown)
-    return comparison_sheet(*strips, columns=1, scale=max(1, _TARGET_WIDTH // strips[0].shape[2]))
+    scale = min(_TARGET_WIDTH // strips[0].shape[2], _LARGEST_CELL // originals.shape[3])
+    return comparison_sheet(*strips, columns=1, scale=max(1, scale))
 
 
 def moving_sheet(
