@@ -141,6 +141,11 @@ def test_models_that_look_ahead_refuse_parts():
     model = build_model({"name": "sonnet", "width": 8}, CODES)
     with pytest.raises(UserError, match=r"model must be one that never looks ahead .* got one with SonnetDecoder"):
         list(Tokenizer(model, {}, config={}, step=0).encode_parts([]))
+    # Bug: codes of scales that span the clip were taken for those of groups of frames.
+    scales = {"name": "multi_scale_vq", "quantizer": CODES, "scales": (1, 2, (3, 4, 4)), "spatial_dims": 3}
+    model = build_model(LOCAL, scales)
+    with pytest.raises(UserError, match=r"must have a quantizer of frames .* got MultiScaleVQ of spatial_dims=3"):
+        list(Tokenizer(model, {}, config={}, step=0).encode_parts([]))
 
 
 @pytest.mark.full

@@ -22,6 +22,7 @@ from vqjax.functional.pixels import check_pixels, value_range
 from vqjax.models.causal_video import STREAM, CausalVideoDecoder
 from vqjax.models.pretrained import export_program, located, read_pretrained, upload, write_pretrained
 from vqjax.models.vqvae import Images, takes_clips
+from vqjax.quantizers.multi_scale import MultiScaleVQ
 from vqjax.quantizers.validation import require_choice
 
 NETWORK = "generator"
@@ -160,6 +161,11 @@ class Tokenizer:
             raise UserError(
                 f"model must be one that never looks ahead to pass clips in parts, causal_video, got one with "
                 f"{type(self.model.decoder).__name__}; pass whole clips."
+            )
+        if isinstance(self.model.quantizer, MultiScaleVQ) and self.model.quantizer.spatial_dims > 2:
+            raise UserError(
+                f"model must have a quantizer of frames to pass clips in parts, got MultiScaleVQ of spatial_dims="
+                f"{self.model.quantizer.spatial_dims}, whose scales span the clip; pass whole clips."
             )
 
     def _checked(self, images: Any) -> tuple[Array, str]:
