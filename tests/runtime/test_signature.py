@@ -254,6 +254,8 @@ def test_the_place_is_in_front_of_every_message():
         ("must be below 1.", "config must be below 1."),
         ("='x' is unknown", "config='x' is unknown"),
         ("The codes move twice.", "config: The codes move twice."),
+        # Bug: it read as the name of a field.
+        ("runs/sonnet contains no checkpoint.", "config: runs/sonnet contains no checkpoint."),
     ]:
         with pytest.raises(UserError) as caught, within("config"):
             raise UserError(message)

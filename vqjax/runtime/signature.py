@@ -449,8 +449,8 @@ def within(path: str) -> Iterator[None]:
     except UserError as error:
         message = str(error)
         # Messages of constructors begin with the argument's name; those of checks of a value, with "must", "is" or "=".
-        first = re.match(r"=|[a-z_]\w*", message)
-        joint = ": " if first is None else {"=": "", "must": " ", "is": " "}.get(first[0], ".")
+        first = re.match(r"=|must |is |(?=[a-z_][\w.\[\]]*( must | is |=|: ))", message)
+        joint = ": " if first is None else {"=": "", "": "."}.get(first[0], " ")
         raise UserError(f"{path}{joint}{message}") from error
 
 
