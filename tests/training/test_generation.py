@@ -1,7 +1,9 @@
 """From a tokenizer to samples: tokens of a data set, a model of them, and its images."""
 
 import json
+import math
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +15,10 @@ from vqjax.data.tokens import INDEX_FILE, TokenDataset, token_splits
 from vqjax.data.whole_images import whole_images
 from vqjax.errors import UserError
 from vqjax.functional.tokens import TokenInfo
+from vqjax.training import sample
 from vqjax.training.build import build_task, check_fits, example_batch
-from vqjax.training.config import base_config
+from vqjax.training.config import base_config, complete
+from vqjax.training.devices import make_mesh
 from vqjax.training.evaluate import evaluate_workdir
 from vqjax.training.loop import train
 from vqjax.training.sample import sample_images
@@ -130,6 +134,10 @@ def test_a_directory_of_other_tokens_is_not_touched(finished, labelled, tokens):
     before = contents(tokens)
     with pytest.raises(UserError, match=r"--out must be a new directory, .* whose `crops` is 2 instead of 1"):
         write(finished, labelled, tokens, crops=1)
+    # Bug: other crops were taken for the same ones, and a directory could hold both.
+    changes = f"--config.data.name={labelled}", "--config.data.crop_padding=3"
+    with pytest.raises(UserError, match=r"whose `random` is .*'crop_padding': 2.* instead of .*'crop_padding': 3"):
+        write_tokens(finished, *changes, out=tokens, flip=True, crops=2, shard_size=20)
     assert contents(tokens) == before
 
 
@@ -151,6 +159,35 @@ def test_a_model_that_was_interrupted_ends_as_one_that_was_not(models, finished,
     train(model_config(tokens, finished, masked=masked), tmp_path, devices=jax.devices()[:1])
     whole, resumed = (load_networks(run).params for run in (models[masked], tmp_path))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_a_tokenizer_is_found_from_elsewhere(finished, tokens, tmp_path, monkeypatch):
+    """Bug: a relative path was kept, with which nothing could be evaluated from another directory."""
+    monkeypatch.chdir(finished.parent)
+    train(model_config(tokens, finished.name, num_steps=2), tmp_path / "run", devices=jax.devices()[:1])
+    monkeypatch.chdir(tmp_path)
+    config = complete(load_networks(tmp_path / "run").info.config)
+    assert Path(config.task.tokenizer.workdir) == finished
+    train_split, checksum = token_splits(tokens).train, load_tokenizer(finished).checksum
+    # Where it is not there, the run that is noted with the tokens is taken.
+    config.task.tokenizer.workdir = "nowhere"
+    assert build_task(config, train_split).tokenizer.checksum == checksum
+    index = json.loads((tokens / INDEX_FILE).read_text())
+    shutil.copytree(tokens, tmp_path / "tokens")
+    elsewhere = {"tokenizer": index["tokenizer"] | {"workdir": str(tmp_path / "gone")}}
+    (tmp_path / "tokens" / INDEX_FILE).write_text(json.dumps(index | elsewhere))
+    with pytest.raises(UserError, match=r"config.task.tokenizer: nowhere contains no checkpoint"):
+        build_task(config, token_splits(tmp_path / "tokens").train)
+    evaluate_workdir(tmp_path / "run", f"--config.task.tokenizer.workdir={finished}")
+
+
+def test_images_do_not_depend_on_the_number_of_devices(models, tmp_path, monkeypatch):
+    """Bug: rows that fill the devices moved the batches behind the first."""
+    options = {"num": 12, "batch_size": 5}
+    sample_images(models[0], out=tmp_path / "all.npz", **options)
+    monkeypatch.setattr(sample, "make_mesh", lambda _, axes: make_mesh(jax.devices()[:1], axes))
+    sample_images(models[0], out=tmp_path / "one.npz", **options)
+    np.testing.assert_array_equal(*(np.load(tmp_path / f"{name}.npz")["tokens"] for name in ("all", "one")))
 
 
 def test_pictures_of_samples_join_the_evaluations(models):
@@ -208,7 +245,9 @@ def test_a_box_of_an_image_is_redrawn(models, labelled, tokens, tmp_path):
         (False, {"out": "samples.png"}, "--out must be a file name that ends in .npz in a writable directory, got"),
         (False, {"out": "/dev/null/samples.npz"}, r"--out must be a file name .* \(/dev/null: Not a directory\)"),
         (False, {"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
-        (False, {"tokenizer": "/nowhere"}, "config.task.tokenizer: /nowhere contains no checkpoint"),
+        (False, {"tokenizer": "/nowhere"}, "--tokenizer must be the run .* got '/nowhere', which does not exist"),
+        (False, {"guidance": math.nan}, "guidance must be a finite number, got nan"),
+        (True, {"choice_temperature": -1.0}, "choice_temperature must be a finite number of at least 0, got -1.0"),
     ],
 )
 def test_mistakes_are_refused(models, tmp_path, masked, options, message):
@@ -243,8 +282,8 @@ def test_samples_of_tokens_of_an_earlier_checkpoint_are_decoded_by_it(finished, 
     assert len(steps) > 1
     evaluate_workdir(run, f"--config.data.name={labelled}", step=steps[0], export_tokens=file)
     assert token_splits(file).train.info.tokenizer["step"] == steps[0]
-    config = model_config(file)
-    train(config, tmp_path / "model", devices=jax.devices()[:1])
+    # Bug: the newest one was taken for pictures, and refused.
+    train(model_config(file, run), tmp_path / "model", devices=jax.devices()[:1])
     sample_images(tmp_path / "model", out=tmp_path / "samples.npz", num=4)
     drawn = np.load(tmp_path / "samples.npz")
     images = load_tokenizer(run, steps[0]).decode(drawn["tokens"])

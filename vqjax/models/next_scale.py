@@ -16,7 +16,7 @@ from vqjax.functional.norms import normalize
 from vqjax.functional.numbers import Number, is_zero
 from vqjax.functional.resampling import adaptive_average_pool
 from vqjax.models.layers import LARGEST_DIM, dense
-from vqjax.models.sampling import guided, restricted, with_none
+from vqjax.models.sampling import check_guidance, guided, restricted, with_none
 from vqjax.models.transformer import LARGEST_VOCABULARY, Classes, Heads, Logits, Tokens, Vectors, check_sizes
 from vqjax.quantizers.multi_scale import MultiScaleVQ, join_scales
 from vqjax.quantizers.sharding import automatic_axes
@@ -304,6 +304,7 @@ def scale_guidance(guidance: Number, scale: int, num_scales: int) -> Number:
 
     Source: the code of Tian et al., 2024 (arXiv 2404.02905), whose ``cfg`` is :math:`s - 1`.
     """
+    check_guidance(guidance)
     return 1 + (guidance - 1) * (scale / (num_scales - 1))
 
 

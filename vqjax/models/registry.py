@@ -546,7 +546,10 @@ def next_scale_transformer(
 ) -> NextScaleTransformer:
     """Build :class:`vqjax.models.next_scale.NextScaleTransformer` for the tokens of a data set."""
     if tokens.scales is None:
-        raise UserError("name must be that of a transformer for a grid of tokens, as these are not of MultiScaleVQ.")
+        raise UserError(
+            "name must be that of a transformer for a grid of tokens, as these have no scales of a MultiScaleVQ; "
+            "vqjax tokens notes them, files of --export_tokens do not."
+        )
     of_tokens = {"num_codes": tokens.num_codes[0], "scales": tokens.scales, "code_dim": tokens.code_dim}
     size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim}
     size |= {"dropout": dropout, "remat": remat, "dtype": dtype}
@@ -555,8 +558,12 @@ def next_scale_transformer(
 
 def _of_tokens(tokens: TokenInfo, factors: tuple[int, ...] | None) -> dict[str, Any]:
     """What the tokens of a data set say about a transformer."""
-    if len(tokens.grid) != 2:
-        raise UserError(f"name must be that of a transformer for tokens of shape {list(tokens.shape)}.")
+    if tokens.scales is not None or len(tokens.grid) != 2:
+        shape = list(tokens.shape)
+        raise UserError(
+            f"name must be that of a transformer for tokens of shape {shape}, got one for those of an image, rows x "
+            "columns; next_scale_transformer is for images of MultiScaleVQ, and there is none for clips yet."
+        )
     num_codes = tokens.num_codes if len(tokens.num_codes) > 1 else tokens.num_codes[0]  # pyright: ignore[reportGeneralTypeIssues]
     if factors is not None:
         require(math.prod(factors) == num_codes, "factors", factors, f"numbers whose product is {num_codes}, or None")

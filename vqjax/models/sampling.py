@@ -1,5 +1,6 @@
 """Sampling of tokens: one after another from a causal transformer, or many at once from one that fills in masks."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqjax.errors import UserError
 from vqjax.functional.numbers import Number, is_number, is_positive, is_traced
-from vqjax.quantizers.validation import require, require_choice, require_count
+from vqjax.quantizers.validation import require, require_choice, require_count, require_weight
 
 Tokens = Int[Array, "batch positions *levels"]
 Masked = Bool[Array, "batch positions"]
@@ -61,11 +62,21 @@ def guidance_at(
       schedule: ``"constant"``, or ``"linear"`` for :math:`1 + 2 (s - 1)` times the progress, which leaves the first
         tokens varied.
 
+    Raises:
+      UserError: The scale is not finite, or there is no such schedule.
+
     Example:
       >>> guidance_at(0.5, 3.0, "constant"), guidance_at(0.25, 3.0, "linear")
       (3.0, 2.0)
     """
+    check_guidance(scale)
+    require_choice("guidance_schedule", schedule, get_args(GuidanceSchedule))
     return scale if schedule == "constant" else 1 + 2 * (scale - 1) * progress
+
+
+def check_guidance(scale: Number) -> None:
+    """Refuse a scale that is not finite, with which all tokens would be the first one."""
+    require(is_number(scale, math.isfinite), "guidance", scale, "a finite number")
 
 
 def with_none(classes: Int[Array, " batch"], num_classes: int) -> Int[Array, " twice"]:
@@ -250,6 +261,7 @@ def sample_masked(
     require_count("num_steps", num_steps)
     require_choice("schedule", schedule, MASK_SCHEDULES)
     require_choice("order", order, get_args(Order))
+    require_weight("choice_temperature", choice_temperature)
     if order == "halton" and (grid is None or grid[0] * grid[1] != tokens.shape[1]):
         raise UserError(f"grid must be rows and columns of {tokens.shape[1]} tokens for order='halton', got {grid!r}.")
     ranks = jnp.asarray(np.argsort(halton_order(grid))) if order == "halton" else None

@@ -17,10 +17,12 @@ from vqjax.data.dataset import pixels_of
 from vqjax.data.reading import example_spec, has_clips
 from vqjax.data.tokens import TokenDataset
 from vqjax.errors import UserError, did_you_mean
+from vqjax.functional.tokens import TokenInfo
 from vqjax.losses.registry import LOSSES
 from vqjax.models.classifiers import Classifier
 from vqjax.models.registry import TRANSFORMERS, build_model, build_transformer
 from vqjax.models.tokenizer import NETWORK
+from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.signature import within
 from vqjax.tasks.registry import TASKS
 from vqjax.tasks.second_stage import SecondStageTask
@@ -79,13 +81,27 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
         "tokens": getattr(images, "info", None),
         "augment": partial(augment, flip=config.data.flip, crop_padding=config.data.crop_padding),
     }
+    options = dict(config.task)
+    if is_of_tokens and config.task.tokenizer:
+        options["tokenizer"] = _found(config.task.tokenizer, images.info)
     with within("config.task"):
-        task = TASKS.build(**{name: part for name, part in parts.items() if name in wanted}, **config.task)
+        task = TASKS.build(**{name: part for name, part in parts.items() if name in wanted}, **options)
     numbers = {number for metric in task.metrics for number in metric.protocol}
     if config.keep_best is not None and config.keep_best not in numbers:
         hint = did_you_mean(config.keep_best, numbers)
         raise UserError(f"config.keep_best={config.keep_best!r} is no metric of an evaluation; {hint}")
     return task
+
+
+def _found(tokenizer: ConfigDict, tokens: TokenInfo) -> dict[str, Any]:
+    """The run that made the tokens, at its step then: that of the config or, if it is not there, of their index."""
+    noted, found = tokens.tokenizer or {}, dict(tokenizer)
+    if found.get("step") is None:
+        found["step"] = noted.get("step")
+    place, other = found.get("workdir"), noted.get("workdir")
+    if place and other and not is_url(place) and not local_path(place).exists():
+        found["workdir"] = other if is_url(other) or local_path(other).exists() else place
+    return found
 
 
 def _check_classifier(model: Classifier, config: ConfigDict, images: ImageDataset) -> None:

@@ -24,7 +24,7 @@ from vqjax.errors import UserError, did_you_mean
 from vqjax.losses.registry import LOSSES
 from vqjax.models.registry import MODELS, TRANSFORMERS
 from vqjax.quantizers.registry import QUANTIZERS
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.signature import Call, Registry, within
 from vqjax.tasks.registry import TASKS
 from vqjax.training.optimizer import OPTIMIZERS
@@ -326,24 +326,47 @@ def override_all(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
-def check_only_data(overrides: Sequence[str], use: str) -> None:
+def task_with_absolute_paths(task: ConfigDict) -> ConfigDict:
+    """Return the group ``task`` with absolute paths of the files and runs that it names, where they are.
+
+    Args:
+      task: The task and its arguments, some of which are groups with a ``file`` or a ``workdir``.
+
+    Example:
+      >>> task = ConfigDict({"name": "autoregressive", "tokenizer": {"name": "run", "workdir": "."}})
+      >>> Path(task_with_absolute_paths(task).tokenizer.workdir).is_absolute()
+      True
+    """
+    task = ConfigDict(task.to_dict())
+    for group in (part for part in task.values() if isinstance(part, ConfigDict)):
+        for name in {"file", "workdir"}.intersection(group):
+            path = group[name]
+            if path and not is_url(path) and local_path(path).exists():
+                group[name] = str(local_path(path).absolute())
+    return task
+
+
+def check_only_data(overrides: Sequence[str], use: str, *others: str) -> None:
     """Refuse changes of a trained run's config other than of its data.
 
     Args:
       overrides: Arguments such as ``"--config.data.name=DIR"``.
       use: What the run is loaded for, in the message.
+      *others: Further groups that may change, such as ``"task.tokenizer"``.
 
     Raises:
-      UserError: An argument is not one of ``--config.data``.
+      UserError: An argument is of another group.
 
     Example:
       >>> check_only_data(["--config.seed=3"], "an evaluation")
       Traceback (most recent call last):
       vqjax.errors.UserError: --config.seed is unknown to an evaluation, which takes --config.data.FIELD; train ...
     """
+    groups = tuple(f"--config.{group}." for group in ("data", *others))
     for flag in (override.partition("=")[0] for override in overrides):
-        if not flag.startswith("--config.data."):
-            raise UserError(f"{flag} is unknown to {use}, which takes --config.data.FIELD; train again with it.")
+        if not flag.startswith(groups):
+            taken = " and ".join(f"{group}FIELD" for group in groups)
+            raise UserError(f"{flag} is unknown to {use}, which takes {taken}; train again with it.")
 
 
 def _split(path: str) -> tuple[Path, str]:

@@ -168,11 +168,12 @@ def evaluate_workdir(
     """Evaluate the checkpoint of a run, print the table and write report and page into ``workdir/eval``.
 
     --config.data.FIELD=VALUE evaluates on different images from those of the run, or on these if they have moved. The
-    report on different images goes into its own directory.
+    report on different images goes into its own directory. --config.task.tokenizer.workdir=DIR says where the tokenizer
+    of a model of tokens is, if it has moved.
 
     Args:
       workdir: Directory of the run, or its URL.
-      *overrides: Changes of the data, as ``--config.data.field=value``.
+      *overrides: Changes of the data, or the place of the tokenizer, as ``--config.data.field=value``.
       step: Step of the checkpoint; the newest by default.
       best: Evaluate the checkpoint with the best value of the metric config.keep_best instead.
       split: ``"eval"`` for the held-out images, ``"train"`` for the training images, ``"all"`` for both.
@@ -204,7 +205,7 @@ def evaluate_workdir(
         raise UserError(f"--batch_size must be a positive integer, got {batch_size}.")
     if export_tokens is not None:
         export_tokens = _tokens_file(export_tokens)
-    check_only_data(overrides, "an evaluation")
+    check_only_data(overrides, "an evaluation", "task.tokenizer")
     join_if_asked(distributed, coordinator_address, num_processes, process_id)
     # From here on there are arrays, which are on the devices of all processes.
     measures = Protocols(features, split=split, scaling=scaling, protocols=protocols, statistics=statistics)

@@ -29,7 +29,7 @@ from vqjax.runtime.workdir import exclusive, usable_workdir
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Metrics, Task
 from vqjax.training.build import build_task, check_fits, example_batch, initial_state, learning_rates
-from vqjax.training.config import validate
+from vqjax.training.config import task_with_absolute_paths, validate
 from vqjax.training.console import describe_devices, log, progress_line
 from vqjax.training.devices import make_mesh, platform_of, without_mesh
 from vqjax.training.dispatch import make_dispatch, make_step, placed_shapes
@@ -73,7 +73,7 @@ def _train(
     text = config.to_json_best_effort(sort_keys=True)
     assert_same_on_all_processes("config", text, "Start all of them with the same arguments.")
     # Whoever continues or evaluates the run may do so from another working directory.
-    config.data = with_absolute_path(config.data)
+    config.data, config.task = with_absolute_path(config.data), task_with_absolute_paths(config.task)
     check_config(workdir, find_checkpoint(workdir), config)
     name = f"{config.data.source} {config.data.get('name') or 'images'}"
     log(f"vqjax: {name} on {describe_devices(devices)}, writing to {shown(workdir)}")

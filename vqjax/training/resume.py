@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vqjax.checkpointing.discovery import CheckpointInfo
 from vqjax.errors import UserError
 from vqjax.tasks.registry import TASKS
-from vqjax.training.config import complete
+from vqjax.training.config import complete, task_with_absolute_paths
 
 MUTABLE_FIELDS = frozenset(
     {"num_steps", "log_every", "eval_every", "checkpoint_every", "steps_per_dispatch"}
@@ -43,7 +43,9 @@ def check_config(workdir: Path, info: CheckpointInfo | None, config: ConfigDict)
             f"got {config.num_steps}; use another --workdir to start a new run."
         )
     # A field that is newer than the checkpoint had its default. JSON makes lists of tuples, in both.
-    saved, given = (_flat(json.loads(json.dumps(fields.to_dict()))) for fields in (complete(info.config), config))
+    before = complete(info.config)
+    before.task = task_with_absolute_paths(before.task)
+    saved, given = (_flat(json.loads(json.dumps(fields.to_dict()))) for fields in (before, config))
     mutable = MUTABLE_FIELDS | TASKS[config.task.name].mutable_fields
     depends_on_length = any(
         value != "constant" and saved[f"{name}_steps"] is None

@@ -23,6 +23,7 @@ from vqjax.reporting import comparison_sheet, save_png
 from vqjax.reporting.pictures import to_rgb
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.files import atomic_file, new_file
+from vqjax.runtime.paths import is_url, local_path
 from vqjax.runtime.remote import local_copy, shown
 from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
@@ -138,12 +139,13 @@ def sample_images(
 
 def _set_tokenizer(config: ConfigDict, given: str | None, tokens: TokenInfo) -> None:
     """Name the tokenizer in the config: the one given, that of the run, or what is noted with the tokens."""
-    of_run, noted = config.task.tokenizer or {}, tokens.tokenizer or {}
-    place = given or of_run.get("workdir") or noted.get("workdir")
+    of_run = config.task.tokenizer or {}
+    place = given or of_run.get("workdir") or (tokens.tokenizer or {}).get("workdir")
     if place is None:
         raise UserError("--tokenizer must be the directory of the run that made the tokens, got none; pass it.")
-    step = noted.get("step") if of_run.get("step") is None else of_run.step
-    config.task.tokenizer = {"name": "run", "workdir": place, "step": step}
+    if given is not None and not is_url(given) and not local_path(given, "--tokenizer").exists():
+        raise UserError(f"--tokenizer must be the run that made the tokens, got {given!r}, which does not exist.")
+    config.task.tokenizer = {"name": "run", "workdir": place, "step": of_run.get("step")}
 
 
 def _check_options(task: SecondStageTask, name: str, options: Mapping[str, Any], box: Sequence[int] | None) -> None:
@@ -233,13 +235,14 @@ class _Sampler:
         seed: int,
     ) -> tuple[Int[np.ndarray, " images *shape"], UInt8[np.ndarray, "images height width channels"]]:
         """Return tokens and images of classes, of which a batch depends on its number alone."""
+        # Rows are added for the devices, and taken away again, so that images do not depend on their number.
         size, show, drawn = batch_size + -batch_size % self._devices, progress_of(len(labels), "drew"), []
-        for number, start in enumerate(range(0, len(labels), size)):
+        for number, start in enumerate(range(0, len(labels), batch_size)):
             rows = np.arange(start, start + size) % len(labels)
             given = jax.device_put((labels[rows], None if known is None else known[rows]), self._rows)
             key = jax.random.fold_in(jax.random.key(seed), number)
-            drawn.append(jax.device_get(self._draw(self._networks, key, *given)))
-            show(min(start + size, len(labels)))
+            drawn.append([part[:batch_size] for part in jax.device_get(self._draw(self._networks, key, *given))])
+            show(min(start + batch_size, len(labels)))
         tokens, images = (np.concatenate(parts)[: len(labels)] for parts in zip(*drawn, strict=True))
         return tokens, images
 

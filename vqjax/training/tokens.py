@@ -35,6 +35,7 @@ from vqjax.training.config import check_only_data, complete, override_all
 from vqjax.training.devices import make_mesh, without_mesh
 
 _SEED = 0
+_RANDOM = ("crop_padding", "random_crop", "random_start")
 
 
 def write_tokens(
@@ -104,6 +105,7 @@ def write_tokens(
             "flip": flip,
             "crops": crops,
             "shard_size": shard_size,
+            "random": {name: config.data.get(name) for name in _RANDOM} if crops > 1 else None,
         }
         before = _start(directory, index)
         versions = [_Version(crop, mirrored) for mirrored in range(1 + flip) for crop in range(crops)]
@@ -175,8 +177,9 @@ def _start(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
                     f"--out must be a directory to write into, got {str(directory)!r} ({error.strerror})."
                 ) from error
     found = found or read_index(directory)
-    for name, value in index.items():
-        there = found.get(name)
+    # Earlier releases did not note how images were cropped.
+    for name in index.keys() - ({"random"} - found.keys()):
+        there, value = found.get(name), index[name]
         if name == "tokenizer" and isinstance(there, dict):
             # The same one may have moved.
             there, value = there.get("checksum"), value["checksum"]
