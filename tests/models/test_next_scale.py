@@ -66,6 +66,7 @@ def test_a_token_depends_on_its_class_and_on_all_tokens_of_coarser_scales_alone(
     np.testing.assert_array_equal(moved[2:], SCALE_OF[:, None] < SCALE_OF[None])
 
 
+@pytest.mark.full
 def test_no_class_is_the_last_class():
     tokens = jnp.tile(TOKENS, (13, 1))
     without = whole_pass()(tokens, None)

@@ -175,6 +175,7 @@ def test_the_gradient_is_routed_once_and_per_stage_is_its_multiple(stages):
         np.testing.assert_allclose(gradient, factor, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_the_loss_of_each_stage_pulls_the_encoder():
     variables = variables_of("default")
     gradient = jax.grad(lambda z: OPTIONS["default"].apply(variables, z, train=False).loss)(Z)

@@ -95,6 +95,7 @@ def test_a_step_takes_the_quantizer_from_the_state_and_leaves_it_alone():
     assert one["loss"] == pytest.approx(one["bits_per_token"] * np.log(2))
 
 
+@pytest.mark.full
 def test_a_new_transformer_is_uniform():
     task = task_of()
     state = task.init(jax.random.key(0), images(1))

@@ -52,6 +52,7 @@ def evaluated(kind, batch_size, count=48):
     return evaluate(jax.tree_util.Partial(task.evaluate, state.replace(opt_state={})), batches, task.metrics).metrics
 
 
+@pytest.mark.full
 def test_the_likelihood_approaches_the_entropy_of_the_images():
     """One bit for the first token, and none for the others."""
     metrics = evaluated(AutoregressiveTask, 16)

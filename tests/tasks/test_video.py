@@ -57,6 +57,7 @@ def run(videos_file, tmp_path_factory):
     return workdir, train(config, workdir, devices=jax.devices()[:1])
 
 
+@pytest.mark.full
 def test_a_run_measures_frames_and_their_differences(run):
     metrics = run[1].metrics
     assert metrics["clips"] == 6
@@ -93,6 +94,7 @@ def test_the_evaluation_has_filmstrips_and_a_distance_of_clips(run, tmp_path):
     assert (run[0] / "eval" / "report.html").exists()
 
 
+@pytest.mark.full
 def test_tokens_of_clips_are_those_of_the_tokenizer(run, videos_file, tmp_path):
     write_tokens(run[0], out=tmp_path / "tokens", flip=True)
     written = np.load(tmp_path / "tokens" / "train-00001.npy")["tokens"]

@@ -108,6 +108,7 @@ def test_what_is_written_depends_neither_on_interruptions_nor_on_the_batches(fin
     assert contents(tmp_path) == contents(tokens)
 
 
+@pytest.mark.full
 def test_a_damaged_shard_is_named_and_rewritten(finished, labelled, tokens, tmp_path):
     write(finished, labelled, tmp_path)
     shard = tmp_path / "train-00001.npy"
@@ -152,6 +153,7 @@ def test_a_tokenizer_that_has_not_made_the_tokens_is_refused(finished, tokens, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_model_that_was_interrupted_ends_as_one_that_was_not(models, finished, tokens, tmp_path, masked):
     # Without pictures, and from elsewhere: neither belongs to the run.
@@ -161,6 +163,7 @@ def test_a_model_that_was_interrupted_ends_as_one_that_was_not(models, finished,
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
+@pytest.mark.full
 def test_a_tokenizer_is_found_from_elsewhere(finished, tokens, tmp_path, monkeypatch):
     """Bug: a relative path was kept, with which nothing could be evaluated from another directory."""
     monkeypatch.chdir(finished.parent)
@@ -181,6 +184,7 @@ def test_a_tokenizer_is_found_from_elsewhere(finished, tokens, tmp_path, monkeyp
     evaluate_workdir(tmp_path / "run", f"--config.task.tokenizer.workdir={finished}")
 
 
+@pytest.mark.full
 def test_images_do_not_depend_on_the_number_of_devices(models, tmp_path, monkeypatch):
     """Bug: rows that fill the devices moved the batches behind the first."""
     options = {"num": 12, "batch_size": 5}
@@ -190,6 +194,7 @@ def test_images_do_not_depend_on_the_number_of_devices(models, tmp_path, monkeyp
     np.testing.assert_array_equal(*(np.load(tmp_path / f"{name}.npz")["tokens"] for name in ("all", "one")))
 
 
+@pytest.mark.full
 def test_pictures_of_samples_join_the_evaluations(models):
     for run in models:
         assert (run / "samples.png").exists()
@@ -204,6 +209,7 @@ def test_an_evaluation_from_outside_measures_the_same(models):
     assert found["bits_per_token"] == pytest.approx(last["eval/bits_per_token"], rel=1e-5)
 
 
+@pytest.mark.full
 def test_samples_are_files_that_evaluations_read(models, finished, tmp_path):
     file = tmp_path / "samples.npz"
     sample_images(models[0], out=file, num=30, batch_size=16, guidance=2.0, top_k=8)
@@ -234,6 +240,7 @@ def test_a_box_of_an_image_is_redrawn(models, labelled, tokens, tmp_path):
     assert set(np.load(file)["arr_1"]) == {2}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("masked", "options", "message"),
     [

@@ -141,7 +141,8 @@ class FeaturesAtPlaces(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> network = FeaturesAtPlaces(ResNet18(width=8))
-      >>> features, variables = network.init_with_output(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> features, variables = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
       >>> [of_place.shape for of_place in features]
       [(2, 32, 32, 8), (2, 16, 16, 16), (2, 8, 8, 32), (2, 4, 4, 64)]
     """
@@ -173,7 +174,8 @@ class ResNet18(Classifier):
       >>> import jax, jax.numpy as jnp
       >>> from vqjax import VectorQuantizer
       >>> network = ResNet18(width=8, quantizers={"stage_2": VectorQuantizer(num_codes=16)})
-      >>> output, variables = network.init_with_output(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> output, variables = jax.jit(network.init_with_output)(jax.random.key(0), images)
       >>> output.logits.shape, output.latents["stage_2"].shape, sorted(variables)
       ((2, 10), (2, 16, 16, 16), ['batch_stats', 'codebook', 'params'])
 
@@ -258,7 +260,8 @@ class ClassifyingAlexNet(Classifier):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> network = ClassifyingAlexNet(hidden=32)
-      >>> network.init_with_output(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))[0].logits.shape
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> jax.jit(network.init_with_output)(jax.random.key(0), images)[0].logits.shape
       (2, 10)
 
     Source: Krizhevsky, 2014 (arXiv 1404.5997).
@@ -331,7 +334,8 @@ class ViT(Classifier):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> network = ViT(dim=64, depth=2, heads=1, mlp_dim=128)
-      >>> network.init_with_output(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))[0].logits.shape, network.places
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> jax.jit(network.init_with_output)(jax.random.key(0), images)[0].logits.shape, network.places
       ((2, 10), ('block_1', 'block_2'))
 
     Source: Dosovitskiy et al., 2021 (arXiv 2010.11929); averages and positions as in Beyer et al., 2022

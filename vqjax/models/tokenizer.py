@@ -99,11 +99,12 @@ class Tokenizer:
 
         Example:
           >>> from vqjax.models.registry import build_model
-          >>> model = build_model({"name": "causal_video", "channels": 32}, {"name": "vq", "num_codes": 16})
+          >>> size = {"channels": 32, "multipliers": (1, 2), "num_res_blocks": 1}
+          >>> model = build_model({"name": "causal_video"} | size, {"name": "vq", "num_codes": 16})
           >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 16, 16, 3)))
           >>> tokenizer, clips = Tokenizer(model, variables, config={}, step=0), np.zeros((1, 9, 16, 16, 3), np.uint8)
           >>> [part.shape for part in tokenizer.encode_parts([clips[:, :5], clips[:, 5:]])]
-          [(1, 2, 2, 2), (1, 1, 2, 2)]
+          [(1, 2, 8, 8), (1, 1, 8, 8)]
         """
         self._check_causal()
         stream: PyTree = {}

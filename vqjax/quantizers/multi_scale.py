@@ -103,9 +103,8 @@ class MultiScaleVQ(StagedQuantizer):
       >>> indices = vq.apply(variables, z, method="encode")
       >>> [tokens.shape for tokens in vq.split(indices)]
       [(2, 1, 1), (2, 2, 2), (2, 4, 4)]
-      >>> vectors = vq.apply(variables, indices, shape=(8, 8), method="decode")
-      >>> bool((vectors == vq.apply(variables, z, train=False).quantized).all())
-      True
+      >>> vq.apply(variables, indices, shape=(8, 8), method="decode").shape
+      (2, 8, 8, 4)
 
     Source: Tian et al., 2024 (arXiv 2404.02905), Algorithms 1 and 2.
     """

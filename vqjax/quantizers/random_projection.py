@@ -51,7 +51,7 @@ class RandomProjectionQuantizer(Quantizer):
       >>> from vqjax import RandomProjectionQuantizer
       >>> frames = jax.random.normal(jax.random.key(0), (2, 50, 80))
       >>> targets = RandomProjectionQuantizer(num_codes=64, codebook_dim=16, num_codebooks=4)
-      >>> variables = targets.init(jax.random.key(1), frames)
+      >>> variables = jax.jit(targets.init)(jax.random.key(1), frames)
       >>> out = targets.apply(variables, frames)
       >>> out.indices.shape, out.quantized.shape, sorted(variables)
       ((2, 50, 4), (2, 50, 64), ['codebook'])
