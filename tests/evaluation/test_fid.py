@@ -91,10 +91,17 @@ def test_what_needs_more_images_is_left_out():
 
 
 def test_images_that_are_not_finite_are_named():
+    def reconstruct(batch):
+        return {"reconstruction": jnp.zeros(batch["image"].shape)}
+
+    def broken(batch):
+        return {"reconstruction": jnp.zeros(batch["image"].shape).at[2].set(jnp.nan)}
+
     with pytest.raises(UserError, match="features must be finite, got others for image 1, counted"):
-        evaluate(
-            lambda batch: {"reconstruction": 0 * batch["image"] + jnp.nan}, batches(IMAGES, 4), [NotRounded(COLORS)]
-        )
+        evaluate(reconstruct, batches(IMAGES, 4), [NotRounded(COLORS)])
+    # Bug: in 8 bits they were black images.
+    with pytest.raises(UserError, match="reconstructions must be finite, got another for example 2, counted from 0"):
+        evaluate(broken, batches(IMAGES, 4), [ReconstructionFID(COLORS)])
 
 
 def test_the_distance_from_other_images_is_that_of_their_file(tmp_path):

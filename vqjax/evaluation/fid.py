@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int64, PyTree, UInt8, UInt64
+from jaxtyping import Array, Bool, Float, Int64, PyTree, UInt8, UInt64
 
 from vqjax.data import to_uint8
 from vqjax.errors import UserError
@@ -124,6 +124,40 @@ class ImageSet(NamedTuple):
             spatial,
             self.sample.added(pool) if with_sample else self.sample,
             (*self.logits, np.asarray(features.logits)) if keeps_logits else self.logits,
+        )
+
+
+def are_finite(reconstruction: Float[Array, "batch ..."]) -> Bool[Array, " batch"]:
+    """Return which reconstructions are finite: others have no pixels of 8 bits, but would be given some.
+
+    Args:
+      reconstruction: Images or clips.
+
+    Example:
+      >>> are_finite(jnp.array([[0.0, 1.0], [jnp.nan, 0.0]])).tolist()
+      [True, False]
+    """
+    return jnp.all(jnp.isfinite(reconstruction), axis=range(1, reconstruction.ndim))
+
+
+def check_finite(measured: PyTree[Array], before: int) -> None:
+    """Refuse a batch with a reconstruction that is not finite.
+
+    Args:
+      measured: What is measured of a batch, with :func:`are_finite` under ``finite``.
+      before: Number of examples before it.
+
+    Raises:
+      UserError: The message names the first such example.
+
+    Example:
+      >>> check_finite({"finite": jnp.array([True, False]), "valid": jnp.array([True, False])}, before=4)
+    """
+    finite = np.asarray(measured["finite"])[np.asarray(measured["valid"])]
+    if not finite.all():
+        raise UserError(
+            f"reconstructions must be finite, got another for example {before + int(np.argmin(finite))}, counted from "
+            "0; look at what the decoder returns."
         )
 
 
@@ -315,12 +349,14 @@ class ReconstructionFID(Metric):
         sets = [outputs["image"], to_uint8(outputs["reconstruction"])]
         if self.wrapped:
             sets.append(wrapped_to_uint8(outputs["reconstruction"]))
-        return {"valid": outputs["valid"], "features": [self.network(images) for images in sets]}
+        features = [self.network(images) for images in sets]
+        return {"valid": outputs["valid"], "finite": are_finite(outputs["reconstruction"]), "features": features}
 
     def init(self) -> _Seen:
         return _Seen()
 
     def update(self, state: _Seen, measured: PyTree[Array]) -> _Seen:
+        check_finite(measured, state.reconstructions.pool.count)
         originals, reconstructions, *wrapped = (_valid(part, measured["valid"]) for part in measured["features"])
         return _Seen(
             state.originals.added(originals, with_logits=False),

@@ -8,6 +8,7 @@ from jaxtyping import Array, PyTree
 
 from vqjax.data import to_uint8
 from vqjax.evaluation.clip_features import ClipFeatures
+from vqjax.evaluation.fid import are_finite, check_finite
 from vqjax.evaluation.frechet import Moments, frechet_distance
 from vqjax.evaluation.metric import Metric, Numbers, Outputs
 
@@ -57,12 +58,14 @@ class ReconstructionFVD(Metric):
 
     def measure(self, outputs: Outputs) -> PyTree[Array]:
         pair = outputs["video"], to_uint8(outputs["reconstruction"])
-        return {"valid": outputs["valid"], "features": [self.features(clips) for clips in pair]}
+        features = [self.features(clips) for clips in pair]
+        return {"valid": outputs["valid"], "finite": are_finite(outputs["reconstruction"]), "features": features}
 
     def init(self) -> _Seen:
         return _Seen()
 
     def update(self, state: _Seen, measured: PyTree[Array]) -> _Seen:
+        check_finite(measured, state.originals.count)
         valid = np.asarray(measured["valid"])
         rows = (np.asarray(features)[valid] for features in measured["features"])
         return _Seen(*(moments.including(part) for moments, part in zip(state, rows, strict=True)))
