@@ -127,3 +127,13 @@ def test_the_classifier_of_a_run_is_a_feature_network(tmp_path, config):
     assert features.logits.shape == (5, 3)
     assert network.name.startswith("resnet18_")
     assert network.size == 16
+    with pytest.raises(UserError, match=r"images must be in color or gray for resnet18_.*, got 4 channels"):
+        network(jnp.zeros((2, 16, 16, 4), jnp.uint8))
+    # Bug: other shapes were squashed, or ended in a traceback.
+    config.data = {"source": "arrays", "name": str(tmp_path / "images.npz"), "image_size": (16, 24)}
+    config.num_steps = 1
+    train(config, tmp_path / "wide", devices=jax.devices()[:1])
+    with pytest.raises(
+        UserError, match=r"must be a run of a classifier of square images in color, got .*image_size=\[16, 24\]"
+    ):
+        FeatureNetwork.from_file(tmp_path / "wide")

@@ -173,9 +173,15 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         for leaf in jax.tree.leaves(variables):
             digest.update(np.asarray(leaf).tobytes())
         name, size = f"{config['model']['name']}_{digest.hexdigest()[:8]}", config["data"]["image_size"]
-        side = size if isinstance(size, int) else max(size)
+        channels = config["data"].get("channels", 3)
+        sides = {size} if isinstance(size, int) else set(size)
+        if len(sides) > 1 or channels != 3:
+            raise UserError(
+                f"features must be a run of a classifier of square images in color, got {workdir}, of "
+                f"image_size={size} and channels={channels}."
+            )
         usual = "pytorch-fid"
-        return cls(model, variables, name, f"the run {workdir.name}", scaling or usual, side, usual)
+        return cls(model, variables, name, f"the run {workdir.name}", scaling or usual, min(sides), usual)
 
     @property
     def how(self) -> str:
@@ -204,6 +210,8 @@ class FeatureNetwork(flax.struct.PyTreeNode):
         """Return the features of images of 8 bits, in color or gray."""
         if self.takes_clips:
             raise UserError(f"features must be of a network of images, got {self.name}, which takes clips.")
+        if images.shape[-1] not in (1, 3):
+            raise UserError(f"images must be in color or gray for {self.name}, got {images.shape[-1]} channels.")
         return in_parts(self._of_part, in_color(images), _AT_ONCE)
 
     def _of_part(self, images: UInt8[Array, "batch height width 3"]) -> Features:
