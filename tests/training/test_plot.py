@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqjax import BinaryMapper
+from helpers.arrays import gaussian
+from vqjax import BinaryMapper, VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.reporting.codebook_figure import Snapshot, codebook_figure
 from vqjax.training.plot import _snapshot, plot_run
@@ -49,6 +50,16 @@ def test_codes_in_another_space_than_their_vectors_are_refused():
     variables = quantizer.init(jax.random.key(0), vectors)
     with pytest.raises(UserError, match="got BinaryMapper, which maps 3 features to 8"):
         _snapshot(0, quantizer, variables, vectors)
+
+
+@pytest.mark.parametrize("options", [{"latent_norm": "rms"}, {"codebook_dim": 2, "distance": "cosine"}])
+def test_vectors_are_drawn_as_they_are_compared_with_the_codes(options):
+    """Bug: vectors were those in front of the norm, far from all codes."""
+    quantizer, vectors = VectorQuantizer(16, **options), 0.01 * gaussian(64, 4)
+    variables = quantizer.init(jax.random.key(0), vectors)
+    snapshot = _snapshot(0, quantizer, variables, vectors)
+    lengths = [np.linalg.norm(part, axis=-1).mean() for part in (snapshot.vectors, snapshot.codes)]
+    assert 0.5 < lengths[0] / lengths[1] < 2
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path, finished):

@@ -19,6 +19,7 @@ from vqjax.models.classifiers import Classifier
 from vqjax.models.registry import build_model
 from vqjax.models.tokenizer import NETWORK, quantizer_variables
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.vector import VectorQuantizer
 from vqjax.reporting.codebook_figure import Snapshot, codebook_figure
 from vqjax.reporting.figures import save_figure
 from vqjax.runtime.paths import local_path
@@ -100,9 +101,10 @@ def _snapshot(step: int, quantizer: nn.Module, variables: Any, vectors: jax.Arra
     if not isinstance(quantizer, Quantizer) or quantizer.index_shape != ():
         name = type(quantizer).__name__
         raise UserError(f"vqjax plot codebook needs a quantizer with one index for each vector, got {name}.")
-    if getattr(quantizer, "distance", None) == "cosine":
-        vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     indices = quantizer.apply(variables, vectors, method="encode")
+    if isinstance(quantizer, VectorQuantizer):
+        # As they are compared with the codes: projected and normalized.
+        vectors = quantizer.apply(variables, vectors, method="bypass")
     codes = quantizer.apply(variables, jnp.arange(quantizer.num_codes), method="decode")
     if codes.shape[-1] != vectors.shape[-1]:
         raise UserError(
