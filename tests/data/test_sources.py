@@ -68,6 +68,12 @@ def test_labels_of_readable_images_are_materialized(numbered_images):
         ({"label": 0.5}, "numbered: `label` must be an integer scalar"),
         ({"label": np.zeros(2, int)}, "`label` must be an integer scalar"),
         ({"label": "cat"}, "`label` must be an integer scalar"),
+        # Bug: what has no label was scored as one of the last class.
+        (
+            {"label": np.int32(-1)},
+            r"`label` must be in \[0, 10\), the number of classes, got -1; use a split with labels",
+        ),
+        ({"label": np.int32(10)}, r"`label` must be in \[0, 10\), .* got 10"),
     ],
 )
 def test_examples_of_a_source_of_ones_own_are_checked(numbered_images, changed, message):
@@ -76,7 +82,7 @@ def test_examples_of_a_source_of_ones_own_are_checked(numbered_images, changed, 
             return super().__getitem__(index) | changed
 
     with pytest.raises(UserError, match=message):
-        materialize(Wrong(5))
+        materialize(Wrong(5, labelled=True))
 
 
 def test_examples_of_different_shapes_are_refused(numbered_images):

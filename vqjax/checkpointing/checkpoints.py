@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -71,6 +71,7 @@ class Checkpoints:
         images: str,
         *,
         eval_images: str | None = None,
+        class_names: Sequence[str] | None = None,
         keep: int,
         keep_every: int | None = None,
         keep_best: str | None = None,
@@ -81,6 +82,7 @@ class Checkpoints:
             "config": config,
             "images": images,
             "eval_images": eval_images,
+            "class_names": None if class_names is None else list(class_names),
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
         self.found = find_checkpoint(workdir)
@@ -121,6 +123,21 @@ class Checkpoints:
         if self._keep_best is None:
             return None
         return best_of(self._checkpointer, self._keep_best, self._keep_best_mode)
+
+    def check_measured(self, metrics: Mapping[str, float | int | None]) -> None:
+        """Refuse an evaluation that lacks the metric whose best checkpoint is kept, without which none would be better.
+
+        Args:
+          metrics: Numbers of the evaluation, some of which may be None.
+
+        Raises:
+          UserError: It is None, or not there.
+        """
+        if self._keep_best is not None and metrics.get(self._keep_best) is None:
+            measured = ", ".join(sorted(name for name, value in metrics.items() if value is not None))
+            raise UserError(
+                f"config.keep_best={self._keep_best} is not measured for these images; use one of {measured}."
+            )
 
     def save(self, step: int, state: Mapping[str, PyTree], metrics: Mapping[str, float] | None = None) -> None:
         """Write a checkpoint, unless one already exists for this step or a later one.

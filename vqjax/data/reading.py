@@ -210,6 +210,13 @@ def _check_example(dataset: ImageDataset, example: Example) -> None:
         raise UserError(f"{dataset.name}: `{name}` must be uint8 of shape [{', '.join(axes)}], got {found}.")
     if not np.issubdtype(getattr(label, "dtype", np.object_), np.integer) or label.shape:
         raise UserError(f"{dataset.name}: `label` must be an integer scalar such as numpy.int32(3), got {label!r}.")
+    classes = dataset.class_names
+    if classes is not None and "label" in example and not 0 <= label < len(classes):
+        # Data sets mark what has no label so.
+        raise UserError(
+            f"{dataset.name}: `label` must be in [0, {len(classes)}), the number of classes, got {label}; use a split "
+            "with labels."
+        )
 
 
 def _example_or_error(read: Callable[..., Example], *arguments: Any) -> Example | UnreadableImage:

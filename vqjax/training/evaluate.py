@@ -47,6 +47,7 @@ from vqjax.runtime.paths import is_url
 from vqjax.runtime.processes import assert_same_on_all_processes, is_main_process, join_if_asked
 from vqjax.runtime.remote import check_storage, local_copy, shown
 from vqjax.runtime.workdir import usable_workdir
+from vqjax.tasks.classification import ClassificationTask
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
@@ -222,6 +223,8 @@ def evaluate_workdir(
                 f"{config.task.name!r}; leave them out."
             )
         dataset = Joined(splits) if split == "all" else getattr(splits, split)
+        if isinstance(task, ClassificationTask):
+            _check_classes(networks.info, dataset)
         name = "eval" if split == "eval" else f"eval_{split}"
         if not _are_images_of_run(networks.info, splits, split):
             if overrides:
@@ -328,6 +331,21 @@ def _caption(dataset: ImageDataset, index: int, label: int | None) -> str:
 def _exported(dataset: ImageDataset) -> tuple[str, ...]:
     """Rows of a token file."""
     return ("indices", "index", *example_spec(dataset).keys() & {"label"})
+
+
+def _check_classes(info: CheckpointInfo, dataset: ImageDataset) -> None:
+    """Refuse labels that stand for other classes than in the training."""
+    known, names = info.class_names, tuple(dataset.class_names or ())
+    if known is not None and names != known[: len(names)]:
+        raise UserError(
+            f"config.data must have the classes of the run, {_listed(known)}, as their labels are compared, got "
+            f"{_listed(names)}; use data with the same classes, in this order."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _are_images_of_run(info: CheckpointInfo, splits: Splits, split: str) -> bool:
