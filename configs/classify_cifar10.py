@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from vqjax import quantizers
+from vqjax.errors import UserError
 from vqjax.training.config import base_config
 
 
@@ -32,6 +33,8 @@ def get_config(
     estimator: str = "tangential_rotation",
     epochs: int = 100,
 ) -> ConfigDict:
+    if not vq and (remedies != "none" or codes != 512 or estimator != "tangential_rotation"):
+        raise UserError("vq must be True with remedies, codes or an estimator, got False; add vq to the arguments.")
     config = base_config()
     config.batch_size = 128
     config.num_steps = epochs * (50_000 // config.batch_size)

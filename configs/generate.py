@@ -30,8 +30,8 @@ def get_config(
 ) -> ConfigDict:
     config = base_config()
     config.batch_size = 64 if tiny else 256
-    config.num_steps = steps or (8_000 if tiny else 100_000)
-    config.eval_every = config.checkpoint_every = config.num_steps // 8
+    config.num_steps = (8_000 if tiny else 100_000) if steps is None else steps
+    config.eval_every = config.checkpoint_every = max(1, config.num_steps // 8)
     config.data = dict(source="tokens", name=tokens)
     config.quantizer, config.loss = {}, None
     size = dict(dim=128, depth=4, heads=4) if tiny else dict(dim=768, depth=12, heads=12, dtype="bfloat16")

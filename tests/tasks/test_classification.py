@@ -8,9 +8,11 @@ import pytest
 
 from vqjax import GradientCodebook, VectorQuantizer, quantizers
 from vqjax.checkpointing.checkpoints import load_tokenizer
+from vqjax.checkpointing.discovery import CheckpointInfo, find_checkpoint
 from vqjax.data import to_model_range
 from vqjax.data.arrays import ArrayDataset
 from vqjax.errors import UserError
+from vqjax.evaluation.metrics import Classification
 from vqjax.losses.classification import CrossEntropy
 from vqjax.losses.reconstruction import MeanSquaredError
 from vqjax.models.classifiers import ResNet18, ViT
@@ -18,7 +20,7 @@ from vqjax.models.lpips import perceptual_distance
 from vqjax.tasks.classification import CLASSIFIER, ClassificationTask, mixed
 from vqjax.training.build import build_task
 from vqjax.training.config import validate
-from vqjax.training.evaluate import evaluate_workdir
+from vqjax.training.evaluate import _check_classes, evaluate_workdir
 from vqjax.training.loop import train
 
 CLASSES = 4
@@ -70,6 +72,7 @@ def config(tmp_path, config):
     return config
 
 
+@pytest.mark.full
 def test_a_run_learns_classes_and_reports_accuracy_and_codes_by_place(config, tmp_path):
     config.num_steps = config.eval_every = config.checkpoint_every = 80
     config.task.mixup, config.task.ema_decay, config.optimizer.learning_rate = None, None, 1e-2
@@ -91,6 +94,24 @@ def test_an_evaluation_has_no_reconstructions(config, tmp_path, capsys):
         evaluate_workdir(tmp_path / "run", export_tokens=tmp_path / "tokens.npz")
     with pytest.raises(UserError, match="must be the directory of a run that trains a tokenizer"):
         load_tokenizer(tmp_path / "run")
+    info = find_checkpoint(tmp_path / "run")
+    assert info.class_names == tuple("0123")
+
+
+def test_labels_of_other_classes_are_refused():
+    """Bug: labels were compared by their numbers, whatever they stood for."""
+    info = CheckpointInfo(1, {}, "", "", {}, (None, None, 0), {}, ("bird", "cat", "dog"))
+    images, labels = labelled(4)
+    options = {"image_size": 16, "labels": labels % 2}
+    _check_classes(info, ArrayDataset("all", images, **options, class_names=("bird", "cat", "dog")))
+    with pytest.raises(UserError, match=r"must have the classes of the run, bird, cat, dog, .* got cat, dog; use"):
+        _check_classes(info, ArrayDataset("two", images, **options, class_names=("cat", "dog")))
+
+
+def test_scores_that_are_no_numbers_are_no_success():
+    """Bug: all of them were the first choice."""
+    outputs = {"logits": jnp.array([[jnp.nan, jnp.nan], [0.0, jnp.nan], [0.0, 1.0]]), "label": jnp.array([0, 0, 1])}
+    assert Classification().per_image(outputs)["top1"].tolist() == [0, 0, 1]
 
 
 @pytest.mark.full
@@ -174,6 +195,8 @@ def test_the_loss_with_smoothing_is_least_for_scores_of_the_smoothed_shares():
         (lambda: task_of(loss=MeanSquaredError(DATA)), "loss config.loss.name=cross_entropy, got ViT and MeanSquared"),
         (lambda: task_of(mixup=0.0), "mixup must be a finite number above 0, got 0.0"),
         (lambda: task_of(ema_decay=1.0), "ema_decay must be above 0 and below 1, or None, got 1.0"),
+        (lambda: task_of(ViT(CLASSES), kmeans_init=True), "kmeans_init must be False for a classifier without quant"),
+        (lambda: task_of(ViT(CLASSES), codebook_steps=2), "codebook_steps must be None for a classifier without quant"),
         (lambda: task_of(codebook_steps=0), r"codebook_steps must be an integer in \[1, 1000\], got 0"),
         (
             lambda: task_of(ResNet18(quantizers={"stage_2": VectorQuantizer(num_codes=8)}), codebook_steps=1),
@@ -197,6 +220,7 @@ def test_nonsense_is_refused(make, message):
         ({"model.num_classes": 3}, "config.model.num_classes must be at least 4, the classes of"),
         ({"gradient_accumulation": 2}, "config.gradient_accumulation must be None for a classifier, got 2"),
         ({"loss": {"name": "mse"}}, "needs a classifier .* and the loss"),
+        ({"optimizer": {"generator": {"name": "sgd"}}}, "config.optimizer must be one, .* got generator; only 'vqgan'"),
         ({"quantizer": {"stage_9": {"name": "fsq", "levels": (3, 3)}}}, "places of ResNet18, got 'stage_9'"),
         (
             {"quantizer": {"name": "fsq", "levels": (3, 3)}},

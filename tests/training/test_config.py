@@ -294,6 +294,8 @@ def test_one_of_several_parts_is_turned_off_by_none():
         (["keep_best=psnt"], "config.keep_best='psnt' is no metric of an evaluation; did you mean 'psnr'?"),
         (["patience=3"], "config.keep_best must be a metric such as psnr where patience=3, got None"),
         (["keep_best=psnr", "patience=0"], "config.patience must be at least 1, got 0"),
+        (["keep_best=psnr", "keep_best_mode=min"], "config.keep_best_mode must be 'max' for psnr, got 'min'."),
+        (["optimizer.name=sgd", "optimizer.nesterov"], "config.optimizer.nesterov must be False without momentum"),
         (["keep_best_mode=most"], "config.keep_best_mode='most' is unknown; use one of 'max', 'min'"),
         (["data.image_size=8,8,8"], "config.data.image_size must be one number, or height and width, got (8, 8, 8)."),
         (["data.image_size=8,0"], "config.data.image_size must be at least 1, got (8, 0)"),

@@ -20,6 +20,7 @@ SSIM_WINDOW = 11
 USAGE_EXAMPLES = 256
 USAGE_TOKENS = 65536
 _USAGE_TOKENS = f"usage_per_{USAGE_TOKENS}_tokens"
+_SMALLEST_VARIANCE = 1e-7
 _SSIM_SIGMA = 1.5
 _SSIM_K1 = 0.01
 _SSIM_K2 = 0.03
@@ -76,12 +77,13 @@ class MSE(ImageMean):
         }
 
     def numbers(self, means: dict[str, float]) -> Numbers:
-        error, variance = means["mse_01"], means["pixel_squared"] - means["pixel"] ** 2
+        error, variance = means["mse_01"], max(0.0, means["pixel_squared"] - means["pixel"] ** 2)
         return {
             "mse_01": error,
             "mse_pm1": 4 * error,
             "variance_01": variance,
-            "mse_over_variance": error / variance if variance > 0 else None,
+            # That of images of one color is what float32 leaves of it.
+            "mse_over_variance": error / variance if variance > _SMALLEST_VARIANCE else None,
         }
 
 
@@ -313,8 +315,8 @@ class Classification(ImageMean):
     def per_image(self, outputs: Outputs) -> dict[str, Float[Array, " batch"]]:
         logits, labels = outputs["logits"], outputs["label"]
         of_class = jnp.take_along_axis(logits, labels[:, None], axis=1)
-        # Ties count against the classifier, so that equal scores are no success.
-        rank = jnp.sum(logits >= of_class, axis=1) - 1
+        # Ties count against the classifier, and so does what is no number, so that neither is a success.
+        rank = jnp.sum(~(logits < of_class), axis=1) - 1
         return {
             "top1": (rank < 1).astype(jnp.float32),
             "top5": (rank < 5).astype(jnp.float32),

@@ -75,7 +75,14 @@ def guidance_at(
 
 
 def check_guidance(scale: Number) -> None:
-    """Refuse a scale that is not finite, with which all tokens would be the first one."""
+    """Refuse a scale of guidance that is not finite, with which all tokens would be the first one.
+
+    Args:
+      scale: The scale.
+
+    Raises:
+      UserError: It is NaN or infinite.
+    """
     require(is_number(scale, math.isfinite), "guidance", scale, "a finite number")
 
 

@@ -128,7 +128,7 @@ class Kind:
         if self.items and str in self.items.types:
             return self.check([item.strip() for item in text.split(",") if item.strip()])
         value = text
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = ast.literal_eval(text.strip())
         # A single integer needs no parentheses.
         one = tuple in self.types and int not in self.types and type(value) is int

@@ -1,6 +1,7 @@
 """Training of an image classifier, with quantizers between its layers or without."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ CLASSIFIER = "classifier"
 """Key of the network in a training state."""
 
 _LATENTS_PER_CODE = 64
+_MOST_LATENTS = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,10 @@ class ClassificationTask(Task):
                         "codebook_steps needs quantizers 'vq' with codebook.name='gradient' and codebook.weight=0, got "
                         f"another at {place}; otherwise the codebook loss would be applied twice, or there is none."
                     )
+        if not self.model.quantizers:
+            for name, off in (("kmeans_init", False), ("codebook_steps", None)):
+                expected = f"{off} for a classifier without quantizers"
+                require(getattr(self, name) == off, name, getattr(self, name), expected)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -153,18 +159,19 @@ class ClassificationTask(Task):
         """Start the codes from clusters if ``kmeans_init`` is set; see :meth:`Task.init_from_data`."""
         if not self.kmeans_init:
             return state
-        images: list[Array] = []
-        wanted = _LATENTS_PER_CODE * max((quantizer.num_codes for quantizer in self._quantizers.values()), default=0)
+        parts: list[Array] = []
+        wanted = _LATENTS_PER_CODE * max(quantizer.num_codes for quantizer in self._quantizers.values())
+        features = jax.jit(lambda state, images, key: self._features(state, to_model_range(images), key))
         for batch in batches:
-            images.append(to_model_range(batch["image"]))
-            # A place has at least one vector for each image.
-            if sum(map(len, images)) >= wanted:
+            parts.append(batch["image"])
+            shapes = jax.eval_shape(features, state, batch["image"], key)
+            fewest = min(math.prod(shapes[place].shape[:-1]) for place in self._quantizers)
+            if len(parts) * fewest >= min(wanted, _MOST_LATENTS):
                 break
-        features = jax.jit(self._features)
         for number, place in enumerate(self._quantizers):
             # Codes change the features of the places behind them.
-            latents = [features(state, part, jax.random.fold_in(key, number))[place] for part in images]
-            z = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in latents])[: 2**18]
+            latents = [features(state, part, jax.random.fold_in(key, number))[place] for part in parts]
+            z = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in latents])[:_MOST_LATENTS]
             state = self._cluster(state, place, z, key)
         return state
 

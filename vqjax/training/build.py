@@ -28,6 +28,7 @@ from vqjax.tasks.registry import TASKS
 from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
+from vqjax.tasks.vqgan import VQGANTask
 from vqjax.training.optimizer import OPTIMIZERS, build_optimizer
 from vqjax.training.schedules import build_schedules
 
@@ -62,6 +63,11 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
             loss = LOSSES.build(images=images, **config.loss)
     with within("config.optimizer"):
         optimizer = _build_optimizers(config.optimizer, config.num_steps)
+    if isinstance(optimizer, dict) and not issubclass(TASKS[config.task.name], VQGANTask):
+        raise UserError(
+            f"config.optimizer must be one, with a name, for the task {config.task.name!r}, got "
+            f"{', '.join(optimizer) or 'none'}; only 'vqgan' has one for each network."
+        )
     # A task takes the parts that it needs.
     wanted = TASKS.call(config.task.name).others
     if config.schedules and "schedules" not in wanted:
@@ -87,6 +93,14 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
     with within("config.task"):
         task = TASKS.build(**{name: part for name, part in parts.items() if name in wanted}, **options)
     numbers = {number for metric in task.metrics for number in metric.protocol}
+    better = {
+        name: higher for metric in task.metrics for name, higher in getattr(metric, "higher_is_better", {}).items()
+    }
+    if config.keep_best in better and (config.keep_best_mode == "max") != better[config.keep_best]:
+        known = "max" if better[config.keep_best] else "min"
+        raise UserError(
+            f"config.keep_best_mode must be {known!r} for {config.keep_best}, got {config.keep_best_mode!r}."
+        )
     if config.keep_best is not None and config.keep_best not in numbers:
         hint = did_you_mean(config.keep_best, numbers)
         raise UserError(f"config.keep_best={config.keep_best!r} is no metric of an evaluation; {hint}")

@@ -109,6 +109,7 @@ def _train(
             config.to_dict(),
             images,
             eval_images=eval_images,
+            class_names=splits.train.class_names,
             keep=config.keep_checkpoints,
             keep_every=config.keep_every,
             keep_best=config.keep_best,
@@ -334,6 +335,7 @@ class _Trainer:
             result = self._evaluate_and_log()
             metrics = {name: float(x) for name, x in result.metrics.items() if x is not None and isfinite(x)}
             progress.say(f"step {step}: {self.task.headline(result.metrics)}")
+            self.checkpoints.check_measured(result.metrics)
         # Last, so that everything logged up to a checkpoint's step is on the disk before the checkpoint.
         if saves:
             self.checkpoints.save(step, self.state.saved(), metrics)

@@ -181,6 +181,7 @@ class SGD(Optimizer):
             _check_decays(momentum=self.momentum)
         if self.weight_decay is not None:
             _check("weight_decay", self.weight_decay >= 0, "at least 0, or None", self.weight_decay)
+        _check("nesterov", not (self.nesterov and self.momentum is None), "False without momentum", self.nesterov)
 
     def transformation(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         decay = [] if self.weight_decay is None else [optax.add_decayed_weights(self.weight_decay, is_decayed)]
