@@ -39,6 +39,7 @@ def run_examples(page, number, **names):
     return names
 
 
+@pytest.mark.full
 def test_the_examples_of_the_readme_run_and_keep_their_promises():
     names = run_examples("README.md", 5)
     assert (names["vectors"] == names["evaluated"].quantized).all()

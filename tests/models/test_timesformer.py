@@ -130,6 +130,7 @@ def test_only_positions_tell_frames_and_places_apart(variables):
         assert np.abs(encode(variables, turned) - np.roll(told_apart, 1, axis)).max() > 0.01
 
 
+@pytest.mark.full
 def test_a_patch_is_made_from_its_own_code_by_the_last_layer():
     module = TimeSformerDecoder(**SMALL)
     variables = randomized(module, CODES)

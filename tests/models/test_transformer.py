@@ -51,6 +51,7 @@ def test_a_token_depends_on_its_class_and_on_the_tokens_before_it_alone():
     assert jnp.all(jnp.any(whole_pass()(TOKENS, (LABELS + 1) % CLASSES) != logits, axis=2))
 
 
+@pytest.mark.full
 def test_no_class_is_the_last_class():
     model, variables = model_and_variables()
     without = model.apply(variables, TOKENS, train=False)

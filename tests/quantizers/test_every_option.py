@@ -161,6 +161,7 @@ def test_training_looks_up_in_the_codebook_before_its_update(name, seed):
     np.testing.assert_allclose(gradient, same, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 @settings(max_examples=examples(300, 2))
 @given(name=every_case, seed=st.integers(0, 2**16), rubbish=st.sampled_from([0.0, 1e3, np.nan]))
 def test_masked_tokens_are_as_if_they_were_not_there(name, seed, rubbish):

@@ -245,7 +245,7 @@ class Tokenizer:
           >>> import tempfile
           >>> from vqjax.models.registry import build_model
           >>> model = build_model({"name": "sonnet", "width": 8, "latent_dim": 4}, {"name": "vq", "num_codes": 16})
-          >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+          >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
           >>> directory = Tokenizer(model, variables, config={}, step=0).save_pretrained(tempfile.mkdtemp())
           >>> Tokenizer.from_pretrained(directory).model == model
           True
@@ -327,7 +327,7 @@ class Tokenizer:
         Example:
           >>> from vqjax.models.registry import build_model
           >>> model = build_model({"name": "sonnet", "width": 8, "latent_dim": 4}, {"name": "vq", "num_codes": 16})
-          >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+          >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
           >>> program = Tokenizer(model, variables, config={}, step=0).export("decode", (4, 4))
           >>> jax.export.deserialize(program).call(np.zeros((5, 4, 4), np.int32)).shape
           (5, 16, 16, 3)

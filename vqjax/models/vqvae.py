@@ -102,7 +102,7 @@ class VQVAE(nn.Module):
       >>> from vqjax.models import VQVAE, SonnetDecoder, SonnetEncoder
       >>> model = VQVAE(SonnetEncoder(width=8, latent_dim=4), VectorQuantizer(num_codes=16), SonnetDecoder(width=8))
       >>> images = jnp.zeros((2, 16, 16, 3))
-      >>> variables = model.init(jax.random.key(0), images)
+      >>> variables = jax.jit(model.init)(jax.random.key(0), images)
       >>> indices = model.apply(variables, images, method="encode")
       >>> indices.shape, model.apply(variables, indices, method="decode").shape
       ((2, 4, 4), (2, 16, 16, 3))

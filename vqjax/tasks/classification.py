@@ -61,10 +61,11 @@ class ClassificationTask(Task):
       >>> import numpy as np
       >>> from vqjax import VectorQuantizer
       >>> from vqjax.data.arrays import ArrayDataset
-      >>> from vqjax.models.classifiers import ResNet18
+      >>> from vqjax.models.classifiers import ViT
       >>> images = np.zeros((2, 32, 32, 3), np.uint8)
       >>> loss = CrossEntropy(ArrayDataset("black", images, image_size=32))
-      >>> model = ResNet18(width=8, quantizers={"stage_2": VectorQuantizer(num_codes=16)})
+      >>> vq = VectorQuantizer(num_codes=16)
+      >>> model = ViT(quantizers={"block_1": vq}, dim=16, depth=2, heads=1, mlp_dim=16)
       >>> task = ClassificationTask(model, optax.sgd(0.1), loss)
       >>> batch = {"image": jnp.asarray(images), "label": jnp.array([3, 5], jnp.int32)}
       >>> state = task.init(jax.random.key(0), batch)
