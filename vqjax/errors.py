@@ -27,8 +27,12 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
       "did you mean 'num_codes'?"
       >>> did_you_mean("width", ["num_codes", "decay"])
       "use one of 'decay', 'num_codes'."
+      >>> did_you_mean("width", [])
+      'there is none.'
     """
     allowed = sorted(allowed)
+    if not allowed:
+        return "there is none."
     nearest = difflib.get_close_matches(name, allowed, n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else f"use one of {', '.join(map(repr, allowed))}."
 
