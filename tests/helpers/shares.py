@@ -11,12 +11,16 @@ FULL = False
 
 
 def share(items: Iterable[pytest.Item]) -> set[pytest.Item]:
-    """Tests without the mark ``full``, and one case of each parametrized one: another for each, always the same."""
+    """Tests without the mark ``full``, one case of each parametrized one, and half of the examples in docstrings.
+
+    Each has another case, and always the same.
+    """
     functions: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if not item.get_closest_marker("full"):
             functions[item.nodeid.partition("[")[0]].append(item)
-    return {cases[crc32(name.encode()) % len(cases)] for name, cases in functions.items()}
+    kept = {cases[crc32(name.encode()) % len(cases)] for name, cases in functions.items()}
+    return {item for item in kept if not isinstance(item, pytest.DoctestItem) or crc32(item.nodeid.encode()) % 2}
 
 
 def examples(full: int, few: int) -> int:

@@ -67,6 +67,7 @@ def test_a_run_measures_frames_and_their_differences(run):
     assert {"psnr", "ssim", "psnr_gain_temporal_mean", "flicker_mse_01", "psnr_last_frame"} <= metrics.keys()
 
 
+@pytest.mark.full
 def test_pictures_move(run):
     with Image.open(run[0] / "eval" / "reconstructions_moving.png") as picture:
         assert picture.n_frames == 5
