@@ -177,9 +177,9 @@ def _start(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
                     f"--out must be a directory to write into, got {str(directory)!r} ({error.strerror})."
                 ) from error
     found = found or read_index(directory)
-    # Earlier releases did not note how images were cropped.
-    for name in index.keys() - ({"random"} - found.keys()):
-        there, value = found.get(name), index[name]
+    for name, value in index.items():
+        # Earlier releases did not note how images were cropped.
+        there = found.get(name, value if name == "random" else None)
         if name == "tokenizer" and isinstance(there, dict):
             # The same one may have moved.
             there, value = there.get("checksum"), value["checksum"]
