@@ -1,8 +1,8 @@
 """Every test runs on eight fake CPU devices, on any machine, and under strict shape promotion.
 
 `pytest` proves the main promises in a few minutes: it leaves out what is marked `full`, takes one case of each
-parametrized test, half of the examples in docstrings, and few random examples. `pytest --full` and `pytest PATH` leave out nothing, `pytest --share PATH`
-does.
+parametrized test, half of the examples in docstrings, and few random examples. `pytest --full` and `pytest PATH` leave
+out nothing, `pytest --share PATH` does.
 
 Compiling takes most of the time, and a third of that goes into optimizing code that runs once. That is left out unless
 the environment asks for a level: XLA_FLAGS=--xla_backend_optimization_level=3.
