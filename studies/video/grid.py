@@ -11,12 +11,18 @@ _SMALL += ("model.dim=96", "model.depth=2", "model.heads=3", "model.mlp_dim=288"
 _SMALL += ("optimizer.learning_rate=5e-4",)
 _DISCRIMINATOR = ("task.discriminator.channels=16", "task.discriminator.num_layers=1")
 
+_REPLACED = ("quantizer.codebook.name=ema", "quantizer.codebook.dead_code_threshold=0.1")
+_REPLACED += ("quantizer.codebook.replace.below=0.1", "quantizer.codebook_init=unit_uniform")
+
 STEPS = 400
 
 SETTINGS = {
     "vqvae": Setting("configs/timesformer.py:dataset=panning,discriminator=False", STEPS, _SMALL),
     "vqgan": Setting("configs/timesformer.py:dataset=panning", STEPS, (*_SMALL, *_DISCRIMINATOR)),
+    "vqgan, codes replaced": Setting(
+        "configs/timesformer.py:dataset=panning", STEPS, (*_SMALL, *_DISCRIMINATOR, *_REPLACED)
+    ),
 }
-"""Without and with the discriminator."""
+"""Without and with the discriminator, and with moving averages that replace unused codes."""
 
 ESTIMATORS = ("straight_through", "rotation", "tangential_rotation")
