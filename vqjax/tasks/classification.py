@@ -1,6 +1,7 @@
 """Training of an image classifier, with quantizers between its layers or without."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -160,15 +161,13 @@ class ClassificationTask(Task):
         """Start the codes from clusters if ``kmeans_init`` is set; see :meth:`Task.init_from_data`."""
         if not self.kmeans_init:
             return state
-        parts: list[Array] = []
         wanted = _LATENTS_PER_CODE * max(quantizer.num_codes for quantizer in self._quantizers.values())
         features = jax.jit(lambda state, images, key: self._features(state, to_model_range(images), key))
-        for batch in batches:
-            parts.append(batch["image"])
-            shapes = jax.eval_shape(features, state, batch["image"], key)
-            fewest = min(math.prod(shapes[place].shape[:-1]) for place in self._quantizers)
-            if len(parts) * fewest >= min(wanted, _MOST_LATENTS):
-                break
+        first = next(batches)["image"]
+        shapes = jax.eval_shape(features, state, first, key)
+        fewest = min(math.prod(shapes[place].shape[:-1]) for place in self._quantizers)
+        others = math.ceil(min(wanted, _MOST_LATENTS) / fewest) - 1
+        parts = [first, *(batch["image"] for batch in itertools.islice(batches, others))]
         for number, place in enumerate(self._quantizers):
             # Codes change the features of the places behind them.
             latents = [features(state, part, jax.random.fold_in(key, number))[place] for part in parts]
