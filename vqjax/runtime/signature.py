@@ -238,7 +238,7 @@ class Call:
     def __init__(self, function: Callable[..., Any], parts: "Mapping[str, Registry] | None" = None) -> None:
         self.function = function
         self.fields: dict[str, Field] = {}
-        self.others: set[str] = set()
+        self.others: dict[str, Any] = {}  # the annotations of the arguments that no config can hold
         for name, annotation, default in _parameters(function):
             kind = Kind.of(annotation)
             if parts and name in parts:
@@ -246,7 +246,7 @@ class Call:
             elif kind.is_known and name not in _NOT_CONFIGURED:
                 self.fields[name] = Field(kind, default)
             else:
-                self.others.add(name)
+                self.others[name] = annotation
 
     def defaults(self, **arguments: Any) -> dict[str, Any]:
         """Return all arguments, those that are given and the defaults of the others.

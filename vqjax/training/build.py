@@ -28,7 +28,6 @@ from vqjax.tasks.registry import TASKS
 from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
-from vqjax.tasks.vqgan import VQGANTask
 from vqjax.training.optimizer import OPTIMIZERS, build_optimizer
 from vqjax.training.schedules import build_schedules
 
@@ -63,13 +62,13 @@ def build_task(config: ConfigDict, images: ImageDataset) -> Task:
             loss = LOSSES.build(images=images, **config.loss)
     with within("config.optimizer"):
         optimizer = _build_optimizers(config.optimizer, config.num_steps)
-    if isinstance(optimizer, dict) and not issubclass(TASKS[config.task.name], VQGANTask):
-        raise UserError(
-            f"config.optimizer must be one, with a name, for the task {config.task.name!r}, got "
-            f"{', '.join(optimizer) or 'none'}; only 'vqgan' has one for each network."
-        )
     # A task takes the parts that it needs.
     wanted = TASKS.call(config.task.name).others
+    if isinstance(optimizer, dict) and wanted.get("optimizer") is optax.GradientTransformation:
+        raise UserError(
+            f"config.optimizer must be one, with a name, for the task {config.task.name!r}, which trains one network, "
+            f"got {', '.join(optimizer) or 'none'}; the task 'vqgan' takes one for each of its networks."
+        )
     if config.schedules and "schedules" not in wanted:
         raise UserError(f"config.schedules must be empty for the task {config.task.name!r}, which has no schedules.")
     schedules = {}
