@@ -1,5 +1,8 @@
 """Training of classifiers with quantizers between their layers."""
 
+import dataclasses
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from vqjax import GradientCodebook, VectorQuantizer, quantizers
 from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.checkpointing.discovery import CheckpointInfo, find_checkpoint
-from vqjax.data import to_model_range
+from vqjax.data import load_splits, to_model_range
 from vqjax.data.arrays import ArrayDataset
 from vqjax.errors import UserError
 from vqjax.evaluation.metrics import Classification
@@ -18,6 +21,7 @@ from vqjax.losses.reconstruction import MeanSquaredError
 from vqjax.models.classifiers import ResNet18, ViT
 from vqjax.models.lpips import perceptual_distance
 from vqjax.tasks.classification import CLASSIFIER, ClassificationTask, mixed
+from vqjax.tasks.registry import TASKS
 from vqjax.training.build import build_task
 from vqjax.training.config import validate
 from vqjax.training.evaluate import _check_classes, evaluate_workdir
@@ -234,6 +238,21 @@ def test_configs_that_do_not_fit_are_refused(config, tmp_path, changes, message)
         setattr(getattr(config, group) if group else config, field, value)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
+
+
+def test_tasks_of_ones_own_are_told_by_the_types_of_their_arguments(config, monkeypatch):
+    """Only the tasks of the package were built for classifiers, and with an optimizer for each network."""
+
+    @dataclasses.dataclass(frozen=True)
+    class OwnTask(ClassificationTask):
+        optimizer: optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
+
+    monkeypatch.setitem(TASKS, "own", OwnTask)
+    config.task, config.optimizer = {"name": "own"}, {CLASSIFIER: {"name": "sgd"}, "codes": {"name": "adam"}}
+    config = validate(config)
+    task = build_task(config, load_splits(config.data).train)
+    assert isinstance(task, OwnTask)
+    assert task.optimizer.keys() == {CLASSIFIER, "codes"}
 
 
 @pytest.mark.full

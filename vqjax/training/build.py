@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from functools import partial
+from types import UnionType
 from typing import Any
 
 import jax
@@ -119,7 +120,8 @@ def _found(tokenizer: ConfigDict, tokens: TokenInfo) -> dict[str, Any]:
 
 def _check_classifier(model: Classifier, config: ConfigDict, images: ImageDataset) -> None:
     """Refuse what classifiers do not have, and data of other classes."""
-    if config.task.name != "classification":
+    taken = TASKS.call(config.task.name).others.get("model")
+    if isinstance(taken, type | UnionType) and not isinstance(model, taken):
         raise UserError(
             f"config.model.name must be that of an autoencoder for the task {config.task.name!r}, got "
             f"{config.model.name!r}; set config.task.name=classification."
