@@ -214,10 +214,11 @@ def prepare(pipeline: Pipeline) -> tuple[Path, Path, Path]:
 def _drawn(
     directory: Path, num: int, guidance: float, options: Mapping[str, Any]
 ) -> tuple[measures.Images, Int[np.ndarray, " images"]]:
-    """Samples and their classes; their picture stays in the directory."""
-    sample_images(directory, num=num, guidance=guidance, batch_size=250, **options)
-    shutil.move(directory / "samples.png", _picture(directory, guidance))
-    samples = np.load(directory / "samples.npz")
+    """Samples and their classes; they and their picture stay in the directory."""
+    file = directory / f"samples_{guidance:g}.npz"
+    if not file.exists():
+        sample_images(directory, out=file, num=num, guidance=guidance, batch_size=250, **options)
+    samples = np.load(file)
     return samples["arr_0"], samples["arr_1"]
 
 
