@@ -217,6 +217,31 @@ def test_a_share_of_one_leaves_every_code():
     np.testing.assert_array_equal(restricted(logits, top_p=1.0), logits)
 
 
+@pytest.mark.parametrize(("top_p", "left"), [(0.4, 1), (0.41, 2), (0.65, 2), (0.85, 3), (0.95, 4), (1e-46, 1)])
+def test_the_fewest_codes_are_left_that_add_up_to_a_share(top_p, left):
+    """Bug: rounding kept one code more where the sum is the share itself, and a tiny share left none."""
+    logits = jnp.log(jnp.array([0.4, 0.05, 0.25, 0.1, 0.2]))
+    assert int(jnp.sum(jnp.isfinite(restricted(logits, top_p=top_p)))) == left
+    traced = jax.jit(lambda top_p: restricted(logits, top_p=top_p))(max(top_p, 1e-30))
+    assert int(jnp.sum(jnp.isfinite(traced))) == left
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 0.5}])
+def test_a_position_is_kept_by_the_likelihood_of_its_code_among_all(options):
+    """Bug: among the only code that was left every position was equally sure."""
+    seen = []
+
+    def logits_of(tokens, masked, progress):
+        jax.debug.callback(lambda masked: seen.append(masked.tolist()), masked)
+        return jnp.log(jnp.array([[[0.9, 0.1], [0.6, 0.4]]]))
+
+    tokens, masked = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+    options = options | {"num_steps": 2, "schedule": "linear", "choice_temperature": 0.0}
+    jax.block_until_ready(sample_masked(logits_of, KEY, tokens, masked, **options))
+    jax.effects_barrier()
+    assert seen == [[[True, True]], [[False, True]]]
+
+
 def test_strict_promotion_stops_no_draw(request):
     """Bug: the number of masked tokens, an integer, was multiplied by a share."""
     request.addfinalizer(lambda: jax.config.update("jax_numpy_dtype_promotion", "standard"))

@@ -137,8 +137,9 @@ def restricted(
     if top_p is not None and (is_traced(top_p) or top_p < 1):
         likely_first = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(likely_first, axis=-1)
-        # A code stays if those before it do not reach top_p yet, so that the first always does.
-        stays = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
+        # A code stays if those before it do not reach top_p yet, but for rounding; the first always does.
+        before = (jnp.cumsum(probabilities, axis=-1) - probabilities).at[..., 0].set(-1)
+        stays = before < jnp.where(top_p < 1, top_p - 1e-6, jnp.inf)
         least = jnp.min(jnp.where(stays, likely_first, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
@@ -230,8 +231,9 @@ def sample_masked(
 
     After step :math:`t` of :math:`T`, :math:`\lfloor n\, \gamma(t / T) \rfloor` of the :math:`n` tokens that were
     masked at the start are masked again, at least one fewer each time. With ``"confidence"`` the kept ones have the
-    largest :math:`\log p + \tau (1 - t / T)\, G`, with Gumbel noise :math:`G`; :math:`p` is the product over the
-    levels of a position, which are kept together.
+    largest :math:`\log p + \tau (1 - t / T)\, G`, with Gumbel noise :math:`G`; :math:`p`, among all codes and not
+    those alone that ``top_k`` and ``top_p`` leave, is the product over the levels of a position, which are kept
+    together.
 
     Args:
       logits_of: Function of tokens, masks and the progress in [0, 1), such as
@@ -287,12 +289,14 @@ def sample_masked(
         keys = jax.random.split(draw_key, levels) if levels else [draw_key]
         drawn, log_p = [], jnp.zeros(masked.shape)
         for level_key, of_level in zip(keys, logits if levels else [logits], strict=True):
-            of_level = restricted(of_level, temperature=temperature, top_k=top_k, top_p=top_p)
-            drawn.append(jax.random.categorical(level_key, of_level).astype(tokens.dtype))
-            of_drawn = jnp.take_along_axis(jax.nn.log_softmax(of_level), drawn[-1][..., None], axis=-1)
+            likely = restricted(of_level, temperature=temperature, top_k=top_k, top_p=top_p)
+            drawn.append(jax.random.categorical(level_key, likely).astype(tokens.dtype))
+            # The fewer codes are left to draw from, the less their probabilities say.
+            of_all = jax.nn.log_softmax(restricted(of_level, temperature=temperature))
+            of_drawn = jnp.take_along_axis(of_all, drawn[-1][..., None], axis=-1)
             log_p += of_drawn[..., 0]
-        of_all = masked.reshape(*masked.shape, *(1 for _ in levels))
-        tokens = jnp.where(of_all, jnp.stack(drawn, axis=-1).reshape(tokens.shape), tokens)
+        fresh = masked.reshape(*masked.shape, *(1 for _ in levels))
+        tokens = jnp.where(fresh, jnp.stack(drawn, axis=-1).reshape(tokens.shape), tokens)
         done = (number + 1) / num_steps
         left = jnp.floor(wanted.astype(jnp.float32) * MASK_SCHEDULES[schedule](done) + _ROUNDING).astype(jnp.int32)
         # Each step keeps a token where one is left, and the last one keeps all.

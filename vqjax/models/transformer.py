@@ -284,7 +284,7 @@ class CausalTransformer(_TokenTransformer):
         require_count("level", level, largest=len(self._sizes) - 1, smallest=0)
         table, level_table = self._tables()
         # The first level comes behind the last one of the position before.
-        codes = cache.codes + self.token_table(previous + _starts(self._sizes)[level - 1])
+        codes = cache.codes + self.token_table(previous.astype(jnp.int32) + _starts(self._sizes)[level - 1])
         if level == 0:
             of_class = self.class_table(self._classes_of(previous[:, None], classes))
             x, codes = jnp.where(position == 0, of_class, codes)[:, None], jnp.zeros_like(codes)
