@@ -11,12 +11,13 @@ import pytest
 
 from helpers.configs import load
 from vqjax.checkpointing.checkpoints import load_networks, load_tokenizer
-from vqjax.data.tokens import INDEX_FILE, TokenDataset, token_splits
+from vqjax.data.tokens import INDEX_FILE, TokenDataset, token_splits, write_shard
 from vqjax.data.whole_images import whole_images
 from vqjax.errors import UserError
 from vqjax.functional.tokens import TokenInfo
 from vqjax.training import sample
 from vqjax.training.build import build_task, check_fits, example_batch
+from vqjax.training.cli import _call
 from vqjax.training.config import base_config, complete
 from vqjax.training.devices import make_mesh
 from vqjax.training.evaluate import evaluate_workdir
@@ -119,6 +120,66 @@ def test_a_damaged_shard_is_named_and_rewritten(finished, labelled, tokens, tmp_
         token_splits(tmp_path)
     write(finished, labelled, tmp_path)
     assert contents(tmp_path) == contents(tokens)
+
+
+def test_shards_are_taken_only_if_they_are_known_to_be_whole_and_of_these_tokens(
+    finished, labelled, tokens, tmp_path, monkeypatch
+):
+    """Bug: any file of the name was taken, of another tokenizer or damaged, where no index listed its checksum."""
+    written = []
+
+    def interrupted(file, *rest):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(file)
+        write_shard(file, *rest)
+
+    monkeypatch.setattr("vqjax.training.tokens.write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(finished, labelled, tmp_path)
+    flipped = bytearray(written[0].read_bytes())
+    flipped[-1] ^= 1
+    written[0].write_bytes(flipped)
+    (tmp_path / "train-00004.npy").write_bytes(b"no shard")
+    before = written[1].stat().st_mtime_ns
+    monkeypatch.setattr("vqjax.training.tokens.write_shard", write_shard)
+    write(finished, labelled, tmp_path)
+    assert written[1].stat().st_mtime_ns == before
+    assert contents(tmp_path) == contents(tokens)
+    # Without the index they may be those of any tokenizer.
+    (tmp_path / INDEX_FILE).unlink()
+    np.save(written[2], np.zeros((20, 4, 4), np.uint8))
+    write(finished, labelled, tmp_path)
+    assert contents(tmp_path) == contents(tokens)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"splits": {}}, "a split has no shards"),
+        ({"splits": []}, r"its `splits` is \[\]"),
+        ({"splits": {"train": [{"rows": 3}], "eval": []}}, "its `splits` is"),
+        ({"splits": {"train": [None], "eval": []}}, "its `splits` is"),
+        ({"num_codes": 16}, "its `num_codes` is 16"),
+        ({"num_codes": []}, r"its `num_codes` is \[\]"),
+        ({"shape": None}, "its `shape` is None"),
+        ({"scales": 3}, "its `scales` is 3"),
+        ({"class_names": 3}, "its `class_names` is 3"),
+        ({"grid": "4"}, "its `grid` is '4'"),
+    ],
+)
+def test_an_index_that_cannot_be_is_named(tokens, tmp_path, changes, message):
+    index = json.loads((tokens / INDEX_FILE).read_text()) | changes
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"tokens.json is not a valid index of tokens .*{message}.*; remove it"):
+        token_splits(tmp_path)
+
+
+def test_tokens_are_not_written_of_tokens(finished, tokens, tmp_path):
+    changes = "--config.data.source=tokens", f"--config.data.name={tokens}"
+    off = "--config.data.flip=False", "--config.data.crop_padding=None"
+    with pytest.raises(UserError, match=r"config.data.source must be one of images, got 'tokens'"):
+        write_tokens(finished, *changes, *off, out=tmp_path / "tokens")
 
 
 def test_a_tokenizer_that_has_moved_rewrites_its_tokens(finished, labelled, tokens, tmp_path):
@@ -236,8 +297,42 @@ def test_a_box_of_an_image_is_redrawn(models, labelled, tokens, tmp_path):
     np.testing.assert_array_equal(drawn["tokens"][:, ~inside], before[:, ~inside])
     assert np.any(drawn["tokens"][:, inside] != before[:, inside])
     np.testing.assert_array_equal(drawn["arr_1"], np.load(labelled)["test_labels"])
-    sample_images(models[1], out=file, num=20, box=(1, 0, 2, 3), num_steps=3, classes=("2",))
+    # Of more images than there are, each is redrawn several times.
+    sample_images(models[1], out=file, num=30, box=(1, 0, 2, 3), num_steps=3, classes=("2",))
     assert set(np.load(file)["arr_1"]) == {2}
+    np.testing.assert_array_equal(np.load(file)["tokens"][20:, ~inside], before[:10, ~inside])
+
+
+@pytest.mark.full
+def test_classes_and_none_are_taken_in_turn(models, tmp_path):
+    """Bug: ``--classes=none`` drew all classes."""
+    for classes, expected in (("none", [CLASSES] * 4), ("2,none", [2, CLASSES] * 2), ("", [0, 1, 2, 0])):
+        file = tmp_path / f"of {classes}.npz"
+        flags = f"--workdir={models[0]}", f"--classes={classes}", "--num=4", f"--out={file}"
+        _call(sample_images, "vqjax sample", "", flags)
+        np.testing.assert_array_equal(np.load(file)["arr_1"], expected)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_model_takes_only_tokens_like_those_that_it_has_learned(models, tokens, tmp_path, masked):
+    """Bug: tokens of another tokenizer and of other grids were sampled and evaluated."""
+    shutil.copytree(tokens, tmp_path / "tokens")
+    file = tmp_path / "tokens" / INDEX_FILE
+    index = json.loads(file.read_text())
+    index["tokenizer"]["checksum"] = 64 * "0"
+    file.write_text(json.dumps(index))
+    # Without a tokenizer of the run, which would be refused itself.
+    model = tmp_path / "model"
+    train(model_config(tokens, masked=masked, num_steps=2), model, devices=jax.devices()[:1])
+    moved = f"--config.data.name={tmp_path / 'tokens'}"
+    with pytest.raises(UserError, match="like those of the training, whose `tokenizer` is"):
+        evaluate_workdir(model, moved)
+    index["tokenizer"] = None
+    index["class_names"] += ["another"]
+    file.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"whose `num_classes` is {CLASSES}, got {CLASSES + 1}"):
+        evaluate_workdir(model, moved)
 
 
 @pytest.mark.full
@@ -298,6 +393,7 @@ def test_samples_of_tokens_of_an_earlier_checkpoint_are_decoded_by_it(finished, 
 
 
 RESIDUAL = {"name": "residual", "quantizer": {"name": "vq", "num_codes": 8}, "num_quantizers": 3}
+GROUPED = {"name": "grouped", "quantizer": RESIDUAL | {"num_quantizers": 2}, "groups": 2}
 MULTI_SCALE = {"name": "multi_scale_vq", "quantizer": {"name": "vq", "num_codes": 8}, "scales": (1, 2, 4)}
 
 
@@ -307,6 +403,9 @@ MULTI_SCALE = {"name": "multi_scale_vq", "quantizer": {"name": "vq", "num_codes"
     [
         (RESIDUAL, (4, 4, 3), "autoregressive", {"name": "causal_transformer"}),
         (RESIDUAL, (4, 4, 3), "masked_tokens", {"name": "masked_transformer"}),
+        # Bugs: the axis of one stage was taken for one of a clip, as were two axes.
+        (RESIDUAL | {"num_quantizers": 1}, (4, 4, 1), "autoregressive", {"name": "causal_transformer"}),
+        (GROUPED, (4, 4, 2, 2), "masked_tokens", {"name": "masked_transformer"}),
         (MULTI_SCALE, (21,), "next_scale", {"name": "next_scale_transformer"}),
         (None, (4, 4), "autoregressive", {"name": "causal_transformer", "factors": (4, 4)}),
         (None, (4, 4), "masked_tokens", {"name": "masked_transformer", "factors": (2, 8)}),

@@ -51,6 +51,8 @@ class Checkpoints:
       config: Config of the run, stored with every checkpoint.
       images: Fingerprint of the training images, also stored with every checkpoint.
       eval_images: Fingerprint of the held-out images, also stored with every checkpoint; None if there are none.
+      class_names: Classes of the training images, also stored; None if they have none.
+      tokens: Facts of the tokens, also stored; None for images.
       keep: Number of newest checkpoints to keep.
       keep_every: Also keep the checkpoints at multiples of this number of steps.
       keep_best: Also keep the checkpoint with the best value of this metric.
@@ -72,6 +74,7 @@ class Checkpoints:
         *,
         eval_images: str | None = None,
         class_names: Sequence[str] | None = None,
+        tokens: Mapping[str, Any] | None = None,
         keep: int,
         keep_every: int | None = None,
         keep_best: str | None = None,
@@ -83,6 +86,7 @@ class Checkpoints:
             "images": images,
             "eval_images": eval_images,
             "class_names": None if class_names is None else list(class_names),
+            "tokens": None if tokens is None else dict(tokens),
             "versions": {name: version(name) for name in ("vqjax", "jax", "flax", "optax", "orbax-checkpoint")},
         }
         self.found = find_checkpoint(workdir)

@@ -33,6 +33,7 @@ class CheckpointInfo(NamedTuple):
       not_better: Metric that the run is kept for and its mode, and how many checkpoints in a row were not better.
       passed_over: Reasons why later checkpoints are not used, by step.
       class_names: Classes of the training images, in the order of their labels; None where they are not known.
+      tokens: Facts of the tokens that the run was trained on; None for runs on images, and where they are not known.
     """
 
     step: int
@@ -43,6 +44,7 @@ class CheckpointInfo(NamedTuple):
     not_better: tuple[str | None, str | None, int]
     passed_over: dict[int, str]
     class_names: tuple[str, ...] | None = None
+    tokens: dict[str, Any] | None = None
 
 
 def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | None:
@@ -94,6 +96,7 @@ def find_checkpoint(workdir: Path, step: int | None = None) -> CheckpointInfo | 
             tuple(metadata.get("not_better", (None, None, 0))),
             passed_over={other: reasons.get(other, unchecked) for other in later},
             class_names=None if (names := metadata.get("class_names")) is None else tuple(names),
+            tokens=metadata.get("tokens"),
         )
     listed = "; ".join(f"{number}: {reason}" for number, reason in reasons.items())
     raise UserError(

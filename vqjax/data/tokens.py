@@ -1,7 +1,7 @@
 """Source ``tokens``: the tokens of a data set's images, which ``vqjax tokens`` writes once for all runs over them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from vqjax.runtime.paths import local_path
 INDEX_FILE = "tokens.json"
 FORMAT = 1
 """Version of the index."""
+
+_CHECKSUM = ".sha256"
 
 
 class TokenDataset:
@@ -78,12 +80,19 @@ def token_splits(name: str | Path, eval_fraction: float = 0.1) -> Splits:
 
 def _file_splits(path: Path, eval_fraction: float) -> Splits:
     saved = load_tokens(path)
-    levels = saved.context.get("codes_of_position", [saved.num_codes])
+    levels, grid = saved.context.get("codes_of_position", [saved.num_codes]), saved.context.get("grid")
+    tokenizer, classes = saved.context.get("tokenizer"), len(saved.class_names or ())
+    if not (_VALID["num_codes"](levels) and _VALID["grid"](grid) and _VALID["tokenizer"](tokenizer)):
+        raise UserError(f"{path} must say what its tokens are, got {saved.context!r:.200}; export them again.")
+    if saved.labels is not None and classes and not 0 <= saved.labels.min() <= saved.labels.max() < classes:
+        found = f"{saved.labels.min()} to {saved.labels.max()}"
+        raise UserError(f"{path} must have labels in [0, {classes - 1}], got {found}; export the tokens again.")
     info = TokenInfo(
         tuple(levels),
         saved.indices.shape[1:],
-        len(saved.class_names or ()),
-        tokenizer=saved.context.get("tokenizer"),
+        classes,
+        tokenizer=tokenizer,
+        positions=None if grid is None else tuple(grid),
     )
 
     def part(name: str, rows: Int[np.ndarray, " rows"]) -> TokenDataset:
@@ -109,6 +118,7 @@ def _directory_splits(directory: Path) -> Splits:
         None if index["scales"] is None else tuple(map(tuple, index["scales"])),
         index["code_dim"],
         index["tokenizer"],
+        None if index["grid"] is None else tuple(index["grid"]),
     )
     datasets = []
     for split in Splits._fields:
@@ -133,13 +143,54 @@ def read_index(directory: Path) -> dict[str, Any] | None:
         index = json.loads(file.read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise ValueError(f"it has the format {index['format']!r} instead of {FORMAT}")
-        for name in ("complete", "num_codes", "shape", "scales", "code_dim", "tokenizer", "class_names", "splits"):
-            index[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        index.setdefault("grid", None)  # not noted by earlier releases
+        for name, is_valid in _VALID.items():
+            if not is_valid(index[name]):
+                raise ValueError(f"its `{name}` is {index[name]!r:.60}")
+        shards = [index["splits"].get(split) for split in Splits._fields]
+        if index["complete"] and not all(shards):
+            raise ValueError("a split has no shards")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{file} is not a valid index of tokens ({one_line(error)}); write the tokens again with vqjax tokens."
+            f"{file} is not a valid index of tokens ({one_line(error)}); remove it, and write the tokens again with "
+            "vqjax tokens."
         ) from error
     return index
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_number, value))
+
+
+def _are_shards(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(shard, dict)
+        and isinstance(shard.get("file"), str)
+        and Path(shard["file"]).name == shard["file"]
+        and _is_number(shard.get("rows"))
+        and isinstance(shard.get("sha256"), str)
+        for shard in value
+    )
+
+
+_VALID: dict[str, Callable[[Any], bool]] = {
+    "complete": lambda value: isinstance(value, bool),
+    "num_codes": _are_numbers,
+    "shape": _are_numbers,
+    "scales": lambda value: value is None or (isinstance(value, list) and all(map(_are_numbers, value))),
+    "grid": lambda value: value is None or _are_numbers(value),
+    "code_dim": lambda value: value is None or _is_number(value),
+    "tokenizer": lambda value: value is None or isinstance(value, dict),
+    "class_names": lambda value: (
+        value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    ),
+    "splits": lambda value: isinstance(value, dict) and all(map(_are_shards, value.values())),
+}
+"""What the fields of an index may be."""
 
 
 def write_index(directory: Path, index: Mapping[str, Any]) -> None:
@@ -174,6 +225,35 @@ def write_shard(
         records["label"] = labels
     with atomic_file(file) as stream:
         np.save(stream, records, allow_pickle=False)
+    # Until the index lists it, its checksum says that it is whole, and of these tokens.
+    with atomic_file(_checksum_file(file)) as stream:
+        stream.write(f"{file_checksum(file)}  {file.name}\n".encode())
+
+
+def noted_checksum(file: Path) -> str | None:
+    """Return the checksum that was noted when a shard was written; None without one.
+
+    Args:
+      file: The shard.
+    """
+    try:
+        return _checksum_file(file).read_text(encoding="utf-8").split()[0]
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def forget_shards(directory: Path) -> None:
+    """Remove the notes of which shards are written: the index lists them, or they are not to be taken.
+
+    Args:
+      directory: Directory of tokens.
+    """
+    for file in directory.glob(f"*.npy{_CHECKSUM}"):
+        file.unlink(missing_ok=True)
+
+
+def _checksum_file(file: Path) -> Path:
+    return file.with_name(file.name + _CHECKSUM)
 
 
 def described_shards(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -195,10 +275,12 @@ def _read(
         if (found := file_checksum(file)) != shard["sha256"]:
             raise ValueError(f"its checksum is {found[:12]} instead of {shard['sha256'][:12]}")
         records = np.load(file, mmap_mode="r", allow_pickle=False)
-        if records.shape != (shard["rows"],) or records["tokens"].shape[1:] != info.shape:
+        fields = records.dtype.fields or {}
+        integers = all(fields[name][0].base.kind in "iu" for name in fields)
+        if records.shape != (shard["rows"],) or records["tokens"].shape[1:] != info.shape or not integers:
             raise ValueError(f"it holds {records.dtype} of shape {list(records.shape)}")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
         raise UserError(
             f"{file} is not the shard that was written ({one_line(error)}); vqjax tokens rewrites it."
         ) from error
-    return records["tokens"], records["label"] if "label" in records.dtype.names else None
+    return records["tokens"], records["label"] if "label" in fields else None

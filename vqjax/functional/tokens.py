@@ -14,6 +14,8 @@ class TokenInfo(NamedTuple):
       code_dim: Features of the quantizer's map; None if they are not known.
       tokenizer: Checksum of the tokenizer that made them, under ``checksum``, where it was, under ``workdir``, and the
         step of its checkpoint, under ``step``; None if nothing is known.
+      positions: Shape of an image's positions, where the tokens of a position have several axes, or one of a single
+        token; None where ``num_codes`` and ``shape`` tell it.
     """
 
     num_codes: tuple[int, ...]
@@ -22,8 +24,22 @@ class TokenInfo(NamedTuple):
     scales: tuple[tuple[int, int], ...] | None = None
     code_dim: int | None = None
     tokenizer: dict[str, Any] | None = None
+    positions: tuple[int, ...] | None = None
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Shape of an image's positions."""
+        if self.positions is not None:
+            return self.positions
         return self.shape[:-1] if len(self.num_codes) > 1 else self.shape
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model of these tokens depends on, as JSON has it."""
+        return {
+            "num_codes": list(self.num_codes),
+            "shape": list(self.shape),
+            "num_classes": self.num_classes,
+            "scales": None if self.scales is None else [list(scale) for scale in self.scales],
+            "tokenizer": (self.tokenizer or {}).get("checksum"),
+        }

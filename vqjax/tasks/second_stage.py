@@ -163,7 +163,8 @@ class SecondStageTask(Task):
         """
         if self._has_digits:
             tokens = from_digits(tokens, self.model.num_codes)
-        return tokens.reshape(len(tokens), *self.model.grid, *tokens.shape[2:])
+        shape = (*self.model.grid, *tokens.shape[2:]) if self.tokens is None else self.tokens.shape
+        return tokens.reshape(len(tokens), *shape)
 
     @property
     def _has_digits(self) -> bool:
@@ -193,7 +194,9 @@ class SecondStageTask(Task):
         tokens = jnp.asarray(batch["tokens"], jnp.int32)
         if self._has_digits:
             tokens = to_digits(tokens, self.model.num_codes)
-        return tokens.reshape(len(tokens), -1, *(() if self.model.levels is None else tokens.shape[-1:]))
+        return tokens.reshape(
+            len(tokens), self.model.positions, *(() if self.model.levels is None else (self.model.levels,))
+        )
 
     def classes_of(self, batch: Batch) -> Int[Array, " batch"] | None:
         """Return the classes of a batch; None for a transformer without classes."""

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks, tokenizer_of
@@ -41,6 +42,7 @@ from vqjax.evaluation import (
 from vqjax.evaluation.clips import OfFrames
 from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.evaluation.partial import PartialSums
+from vqjax.functional.tokens import TokenInfo
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.files import new_file
 from vqjax.runtime.paths import is_url
@@ -48,13 +50,14 @@ from vqjax.runtime.processes import assert_same_on_all_processes, is_main_proces
 from vqjax.runtime.remote import check_storage, local_copy, shown
 from vqjax.runtime.workdir import usable_workdir
 from vqjax.tasks.classification import ClassificationTask
+from vqjax.tasks.second_stage import SecondStageTask
 from vqjax.tasks.state import TrainState
 from vqjax.tasks.task import Task
 from vqjax.training.build import build_task, example_batch
 from vqjax.training.config import check_only_data, complete, override_all
 from vqjax.training.devices import gathered, make_mesh, state_sharding, without_mesh
 from vqjax.training.protocols import Protocols
-from vqjax.training.tokens import tokenizer_context
+from vqjax.training.tokens import positions_of, tokenizer_context
 
 PARTIAL_FILE = "partial.npz"
 
@@ -279,7 +282,8 @@ def evaluate_workdir(
                 num_codes=task.facts["num_codes"],
                 context=context
                 | {"tokenizer": tokenizer_context(tokenizer, workdir)}
-                | {"codes_of_position": tokenizer.model.quantizer.codebook_sizes},
+                | {"codes_of_position": tokenizer.model.quantizer.codebook_sizes}
+                | {"grid": positions_of(tokenizer, rows["indices"].shape[1:])},
                 labels=rows.get("label"),
                 class_names=dataset.class_names,
                 origins=[origin(dataset, index) for index in rows["index"].tolist()],
@@ -361,10 +365,25 @@ def restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainSt
       networks: Networks of the checkpoint.
       task: Task of its config.
       batch: Batch of one row.
+
+    Raises:
+      UserError: The data are not of the kind that the run was trained on.
     """
+    if isinstance(task, SecondStageTask) and task.tokens is not None:
+        _check_tokens(networks.info, task.tokens)
     key = jax.random.key(0)
+    expected = jax.eval_shape(task.init, key, batch)
+    # An imported run may lack networks that only training needs.
+    wanted = _shapes({name: expected.params.get(name, {}) for name in networks.params})
+    found = _shapes(networks.params)
+    if wanted != found:
+        name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise UserError(
+            f"config must be that of the run, and its data of the same kind, got {name} of shape {wanted.get(name)} "
+            f"instead of {found.get(name)} in the checkpoint."
+        )
     # Frozen networks are not in checkpoints; initial values are computed only if there are some.
-    frozen = jax.eval_shape(task.init, key, batch).frozen
+    frozen = expected.frozen
     return TrainState(
         step=jnp.int32(networks.info.step),
         params=networks.params,
@@ -373,6 +392,23 @@ def restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainSt
         ema_params=networks.ema_params,
         frozen=task.init(key, batch).frozen if frozen else {},
     )
+
+
+def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
+
+
+def _check_tokens(info: CheckpointInfo, tokens: TokenInfo) -> None:
+    """Refuse tokens of another tokenizer, or of other images than a model can have learned."""
+    known = info.tokens or {}
+    for name, value in tokens.facts.items():
+        # Files of tokens may not say what made them.
+        if value is not None and known.get(name) not in (None, value):
+            raise UserError(
+                f"config.data must have tokens like those of the training, whose `{name}` is {known[name]!r:.80}, got "
+                f"{value!r:.80}; pass those of the same tokenizer."
+            )
 
 
 def _tokens_file(path: str | Path) -> str | Path:

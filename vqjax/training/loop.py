@@ -19,6 +19,7 @@ from vqjax.checkpointing.discovery import find_checkpoint
 from vqjax.data import Feed, ImageDataset, batch_indices, fingerprint, load_splits, make_feed
 from vqjax.data.batches import PARAMETERS_AXIS, check_batch_size
 from vqjax.data.sources import with_absolute_path
+from vqjax.data.tokens import TokenDataset
 from vqjax.evaluation import EvaluationResult
 from vqjax.reporting import MetricWriter, Progress, save_png
 from vqjax.runtime.files import atomic_file, strict_json
@@ -110,6 +111,7 @@ def _train(
             images,
             eval_images=eval_images,
             class_names=splits.train.class_names,
+            tokens=splits.train.info.facts if isinstance(splits.train, TokenDataset) else None,
             keep=config.keep_checkpoints,
             keep_every=config.keep_every,
             keep_best=config.keep_best,

@@ -46,7 +46,7 @@ def sample_images(
     step: int | None = None,
     best: bool = False,
     tokenizer: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] = (),
     box: Sequence[int] | None = None,
     batch_size: int = 80,
     seed: int = 0,
@@ -74,7 +74,8 @@ def sample_images(
       classes: Names or numbers of classes, with commas, of which the images are in turn; all by default, and ``none``
         for no class.
       box: FIRST_ROW,FIRST_COLUMN,ROWS,COLUMNS of the tokens that a masked transformer redraws in held-out images,
-        whose other tokens stay. The classes are those of the images unless others are given.
+        whose other tokens stay: in the first ``num``, or in all in turn. The classes are those of the images unless
+        others are given.
       batch_size: Images at once.
       seed: Of the random numbers.
       temperature: Below 1, likely tokens become likelier; 1 by default.
@@ -122,8 +123,8 @@ def sample_images(
         state = restored_state(networks, task, example_batch(splits.train))
         known = None
         if box is not None:
-            num = min(num, len(splits.eval))
-            known = np.stack([splits.eval[index]["tokens"] for index in range(num)]).astype(np.int32)
+            rows = [splits.eval[index % len(splits.eval)] for index in range(num)]
+            known = np.stack([row["tokens"] for row in rows]).astype(np.int32)
         labels = _labels(classes, splits.eval, num, of_images=box is not None)
         sampler = _Sampler(task, state, None if box is None else _within(box, task.model.grid), options)
         tokens, images = sampler.draw(labels, known, batch_size=min(batch_size, num), seed=seed)
@@ -149,22 +150,26 @@ def _set_tokenizer(config: ConfigDict, given: str | None, tokens: TokenInfo) -> 
 
 
 def _check_options(task: SecondStageTask, name: str, options: Mapping[str, Any], box: Sequence[int] | None) -> None:
-    """Refuse options that the task does not have."""
+    """Refuse options that the task does not have, and guidance that the model was not trained for."""
     fields = inspect.signature(task.sample).parameters
     given = [*options, *(["box"] if box is not None else [])]
     for option in given:
         if ("known" if option == "box" else option) not in fields:
             raise UserError(f"--{option} must be left out for the task {name!r}, which samples without it.")
+    guidance = options.get("guidance", 1)
+    if guidance != 1 and not (task.model.num_classes and task.class_dropout):
+        what = (
+            "that always saw the class (config.task.class_dropout=0)" if task.model.num_classes else "without classes"
+        )
+        raise UserError(f"--guidance must be 1 for a model {what}, got {guidance}; leave it out.")
 
 
-def _labels(
-    classes: Sequence[str] | None, dataset: TokenDataset, num: int, *, of_images: bool
-) -> Int32[np.ndarray, " {num}"]:
+def _labels(classes: Sequence[str], dataset: TokenDataset, num: int, *, of_images: bool) -> Int32[np.ndarray, " {num}"]:
     """The class of each image: of the given ones in turn, by default all, or those of the images that are there."""
     names = list(dataset.class_names or ())
-    if classes is None and of_images and names:
-        return np.array([dataset[index]["label"] for index in range(num)], np.int32)
-    if classes is None:
+    if not classes and of_images and names:
+        return np.array([dataset[index % len(dataset)]["label"] for index in range(num)], np.int32)
+    if not classes:
         chosen = list(range(len(names))) or [0]
     else:
         choices = [*names, "none"]

@@ -18,7 +18,15 @@ from vqjax.checkpointing.checkpoints import load_tokenizer
 from vqjax.data import ImageDataset, UnreadableImage, augment, fingerprint, load_splits, to_model_range
 from vqjax.data.dataset import Example, is_random, pixels_of
 from vqjax.data.reading import READING_THREADS, UnreadableReport, example_spec, read_many
-from vqjax.data.tokens import described_shards, read_index, write_index, write_shard
+from vqjax.data.tokens import (
+    TokenDataset,
+    described_shards,
+    forget_shards,
+    noted_checksum,
+    read_index,
+    write_index,
+    write_shard,
+)
 from vqjax.errors import UserError
 from vqjax.models.tokenizer import Tokenizer
 from vqjax.quantizers.multi_scale import MultiScaleVQ
@@ -86,6 +94,8 @@ def write_tokens(
         tokenizer = load_tokenizer(workdir, step, best=best)
         config = override_all(complete(tokenizer.config), overrides)
         splits = load_splits(config.data)
+        if isinstance(splits.train, TokenDataset):
+            raise UserError("config.data.source must be one of images, got 'tokens'; pass that of the tokenizer's run.")
         random = is_random(splits.train) or config.data.crop_padding is not None
         if crops > 1 and not random:
             raise UserError(
@@ -94,11 +104,13 @@ def write_tokens(
             )
         encode = _Encoder(tokenizer, config.data.crop_padding, batch_size or config.batch_size)
         shape, quantizer = encode.shape(splits.train), tokenizer.model.quantizer
+        *_, code_dim = _map_shape(tokenizer, shape)
         index = {
             "num_codes": list(quantizer.codebook_sizes),
             "shape": shape,
+            "grid": positions_of(tokenizer, shape),
             "scales": [list(scale) for scale in quantizer.shapes] if isinstance(quantizer, MultiScaleVQ) else None,
-            "code_dim": encode.code_dim(shape),
+            "code_dim": code_dim,
             "tokenizer": tokenizer_context(tokenizer, workdir),
             "class_names": None if splits.train.class_names is None else list(splits.train.class_names),
             "images": {split: [dataset.name, fingerprint(dataset)] for split, dataset in splits._asdict().items()},
@@ -122,6 +134,7 @@ def write_tokens(
                     for split in splits._fields
                 }
                 write_index(directory, index | {"complete": True, "splits": shards})
+                forget_shards(directory)
                 train, held_out = (sum(shard["rows"] for shard in shards[split]) for split in splits._fields)
                 print(f"tokens:  {directory}: {train:,} examples to train on, {held_out:,} held out", flush=True)
 
@@ -138,6 +151,26 @@ def tokenizer_context(tokenizer: Tokenizer, workdir: str | Path) -> dict[str, An
         "workdir": str(workdir) if is_url(workdir) else str(local_path(workdir).absolute()),
         "step": tokenizer.step,
     }
+
+
+def positions_of(tokenizer: Tokenizer, shape: Sequence[int]) -> list[int] | None:
+    """Return the shape of the positions of an image's tokens; None for those of a multi-scale quantizer.
+
+    Args:
+      tokenizer: The tokenizer.
+      shape: Shape of an image's tokens, which may have axes behind those of its positions.
+    """
+    *grid, _ = _map_shape(tokenizer, shape)
+    return grid if grid == list(shape[: len(grid)]) else None
+
+
+def _map_shape(tokenizer: Tokenizer, shape: Sequence[int]) -> list[int]:
+    """The shape of the map that the tokens of an image stand for, with its features."""
+
+    def decode(variables: PyTree, tokens: Int[Array, " batch *tokens"]) -> Array:
+        return tokenizer.model.apply(variables, tokens, method=lambda model, tokens: model.quantizer.decode(tokens))
+
+    return list(jax.eval_shape(decode, tokenizer.variables, jax.ShapeDtypeStruct((1, *shape), jnp.int32)).shape[1:])
 
 
 class _Version(NamedTuple):
@@ -171,6 +204,8 @@ def _start(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
         if found is None and is_main_process():
             try:
                 directory.mkdir(parents=True, exist_ok=True)
+                # Shards without an index may be those of any tokenizer.
+                forget_shards(directory)
                 write_index(directory, index | {"complete": False, "splits": {}})
             except OSError as error:
                 raise UserError(
@@ -178,8 +213,8 @@ def _start(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
                 ) from error
     found = found or read_index(directory)
     for name, value in index.items():
-        # Earlier releases did not note how images were cropped.
-        there = found.get(name, value if name == "random" else None)
+        # Earlier releases did not note these.
+        there = value if name in ("random", "grid") and found.get(name) is None else found.get(name)
         if name == "tokenizer" and isinstance(there, dict):
             # The same one may have moved.
             there, value = there.get("checksum"), value["checksum"]
@@ -193,11 +228,11 @@ def _start(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
 
 def _write_parts(directory: Path, parts: Sequence[_Part], before: dict[str, Any], encode: "_Encoder") -> None:
     """Write the shards that are not there yet, of several processes each its own."""
-    checksums = {shard["file"]: shard["sha256"] for shards in before["splits"].values() for shard in shards}
+    listed = {shard["file"]: shard["sha256"] for shards in before["splits"].values() for shard in shards}
 
     def is_there(part: _Part) -> bool:
         file = directory / part.file
-        return file.exists() and checksums.get(part.file) in (None, file_checksum(file))
+        return file.is_file() and file_checksum(file) in (listed.get(part.file), noted_checksum(file))
 
     mine = [part for part in parts[jax.process_index() :: jax.process_count()] if not is_there(part)]
     reports = {part.split: UnreadableReport(part.dataset.name) for part in mine}
@@ -262,14 +297,6 @@ class _Encoder:
         images, crops = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype), jax.ShapeDtypeStruct((1, 2), jnp.uint32)
         tokens = jax.eval_shape(lambda *given: self._encode(*given, False, None), self._variables, images, crops)
         return list(tokens.shape[1:])
-
-    def code_dim(self, shape: Sequence[int]) -> int:
-        """Return the features of the map that the tokens of an image stand for."""
-
-        def decode(variables: PyTree, tokens: Int[Array, " batch *tokens"]) -> Array:
-            return self._model.apply(variables, tokens, method=lambda model, tokens: model.quantizer.decode(tokens))
-
-        return jax.eval_shape(decode, self._variables, jax.ShapeDtypeStruct((1, *shape), jnp.int32)).shape[-1]
 
     def __call__(self, examples: Sequence[Example], mirrored: int) -> Int[np.ndarray, " images *tokens"]:
         """Return the tokens of at most a batch of images."""
