@@ -8,6 +8,7 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from vqjax import UserError
 from vqjax.checkpointing.checkpoints import load_tokenizer
@@ -56,6 +57,27 @@ def test_files_that_no_run_has_put_there_stay(tmp_path):
         STORAGE.pipe_file("/bucket/run/later.txt", b"mine as well")
     assert names() == ["later.txt", "notes.txt"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_a_run_changes_nothing_in_its_storage():
+    """Bug: locks and what another process was writing were removed, and storage to read from alone was refused."""
+    others = (".lock", "checkpoints/9.orbax-checkpoint-tmp-1/a", "eval/.report.md.partial")
+    for name in ("config.json", *others):
+        STORAGE.pipe_file(f"/bucket/run/{name}", b"{}")
+    with local_copy("memory://bucket/run", "--workdir") as (directory, _):
+        assert [file.name for file in directory.iterdir()] == ["config.json"]
+    assert names() == sorted(["config.json", *others])
+
+
+def test_no_file_is_written_outside_of_the_copy(tmp_path):
+    """Bug: names with ``..`` in an archive or a bucket were followed."""
+    STORAGE.store["/bucket/run/../../evil.txt"] = MemoryFile(STORAGE, "x", b"evil")
+    with (
+        pytest.raises(UserError, match=r"--workdir must hold files below 'memory://bucket/run', got '../../evil.txt'"),
+        local_copy("memory://bucket/run", "--workdir"),
+    ):
+        pass
+    assert list(tmp_path.rglob("evil.txt")) == []
 
 
 def test_nothing_is_lost_where_an_upload_fails(tmp_path, monkeypatch):

@@ -167,15 +167,20 @@ class _Remote:
             if self.exists and not self.files.isdir(self.root):
                 raise NotADirectoryError("it is a file")
             places = self.files.find(self.root) if self.exists else []
-        for place in tqdm(places, f"downloading {self.url}", unit="file", disable=None, leave=False):
-            name = place.removeprefix(self.root).lstrip("/")
+        names = {place: place.removeprefix(self.root).lstrip("/") for place in places}
+        for name in names.values():
+            if ".." in name.split("/"):
+                raise UserError(f"{self.name} must hold files below {self.url!r}, got {name!r}; nothing is copied.")
+        # What another process has not finished is not for this one to read, nor to remove.
+        finished = {place: name for place, name in names.items() if _is_finished(name)}
+        for place, name in tqdm(finished.items(), f"downloading {self.url}", unit="file", disable=None, leave=False):
             self.known[name] = self.get(place, directory / name)
 
     def upload(self, directory: Path) -> None:
         """Copy what has changed in a local directory, and remove what is no longer there and was put there by a run."""
         found = [path for path in directory.rglob("*") if path.is_file()]
         names = {path.relative_to(directory).as_posix(): path for path in found}
-        names = {name: path for name, path in names.items() if not any(map(_UNFINISHED.search, name.split("/")))}
+        names = {name: path for name, path in names.items() if _is_finished(name)}
         for name in sorted(names, key=lambda name: (name.endswith(_LAST), name)):
             if self.known.get(name) != (state := _state(names[name])):
                 self.put(names[name], f"{self.root}/{name}", kept=True)
@@ -207,6 +212,10 @@ class _Remote:
             raise UserError(
                 f"{self.name} must be storage that can be reached, got {self.url!r} ({one_line(error)}){otherwise}."
             ) from error
+
+
+def _is_finished(name: str) -> bool:
+    return not any(map(_UNFINISHED.search, name.split("/")))
 
 
 def _state(file: Path) -> tuple[int, int]:
