@@ -36,7 +36,7 @@ class Raw(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A tensor of PyTorch with any fields."""
+    """A tensor of PyTorch with any fields; those of the same numbers share a storage."""
 
     numbers: np.ndarray
     shape: tuple
@@ -76,13 +76,16 @@ class Pickler(pickle._Pickler):
         self.save(Name("torch._utils", "_rebuild_tensor_v2"))
         kind = Name("torch", f"{TYPES[str(stored.numbers.dtype)]}Storage")
         length = stored.numbers.size if stored.length is None else stored.length
+        numbers = [id(numbers) for numbers in self.storages]
+        if id(stored.numbers) not in numbers:
+            self.storages.append(stored.numbers)
+            numbers.append(id(stored.numbers))
         self.write(pickle.MARK)
-        self.save(("storage", kind, str(len(self.storages)), "cpu", length))
+        self.save(("storage", kind, str(numbers.index(id(stored.numbers))), "cpu", length))
         self.write(pickle.BINPERSID)
         for part in (stored.offset, stored.shape, stored.strides, False, Call(Name("collections", "OrderedDict"))):
             self.save(part)
         self.write(pickle.TUPLE + pickle.REDUCE)
-        self.storages.append(stored.numbers)
 
     dispatch = pickle._Pickler.dispatch | {
         Name: _name,

@@ -49,6 +49,15 @@ def test_tensors_beside_the_state_dict_are_no_weights(tmp_path):
         assert read_torch_file(write_archive(tmp_path / "x.pt", objects)).keys() == {"weight"}
 
 
+def test_tensors_that_share_a_storage_share_memory(tmp_path):
+    """Bug: each of them read, and kept, all of it."""
+    whole = np.arange(12, dtype=np.float32)
+    parts = {str(i): Stored(whole, (3,), (1,), offset=3 * i) for i in range(4)}
+    read = read_torch_file(write_archive(tmp_path / "flat.pt", parts))
+    np.testing.assert_array_equal(np.concatenate([read[str(i)] for i in range(4)]), whole)
+    assert read["1"].ctypes.data - read["0"].ctypes.data == read["0"].nbytes
+
+
 def test_the_average_comes_first(tmp_path):
     objects = {"model": {"weight": np.zeros(1, np.float32)}, "ema": {"weight": np.ones(1, np.float32)}}
     assert read_torch_file(write_archive(tmp_path / "x.pt", objects))["weight"] == 1
@@ -89,6 +98,7 @@ def attacks(tmp_path):
         "obj": Raw(b"(cos\nsystem\nS'" + command.encode() + b"'\no"),
         "partial": Call(Call(Name("functools", "partial"), (system, command))),
         "storage": Call(Name("torch.storage", "_load_from_bytes"), (inner,)),
+        "buffer": Raw(pickle.BYTEARRAY8 + (2**30).to_bytes(8, "little")),
         "numpy": Call(Name("numpy", "load"), ("x.npy", None, True)),
     }
 

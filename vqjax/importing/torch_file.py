@@ -180,6 +180,16 @@ class _Unpickler(pickle._Unpickler):
             return _Function(_OTHERS[module, name])
         return StandIn
 
+    def _refused(self) -> NoReturn:
+        raise pickle.UnpicklingError("it holds buffers, which torch.save does not write")
+
+    # Python's own take as much memory as the file says, and no tensor needs them.
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.BYTEARRAY8[0]: _refused,
+        pickle.NEXT_BUFFER[0]: _refused,
+        pickle.READONLY_BUFFER[0]: _refused,
+    }
+
     def get_extension(self, code: int) -> NoReturn:
         # The registry of copyreg holds real classes.
         raise pickle.UnpicklingError(f"it names the extension {code}")
@@ -246,13 +256,17 @@ class _Archive:
         if self._order() != b"little":
             raise ValueError("its numbers are of a big-endian machine")
         self.objects = _Unpickler(io.BytesIO(self._zip.read(pickles[0]))).load()
+        self._storages: dict[str, bytes] = {}
 
     def _order(self) -> bytes:
         name = f"{self._folder}byteorder"
         return self._zip.read(name) if name in self._zip.namelist() else b"little"
 
     def array(self, tensor: Tensor) -> np.ndarray:
-        return tensor.view(_numbers(self._zip.read(f"{self._folder}data/{tensor.storage}"), tensor))
+        # Tensors may share a storage, which is read once.
+        if tensor.storage not in self._storages:
+            self._storages[tensor.storage] = self._zip.read(f"{self._folder}data/{tensor.storage}")
+        return tensor.view(_numbers(self._storages[tensor.storage], tensor))
 
 
 class _Legacy:
@@ -267,7 +281,7 @@ class _Legacy:
             raise ValueError("its numbers are of a big-endian machine")
         unpickler = _LegacyUnpickler(file)
         self.objects = unpickler.load()
-        self._places = {}
+        self._places, self._storages = {}, {}
         for key in _Unpickler(file).load():
             dtype = unpickler.dtypes[str(key)]
             length = int.from_bytes(file.read(8), "little")
@@ -275,9 +289,11 @@ class _Legacy:
             file.seek(length * dtype.itemsize, io.SEEK_CUR)
 
     def array(self, tensor: Tensor) -> np.ndarray:
-        place, size = self._places[tensor.storage]
-        self._file.seek(place)
-        return tensor.view(_numbers(self._file.read(min(size, tensor.length * tensor.dtype.itemsize)), tensor))
+        if tensor.storage not in self._storages:
+            place, size = self._places[tensor.storage]
+            self._file.seek(place)
+            self._storages[tensor.storage] = self._file.read(min(size, tensor.length * tensor.dtype.itemsize))
+        return tensor.view(_numbers(self._storages[tensor.storage], tensor))
 
 
 class _LegacyUnpickler(_Unpickler):
