@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers.arrays import gaussian
-from vqjax import BinaryMapper, VectorQuantizer
+from vqjax import BSQ, FSP, FSQ, LFQ, BinaryMapper, LatentQuantizer, VectorQuantizer
 from vqjax.errors import UserError
 from vqjax.reporting.codebook_figure import Snapshot, codebook_figure
 from vqjax.training.plot import _snapshot, plot_run
@@ -60,6 +60,22 @@ def test_vectors_are_drawn_as_they_are_compared_with_the_codes(options):
     snapshot = _snapshot(0, quantizer, variables, vectors)
     lengths = [np.linalg.norm(part, axis=-1).mean() for part in (snapshot.vectors, snapshot.codes)]
     assert 0.5 < lengths[0] / lengths[1] < 2
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [FSQ((8, 8)), FSP((8, 8)), LatentQuantizer((8, 8)), BSQ(2), LFQ(2), VectorQuantizer(16, distance="cosine")],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_the_error_in_the_picture_is_that_of_the_quantizer(quantizer):
+    """Bug: vectors of quantizers with bounds were those in front of the bounds."""
+    vectors = 3 * gaussian(64, 2)
+    keys = {"params": jax.random.key(0), "quantizer": jax.random.key(1)}
+    variables = quantizer.init(keys, vectors)
+    snapshot = _snapshot(0, quantizer, variables, vectors)
+    error = np.mean(np.square(snapshot.vectors - snapshot.codes[snapshot.indices]))
+    expected = quantizer.apply(variables, vectors, train=False).metrics["relative_error"]
+    assert error / np.mean(np.square(snapshot.vectors)) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path, finished):

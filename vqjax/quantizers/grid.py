@@ -184,6 +184,18 @@ class GridQuantizer(Quantizer):
         require(self.num_codes <= LARGEST_TABLE, "num_codes", self.num_codes, expected, "decode the indices you need")
         return self.postprocess(self.values(to_levels(jnp.arange(self.num_codes), self.radices())))
 
+    def bypass(self, z: Vectors) -> Vectors:
+        """Apply projections and bounds without rounding, as if the grid were infinitely fine.
+
+        Args:
+          z: Vectors along the last axis.
+
+        Returns:
+          Vectors in the input's dtype, with the plain gradient.
+        """
+        self._check_input(z, None)
+        return self._to_vectors(self._to_code_space(z)).astype(z.dtype)
+
     def _to_features(self, z: Vectors) -> Features:
         """Return preprocessed features in float32, with an axis of codebooks before the last one."""
         z = self._project_in(z, self.code_features)

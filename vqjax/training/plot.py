@@ -16,9 +16,10 @@ from vqjax.data import evaluation_batches, load_splits, to_model_range
 from vqjax.data.dataset import pixels_of
 from vqjax.errors import UserError
 from vqjax.models.classifiers import Classifier
-from vqjax.models.registry import build_model
+from vqjax.models.registry import TRANSFORMERS, build_model
 from vqjax.models.tokenizer import NETWORK, quantizer_variables
 from vqjax.quantizers.base import Quantizer
+from vqjax.quantizers.grid import GridQuantizer
 from vqjax.quantizers.vector import VectorQuantizer
 from vqjax.reporting.codebook_figure import Snapshot, codebook_figure
 from vqjax.reporting.figures import save_figure
@@ -73,6 +74,8 @@ def plot_run(
 def _snapshots(networks: SavedNetworks, images: int) -> Iterator[tuple[str, Snapshot]]:
     """The vectors and codes of each quantizer by its place, which is empty for that of a tokenizer."""
     config = complete(networks.info.config)
+    if config.model.name in TRANSFORMERS:
+        raise UserError("--workdir must be that of a run with a quantizer, got one of a model of tokens.")
     model = build_model(config.model, config.quantizer)
     dataset = load_splits(config.data).eval
     # The frames of clips count as images.
@@ -102,8 +105,8 @@ def _snapshot(step: int, quantizer: nn.Module, variables: Any, vectors: jax.Arra
         name = type(quantizer).__name__
         raise UserError(f"vqjax plot codebook needs a quantizer with one index for each vector, got {name}.")
     indices = quantizer.apply(variables, vectors, method="encode")
-    if isinstance(quantizer, VectorQuantizer):
-        # As they are compared with the codes: projected and normalized.
+    if isinstance(quantizer, VectorQuantizer | GridQuantizer):
+        # As they are compared with the codes: projected, normalized and bounded.
         vectors = quantizer.apply(variables, vectors, method="bypass")
     codes = quantizer.apply(variables, jnp.arange(quantizer.num_codes), method="decode")
     if codes.shape[-1] != vectors.shape[-1]:
