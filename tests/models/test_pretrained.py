@@ -106,6 +106,7 @@ def test_files_of_another_tokenizer_or_of_none_are_named(saved, tmp_path):
         ("step", "x", "must have 'step', a number, got 'x'"),
         ("checksum", [], "must have 'checksum', a text"),
         ("model", {}, "do not go together"),
+        ("model", {"name": "resnet18"}, "must be of an autoencoder, got the model 'resnet18'"),
         ("quantizer", {"name": "vq"}, "do not go together"),
     ],
 )
@@ -114,6 +115,25 @@ def test_a_damaged_config_is_named(saved, name, value, message):
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     with pytest.raises(UserError, match=message):
         Tokenizer.from_pretrained(saved)
+
+
+def test_half_precision_is_saved_and_loaded(tmp_path):
+    """Bug: NumPy has no bfloat16, so that what was saved could not be loaded."""
+    ours = tokenizer()
+    half = Tokenizer(ours.model, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), ours.variables), {}, 7)
+    again = Tokenizer.from_pretrained(half.save_pretrained(tmp_path))
+    chex.assert_trees_all_equal(again.variables, half.variables)
+
+
+def test_where_it_cannot_be_saved_is_named(saved, tmp_path, monkeypatch):
+    for directory in (saved / "config.json", tmp_path / "bad\udcff"):
+        with pytest.raises(UserError, match="directory must be a directory with a name in UTF-8, got"):
+            tokenizer().save_pretrained(directory)
+    monkeypatch.chdir(saved)
+    tokenizer().save_pretrained(".")
+    assert 'from_pretrained("saved")' in (saved / "README.md").read_text()
+    with pytest.raises(UserError, match="revision must be None for a directory, got 'main'"):
+        Tokenizer.from_pretrained(saved, revision="main")
 
 
 def test_without_the_library_of_the_hub_its_extra_is_named(monkeypatch):

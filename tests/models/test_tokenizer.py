@@ -109,6 +109,16 @@ def test_what_are_no_indices_is_refused(indices, message):
     assert "\n" not in str(error.value)
 
 
+def test_each_codebook_has_its_own_largest_index():
+    """Bug: an index beyond a smaller codebook was decoded to an image of NaN."""
+    quantizer = {"name": "residual", "quantizer": {"name": "vq", "num_codes": 16}, "num_quantizers": 2}
+    model = build_model({"name": "sonnet", "width": 8, "latent_dim": 4}, quantizer | {"stage_sizes": (16, 4)})
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    own = Tokenizer(model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables), {}, 0)
+    with pytest.raises(UserError, match="`indices` must be below 4 in codebook 1, got 10; pass what encode"):
+        own.decode(np.full((1, 2, 2, 2), 10))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64])
 def test_indices_of_any_integer_type_are_decoded(dtype):
     indices = np.asarray(tokenizer().encode(IMAGES))

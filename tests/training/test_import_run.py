@@ -14,7 +14,7 @@ from vqjax.checkpointing.checkpoints import load_networks
 from vqjax.importing import taming
 from vqjax.training.cli import train_command
 from vqjax.training.evaluate import evaluate_workdir
-from vqjax.training.import_run import import_checkpoint
+from vqjax.training.import_run import import_checkpoint, import_origin
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def test_evaluation_training_and_loading_go_on_from_it(tmp_path, checkpoint, ima
     model, variables = taming(state_dict(), CONFIG)
     tokenizer = load_tokenizer(workdir)
     assert (tokenizer.step, tokenizer.model.quantizer.estimator) == (0, "rotation")
+    assert import_origin(workdir) == f"`{checkpoint.name}`, of the format taming"
     expected = model.apply(variables, jnp.asarray(images, jnp.float32) / 127.5 - 1, train=False)
     indices = tokenizer.encode(images)
     np.testing.assert_array_equal(indices, expected.quantizer.indices)

@@ -27,6 +27,15 @@ def test_a_run_is_shared_with_the_evaluation_of_the_same_checkpoint(finished, tm
     np.testing.assert_array_equal(again.encode(images), ours.encode(images))
 
 
+def test_the_card_says_what_a_run_was_imported_from(finished, tmp_path):
+    """Bug: an imported tokenizer was said to be trained for 0 steps on the images of the config."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "origin.json").write_text('{"file": "vq-f8.ckpt", "format": "taming"}')
+    share_tokenizer(workdir=run, out=tmp_path / "shared")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "imported from `vq-f8.ckpt`, of the format taming, then trained for" in card
+
+
 def test_an_evaluation_of_another_checkpoint_is_left_out(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     file = run / "eval" / METRICS_FILE

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
-from safetensors.numpy import load, save
+from safetensors.flax import load_file
+from safetensors.numpy import save
 
 from vqjax.errors import UserError, one_line
-from vqjax.models.registry import build_model, describe
+from vqjax.models.registry import CLASSIFIERS, TRANSFORMERS, build_model, describe
 from vqjax.runtime.files import atomic_file, strict_json
-from vqjax.runtime.paths import local_path
+from vqjax.runtime.paths import is_unicode, local_path
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 """Files of the directory; the third is for people."""
@@ -73,12 +74,14 @@ def write_pretrained(
       UserError: No config holds such a model, or the directory is elsewhere.
     """
     directory = local_path(directory, "directory")
+    if not is_unicode(str(directory)) or (directory.exists() and not directory.is_dir()):
+        raise UserError(f"directory must be a directory with a name in UTF-8, got {str(directory)!r}; use another one.")
     written = {"format": _FORMAT, "vqjax": version("vqjax"), **facts, **describe(model, config)}
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in flatten_dict(variables, sep="/").items()}
     for file, content in (
         (WEIGHTS, save(arrays)),
         (CONFIG, (strict_json(written, indent=2) + "\n").encode()),
-        (CARD, _CARD.format(card=card.strip(), name=name or directory.name).encode()),
+        (CARD, _CARD.format(card=card.strip(), name=name or directory.resolve().name).encode()),
     ):
         with atomic_file(directory / file) as opened:
             opened.write(content)
@@ -99,7 +102,7 @@ def read_pretrained(directory: Path) -> tuple[nn.Module, PyTree, dict[str, Any]]
     """
     try:
         config = json.loads((directory / CONFIG).read_bytes())
-        arrays = load((directory / WEIGHTS).read_bytes())
+        arrays = load_file(directory / WEIGHTS)
     except Exception as error:  # of the file system, JSON, safetensors, and of dtypes that NumPy lacks
         raise UserError(
             f"{directory} must hold {CONFIG} and {WEIGHTS} of Tokenizer.save_pretrained, but one cannot be read "
@@ -117,10 +120,12 @@ def read_pretrained(directory: Path) -> tuple[nn.Module, PyTree, dict[str, Any]]
             raise UserError(
                 f"{directory / CONFIG} must have {name!r}, {_KINDS[kind]}, got {config.get(name)!r}; save it again."
             )
+    if (kind := config["model"].get("name")) in (*CLASSIFIERS, *TRANSFORMERS):
+        raise UserError(f"{directory / CONFIG} must be of an autoencoder, got the model {kind!r}; save another one.")
     try:
         model = build_model(config["model"], config["quantizer"])
         variables = unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep="/")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{directory} must hold what Tokenizer.save_pretrained has written, but its contents do not go together "
             f"({one_line(error)}); load or save them again."
@@ -139,6 +144,8 @@ def located(name: str | Path, revision: str | None) -> Path:
       UserError: There is neither, or the hub cannot be asked.
     """
     directory = local_path(name, "name")
+    if directory.is_dir() and revision is not None:
+        raise UserError(f"revision must be None for a directory, got {revision!r}, which the hub alone has.")
     if directory.is_dir():
         return directory
     if not _HUB_NAME.fullmatch(str(name)):

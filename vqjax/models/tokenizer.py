@@ -23,7 +23,7 @@ from vqjax.models.causal_video import STREAM, CausalVideoDecoder
 from vqjax.models.pretrained import export_program, located, read_pretrained, upload, write_pretrained
 from vqjax.models.vqvae import Images, takes_clips
 from vqjax.quantizers.multi_scale import MultiScaleVQ
-from vqjax.quantizers.validation import require_choice
+from vqjax.quantizers.validation import is_count, require_choice
 
 NETWORK = "generator"
 """Key of the tokenizer among the networks of a training state; adversarial tasks train it as their generator."""
@@ -136,7 +136,11 @@ class Tokenizer:
         """
         self._check_causal()
         indices, margin = self._checked_indices(indices), self.model.decoder.margin
-        if tile is not None and (margin is None or tile < 1):
+        if indices.ndim < 4:
+            raise UserError(
+                f"`indices` must be [batch, groups, rows, columns, ...], got shape {indices.shape}; {_DECODE_HINT}."
+            )
+        if tile is not None and (margin is None or not is_count(tile)):
             raise UserError(
                 "tile must be None for a decoder whose norms or attention see whole frames, else a positive number, "
                 f"got {tile}; config.model.norm=position and no attention make one that sees parts."
@@ -226,6 +230,15 @@ class Tokenizer:
                 f"`indices` must be in [0, {largest}], got {found[0]:.0f} to {found[1]:.0f}; pass what encode of this "
                 "tokenizer returned."
             )
+        sizes, axes = self.model.quantizer.codebook_sizes, len(self.model.quantizer.index_shape)
+        if found is not None and len(set(sizes)) > 1 and axes == 1 and indices.shape[-1] <= len(sizes):
+            of_codebook = np.max(np.asarray(indices), axis=tuple(range(indices.ndim - 1)))
+            for number, (size, last) in enumerate(zip(sizes, of_codebook, strict=False)):
+                if last >= size:
+                    raise UserError(
+                        f"`indices` must be below {size} in codebook {number}, got {last}; pass what encode of this "
+                        "tokenizer returned."
+                    )
         return indices
 
     def save_pretrained(self, directory: str | Path, *, card: str = "An image tokenizer.") -> Path:

@@ -1,5 +1,6 @@
 """Runs that start from a tokenizer that somebody else has published."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from vqjax.importing.state_dict import read_state_dict
 from vqjax.models.registry import describe
 from vqjax.models.tokenizer import NETWORK
 from vqjax.models.vqvae import VQVAE
+from vqjax.runtime.files import atomic_file, strict_json
 from vqjax.runtime.paths import local_path
 from vqjax.runtime.remote import local_copy
 from vqjax.runtime.workdir import exclusive, usable_workdir
@@ -30,6 +32,7 @@ from vqjax.training.dispatch import empty_log_sums, make_step
 from vqjax.training.loop import write_config
 
 _IMAGE_SIZE = 256  # of all published tokenizers that do not say it
+_ORIGIN_FILE = "origin.json"
 _NUM_STEPS, _BATCH_SIZE, _LEARNING_RATE = 10_000, 16, 1e-5
 
 
@@ -96,7 +99,22 @@ def _import(file: str | Path, overrides: tuple[str, ...], workdir: Path, format:
         finally:
             checkpoints.close()
         write_config(workdir, run)
+        with atomic_file(workdir / _ORIGIN_FILE) as opened:
+            opened.write(strict_json({"file": Path(file).name, "format": name}).encode())
     return name
+
+
+def import_origin(workdir: Path) -> str | None:
+    """Say what a run was imported from; None for one that was not.
+
+    Args:
+      workdir: Directory of the run.
+    """
+    try:
+        origin = json.loads((workdir / _ORIGIN_FILE).read_bytes())
+        return f"`{origin['file']}`, of the format {origin['format']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check_is_new(workdir: Path) -> None:

@@ -10,6 +10,7 @@ from vqjax.models.pretrained import WEIGHTS
 from vqjax.models.tokenizer import Tokenizer
 from vqjax.runtime.paths import local_path
 from vqjax.runtime.remote import local_copy
+from vqjax.training.import_run import import_origin
 
 
 def share_tokenizer(
@@ -64,12 +65,14 @@ def _card(tokenizer: Tokenizer, evaluation: Path) -> str:
     """What the tokenizer is, and its evaluation if there is one of this checkpoint."""
     model, quantizer = (tokenizer.config[group]["name"] for group in ("model", "quantizer"))
     codes = number_of_codes(tokenizer)
-    title = f"# Image tokenizer\n\nThe model `{model}` with the quantizer `{quantizer}` of {codes} codes, trained for "
-    title += f"{tokenizer.step:,} steps on images of `{tokenizer.config['data']['source']}`."
+    trained = f"trained for {tokenizer.step:,} steps on images of `{tokenizer.config['data']['source']}`"
+    if (origin := import_origin(evaluation.parent)) is not None:
+        trained = f"imported from {origin}" + (f", then {trained}" if tokenizer.step else "")
+    title = f"# Image tokenizer\n\nThe model `{model}` with the quantizer `{quantizer}` of {codes} codes, {trained}."
     try:
         of_step = json.loads((evaluation / METRICS_FILE).read_bytes())["context"]["checkpoint_step"]
         report = (evaluation / REPORT_FILE).read_text()
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         of_step = None
     if of_step != tokenizer.step:
         return title
