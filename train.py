@@ -3,7 +3,7 @@
 import signal
 import sys
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     # While modules are loaded, an interrupt would show the stack of an import.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

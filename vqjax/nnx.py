@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.bridge.variables import to_nnx_var
 from jaxtyping import Array, Bool, Float, Int, Integer
@@ -134,7 +135,9 @@ class Quantizer(nnx.Module):
         if train is None and self.deterministic is not None:
             train = not self.deterministic
         module = replace_settings(self.module, settings or {})
-        return self._apply("__call__", z, mask, update=bool(train), module=module, train=train, **inputs)
+        # Anything else, such as a traced value, is for the module to refuse.
+        update = isinstance(train, bool | np.bool_) and bool(train)
+        return self._apply("__call__", z, mask, update=update, module=module, train=train, **inputs)
 
     def encode(
         self, z: Float[Array, "*batch dim"], mask: Bool[Array, "*batch"] | None = None, **options: Any

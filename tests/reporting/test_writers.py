@@ -89,6 +89,17 @@ def test_missing_wandb_says_what_to_install(tmp_path, monkeypatch):
         writer(tmp_path, wandb=True)
 
 
+def test_wandb_without_a_login_says_what_to_do(tmp_path, monkeypatch):
+    def init(**options):
+        raise RuntimeError("No API key configured.")
+
+    wandb = types.ModuleType("wandb")
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(UserError, match=r"wandb=True could not start a run \(No API key configured\.?\); log in with"):
+        writer(tmp_path, wandb=True)
+
+
 class WandbRun:
     def __init__(self):
         self.logged = []

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from vqjax.errors import UserError
+from vqjax.errors import UserError, one_line
 from vqjax.reporting.pictures import moving_gif
 from vqjax.runtime.files import atomic_file, naming, strict_json
 from vqjax.runtime.paths import local_path
@@ -179,14 +179,20 @@ def _start_wandb_run(wandb: ModuleType, workdir: Path, resume_step: int | None, 
     if resume_step is None or not id_file.exists():
         with atomic_file(id_file) as file:
             file.write(uuid.uuid4().hex.encode())
-    run = wandb.init(
-        project="vqjax",
-        id=id_file.read_text(),
-        name=workdir.resolve().name,
-        resume="allow",
-        dir=str(workdir),
-        config=dict(config),
-    )
+    try:
+        run = wandb.init(
+            project="vqjax",
+            id=id_file.read_text(),
+            name=workdir.resolve().name,
+            resume="allow",
+            dir=str(workdir),
+            config=dict(config),
+        )
+    except Exception as error:  # of accounts, settings and the network
+        raise UserError(
+            f"wandb=True could not start a run ({one_line(error)}); log in with `wandb login`, set WANDB_MODE=offline, "
+            "or set wandb=False."
+        ) from error
     # wandb's own step must not decrease, which it would after a resume.
     run.define_metric("*", step_metric="step")
     return run

@@ -145,7 +145,8 @@ def run(function: Callable[..., Any], program: str, example: str, argv: Sequence
 
 def _guarded(action: Callable[[], object]) -> None:
     # Until a run can save: Python's own answer, an exception, shows a stack or is lost in a callback of JAX.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.set_threshold(_ALLOCATIONS_PER_COLLECTION)
     try:
         _quiet_libraries()
