@@ -16,12 +16,19 @@ def data(name):
         z, codes = 1e3 * z, 1e3 * codes
     elif name == "large and small":
         codes *= 10.0 ** rng.uniform(-3, 3, size=(CODES, 1))
+    elif name == "some far away":  # as moving averages that start from nothing throw them
+        codes[rng.permutation(CODES)[: CODES // 8]] *= 1e5
+    elif name == "most far away":
+        codes[rng.permutation(CODES)[: CODES - CODES // 8]] *= 1e5
     elif name == "unit":
         z, codes = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, codes))
     return z.astype(np.float32), codes.astype(np.float32)
 
 
-DATA = ("gaussian", "far from the origin", "tiny codes", "large", "large and small", "unit")
+DATA = (
+    *("gaussian", "far from the origin", "tiny codes", "large", "large and small"),
+    *("some far away", "most far away", "unit"),
+)
 
 
 def distances(z, codes):

@@ -8,6 +8,7 @@ from vqjax.errors import UserError
 from vqjax.estimators.jacobian import Vectors, with_gradient_of
 from vqjax.functional.chunks import chunk_size
 from vqjax.functional.numbers import Number, is_positive
+from vqjax.functional.search import center_of
 from vqjax.functional.sharding import with_automatic_axes
 
 # Longer vectors are shrunk before they are multiplied: their squares leave float32, and at such distances the softmax
@@ -50,9 +51,8 @@ def gumbel_softmax(
     """
     if not is_positive(temperature):
         raise UserError(f"temperature must be a finite number above 0, got {temperature!r}; use 1.0 for no scaling.")
-    # As in the search: centering changes no distance and keeps the products small.
     wide = codes.astype(jnp.float32)
-    center = jax.lax.stop_gradient(jnp.mean(wide, axis=0))
+    center = center_of(wide)
     centered = wide - center[None]
     code_shrink = _shrink(centered)
     shrunk = code_shrink * centered

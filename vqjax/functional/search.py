@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from vqjax.errors import UserError
@@ -14,6 +15,7 @@ from vqjax.functional.sharding import with_automatic_axes
 from vqjax.functional.target import target
 
 _PRECISION = jax.lax.Precision.HIGHEST
+_NEARLY_ALL = 0.9
 _MIN_CODES_PER_CHUNK = 128
 # On CPUs scores are computed in tiles of 4 MiB, which stay in the cache between the product and the search for the
 # minimum (docs/performance.md).
@@ -59,7 +61,7 @@ def nearest_codes(
       [1 0]
     """
     num_codes = codes.shape[0]
-    if not isinstance(shards, int) or shards < 1 or num_codes % shards:
+    if not isinstance(shards, int | np.integer) or shards < 1 or num_codes % shards:
         raise UserError(
             f"shards must be an integer that divides the number of codes, {num_codes}, got {shards!r}; use 1 for "
             "a codebook that every device holds."
@@ -174,7 +176,7 @@ def similarity(
     z, codes = z.astype(jnp.float32), codes.astype(jnp.float32)
     if distance == "cosine":
         return jnp.matmul(z, codes.T, precision=_PRECISION)
-    center = jax.lax.stop_gradient(jnp.mean(codes, axis=0, keepdims=True))
+    center = center_of(codes)[None]
     z, codes = z - center, codes - center
     products = jnp.matmul(z, codes.T, precision=_PRECISION)
     z_squares, code_squares = (jnp.sum(jnp.square(x), axis=-1) for x in (z, codes))
@@ -235,11 +237,30 @@ def sample_codes(
 def centered(
     z: Float[Array, "*batch dim"], codes: Float[Array, "codes dim"]
 ) -> tuple[Float[Array, "tokens dim"], Float[Array, "codes dim"]]:
-    """Subtract the mean of the codes from latents and codes, in float32 and without gradient."""
+    """Subtract the center of the codes from latents and codes, in float32 and without gradient."""
     z, codes = jax.lax.stop_gradient((z.astype(jnp.float32), codes.astype(jnp.float32)))
-    center = jnp.mean(codes, axis=0)
+    center = center_of(codes)
     tokens = (z - jnp.expand_dims(center, tuple(range(z.ndim - 1)))).reshape(-1, z.shape[-1])
     return tokens, codes - center[None]
+
+
+def center_of(codes: Float[Array, "codes dim"]) -> Float[Array, " dim"]:
+    """Return a point to subtract from latents and codes, which changes no distance and keeps the products small.
+
+    It is the mean of the codes if nearly all of them are nearer to it than to zero, else zero: codes far away move the
+    mean away from the others, whose distances would be lost in rounding.
+
+    Args:
+      codes: The codebook, in float32.
+
+    Returns:
+      The point; no gradient passes.
+    """
+    codes = jax.lax.stop_gradient(codes)
+    mean = jnp.mean(codes, axis=0)
+    # |e - m| < |e|
+    nearer = 2 * jnp.sum(codes * mean[None], axis=-1) > jnp.sum(jnp.square(mean))
+    return jnp.where(jnp.mean(nearer, dtype=jnp.float32) > _NEARLY_ALL, mean, 0.0)
 
 
 def _scores(
@@ -384,5 +405,5 @@ def _own_distances(
 
 
 def _check_k(k: int, num_codes: int) -> None:
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= num_codes:
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= num_codes:
         raise UserError(f"k must be an integer in [1, {num_codes}], the number of codes, got {k!r}.")
