@@ -85,6 +85,18 @@ def test_ema_is_the_formula_of_the_paper_without_smoothing(unit_norm):
         np.testing.assert_allclose(state.codes, codes, atol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 1e-5])
+def test_a_batch_without_tokens_changes_nothing(smoothing):
+    """Bug: the averages decayed, so that the next batch moved the codes farther than it should."""
+    z = gaussian(TOKENS, DIM)
+    batch = assign(z, nearest_codes(z, E), CODES)
+    state = ema_update(init_codebook(E), batch, decay=0.9, smoothing=smoothing)
+    nothing = Assignment(jnp.zeros(CODES), jnp.zeros((CODES, DIM)))
+    after = ema_update(state, nothing, decay=0.9, smoothing=smoothing)
+    for name in Codebook._fields:
+        np.testing.assert_array_equal(getattr(after, name), getattr(state, name))
+
+
 def test_an_unused_code_keeps_its_bits_for_a_thousand_steps():
     # Laplace smoothing takes it to the origin: 2e-6 after 100 steps at decay 0.8. The first step with counts of zero
     # multiplied it by 8e4 in the rotation trick's own code.

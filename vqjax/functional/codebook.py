@@ -142,7 +142,8 @@ def ema_update(
       smoothing: :math:`\epsilon` of the Laplace smoothing; 0 for none.
 
     Returns:
-      The state after the batch, with the same ``relative_usage``; see :func:`update_relative_usage`.
+      The state after the batch, with the same ``relative_usage``; see :func:`update_relative_usage`. A batch without
+      tokens changes nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -153,7 +154,8 @@ def ema_update(
 
     Source: van den Oord et al., 2017 (arXiv 1711.00937), Appendix A.1.
     """
-    is_scalar = np.ndim(decay) == 0
+    is_scalar, has_tokens = np.ndim(decay) == 0, jnp.any(batch.counts > 0)
+    decay = jnp.where(has_tokens, decay, 1.0)
     per_code = decay if is_scalar else decay[:, None]
     counts = decay * codebook.counts + (1 - decay) * batch.counts
     sums = per_code * codebook.sums + (1 - per_code) * batch.sums
@@ -168,6 +170,7 @@ def ema_update(
         weights, moves = counts, (batch.counts > 0)[:, None]
     if not is_scalar:
         moves = moves & (per_code < 1)
+    moves = moves & has_tokens
     moved = sums / jnp.where(moves, weights[:, None], 1.0)
     if unit_norm:
         # Latents that cancel each other have no mean direction: their code stays where it is.

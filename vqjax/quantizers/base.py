@@ -22,7 +22,7 @@ from vqjax.functional.metrics import masked_mean
 from vqjax.functional.numbers import Number
 from vqjax.quantizers.boxes import read
 from vqjax.quantizers.sharding import AutomaticAxes
-from vqjax.quantizers.validation import check_input, require
+from vqjax.quantizers.validation import check_input, require, use_python_numbers
 
 Vectors = Float[Array, "*batch dim"]
 Features = Float[Array, "*batch features"]
@@ -121,12 +121,25 @@ class Quantizer(AutomaticAxes, abc.ABC):
     train: bool | None = None
 
     # Without annotations, which would make them fields.
-    automatic_methods = ("__call__", "assign", "encode", "decode", "kmeans_init", "codebook_loss", "bypass")
+    automatic_methods = (
+        "__call__",
+        "assign",
+        "encode",
+        "decode",
+        "kmeans_init",
+        "codebook_loss",
+        "bypass",
+        "code_vectors",
+    )
     axis_name = None
     differs_in_training = True
     estimator = "straight_through"
     fits_residual = True
     quantizes_maps = False
+
+    def __post_init__(self) -> None:
+        use_python_numbers(self)
+        super().__post_init__()
 
     if TYPE_CHECKING:
         # Flax has to say that the results of any method may come with variables or without, and that those of init may
@@ -434,15 +447,20 @@ def decode_valid(
     return jnp.where(valid[..., None], vectors, jnp.where(valid | masked, 0.0, jnp.nan)[..., None])
 
 
+def check_indices(indices: Any) -> None:
+    """Refuse what is no array of integers."""
+    if not hasattr(indices, "dtype") or not jnp.issubdtype(indices.dtype, jnp.integer):
+        kind = getattr(indices, "dtype", type(indices).__name__)
+        raise UserError(f"indices must be an array of integers, as encode returns them, got {kind}.")
+
+
 def int32_indices(indices: Integer[Array | np.ndarray, "*indices"], num_codes: int) -> Int[Array, "*indices"]:
     """Return indices as int32 in ``[-2, num_codes]``: in range and -1 as they are, all others out of range.
 
     In a narrow dtype -1 and ``num_codes`` may not exist (token files hold uint8); in a wide one, numbers may that
     int32 would turn into valid indices.
     """
-    if not hasattr(indices, "dtype") or not jnp.issubdtype(indices.dtype, jnp.integer):
-        kind = getattr(indices, "dtype", type(indices).__name__)
-        raise UserError(f"indices must be an array of integers, as encode returns them, got {kind}.")
+    check_indices(indices)
     largest = jnp.iinfo(indices.dtype).max
     if largest < num_codes:
         return jnp.asarray(indices, jnp.int32)

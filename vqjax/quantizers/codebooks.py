@@ -31,7 +31,7 @@ from vqjax.functional.codebook import (
 from vqjax.functional.norms import normalize
 from vqjax.functional.numbers import Number, is_traced, is_weight
 from vqjax.quantizers.transforms import has_inverse, is_learned, takes_condition
-from vqjax.quantizers.validation import is_count, is_fraction, require
+from vqjax.quantizers.validation import is_count, is_fraction, require, use_python_numbers
 
 Codes = Float[Array, "*codebooks codes dim"]
 Condition = Float[Array, "*batch features"] | None
@@ -90,6 +90,7 @@ class Replacement:
     unused_after: int | None = None
 
     def __post_init__(self) -> None:
+        use_python_numbers(self)
         require(self.below is None or is_fraction(self.below), "below", self.below, "in [0, 1), or None")
         batches = self.unused_after
         require(batches is None or is_count(batches), "unused_after", batches, "a positive integer, or None")
@@ -127,6 +128,7 @@ class BaseCodebook(abc.ABC):
     transform: ClassVar[nn.Module | None] = None
 
     def __post_init__(self) -> None:
+        use_python_numbers(self)
         transform, replace = self.transform, self.replace
         known = transform is None or isinstance(transform, nn.Module)
         require(known, "transform", transform, "a Flax module, or None", "pass an instance such as LinearTransform()")
@@ -251,9 +253,10 @@ class BaseCodebook(abc.ABC):
         if self.replace.unused_after is not None:
             idle = update_idle(variables["idle"], counts)
             replaced |= unused_codes(idle, self.replace.unused_after)
-            variables["idle"] = jnp.where(replaced, 0, idle)
         if weights is not None:
             replaced &= weights > 0
+        if self.replace.unused_after is not None:
+            variables["idle"] = jnp.where(replaced, 0, idle)
         return variables, replaced
 
     @property

@@ -24,7 +24,7 @@ from vqjax.errors import UserError
 from vqjax.functional.affine import FeatureStatistics, feature_statistics, match_statistics, update_statistics
 from vqjax.functional.numbers import Number
 from vqjax.quantizers.boxes import read, write
-from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive
+from vqjax.quantizers.validation import is_fraction, require, require_count, require_positive, use_python_numbers
 
 Codes = Float[Array, "*batch codes dim"]
 Latents = Float[Array, "*batch tokens dim"]
@@ -200,6 +200,7 @@ class LearnedAffine(nn.Module):
     groups: int = 1
 
     def __post_init__(self) -> None:
+        use_python_numbers(self)
         super().__post_init__()
         require_positive("learning_rate_scale", self.learning_rate_scale)
         require_count("groups", self.groups)
@@ -264,6 +265,7 @@ class RunningAffine(nn.Module):
     code_decay: Number = 0.9
 
     def __post_init__(self) -> None:
+        use_python_numbers(self)
         super().__post_init__()
         for name in ("token_decay", "code_decay"):
             value = getattr(self, name)

@@ -13,6 +13,14 @@ from vqjax.errors import UserError
 from vqjax.functional.numbers import is_number, is_positive, is_weight
 
 
+def use_python_numbers(settings: Any) -> None:
+    """Make Python's numbers of NumPy's among the fields of a dataclass: they widen nothing, and a bool is one."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name, None)
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, field.name, value.item())
+
+
 def check_flags(module: nn.Module) -> None:
     """Refuse boolean fields that are not, as the text "False" would count as true, and an axis without a name."""
     for field in dataclasses.fields(module):
