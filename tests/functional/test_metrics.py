@@ -16,7 +16,8 @@ def test_perplexity_is_the_exponential_of_the_entropy():
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"), [([5.0] * 8, 8), ([7.0, 0.0, 0.0], 1), ([0.0, 0.0], 1), ([1e30, 1e30, 0.0], 2)]
+    ("counts", "expected"),
+    [([5.0] * 8, 8), ([0.1] * 3, 3), ([7.0, 0.0, 0.0], 1), ([0.0, 0.0], 1), ([1e30, 1e30, 0.0], 2)],
 )
 def test_perplexity_at_its_bounds(counts, expected):
     np.testing.assert_allclose(perplexity(jnp.array(counts)), expected, rtol=1e-6)

@@ -97,6 +97,22 @@ def test_a_batch_without_a_token_that_counts_has_finite_gradients():
     np.testing.assert_array_equal(slope, 0.0)
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean", "cosine"])
+def test_what_a_masked_token_holds_does_not_count(distance):
+    """Bug: a NaN there made both entropies NaN."""
+    mask = jnp.arange(len(Z)) % 3 != 0
+    spoiled = jnp.where(mask[:, None], Z, jnp.nan)
+    measure = lambda z: sum(assignment_entropies(z, E, mask=mask, distance=distance))  # noqa: E731
+    for expected, found in zip(jax.value_and_grad(measure)(Z), jax.value_and_grad(measure)(spoiled), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_codes_without_a_direction_are_orthogonal():
+    """Bug: of no active code, or of codes of zero, the penalty was below 0."""
+    assert float(orthogonality(E, jnp.zeros(len(E), bool))) == 0
+    assert float(orthogonality(jnp.zeros((4, 3)))) == 0
+
+
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
 def test_orthogonality_is_its_definition_on_both_sides(shape):
     codes = gaussian(*shape)

@@ -76,7 +76,8 @@ def independent_entropy(logits: Logits) -> Float[Array, "*batch"]:
       >>> print(independent_entropy(jnp.array([[0.0, 0.0], [0.0, 1e3]])).round(4))
       [1.3863 0.6931]
     """
-    certainty = jnp.abs(logits)
+    # Beyond it, all is zero, and infinity times zero is not.
+    certainty = jnp.minimum(jnp.abs(logits), 1e3)
     return jnp.sum(jax.nn.softplus(-certainty) + certainty * jax.nn.sigmoid(-certainty), axis=-1)
 
 

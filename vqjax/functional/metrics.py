@@ -29,7 +29,8 @@ def perplexity(counts: Float[Array, " codes"]) -> Float[Array, ""]:
       >>> round(float(perplexity(jnp.array([5.0, 5.0, 0.0]))), 4)
       2.0
     """
-    share = counts / jnp.maximum(jnp.sum(counts), 1.0)
+    total = jnp.sum(counts)
+    share = counts / jnp.where(total > 0, total, 1.0)
     # An unused code adds zero, not zero times the logarithm of zero.
     return jnp.exp(-jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1.0))))
 

@@ -48,7 +48,8 @@ def orthogonality(codes: Float[Array, "codes dim"], active: Bool[Array, " codes"
     # |E E^T| = |E^T E|: the smaller of the two products.
     left = unit if codes.shape[0] < codes.shape[1] else unit.T
     gram = jnp.matmul(left, left.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(jnp.square(gram)) / jnp.square(count) - 1 / count
+    # The diagonal has ones, and zeros for codes without a direction.
+    return (jnp.sum(jnp.square(gram)) - jnp.sum(jnp.square(unit))) / jnp.square(count)
 
 
 @with_automatic_axes()
@@ -95,6 +96,7 @@ def assignment_entropies(
     """
     tokens = z.reshape(-1, z.shape[-1])
     weights = jnp.ones(tokens.shape[0], jnp.float32) if mask is None else mask.reshape(-1).astype(jnp.float32)
+    tokens = jnp.where(weights[:, None] > 0, tokens, 0.0)
     count = jnp.sum(weights)
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)

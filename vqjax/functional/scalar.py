@@ -371,6 +371,7 @@ def moments_loss(
     """
     z = z.reshape(math.prod(z.shape[:-1]), z.shape[-1]).astype(jnp.float32)
     valid = jnp.ones(z.shape[0], bool) if mask is None else mask.reshape(-1)
+    z = jnp.where(valid[:, None], z, 0.0)
 
     def total(values: Float[Array, "tokens features"]) -> Float[Array, " features"]:
         summed = jnp.sum(jnp.where(valid[:, None], values, 0.0), axis=0)
