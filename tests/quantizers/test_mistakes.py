@@ -244,3 +244,30 @@ def test_a_codebook_that_tracks_usage_has_to_say_how():
 
     with pytest.raises(NotImplementedError, match="Unfinished tracks usage and must implement update"):
         Unfinished().update({}, Assignment(jnp.zeros(2), jnp.zeros((2, 1))), unit_norm=False)
+
+
+@pytest.mark.parametrize(
+    "quantizer", [FSQ((4, 4)), LFQ(4, num_codebooks=2), ProductVQ(4, heads=2), Grouped(VectorQuantizer(4), 2)]
+)
+def test_indices_that_are_no_array_are_refused(quantizer, as_users_run_it):
+    variables = quantizer.init(
+        {"params": KEY, "quantizer": KEY}, jnp.zeros((1, 8 if not isinstance(quantizer, FSQ) else 2))
+    )
+    for indices in ([1, 2], 5):
+        with pytest.raises(UserError, match="indices must be an array of integers, as encode returns them, got "):
+            quantizer.apply(variables, indices, method="decode")
+
+
+def test_wrong_indices_of_64_bits_decode_to_nan():
+    """Bug: JAX cut them to 32 bits, and made valid ones of them."""
+    wrong = np.array([[2**32, 2**32 + 3]])
+    assert bool(jnp.all(jnp.isnan(Grouped(FSQ((8, 5, 5)), 2).apply({}, wrong, method="decode"))))
+
+
+def test_numbers_of_numpy_are_those_of_python(as_users_run_it):
+    """Bugs: integers passed the constructor and failed in the call, a false one was true, and float64 widened state."""
+    quantizer = ResidualVQ(VectorQuantizer(8, codebook_shards=np.int64(2)), 2, beam_size=np.int64(2))
+    quantizer.init(KEY, Z)
+    assert FSQ((4, 4), hard_clamp=np.False_).at_stage(0).hard_clamp is False
+    assert type(EMACodebook(decay=np.float64(0.9)).decay) is float
+    assert type(VectorQuantizer(8, commitment_weight=np.float64(0.5)).commitment_weight) is float

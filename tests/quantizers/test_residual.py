@@ -493,6 +493,15 @@ def test_grouped_quantizers_are_their_parts():
         (lambda: ResidualVQ(STAGE, 0), "num_quantizers must be a positive integer, got 0"),
         (lambda: ResidualVQ(STAGE, 2, dropout=1.5), "dropout must be a probability in (0, 1], or None"),
         (lambda: ResidualVQ(STAGE, 2, dropout_min_stages=3), "dropout_min_stages must be an integer in [1, 2]"),
+        (lambda: ResidualVQ(STAGE, 3, dropout_min_stages=2), "dropout_min_stages must be 1, got 2; nothing is dropped"),
+        (
+            lambda: ResidualVQ(STAGE.clone(latent_norm="rms", differentiate_norm=False), 2),
+            "quantizer.differentiate_norm must be True if gradient='total'",
+        ),
+        (
+            lambda: ResidualVQ(STAGE.clone(codebook_shards=4), 3, stage_sizes=(4, 6, 8)),
+            "codebook_shards must be an integer that divides num_codes=6",
+        ),
         (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8,)), "stage_sizes must be 2 positive integers"),
         (lambda: ResidualVQ(STAGE, 2, stage_sizes=(8, 0)), "stage_sizes must be 2 positive integers"),
         (
@@ -531,3 +540,13 @@ def test_mistakes_are_explained(make, words):
     with pytest.raises(UserError) as error:
         make()
     assert words in str(error.value)
+
+
+def test_a_shared_codebook_is_measured_alike_in_training_and_evaluation():
+    """Bug: evaluations averaged the perplexities of the stages, and training had that of all tokens."""
+    quantizer = ResidualVQ(STAGE, 3, shared_codebook=True)
+    variables = quantizer.init(KEY, Z)
+    evaluated = quantizer.apply(variables, Z, train=False).metrics
+    trained = quantizer.apply(variables, Z, train=True, mutable=["codebook"])[0].metrics
+    for name in ("perplexity", "usage"):
+        np.testing.assert_allclose(evaluated[name], trained[name], rtol=1e-6)

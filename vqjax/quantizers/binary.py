@@ -74,7 +74,7 @@ class LFQ(GridQuantizer):
       smallest_probability: 1e-5 reproduces the entropies of vector-quantize-pytorch, which bounds probabilities
         within logarithms; needs all bits in one group, and a value per token and code. None for exact entropies.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
-        ``jit``. Average gradients over the axis.
+        ``jit``. Average gradients over the axis of ``pmap``, and the loss over that of ``shard_map``.
 
     Raises:
       UserError: Raised by the constructor if an argument is out of range, or is set but would have no effect.
@@ -245,7 +245,8 @@ class BinaryMapper(Quantizer):
       free_nats: :math:`\kappa`, by default one bit.
       temperature: :math:`T` of the draw; neither the gradient nor the loss depends on it.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed; each device draws its
-        own bits. Leave it None under plain ``jit``. Average gradients over the axis.
+        own bits. Leave it None under plain ``jit``. Average gradients over the axis of ``pmap``, and the loss over
+        that of ``shard_map``.
 
     Raises:
       UserError: Raised by the constructor if an argument is out of range.

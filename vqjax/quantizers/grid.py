@@ -20,6 +20,7 @@ from vqjax.quantizers.base import (
     Quantizer,
     QuantizerOutput,
     Scalar,
+    check_indices,
     decode_valid,
     zero_where_masked,
 )
@@ -170,6 +171,7 @@ class GridQuantizer(Quantizer):
         Returns:
           Vectors in float32.
         """
+        check_indices(indices)
         if self.index_shape and indices.shape[-1:] != self.index_shape:
             raise UserError(
                 f"indices must have {self.num_codebooks} codebooks along the last axis, got shape {indices.shape}; "

@@ -19,6 +19,7 @@ from vqjax.quantizers.base import (
     QuantizerOutput,
     Scalar,
     Vectors,
+    check_indices,
     combine_metrics,
     usage_by_part,
     zero_where_masked,
@@ -182,13 +183,16 @@ class Grouped(Quantizer):
 
     def decode(self, indices: Integer[Array | np.ndarray, "*indices"]) -> Vectors:
         """Return the vectors of indices: ``decode(encode(z))`` equals ``quantized`` in float32."""
+        check_indices(indices)
         axis = indices.ndim - len(self.index_shape)
         if axis < 0 or indices.shape[axis] != self.groups:
             raise UserError(
                 f"indices must have {self.groups} groups along axis {axis - indices.ndim}, got shape "
                 f"{indices.shape}; pass them as encode returns them."
             )
-        pieces = zip(self.parts, jnp.moveaxis(indices, axis, 0), strict=True)
+        # JAX would cut 64 bits to 32, and make valid indices of wrong ones.
+        move = np.moveaxis if isinstance(indices, np.ndarray) else jnp.moveaxis
+        pieces = zip(self.parts, move(indices, axis, 0), strict=True)
         return jnp.concatenate([part.decode(piece) for part, piece in pieces], axis=-1)
 
     def code_vectors(self) -> tuple[Any, ...]:

@@ -59,7 +59,8 @@ class IBQ(Quantizer):
       codebook_init: Initializer of the codes, or its name, as of :class:`VectorQuantizer`; the authors' is
         ``"normal"``.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
-        ``jit``, where they are global without it. Average gradients over the axis.
+        ``jit``, where they are global without it. Average gradients over the axis of ``pmap``, and the loss over that
+        of ``shard_map``.
       regularizers: Terms added to the loss, see :mod:`vqjax.functional.regularizers`; their similarity is the inner
         product.
 

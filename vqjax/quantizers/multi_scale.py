@@ -140,6 +140,8 @@ class MultiScaleVQ(StagedQuantizer):
         if self.num_phi is not None:
             require_count("num_phi", self.num_phi, largest=len(self.scales))
         require_count("dropout_min_scales", self.dropout_min_scales, largest=len(self.scales))
+        kept, advice = self.dropout_min_scales, "nothing is dropped without dropout"
+        require(self.dropout is not None or kept == 1, "dropout_min_scales", kept, "1", advice)
         require(template.heads == 1, "quantizer.heads", template.heads, "1, as a token of a scale has one index")
         transform = template.codebook.transform
         fixed = not takes_condition(transform)

@@ -121,6 +121,9 @@ class StagedQuantizer(Quantizer):
         names, advice = keyword_names(get_estimator(estimator)), f"or use gradient={per_stage!r}"
         expected = "one that does not need the codebook if gradient='total'"
         require(not names & {"codes", "indices", "num_codes"}, "quantizer.estimator", estimator, expected, advice)
+        around = getattr(self.quantizer, "differentiate_norm", True)
+        expected_norm = "True if gradient='total', whose gradient crosses all stages at once and no norm within them"
+        require(around, "quantizer.differentiate_norm", around, expected_norm, advice)
         expected = "None if gradient='total', because projections inside a stage would get no gradient"
         advice = f"{advice}, or project around all stages by the codebook_dim of {type(self).__name__}"
         require(codebook_dim is None, "quantizer.codebook_dim", codebook_dim, expected, advice)
@@ -192,8 +195,9 @@ class Residual(StagedQuantizer):
         estimator included. Its output must approximate its input.
       num_quantizers: Number of stages.
       gradient: ``"total"``: the estimator is applied once, from the sum of the codes to the input, and the gradient
-        does not grow with the number of stages. ``"per_stage"``: it is applied in every stage (SoundStream, DAC,
-        vector-quantize-pytorch), which multiplies straight-through gradients by that number.
+        does not grow with the number of stages; norms and bounds within a stage are not differentiated.
+        ``"per_stage"``: it is applied in every stage (SoundStream, DAC, vector-quantize-pytorch), which multiplies
+        straight-through gradients by that number.
       stage_sizes: Number of codes of each stage, if not that of ``quantizer``.
       codebook_dim: Number of features to project to before the first stage; the result is projected back after the
         last. (The ``codebook_dim`` of ``quantizer`` projects within each stage, as DAC does.)
@@ -257,10 +261,14 @@ class Residual(StagedQuantizer):
         self._check_stages("per_stage")
         require_count("dropout_min_stages", self.dropout_min_stages, largest=self.num_quantizers)
         require_count("dropout_multiple", self.dropout_multiple, largest=self.num_quantizers)
+        if self.dropout is None:
+            advice = "nothing is dropped without dropout"
+            require(self.dropout_min_stages == 1, "dropout_min_stages", self.dropout_min_stages, "1", advice)
+            require(self.dropout_multiple == 1, "dropout_multiple", self.dropout_multiple, "1", advice)
         self._check_features()
         self._check_codebooks()
         # Building a stage checks its options; the first stage differs from the others if codebooks are implicit.
-        for stage in {0, self.num_quantizers - 1}:
+        for stage in {0, self.num_quantizers - 1} if self.stage_sizes is None else range(self.num_quantizers):
             self._make_stage(stage)
 
     def _check_features(self) -> None:
@@ -368,6 +376,7 @@ class Residual(StagedQuantizer):
           * ``quantization_error_0`` and so on: the error of each stage at its input;
           * ``perplexity_0``, ``usage_0`` and so on, and ``dead_codes_0`` and so on if each stage has a codebook;
           * ``dead_codes``: the total of the stages;
+          * of a shared codebook, ``perplexity``, ``usage`` and ``dead_codes`` for the tokens of all stages together;
           * the mean over stages of all other metrics.
 
         Raises:
@@ -394,8 +403,8 @@ class Residual(StagedQuantizer):
             above += jax.lax.stop_gradient(outputs[-1].quantized)
         indices = jnp.stack([output.indices for output in outputs], axis=-1)
         metrics = self._stage_metrics(x, above, mask, outputs)
-        if train and self.shared_codebook:
-            metrics |= self._update_shared_codebook(residuals, indices, masks)
+        if self.shared_codebook and not self.is_initializing():
+            metrics |= self._assign_to_shared_codebook(residuals, indices, masks, train)
         if self.gradient == "total":
             quantized = self._cross(x, quantized, mask, train)
         quantized = zero_where_masked(self._project_out(quantized).astype(z.dtype), mask)
@@ -518,12 +527,12 @@ class Residual(StagedQuantizer):
         # The second term is zero, so the value is that of the first bit for bit; it carries a gradient to the codes.
         return crossed + weight * (codes - jax.lax.stop_gradient(codes)) if not is_zero(weight) else crossed
 
-    def _update_shared_codebook(
-        self, residuals: list[Vectors], indices: Indices, masks: list[Mask]
+    def _assign_to_shared_codebook(
+        self, residuals: list[Vectors], indices: Indices, masks: list[Mask], train: bool
     ) -> dict[str, Scalar]:
-        """Update the codebook with the tokens of all stages; return the metrics that replace those of the stages."""
+        """Update the codebook in training, and measure it, with the tokens of all stages."""
         mask = None if masks[0] is None else jnp.stack(masks)
-        out = self.stages[0].assign(jnp.stack(residuals), jnp.moveaxis(indices, -1, 0), mask, train=True)
+        out = self.stages[0].assign(jnp.stack(residuals), jnp.moveaxis(indices, -1, 0), mask, train=train)
         return {name: out.metrics[name] for name in ("dead_codes", "perplexity", "usage") if name in out.metrics}
 
     def _search(self, x: Vectors, depths: Int[Array, "*batch"] | None, train: bool, num_stages: int) -> Indices | None:

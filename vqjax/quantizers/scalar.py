@@ -223,8 +223,8 @@ class FSP(LevelQuantizer):
 
     In training most values are not the code: :math:`\hat p` is then :math:`p` plus uniform noise of up to half a bin,
     so that the decoder sees the range of values that a code stands for. The gradient passes through bins and noise
-    unchanged. The loss draws the moments of the features to those of :math:`F`, since only then all bins are used
-    equally.
+    unchanged. The loss draws the moments of the features to those that ``moments`` names: only with those of
+    :math:`F`, as the two defaults have it, are all bins used equally.
 
     An input with ``num_codebooks * len(levels)`` features is quantized as it is, any other is projected there and
     back.
@@ -346,7 +346,7 @@ class LatentQuantizer(LevelQuantizer):
       quantization_weight: :math:`\alpha`, draws the values to the input.
       learn_values: Whether the values are learned; otherwise they keep their initial values.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which the batch is split. Leave it None under plain ``jit``;
-        average gradients over the axis.
+        average gradients over the axis of ``pmap``, and the loss over that of ``shard_map``.
 
     Raises:
       UserError: Raised by the constructor if an argument is out of range.

@@ -27,7 +27,7 @@ from vqjax.functional.search import (
     nearest_own_codes,
     sample_codes,
 )
-from vqjax.quantizers.base import Quantizer, QuantizerOutput, decode_valid, zero_where_masked
+from vqjax.quantizers.base import Quantizer, QuantizerOutput, check_indices, decode_valid, zero_where_masked
 from vqjax.quantizers.boxes import box_like, read, write
 from vqjax.quantizers.codebooks import (
     BaseCodebook,
@@ -138,7 +138,8 @@ class VectorQuantizer(Quantizer):
         go to all other variables with a row per code.
       axis_name: Mapped axis (``pmap``, ``shard_map``) over which batch statistics are summed. Leave it None under plain
         ``jit``, where they are global without it. Pass every device the same ``quantizer`` key; average gradients
-        over the axis.
+        over the axis of ``pmap``, and the loss over that of ``shard_map``, whose gradients of replicated parameters
+        are sums.
       separate_codebooks: One codebook per head instead of one for all.
       sampling_temperature: In training, draw indices from ``softmax(similarity / temperature)``
         (:func:`vqjax.functional.sample_codes`) instead of taking the nearest code; None disables sampling.
@@ -459,6 +460,7 @@ class VectorQuantizer(Quantizer):
         Raises:
           UserError: The last axis is not that of the heads, or the variables are those of different settings.
         """
+        check_indices(indices)
         if self.heads > 1 and indices.shape[-1:] != (self.heads,):
             raise UserError(f"indices must have {self.heads} heads along their last axis, got shape {indices.shape}.")
         variables = self._variables()

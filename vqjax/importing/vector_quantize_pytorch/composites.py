@@ -217,7 +217,7 @@ def hierarchical_vq(arrays: StateDict, config: Mapping[str, Any], prefix: str = 
         num_phi=None if share <= 0 else count,
         gradient="per_scale",
         dropout=options["nested_dropout"] or None,
-        dropout_min_scales=options["nested_dropout_min_levels"],
+        dropout_min_scales=options["nested_dropout_min_levels"] if options["nested_dropout"] else 1,
     )
     return quantizer, merge({"params": phi if weight else {}}, nest("stages", [variables for _, variables in parts]))
 
