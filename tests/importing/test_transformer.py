@@ -1,5 +1,6 @@
 """Imported transformers give the recorded logits of the originals."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -25,6 +26,20 @@ def test_recorded_logits_of_taming_transformers():
     assert (model.num_tokens, model.block_size, model.depth) == (40, 20, 2)
     logits = jax.jit(model.apply)(variables, arrays["ids"].astype(np.int32))
     assert_equal(logits, arrays["logits"])
+
+
+def test_the_published_config_of_a_transformer_of_taming_is_taken():
+    """Bugs: the part of its tokenizer was taken, and masks, which are constants, had to be there."""
+    arrays, facts = golden("taming_mingpt")
+    original = weights(arrays)
+    alone = {f"transformer.{name}": value for name, value in original.items() if not name.endswith(".attn.mask")}
+    parts = {"first_stage_config": {"params": {"n_embed": 8}}, "transformer_config": {"params": facts}}
+    model, variables = taming_transformer(alone, {"model": {"params": parts}})
+    expected, expected_variables = taming_transformer(original, facts)
+    assert model == expected
+    chex.assert_trees_all_equal(variables, expected_variables)
+    with pytest.raises(UserError, match=r"config.n_unmasked must be 0, got 4"):
+        taming_transformer(original, facts | {"n_unmasked": 4})
 
 
 def test_models_of_taming_that_see_what_follows_are_refused():

@@ -20,11 +20,12 @@ from vqjax.runtime.paths import local_path
 StateDict = dict[str, np.ndarray]
 
 
-def takes_config[**P, R](importer: Callable[P, R]) -> Callable[P, R]:
+def takes_config[**P, R](importer: Callable[P, R], part: str = "first_stage_config") -> Callable[P, R]:
     """Make an importer take the ``config`` as it was published, and say so where it stumbles over what is in it.
 
     Args:
       importer: A function of ``arrays`` and ``config``, the parameters of the original model.
+      part: As of :func:`original_config`.
 
     Example:
       >>> @takes_config
@@ -44,7 +45,7 @@ def takes_config[**P, R](importer: Callable[P, R]) -> Callable[P, R]:
         has_config = given.arguments.get("config") is not None
         try:
             if has_config:
-                given.arguments["config"] = original_config(given.arguments["config"])
+                given.arguments["config"] = original_config(given.arguments["config"], part)
             return importer(*given.args, **given.kwargs)
         except UserError:
             raise
@@ -60,18 +61,19 @@ def takes_config[**P, R](importer: Callable[P, R]) -> Callable[P, R]:
     return read
 
 
-def original_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the parameters of the tokenizer within the config that was published with it.
+def original_config(config: Mapping[str, Any], part: str = "first_stage_config") -> Mapping[str, Any]:
+    """Return the parameters of a model within the config that was published with it.
 
     Args:
       config: The contents of the file. The parameters may be those of a ``model`` (``params`` or ``init_args``), or of
-        its ``first_stage_config``.
+        a part of it.
+      part: That part, by default the tokenizer of a model of tokens or of latents.
 
     Example:
       >>> original_config({"model": {"target": "VQModel", "params": {"n_embed": 16}}})
       {'n_embed': 16}
     """
-    for names in (("model",), ("params",), ("init_args",), ("first_stage_config",), ("params",)):
+    for names in (("model",), ("params",), ("init_args",), (part,), ("params",)):
         inner = next((config[name] for name in names if isinstance(config.get(name), Mapping)), None)
         config = config if inner is None else inner
     return config

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -97,7 +98,7 @@ def llamagen_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[Cau
     return model, {"params": read_params(arrays, like, entry_of, _ADVICE)}
 
 
-@takes_config
+@partial(takes_config, part="transformer_config")
 def taming_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[MinGPT, dict[str, Any]]:
     """Turn a ``GPT`` of taming-transformers into a model and its variables.
 
@@ -120,6 +121,8 @@ def taming_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[MinGP
     tokens, dim = shape_of(arrays, "tok_emb.weight", 2, _ADVICE)
     _, length, _ = shape_of(arrays, "pos_emb", 3, _ADVICE)
     depth = _depth(arrays, "blocks.")
+    if config and config.get("n_unmasked"):
+        raise UserError(f"config.n_unmasked must be 0, got {config['n_unmasked']}; others are not imported.")
     model = MinGPT(tokens, length, dim, depth, _given(config, "n_head"))
     like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, length), jnp.int32))["params"]
     # Positions have an axis more there.
@@ -132,7 +135,9 @@ def taming_transformer(arrays: Arrays, config: Mapping[str, Any]) -> tuple[MinGP
         axes = (1, 0) if path[-1] == "kernel" else tuple(range(ndim))
         return Entry(".".join([*(_TAMING.get(name, name) for name in modules), *leaf]), axes)
 
+    # Constants, which a checkpoint need not hold.
     masks = {f"blocks.{number}.attn.mask": (1, 1, length, length) for number in range(depth)}
+    masks = {name: shape for name, shape in masks.items() if name in arrays}
     params = read_params(arrays, like, entry_of, _ADVICE, masks)
     for name in masks:
         if not np.array_equal(arrays[name][0, 0], np.tri(length)):
