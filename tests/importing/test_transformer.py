@@ -83,7 +83,7 @@ def test_sizes_of_llamagen_are_read_from_the_shapes():
         (CONFIG, "norm.weight", r"got missing \['norm.weight'\]"),
     ],
 )
-def test_other_models_are_refused(config, left_out, message):
+def test_other_models_are_refused(config, left_out, message, as_users_run_it):
     arrays = {name: array for name, array in llamagen_arrays().items() if name != left_out}
     with pytest.raises(UserError, match=message):
         llamagen_transformer(arrays, config)
