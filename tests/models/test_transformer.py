@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +90,24 @@ def test_the_likelihood_is_the_sum_of_those_of_the_steps():
         of_steps.append(jnp.take_along_axis(jax.nn.log_softmax(logits), previous[:, None], -1)[:, 0])
     np.testing.assert_allclose(of_whole, jnp.stack(of_steps, axis=1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(jnp.sum(of_whole, axis=1), sum(of_steps), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, OF_LEVELS], ids=["one code", "levels"])
+def test_a_tied_model_is_one_whose_last_layer_is_the_table(options):
+    model, variables = model_and_variables(tied=True, **options)
+    tokens = TOKENS if model.levels is None else CODES_OF_LEVELS
+    table = variables["params"]["token_table"]["embedding"]
+    untied = model.clone(tied=False)
+    sizes = (CODES,) if model.levels is None else SIZES
+    kernels = jnp.split(table.T, np.cumsum(sizes)[:-1], axis=1)
+    names = ["head"] if model.levels is None else [f"head_{level}" for level in range(3)]
+    heads = {name: {"kernel": kernel} for name, kernel in zip(names, kernels, strict=True)}
+    expected = untied.apply({"params": variables["params"] | heads}, tokens, LABELS, train=False)
+    chex.assert_trees_all_close(model.apply(variables, tokens, LABELS, train=False), expected, rtol=1e-5, atol=1e-5)
+    # A step is a part of the whole pass here too.
+    first, _ = model.apply(variables, jnp.zeros(3, jnp.int32), LABELS, 0, model.start_cache(3), method="step")
+    whole = expected if model.levels is None else expected[0]
+    np.testing.assert_allclose(first, whole[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def changed_code(place, level):

@@ -501,6 +501,7 @@ def causal_transformer(
     mlp_dim: int | None = None,
     factors: tuple[int, ...] | None = None,
     head_depth: int = 2,
+    tied: bool = False,
     dropout: float = 0.0,
     remat: bool = False,
     dtype: Dtype = "float32",
@@ -509,7 +510,7 @@ def causal_transformer(
 
     ``factors=(512, 512)`` divides codes of 262,144 into two digits, which it draws one after the other.
     """
-    size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim, "head_depth": head_depth}
+    size = {"dim": dim, "depth": depth, "heads": heads, "mlp_dim": mlp_dim, "head_depth": head_depth, "tied": tied}
     return CausalTransformer(**_of_tokens(tokens, factors), **size, dropout=dropout, remat=remat, dtype=dtype)
 
 

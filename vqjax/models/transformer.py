@@ -156,6 +156,7 @@ class CausalTransformer(_TokenTransformer):
       remat: Compute each block again in the backward pass, instead of keeping its activations.
       dtype: Dtype of the layers, such as ``"bfloat16"``; parameters, norms and logits are float32.
       head_depth: Number of blocks of the depth head; of no effect without levels.
+      tied: Whether the rows of the table of codes are the last layer, so that there are no weights of its own.
 
     Raises:
       UserError: A size is out of range.
@@ -178,6 +179,7 @@ class CausalTransformer(_TokenTransformer):
     """
 
     head_depth: int = 2
+    tied: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,11 +200,9 @@ class CausalTransformer(_TokenTransformer):
         self.token_table = nn.Embed(sum(self._sizes), self.dim, embedding_init=_SMALL)
         self.class_table = nn.Embed(self.num_classes + 1, self.dim, embedding_init=_SMALL)
         self.blocks, self.drop, self.norm = blocks(self.depth), nn.Dropout(self.dropout), _rms_norm()
-        self.head: Any
-        if self.levels is None:
-            self.head, self.level_blocks = last_layer(self.num_codes), []
-        else:
-            self.head, self.level_blocks = list(map(last_layer, self._sizes)), blocks(self.head_depth)
+        self.level_blocks = [] if self.levels is None else blocks(self.head_depth)
+        if not self.tied:
+            self.head: Any = last_layer(self.num_codes) if self.levels is None else list(map(last_layer, self._sizes))
 
     @automatic_axes
     def __call__(self, tokens: Tokens, classes: Classes | None = None, *, train: bool | None = None) -> Logits:
@@ -231,9 +231,16 @@ class CausalTransformer(_TokenTransformer):
         for block in self.level_blocks:
             of_levels = block(of_levels, level_table, train)
         x = self.norm(of_levels.reshape(x.shape))
-        if self.levels is None:
-            return self.head(x[:, :, 0])
-        return tuple(head(x[:, :, level]) for level, head in enumerate(self.head))
+        logits = [self._logits(x[:, :, level], level) for level in range(len(self._sizes))]
+        return logits[0] if self.levels is None else tuple(logits)
+
+    def _logits(self, x: Vectors, level: int) -> Float[Array, "batch positions codes"]:
+        """The logits of the codes of a level, from the features of the last block."""
+        if self.tied:
+            first = _starts(self._sizes)[level]
+            return rows_product(x, self.token_table.embedding[first : first + self._sizes[level]].T)
+        head = self.head if self.levels is None else self.head[level]
+        return head(x)
 
     def _tables(self) -> tuple[Float[Array, "positions pairs 2"], Float[Array, "levels pairs 2"]]:
         """Rotations by position, and by level."""
@@ -292,8 +299,7 @@ class CausalTransformer(_TokenTransformer):
         else:
             x, of_positions = codes[:, None], cache.positions
         x, of_levels = _step(self.level_blocks, x, level_table, level, cache.levels)
-        head = self.head if self.levels is None else self.head[level]
-        return head(self.norm(x))[:, 0], Cache(of_positions, of_levels, codes)
+        return self._logits(self.norm(x), level)[:, 0], Cache(of_positions, of_levels, codes)
 
 
 class _CausalBlock(nn.Module):
