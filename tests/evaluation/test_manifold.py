@@ -45,6 +45,8 @@ def test_the_neighborhoods_are_those_of_their_definition(neighbors, monkeypatch)
     measured = precision_and_recall(REAL, GENERATED, neighbors=neighbors)
     expected = in_real.any(axis=1).mean(), in_generated.any(axis=0).mean()
     expected += in_real.sum(axis=1).mean() / neighbors, in_real.any(axis=0).mean()
+    to_next = np.array([sorted(np.linalg.norm(REAL - x, axis=1))[1] for x in REAL])
+    expected += (np.mean(distances.min(axis=1) >= to_next[distances.argmin(axis=1)]),)
     np.testing.assert_allclose(measured, expected)
 
 
@@ -54,6 +56,13 @@ def test_what_is_generated_from_one_mode_is_precise_and_recalls_little():
     assert measured.precision > 0.9
     assert 0.4 < measured.recall < 0.55
     assert 0.4 < measured.coverage < 0.55
+
+
+def test_copies_are_not_authentic():
+    train, held_out = RNG.normal(size=(2, 200, 8))
+    copies = train[:100] + 1e-3 * RNG.normal(size=(100, 8))
+    half = precision_and_recall(train, np.concatenate([copies, held_out[:100]])).authenticity
+    assert half == pytest.approx(precision_and_recall(train, held_out[:100]).authenticity / 2)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ def test_files_and_samples_are_the_same_and_a_set_is_at_no_distance_from_itself(
     numbers = compare_images(real=str(fake), fake=str(samples), features=features, batch_size=5).metrics
     assert numbers[named(features)] < 1e-6
     assert (numbers[named(features, "precision")], numbers[named(features, "coverage")]) == (1, 1)
+    # All are copies.
+    assert numbers[named(features, "authenticity")] == 0
 
 
 class Counted:

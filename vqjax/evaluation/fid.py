@@ -190,12 +190,18 @@ class Measures(NamedTuple):
     these: str = "images"
     those: str = "those of the reference"
 
+    @property
+    def _overlaps(self) -> tuple[tuple[int, tuple[str, ...]], ...]:
+        """Numbers of a :class:`Manifold` by its neighbors; reconstructions are to be copies."""
+        of_samples = ("authenticity",) if not self.prefix else ()
+        return (_NEIGHBORS, ("precision", "recall")), (_NEIGHBORS_COVERED, ("density", "coverage", *of_samples))
+
     def name(self, measure: str) -> str:
         """Return the name of a number, which depends on all that it cannot be compared across.
 
         Args:
-          measure: ``"fid"``, ``"sfid"``, ``"kid"``, ``"is"``, ``"precision"``, ``"recall"``, ``"density"`` or
-            ``"coverage"``.
+          measure: ``"fid"``, ``"sfid"``, ``"kid"``, ``"is"``, ``"precision"``, ``"recall"``, ``"density"``,
+            ``"coverage"`` or ``"authenticity"``.
         """
         kind, name = measure, ""
         if self.network.name != "inception":
@@ -225,13 +231,15 @@ class Measures(NamedTuple):
             f"{self.these}, mean divided by {_NEIGHBORS_COVERED}, {sample}",
             "coverage": f"share of {self.those} with one of {self.these} in their neighborhood, up to the "
             f"{_NEIGHBORS_COVERED} nearest, {sample}",
+            "authenticity": f"share of {self.these} that are no nearer to the nearest of {self.those} than the next of "
+            f"them is, the others being like copies, {sample}",
         }
         how = self.network.how if measure == "fid" else f"features as {self.name('fid')}"
         return f"{described[measure]}; {how}"
 
     def protocols(self) -> dict[str, str]:
         """Return the protocol of every number of :meth:`scores` and :meth:`distances`."""
-        measures = ("fid", "sfid", "kid", "precision", "recall", "density", "coverage", "is")
+        measures = ("fid", "sfid", "kid", *(name for _, names in self._overlaps for name in names), "is")
         described = {self.name(measure): self.protocol(measure) for measure in measures}
         return described | {
             f"{self.name('kid')}_deviation": "standard deviation over these subsets",
@@ -270,10 +278,7 @@ class Measures(NamedTuple):
         elif smallest > 1:
             kid = kernel_distance(real, made, subsets=1, subset_size=smallest).mean, None
         numbers |= dict(zip((self.name("kid"), f"{self.name('kid')}_deviation"), kid, strict=True))
-        for neighbors, measures in (
-            (_NEIGHBORS, ("precision", "recall")),
-            (_NEIGHBORS_COVERED, ("density", "coverage")),
-        ):
+        for neighbors, measures in self._overlaps:
             overlap = precision_and_recall(real, made, neighbors=neighbors) if smallest > neighbors else None
             numbers |= {self.name(measure): getattr(overlap, measure, None) for measure in measures}
         return numbers

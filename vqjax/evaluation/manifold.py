@@ -1,4 +1,4 @@
-"""Distances of two sets of features without a Gaussian: KID, precision and recall, density and coverage."""
+"""Comparisons of two sets of features without a Gaussian: KID, precision and recall, density and coverage, copies."""
 
 from typing import NamedTuple
 
@@ -82,12 +82,15 @@ class Manifold(NamedTuple):
       recall: Share of the real images that lie within the neighborhood of a generated one.
       density: Mean number of such neighborhoods of real images around a generated one, over ``neighbors``.
       coverage: Share of the real images with a generated one in their neighborhood.
+      authenticity: Share of the generated images that are no nearer to their nearest real image than the real image
+        next to that; the others look like copies of it.
     """
 
     precision: float
     recall: float
     density: float
     coverage: float
+    authenticity: float
 
 
 def precision_and_recall(real: Features, generated: Features, *, neighbors: int = 3) -> Manifold:
@@ -106,40 +109,45 @@ def precision_and_recall(real: Features, generated: Features, *, neighbors: int 
       >>> precision_and_recall(x, x).recall, precision_and_recall(x, x + 100).precision
       (1.0, 0.0)
 
-    Source: Kynkäänniemi et al., 2019 (arXiv 1904.06991); Naeem et al., 2020 (arXiv 2002.09797).
+    Source: Kynkäänniemi et al., 2019 (arXiv 1904.06991); Naeem et al., 2020 (arXiv 2002.09797); Alaa et al., 2022
+    (arXiv 2102.08921) for authenticity.
     """
     _check_pair(real, generated)
     largest = min(len(real), len(generated)) - 1
     if not 1 <= neighbors <= largest:
         raise UserError(f"neighbors must be from 1 to {largest}, one less than the smaller set has, got {neighbors}.")
-    around_real, around_generated = (_radii(features, neighbors) for features in (real, generated))
+    (to_next, around_real), (_, around_generated) = (_radii(features, neighbors) for features in (real, generated))
     real = real.astype(np.float64)
     recalled = np.zeros(len(real), bool)
     covered = np.zeros(len(real), bool)
     balls = np.zeros(len(generated), np.int64)
+    authentic = np.zeros(len(generated), bool)
     for rows in _slices(len(generated), len(real)):
         distances = _squared_distances(generated[rows], real)
         inside: Bool[np.ndarray, "rows real"] = distances <= around_real
         balls[rows] = inside.sum(axis=1)
         covered |= inside.any(axis=0)
+        nearest = distances.argmin(axis=1)
+        authentic[rows] = distances[np.arange(len(nearest)), nearest] >= to_next[nearest]
         recalled |= (distances <= around_generated[rows, None]).any(axis=0)
     return Manifold(
         precision=float(np.mean(balls > 0)),
         recall=float(recalled.mean()),
         density=float(balls.mean() / neighbors),
         coverage=float(covered.mean()),
+        authenticity=float(authentic.mean()),
     )
 
 
-def _radii(features: Features, neighbors: int) -> Float[np.ndarray, " images"]:
-    """Squared distance of each image to its k-th nearest neighbor."""
+def _radii(features: Features, neighbors: int) -> Float[np.ndarray, "2 images"]:
+    """Squared distances of each image to its nearest, and to its k-th nearest neighbor."""
     # In double precision one set at a time: for Inception it takes 16 kB an image.
-    features, radii = features.astype(np.float64), np.empty(len(features))
+    features, radii = features.astype(np.float64), np.empty((2, len(features)))
     for rows in _slices(len(features), len(features)):
         distances = _squared_distances(features[rows], features)
         # The nearest is the image itself.
-        distances.partition(neighbors, axis=1)
-        radii[rows] = distances[:, neighbors]
+        distances.partition((1, neighbors), axis=1)
+        radii[:, rows] = distances[:, [1, neighbors]].T
     return radii
 
 
