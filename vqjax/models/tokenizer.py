@@ -136,10 +136,8 @@ class Tokenizer:
         """
         self._check_causal()
         indices, margin = self._checked_indices(indices), self.model.decoder.margin
-        if indices.ndim < 4:
-            raise UserError(
-                f"`indices` must be [batch, groups, rows, columns, ...], got shape {indices.shape}; {_DECODE_HINT}."
-            )
+        if indices.ndim < 2:
+            raise UserError(f"`indices` must be those of clips, got shape {indices.shape}; {_DECODE_HINT}.")
         if tile is not None and (margin is None or not is_count(tile)):
             raise UserError(
                 "tile must be None for a decoder whose norms or attention see whole frames, else a positive number, "
