@@ -107,9 +107,16 @@ def _of_scale(scale: str, records: Mapping[tuple[str, str], Record], docs: Path)
     for title, columns in (("Bits per token of held-out images:", _LIKELIHOODS), ("Images:", _IMAGES)):
         rows = [[*key, *(f"{of(record.measured):.4g}" for of in columns.values())] for key, record in records.items()]
         blocks += [title, markdown_table(["tokenizer", "model", *columns], rows)]
-    swept = {key: record.measured["by_guidance"] for key, record in records.items() if "by_guidance" in record.measured}
+    swept = {
+        key: {guidance: numbers for guidance, *numbers in record.measured["by_guidance"]}
+        for key, record in records.items()
+        if "by_guidance" in record.measured
+    }
     for title, of in _BY_GUIDANCE.items() if swept else ():
-        rows = [[*key, *(f"{of(numbers):.4g}" for _, *numbers in by_guidance)] for key, by_guidance in swept.items()]
+        rows = [
+            [*key, *(f"{of(by_guidance[g]):.4g}" if g in by_guidance else "" for g in GUIDANCES)]
+            for key, by_guidance in swept.items()
+        ]
         blocks += [title, markdown_table(["tokenizer", "model", *map("{:g}".format, GUIDANCES)], rows)]
     blocks.append(f"![held-out bits per token over the training]({curve_of(scale)})")
     for (tokenizer, model), record in records.items():
