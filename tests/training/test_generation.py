@@ -122,6 +122,7 @@ def test_a_damaged_shard_is_named_and_rewritten(finished, labelled, tokens, tmp_
     assert contents(tmp_path) == contents(tokens)
 
 
+@pytest.mark.full
 def test_shards_are_taken_only_if_they_are_known_to_be_whole_and_of_these_tokens(
     finished, labelled, tokens, tmp_path, monkeypatch
 ):
