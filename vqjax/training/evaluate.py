@@ -373,9 +373,8 @@ def restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainSt
         _check_tokens(networks.info, task.tokens)
     key = jax.random.key(0)
     expected = jax.eval_shape(task.init, key, batch)
-    # An imported run may lack networks that only training needs.
-    wanted = _shapes({name: expected.params.get(name, {}) for name in networks.params})
-    found = _shapes(networks.params)
+    # Others, such as a discriminator of images of one size, are not for evaluations.
+    wanted, found = (_shapes(params.get(task.network, {})) for params in (expected.params, networks.params))
     if wanted != found:
         name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise UserError(
