@@ -190,7 +190,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     ),
     "splits": lambda value: isinstance(value, dict) and all(map(_are_shards, value.values())),
 }
-"""What the fields of an index may be."""
+"""Checks of the fields of an index, by name."""
 
 
 def write_index(directory: Path, index: Mapping[str, Any]) -> None:

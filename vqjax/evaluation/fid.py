@@ -231,8 +231,8 @@ class Measures(NamedTuple):
             f"{self.these}, mean divided by {_NEIGHBORS_COVERED}, {sample}",
             "coverage": f"share of {self.those} with one of {self.these} in their neighborhood, up to the "
             f"{_NEIGHBORS_COVERED} nearest, {sample}",
-            "authenticity": f"share of {self.these} that are no nearer to the nearest of {self.those} than the next of "
-            f"them is, the others being like copies, {sample}",
+            "authenticity": f"share of {self.these} that are not copies, which are nearer to the nearest of "
+            f"{self.those} than any other of them is, {sample}",
         }
         how = self.network.how if measure == "fid" else f"features as {self.name('fid')}"
         return f"{described[measure]}; {how}"

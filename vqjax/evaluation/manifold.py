@@ -82,8 +82,8 @@ class Manifold(NamedTuple):
       recall: Share of the real images that lie within the neighborhood of a generated one.
       density: Mean number of such neighborhoods of real images around a generated one, over ``neighbors``.
       coverage: Share of the real images with a generated one in their neighborhood.
-      authenticity: Share of the generated images that are no nearer to their nearest real image than the real image
-        next to that; the others look like copies of it.
+      authenticity: Share of the generated images that are not copies: a copy is nearer to its nearest real image than
+        any other real image is.
     """
 
     precision: float

@@ -35,7 +35,7 @@ class TokenInfo(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a model of these tokens depends on, as JSON has it."""
+        """Facts that a model of these tokens depends on, in the types of JSON."""
         return {
             "num_codes": list(self.num_codes),
             "shape": list(self.shape),

@@ -156,7 +156,7 @@ class CausalTransformer(_TokenTransformer):
       remat: Compute each block again in the backward pass, instead of keeping its activations.
       dtype: Dtype of the layers, such as ``"bfloat16"``; parameters, norms and logits are float32.
       head_depth: Number of blocks of the depth head; of no effect without levels.
-      tied: Whether the rows of the table of codes are the last layer, so that there are no weights of its own.
+      tied: Whether the last layer shares its weights with the table of codes.
 
     Raises:
       UserError: A size is out of range.

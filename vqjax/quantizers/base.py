@@ -448,7 +448,7 @@ def decode_valid(
 
 
 def check_indices(indices: Any) -> None:
-    """Refuse what is no array of integers."""
+    """Refuse anything but an array of integers."""
     if not hasattr(indices, "dtype") or not jnp.issubdtype(indices.dtype, jnp.integer):
         kind = getattr(indices, "dtype", type(indices).__name__)
         raise UserError(f"indices must be an array of integers, as encode returns them, got {kind}.")
