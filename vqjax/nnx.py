@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from vqjax.errors import UserError
 from vqjax.quantizers.base import QuantizerOutput
 from vqjax.quantizers.settings import replace_settings
-from vqjax.quantizers.validation import require, require_count
+from vqjax.quantizers.validation import require, require_count, shapes_by_path
 
 
 @nnx.register_variable_name("codebook")
@@ -238,10 +238,7 @@ def _check_arguments(module: object, dim: object, rngs: object) -> None:
 
 
 def _check_variables(created: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    expected, found = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(value) for path, value in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (created, given))
-    )
+    expected, found = map(shapes_by_path, (created, given))
     if expected != found:
         raise UserError(
             f"variables must have the shapes of this module, {expected}, got {found}; pass those of the same "

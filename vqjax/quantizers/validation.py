@@ -5,12 +5,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from vqjax.errors import UserError
 from vqjax.functional.numbers import is_number, is_positive, is_weight
+
+
+def shapes_by_path(variables: PyTree) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each leaf by its path, to compare trees and name what differs."""
+    leaves = jax.tree.leaves_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def use_python_numbers(settings: Any) -> None:

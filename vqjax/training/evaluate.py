@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from vqjax.checkpointing.checkpoints import SavedNetworks, load_networks, tokenizer_of
@@ -43,6 +42,7 @@ from vqjax.evaluation.clips import OfFrames
 from vqjax.evaluation.lpips import PerceptualDistance
 from vqjax.evaluation.partial import PartialSums
 from vqjax.functional.tokens import TokenInfo
+from vqjax.quantizers.validation import shapes_by_path
 from vqjax.reporting.progress import progress_of
 from vqjax.runtime.files import new_file
 from vqjax.runtime.paths import is_url
@@ -374,7 +374,7 @@ def restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainSt
     key = jax.random.key(0)
     expected = jax.eval_shape(task.init, key, batch)
     # Others, such as a discriminator of images of one size, are not for evaluations.
-    wanted, found = (_shapes(params.get(task.network, {})) for params in (expected.params, networks.params))
+    wanted, found = (shapes_by_path(params.get(task.network, {})) for params in (expected.params, networks.params))
     if wanted != found:
         name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise UserError(
@@ -391,11 +391,6 @@ def restored_state(networks: SavedNetworks, task: Task, batch: Batch) -> TrainSt
         ema_params=networks.ema_params,
         frozen=task.init(key, batch).frozen if frozen else {},
     )
-
-
-def _shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree.leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def _check_tokens(info: CheckpointInfo, tokens: TokenInfo) -> None:
